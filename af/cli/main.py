@@ -1,0 +1,54 @@
+"""The ``af`` command: a table of verbs, one small file each, imported only when called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from af.errors import UserError
+
+VERBS: dict[str, str] = {
+    "demo": "the whole main job on synthetic conversations, from nothing to videos and numbers",
+    "synth": "write synthetic conversations as shards",
+    "ingest": "turn videos of conversations into shards",
+    "shards": "validate shards or print what is in them",
+    "train": "train the motion VAE or the denoiser (a Hydra experiment)",
+    "encode": "add motion latents and audio features to shards",
+    "generate": "portrait + voices + user video -> a video of the avatar",
+    "evaluate": "the table of numbers for a checkpoint, with ground truth and null",
+    "tracker": "train or check the small face tracker of the synthetic faces",
+    "bench": "speeds of this machine as JSON",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``af VERB ...``; returns the exit code (0 fine, 1 user error, 2 wrong usage, 130 interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    width = max(map(len, VERBS))
+    listing = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="af",
+        description="Avatar Forcing: train and run head avatars that talk and listen.",
+        epilog=f"verbs:\n{listing}\n\n`af VERB --help` explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB")
+    args = parser.parse_args(argv[:1])
+    module = importlib.import_module(f"af.cli.{args.verb}")
+    sub = argparse.ArgumentParser(
+        prog=f"af {args.verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.configure(sub)
+    try:
+        return module.run(sub.parse_args(argv[1:])) or 0
+    except UserError as error:
+        print(f"af {args.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"af {args.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What travels between the parts, and the glossary of symbols.
+
+Symbols (used in every shape): ``B`` batch, ``T`` frames, ``D`` motion latent, ``A`` projected audio features, ``F`` raw
+audio features, ``P`` face parameters, ``H`` heads, ``K`` motion directions, ``S`` audio samples, ``Y X`` image rows and
+columns.
+
+Flow time ``t`` is always (B, T): **t = 1 is clean, t = 0 is noise**. Masks are boolean, **True = may attend**.
+Images inside the models are RGB in [-1, 1], channels first; images in files and shards are uint8, channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from torch import Tensor
+
+
+class _TensorRecord:
+    """Shared behaviour of the frozen records below: moving to a device keeps them records."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False):
+        """The same record with every tensor on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moved = {k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return type(self)(**moved)
+
+    def pin_memory(self):
+        """The same record with every tensor in page-locked memory (called by the DataLoader)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Condition(_TensorRecord):
+    """What the denoiser hears and sees, frame by frame. A dropped signal is a zero tensor.
+
+    Audio is already projected to A dims (``MotionDenoiser.audio_projection``); motion is in the denoiser's own space.
+    """
+
+    avatar_audio: Float[Tensor, "B T A"]
+    user_audio: Float[Tensor, "B T A"]
+    user_motion: Float[Tensor, "B T D"]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames T."""
+        return self.avatar_audio.shape[1]
+
+    def window(self, start: int, stop: int) -> Condition:
+        """Frames [start, stop) of every signal."""
+        return Condition(
+            self.avatar_audio[:, start:stop], self.user_audio[:, start:stop], self.user_motion[:, start:stop]
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A portrait as the autoencoder sees it: computed once, used for every frame."""
+
+    code: Float[Tensor, "B D"]
+    features: tuple[Float[Tensor, "B C Y X"], ...]
+
+
+@dataclass(frozen=True)
+class PairBatch(_TensorRecord):
+    """Two frames of one person for the autoencoder: reconstruct `driving` from `source`'s appearance.
+
+    `weight` emphasises pixels (eyes, mouth) where a landmark source exists; None means 1 everywhere.
+    """
+
+    source: Float[Tensor, "B 3 Y X"]
+    driving: Float[Tensor, "B 3 Y X"]
+    weight: Float[Tensor, "B 1 Y X"] | None = None
+
+
+@dataclass(frozen=True)
+class DyadBatch(_TensorRecord):
+    """Windows of conversations for the denoiser. Audio features are raw (F dims), motion is the autoencoder's latent.
+
+    `reference` is the motion of the portrait: a frame of the same clip, outside the window where there is one.
+    `valid` is False on frames without a tracked face and on padding.
+    """
+
+    avatar_motion: Float[Tensor, "B T D"]
+    avatar_audio: Float[Tensor, "B T F"]
+    user_motion: Float[Tensor, "B T D"]
+    user_audio: Float[Tensor, "B T F"]
+    reference: Float[Tensor, "B D"]
+    valid: Bool[Tensor, "B T"]
+
+
+@dataclass(frozen=True)
+class Person:
+    """One side of a conversation, decoded. Fields that were not asked for, or are not in the shard, are None."""
+
+    video: UInt8[np.ndarray, "T Y X 3"] | None = None
+    audio: Float32[np.ndarray, " S"] | None = None
+    motion: Float32[np.ndarray, "T D"] | None = None
+    audio_features: Float32[np.ndarray, "T F"] | None = None
+    face: Float32[np.ndarray, "T P"] | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One dyadic sample: two people, the same instants, and the sample's `json` as it stands in the shard."""
+
+    key: str
+    meta: Mapping[str, Any]
+    a: Person
+    b: Person
+
+    def person(self, role: str) -> Person:
+        """The person called "a" or "b"."""
+        if role not in ("a", "b"):
+            raise ValueError(f"role must be 'a' or 'b', got {role!r}")
+        return self.a if role == "a" else self.b
