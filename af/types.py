@@ -36,6 +36,45 @@ class _TensorRecord:
 
 
 @dataclass(frozen=True)
+class FeatureSpec:
+    """How the audio features of a shard were made; a model refuses features of another spec than its own.
+
+    `mode` "utterance" reads the whole clip at once; "streaming" makes each block of `block_frames` frames from at most
+    `window_frames` frames of sound (the block included) plus `right_context_frames` after it. `checkpoint` is the hash
+    of the weights (None for extractors without weights), `layers` the transformer layers that are concatenated.
+    """
+
+    extractor: str
+    version: str
+    dim: int
+    mode: str
+    block_frames: int | None = None
+    window_frames: int | None = None
+    right_context_frames: int = 0
+    layers: tuple[int, ...] = ()
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class MotionSpec:
+    """Which autoencoder made the motion latents of a shard: its sizes and the SHA-256 of its weights."""
+
+    dim: int
+    directions: int
+    image_size: int
+    autoencoder: str
+
+
+@dataclass(frozen=True)
+class FaceSpec:
+    """Layout of the face parameters: names in order, the first `expression` of them expression, the rest pose."""
+
+    names: tuple[str, ...]
+    expression: int
+    tracker: str
+
+
+@dataclass(frozen=True)
 class Condition(_TensorRecord):
     """What the denoiser hears and sees, frame by frame. A dropped signal is a zero tensor.
 
