@@ -1,0 +1,253 @@
+"""Frozen speech features at 25 fps: one vector a video frame, from a waveform.
+
+Two modes. *utterance* reads the whole clip, as the released model does. *streaming* makes each block of B frames from
+the samples up to the block's end (plus a declared right context) and at most W frames of them, so that what a model was
+trained on is, number for number, what a live session can compute. Both round to float16, the precision of the shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
+from af.errors import UserError
+from af.types import FeatureSpec
+
+Mode = Literal["utterance", "streaming"]
+
+
+class SpeechFeatures(nn.Module):
+    """Base of the extractors: windows, normalisation and rounding are the same for all of them.
+
+    A subclass gives `encode(windows (N, S)) -> (N, T, F)` with T = S / 640 and a `spec` naming it.
+    """
+
+    def __init__(self, spec: FeatureSpec, silence: float) -> None:
+        super().__init__()
+        if spec.mode not in ("utterance", "streaming"):
+            raise ValueError(f"mode must be 'utterance' or 'streaming', got {spec.mode!r}")
+        if spec.mode == "streaming":
+            if not spec.block_frames or not spec.window_frames or spec.window_frames < spec.block_frames:
+                raise ValueError("streaming features need 0 < block_frames <= window_frames")
+        else:
+            spec = replace(spec, block_frames=None, window_frames=None, right_context_frames=0)
+        self.spec = spec
+        self._silence = silence
+
+    def encode(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
+        """Features of normalised windows of equal length, S a multiple of 640."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, waveform: Float[Tensor, " S"]) -> Float[Tensor, "T F"]:
+        """Features of a clip of S samples (16 kHz mono, in [-1, 1]): T = S // 640 frames, a part of a frame is cut.
+
+        In streaming mode an unfinished last block is completed with silence. Raises ValueError on non-finite samples.
+        """
+        frames = samples_to_frames(waveform.shape[-1])
+        if waveform.ndim != 1 or frames == 0:
+            raise ValueError(f"expected one waveform of at least one frame (640 samples), got {tuple(waveform.shape)}")
+        waveform = waveform[: frames_to_samples(frames)].float()
+        if self.spec.mode == "utterance":
+            return self._features(waveform[None])[0]
+        block = self.spec.block_frames or frames
+        blocks = math.ceil(frames / block)
+        padded = F.pad(
+            waveform, (0, frames_to_samples(blocks * block + self.spec.right_context_frames) - waveform.numel())
+        )
+        parts: list[Tensor] = []
+        for group in _equal_windows(blocks, self.spec):
+            windows = torch.stack([padded[start:stop] for start, stop in group])
+            parts.append(self.block(windows).flatten(0, 1))
+        return torch.cat(parts)[:frames]
+
+    @torch.no_grad()
+    def block(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
+        """The newest block of each window [start, stop) given by `block_window`: what a live session calls."""
+        block, right = self.spec.block_frames, self.spec.right_context_frames
+        if block is None:
+            raise ValueError("utterance features have no blocks")
+        features = self._features(windows)
+        end = features.shape[1] - right
+        return features[:, end - block : end]
+
+    def _features(self, windows: Tensor) -> Tensor:
+        if not torch.isfinite(windows).all():
+            raise ValueError("the waveform holds NaN or infinite samples")
+        mean = windows.mean(-1, keepdim=True)
+        variance = windows.var(-1, correction=0, keepdim=True)
+        normalised = (windows - mean) / (variance + self._silence).sqrt()
+        # the shards hold float16: the live path rounds the same way
+        return self.encode(normalised).half().float()
+
+
+def block_window(block: int, spec: FeatureSpec) -> tuple[int, int]:
+    """Samples [start, stop) that features of block number `block` (from 0) are made of, in streaming mode."""
+    if spec.mode != "streaming" or spec.block_frames is None or spec.window_frames is None:
+        raise ValueError("only streaming features have block windows")
+    end = (block + 1) * spec.block_frames
+    return (
+        frames_to_samples(max(0, end - spec.window_frames)),
+        frames_to_samples(end + spec.right_context_frames),
+    )
+
+
+def _equal_windows(blocks: int, spec: FeatureSpec, limit: int = 64) -> Iterator[list[tuple[int, int]]]:
+    """Windows of consecutive blocks in groups of one length, at most `limit` a group (bounded memory)."""
+    group: list[tuple[int, int]] = []
+    for block in range(blocks):
+        start, stop = block_window(block, spec)
+        if group and (stop - start != group[0][1] - group[0][0] or len(group) == limit):
+            yield group
+            group = []
+        group.append((start, stop))
+    if group:
+        yield group
+
+
+class LogMel(SpeechFeatures):
+    """Log-mel energies without weights: `hops` spectra a frame of `mels` bands, each from samples before its end.
+
+    The windows are left-aligned to their past, so even inside a block a frame reads no later sample.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "streaming",
+        mels: int = 32,
+        hops: int = 2,
+        block_frames: int = 10,
+        window_frames: int = 50,
+        right_context_frames: int = 0,
+    ) -> None:
+        if SAMPLES_PER_FRAME % hops:
+            raise ValueError(f"hops must divide {SAMPLES_PER_FRAME} samples a frame, got {hops}")
+        spec = FeatureSpec(
+            "logmel", f"1-{mels}x{hops}", mels * hops, mode, block_frames, window_frames, right_context_frames
+        )
+        super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet instead of being blown up to speech
+        self.mels, self.hops, self.n_fft = mels, hops, 512
+        self.register_buffer("filters", mel_filters(mels, self.n_fft), persistent=False)
+        self.register_buffer("taper", torch.hann_window(self.n_fft, periodic=True), persistent=False)
+
+    filters: Tensor
+    taper: Tensor
+
+    def encode(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
+        """Log energies, scaled to about unit range."""
+        hop = SAMPLES_PER_FRAME // self.hops
+        past = F.pad(windows, (self.n_fft - hop, 0)).unfold(-1, self.n_fft, hop)
+        power = torch.fft.rfft(past * self.taper).abs().square() / self.n_fft
+        energy = torch.log((power @ self.filters.T) + 1e-4)
+        return ((energy + 4) / 4).unflatten(1, (-1, self.hops)).flatten(2)
+
+
+def mel_filters(bands: int, n_fft: int, low_hz: float = 60.0, high_hz: float = 7600.0) -> Float[Tensor, "M Y"]:
+    """Triangular filters equally spaced on the mel scale 2595·log10(1 + f/700), unit peak."""
+    mel = np.linspace(*(2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)), bands + 2)
+    edges = torch.tensor(700 * (10 ** (mel / 2595) - 1), dtype=torch.float32)
+    bins = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1)
+    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.minimum(rising, falling).clamp_min(0)
+
+
+class Wav2Vec2Features(SpeechFeatures):
+    """All transformer layers of a wav2vec 2.0 model, concatenated layer-major; frozen, eval mode, fp32.
+
+    `checkpoint` is a Hugging Face name (``facebook/wav2vec2-base-960h``) or a local folder. `resample` says where
+    50 Hz becomes 25 fps: "before" the transformer on the convolutional features (as released) or "after" it.
+    Raises UserError when the checkpoint cannot be read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "facebook/wav2vec2-base-960h",
+        mode: Mode = "streaming",
+        resample: Literal["before", "after"] = "before",
+        block_frames: int = 10,
+        window_frames: int = 50,
+        right_context_frames: int = 0,
+    ) -> None:
+        from transformers import Wav2Vec2Model
+
+        try:
+            model = Wav2Vec2Model.from_pretrained(str(checkpoint), dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"wav2vec2 checkpoint {str(checkpoint)!r} cannot be read ({error}); give a local folder saved with "
+                "save_pretrained, or a Hugging Face name on a machine with network"
+            ) from error
+        if resample not in ("before", "after"):
+            raise ValueError(f"resample must be 'before' or 'after', got {resample!r}")
+        layers = model.config.num_hidden_layers
+        spec = FeatureSpec(
+            "wav2vec2",
+            f"1-{resample}",
+            layers * model.config.hidden_size,
+            mode,
+            block_frames,
+            window_frames,
+            right_context_frames,
+            layers=tuple(range(1, layers + 1)),
+            checkpoint=weights_hash(model),
+        )
+        super().__init__(spec, silence=1e-7)  # the value of the Hugging Face feature extractor
+        self.resample = resample
+        self.model = model.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Wav2Vec2Features:
+        """Stays in eval mode: training mode would switch SpecAugment and layer drop on."""
+        return super().train(False)  # type: ignore[return-value]
+
+    def encode(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
+        """Outputs of every layer at 25 fps."""
+        frames = samples_to_frames(windows.shape[-1])
+        features = self.model.feature_extractor(windows)
+        if self.resample == "before":
+            features = _resample(features, frames)
+        hidden, _ = self.model.feature_projection(features.transpose(1, 2))
+        outputs: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+            for layer in self.model.encoder.layers
+        ]
+        try:
+            last = self.model.encoder(hidden).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        outputs[-1] = last  # the same tensor for base models; after the final norm for stable-layer-norm ones
+        stacked = torch.cat(outputs, dim=-1)
+        if self.resample == "after":
+            stacked = _resample(stacked.transpose(1, 2), frames).transpose(1, 2)
+        return stacked
+
+
+def _resample(features: Tensor, frames: int) -> Tensor:
+    return F.interpolate(features, size=frames, mode="linear", align_corners=True)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names and values of a module's state, independent of file format and device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def feature_delay_ms(spec: FeatureSpec) -> float:
+    """Waiting that the features add to a block beyond its own frames: the right context, in ms."""
+    return spec.right_context_frames * 1000 / FPS
