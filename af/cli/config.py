@@ -1,0 +1,77 @@
+"""Where the configuration lives and how it becomes objects: the one place that speaks to Hydra."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import af
+from af.errors import UserError
+
+
+def config_folder() -> Path:
+    """The conf/ tree: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(af.__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments every configured verb shares."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values and choices to override")
+    parser.add_argument("--config-dir", type=Path, help="folder with configurations of your own, searched first")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+
+
+def compose(name: str, overrides: list[str], config_dir: Path | None = None) -> Any:
+    """The composed configuration `name` as a DictConfig. Raises UserError that names the key and what is allowed."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            return hydra.compose(name, [*search, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the configuration does not compose: {error}") from error
+
+
+def resolve(config: Any) -> dict[str, Any]:
+    """Plain containers with every interpolation filled in. Raises UserError naming a missing or broken key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration is incomplete: {error}") from error
+
+
+def instantiate(config: Any, **extra: Any) -> Any:
+    """Build the object a (resolved) configuration describes; a wrong value is a UserError naming key and value."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as build
+
+    try:
+        return build(config, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, ValueError | TypeError):
+            key = str(error).partition("full_key: ")[2] or "configuration"
+            raise UserError(f"{key}: {cause}") from error
+        raise
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(config, resolve=True)

@@ -1,0 +1,111 @@
+"""Run a list of commands as stages: each its own process, timed, its memory watched, skipped when it is done."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.rule import Rule
+
+from af.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a job: a short name, what it is for in one line, and the arguments of `af`."""
+
+    name: str
+    purpose: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage took: wall seconds (over all its starts) and the peak resident memory of its processes together."""
+
+    seconds: float
+    peak_memory_gb: float
+
+
+def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[str, StageResult]:
+    """Run what is not yet in `record` (JSON, written after each stage); a changed stage and all after it run again.
+
+    Raises UserError when a stage fails, naming it and its command.
+    """
+    done = json.loads(record.read_text()) if record.is_file() else {}
+    for number, stage in enumerate(stages, 1):
+        known = done.get(stage.name)
+        console.print(Rule(f"[bold]{number}/{len(stages)} {stage.name}[/bold]: {stage.purpose}", align="left"))
+        if known and known["arguments"] == list(stage.arguments) and known["done"]:
+            console.print(f"done before, in {known['seconds']:.0f} s")
+            continue
+        if known and known["arguments"] != list(stage.arguments):
+            for later in stages[number - 1 :]:
+                done.pop(later.name, None)
+            known = None
+        spent = known["seconds"] if known else 0.0
+        start = time.monotonic()
+        try:
+            code, peak = _run([sys.executable, "-m", "af.cli.main", *stage.arguments])
+        finally:
+            entry = {"arguments": list(stage.arguments), "seconds": spent + time.monotonic() - start, "done": False}
+            done[stage.name] = entry
+            _write(record, done)
+        entry["peak_memory_gb"] = max(peak, known.get("peak_memory_gb", 0.0) if known else 0.0)
+        if code:
+            raise UserError(f"stage {stage.name} failed (exit {code}): af {' '.join(stage.arguments)}")
+        entry["done"] = True
+        _write(record, done)
+    return {s.name: StageResult(done[s.name]["seconds"], done[s.name]["peak_memory_gb"]) for s in stages}
+
+
+def _run(command: list[str]) -> tuple[int, float]:
+    process = subprocess.Popen(command)
+    peak = 0.0
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.5):
+            peak = max(peak, resident_gb(process.pid))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        return process.wait(), peak
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def resident_gb(pid: int) -> float:
+    """Resident memory of a process and all its descendants, in GiB (pages shared between them count in each)."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        return 0.0
+    return total / 2**30
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,81 @@
+"""A trained model as a folder: `model.json` (how to build it) and `model.safetensors` (its weights). No pickle.
+
+`model.json` holds the constructor call as `{"_target_": "af.models....", ...plain values}` plus what the model was made
+for (feature spec, motion spec). Only targets inside the package are built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from af.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded model: the module in eval mode, and the JSON beside its weights."""
+
+    model: nn.Module
+    info: Mapping[str, Any]
+    digest: str
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The object that `{"_target_": "af.…", **arguments}` describes; nested descriptions are built first."""
+    arguments = {k: build(v) if isinstance(v, Mapping) and "_target_" in v else v for k, v in config.items()}
+    target = arguments.pop("_target_")
+    if not target.startswith("af."):
+        raise UserError(f"_target_ {target!r} is not part of this package and is not built from a file")
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """Write both files atomically; returns the SHA-256 of the weights file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "model.safetensors"
+    temporary = weights.with_suffix(".tmp")
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(state, temporary)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    description = {"format": FORMAT, "model": dict(config), "sha256": digest, **info}
+    text = folder / "model.json.tmp"
+    text.write_text(json.dumps(description, indent=2) + "\n")
+    os.replace(temporary, weights)
+    os.replace(text, folder / "model.json")
+    return digest
+
+
+def load_model(folder: str | Path) -> Artifact:
+    """Read a model folder. Raises UserError naming what is missing or does not fit."""
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "model.json").read_text())
+        state = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not a model folder ({Path(error.filename or folder).name} is missing); "
+            "training writes one as RUN/export"
+        ) from error
+    except (json.JSONDecodeError, Exception) as error:
+        raise UserError(f"{folder} cannot be read as a model: {error}") from error
+    if info.get("format") != FORMAT:
+        raise UserError(f"{folder}/model.json has format {info.get('format')!r}; this version reads {FORMAT}")
+    model = build(info["model"])
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{folder}/model.safetensors does not fit model.json: {error}") from error
+    return Artifact(model.eval(), info, info["sha256"])

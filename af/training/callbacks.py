@@ -1,0 +1,142 @@
+"""What a run shows and writes while it trains: progress, throughput, exports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from af.models.artifact import save_model
+from af.training.ema import Ema
+
+
+class StepProgress(Callback):
+    """One bar over optimiser steps (the data are endless, so epochs say nothing), with the logged progress values."""
+
+    def __init__(self, refresh_s: float = 0.5) -> None:
+        self.refresh_s = refresh_s
+        self._progress: Progress | None = None
+        self._shown = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step the run (re)starts from."""
+        if trainer.global_rank:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+        )
+        self._progress.start()
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._task = self._progress.add_task("training", total=total, completed=trainer.global_step, values="")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move the bar."""
+        now = time.monotonic()
+        if self._progress is None or (now - self._shown < self.refresh_s and trainer.global_step < trainer.max_steps):
+            return
+        self._shown = now
+        values = "  ".join(f"{k} {float(v):.3g}" for k, v in trainer.progress_bar_metrics.items() if k != "v_num")
+        self._progress.update(self._task, completed=trainer.global_step, values=values)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+
+class Throughput(Callback):
+    """Log frames a second and the share of the time spent waiting for data, over all ranks, every n steps."""
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self._since = self._ended = 0.0
+        self._frames = self._batches = 0
+        self._waited = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = self._ended = time.monotonic()
+        self._frames = self._batches = 0
+        self._waited = 0.0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation does not count as training time."""
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Time since the last batch ended was spent on data."""
+        self._waited += time.monotonic() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log when it is time."""
+        self._frames += batch_frames(batch)
+        self._batches += 1
+        self._ended = time.monotonic()
+        if self._batches == self.every_n_steps:
+            elapsed = self._ended - self._since
+            pl_module.log_dict(
+                {
+                    "throughput/frames_per_second": self._frames * trainer.world_size / elapsed,
+                    "throughput/batches_per_second": self._batches / elapsed,
+                    "throughput/data_wait_share": self._waited / elapsed,
+                }
+            )
+            self.on_train_start(trainer, pl_module)
+
+
+def batch_frames(batch: Any) -> int:
+    """Video frames in a batch: B for pairs of images, B·T for windows."""
+    first = next(iter(vars(batch).values()))
+    return first.shape[0] if first.ndim != 3 else first.shape[0] * first.shape[1]
+
+
+class Export(Callback):
+    """Write the trained part as a model folder at the end (averaged weights when an `Ema` is among the callbacks)."""
+
+    def __init__(self, folder: Path, part: str, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+        self.folder, self.part, self.config, self.info = Path(folder), part, config, info
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank 0 writes."""
+        if trainer.global_rank:
+            return
+        averages = [c for c in trainer.callbacks if isinstance(c, Ema)]  # type: ignore[attr-defined]
+        for average in averages:
+            average.swap_in(pl_module)
+        save_model(self.folder, getattr(pl_module, self.part), self.config, {**self.info, "steps": trainer.global_step})
+        for average in averages:
+            average.swap_out(pl_module)
+
+
+def tensorboard(trainer: Trainer) -> Any | None:
+    """The SummaryWriter of the run, or None without one (or on other ranks)."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.global_rank == 0:
+            return logger.experiment
+    return None
+
+
+def peak_memory_gb() -> float:
+    """Largest GPU memory allocated in this process so far, in GiB (0 on CPU)."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0

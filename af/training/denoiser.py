@@ -1,0 +1,162 @@
+"""Stage two: the diffusion-forcing denoiser on motion latents (method §3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from af.forcing.dropout import ConditionDropout, Dropped, drop
+from af.forcing.noise import BlockNoise
+from af.forcing.path import interpolate, target_velocity
+from af.losses.velocity import VelocityLoss
+from af.models.denoiser import MotionDenoiser
+from af.training.randomness import step_generator
+from af.types import Condition, DyadBatch
+
+
+class DenoiserModule(LightningModule):
+    """Train a `MotionDenoiser` on `DyadBatch`es with diffusion forcing.
+
+    `noise` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` takes signals
+    away. Learning rate: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step
+    (1 = constant, the paper's choice).
+    """
+
+    def __init__(
+        self,
+        denoiser: MotionDenoiser,
+        *,
+        noise: BlockNoise,
+        loss: VelocityLoss,
+        dropout: ConditionDropout,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        final_lr_ratio: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.noise, self.loss, self.dropout = noise, loss, dropout
+        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+        self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
+        self.seed = seed
+        self.batches_seen = 0
+
+    def setup(self, stage: str) -> None:
+        """Standardise motion by the training set's statistics, unless a checkpoint brings its own."""
+        statistics = getattr(getattr(self.trainer, "datamodule", None), "motion_statistics", None)
+        if statistics is not None and not self.denoiser.motion_space.fitted:
+            self.denoiser.motion_space.fit(statistics.basis, statistics.mean, statistics.std)
+
+    def velocity_losses(
+        self, batch: DyadBatch, generator: torch.Generator, dropped: Dropped
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""
+        space = self.denoiser.motion_space
+        clean = space.to_model(batch.avatar_motion)
+        condition = Condition(
+            self.denoiser.audio_projection(batch.avatar_audio),
+            self.denoiser.audio_projection(batch.user_audio),
+            space.to_model(batch.user_motion),
+        )
+        condition, reference = drop(condition, space.to_model(batch.reference), dropped)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        flow_time = self.noise(clean.shape[0], clean.shape[1], self.denoiser.block_frames, generator)
+        noisy = interpolate(noise, clean, flow_time)
+        velocity = self.denoiser(noisy, flow_time, condition, reference)
+        return self.loss.per_frame(velocity, target_velocity(noise, clean)), flow_time, batch.valid
+
+    def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
+        """One step; losses are logged for every case of dropped signals."""
+        generator = step_generator(self.seed, self.batches_seen, self.global_rank, self.device)
+        self.batches_seen += 1
+        dropped = self.dropout.draw(batch.avatar_motion.shape[0], generator)
+        losses, _, valid = self.velocity_losses(batch, generator, dropped)
+        loss = masked_mean(losses, valid)
+        if self._logging_step():
+            self.log("train/loss", loss, prog_bar=True)
+            for name, case in dropped.cases().items():
+                if (valid & case[:, None]).any():
+                    self.log(f"train/loss_by_case/{name}", masked_mean(losses, valid & case[:, None]))
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
+        """Loss with every signal, with no user, and by noise level; the same draws at every validation."""
+        generator = step_generator(self.seed + 1, batch_idx, self.global_rank, self.device)
+        size = batch.avatar_motion.shape[0]
+        for name, probabilities in (("loss", ConditionDropout(0, 0, 0, 0)), ("loss_no_user", _NO_USER)):
+            losses, flow_time, valid = self.velocity_losses(batch, generator, probabilities.draw(size, generator))
+            count = valid.sum()
+            if count == 0:
+                continue
+            self.log(f"val/{name}", masked_mean(losses, valid), batch_size=int(count), sync_dist=True)
+            if name == "loss":
+                for low in (0.0, 0.25, 0.5, 0.75):
+                    level = valid & (flow_time >= low) & (flow_time < low + 0.25)
+                    if level.any():
+                        self.log(
+                            f"val/loss_by_flow_time/{low:.2f}",
+                            masked_mean(losses, level),
+                            batch_size=int(level.sum()),
+                            sync_dist=True,
+                        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW (Adam at weight decay 0) with warm-up and cosine by step."""
+        optimizer = torch.optim.AdamW(
+            self.denoiser.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
+        )
+        schedule = warmup_cosine(self.warmup_steps, self.trainer.max_steps, self.final_lr_ratio)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's norm before clipping."""
+        if self._logging_step():
+            self.log("grad_norm", gradient_norm(self.denoiser))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The number of batches seen fixes both the next noise and the next data."""
+        checkpoint["batches_seen"] = self.batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the count of the checkpoint."""
+        self.batches_seen = checkpoint["batches_seen"]
+
+    def _logging_step(self) -> bool:
+        return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+_NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask`; 0 with a gradient path where nothing is."""
+    weight = mask.to(values)
+    return (values * weight).sum() / weight.sum().clamp_min(1)
+
+
+def gradient_norm(module: torch.nn.Module) -> Tensor:
+    """L2 norm of all gradients of a module."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def warmup_cosine(warmup: int, total: int, final: float):
+    """Factor on the learning rate by step: linear from 1/warmup to 1, then cosine to `final` at `total`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if final == 1.0 or total <= warmup:
+            return 1.0
+        progress = min((step - warmup) / (total - warmup), 1.0)
+        return final + (1 - final) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+
+    return factor

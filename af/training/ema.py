@@ -1,0 +1,91 @@
+"""Exponential moving average of the trainable weights of one part of a LightningModule, as a callback.
+
+Only parameters of that part with `requires_grad` are averaged (no frozen reference or feature network), the average starts at the
+weights it is first given, validation and export use it, and it travels in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class Ema(Callback):
+    """Keep `average ← d·average + (1 − d)·weights`, with d = min(decay, (1 + n)/(10 + n)) after n updates.
+
+    `part` names the attribute of the LightningModule whose weights are averaged ("denoiser", "autoencoder").
+    """
+
+    def __init__(self, part: str, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.part = part
+        self.decay = decay
+        self.updates = 0
+        self.average: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] | None = None
+        self._last_step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the weights of the first step, or go on with the checkpoint's average."""
+        trainable = self._trainable(pl_module)
+        if not self.average:
+            self.average = {name: p.detach().clone() for name, p in trainable.items()}
+        else:
+            self.average = {name: value.to(trainable[name].device) for name, value in self.average.items()}
+        self._last_step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """One update per optimiser step, not per micro-batch."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        names = list(self.average)
+        trainable = self._trainable(pl_module)
+        torch._foreach_lerp_([self.average[n] for n in names], [trainable[n] for n in names], 1 - decay)
+
+    def swap_in(self, pl_module: LightningModule) -> None:
+        """Put the averaged weights into the module (the trained ones are kept aside)."""
+        if self._weights is None and self.average:
+            self._weights = {name: p.detach().clone() for name, p in self._trainable(pl_module).items()}
+            self._copy(self.average, pl_module)
+
+    def swap_out(self, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        if self._weights is not None:
+            self._copy(self._weights, pl_module)
+            self._weights = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate with the average."""
+        self.swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on with the trained weights."""
+        self.swap_out(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A stop inside validation must not leave the average as the trained weights."""
+        self.swap_out(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and the number of updates."""
+        return {"average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
+
+    def _trainable(self, module: LightningModule) -> dict[str, Tensor]:
+        return {name: p for name, p in getattr(module, self.part).named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor], module: LightningModule) -> None:
+        for name, parameter in self._trainable(module).items():
+            parameter.copy_(values[name])
