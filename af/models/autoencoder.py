@@ -1,0 +1,290 @@
+"""The motion autoencoder: a portrait's identity, a frame's motion on K orthonormal directions, and a face of the two.
+
+`z = z_S + Q λ`: the encoder gives every image a code in R^D; of a portrait it is the identity z_S, of a driving frame a
+small head turns it into K coefficients λ. The decoder paints with style z, warping the portrait's own features along a
+flow it predicts at every scale. With `variational` the head also gives the variance of a Gaussian posterior over λ;
+without, and with no KL term, this is the paper's autoencoder. Layout and numerics follow the released model
+(LIA family); everything works in channels-last, on one shared weight for all frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from af.nn.equalized import GAIN, SLOPE, EqualConv2d, EqualLinear, ResidualDown
+from af.nn.modulated import ModulatedProjection, Modulation, StyledConv
+from af.nn.resample import upsample2
+from af.nn.warp import base_grid, warp
+from af.types import Identity
+
+COARSEST = 8  # pixels; the coarsest appearance features and the first decoder level
+CHUNK_PIXELS = 512 * 512  # decoded at once by default: one frame of 512 px, 64 of 64 px
+
+
+@dataclass(frozen=True)
+class AutoencoderOutput:
+    """A reconstruction and the posterior it came from; `log_variance` is None for the plain autoencoder."""
+
+    image: Float[Tensor, "B 3 Y X"]
+    coefficients: Float[Tensor, "B K"]
+    log_variance: Float[Tensor, "B K"] | None
+    motion: Float[Tensor, "B D"]
+
+
+class LevelModulation(NamedTuple):
+    """Channel factors of one decoder level for every frame: doubling convolution, convolution, flow."""
+
+    up: Modulation
+    conv: Modulation
+    flow: Tensor
+
+
+class Encoder(nn.Module):
+    """Image to code and appearance features: 1x1 convolution, halving residual blocks down to 4 px, 4x4 convolution."""
+
+    def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int]) -> None:
+        super().__init__()
+        self.from_rgb = EqualConv2d(3, channels[image_size], 1, activate=True)
+        sizes = [size for size in sorted(channels, reverse=True) if size > 4]
+        self.down = nn.ModuleDict({str(size): ResidualDown(channels[size], channels[size // 2]) for size in sizes})
+        self.code = EqualConv2d(channels[4], latent_dim, 4)
+
+    def forward(self, image: Float[Tensor, "B 3 Y X"]) -> tuple[Float[Tensor, "B D"], tuple[Tensor, ...]]:
+        """The code and the features of every scale from 8 px to the full size."""
+        x = self.from_rgb(image)
+        features = [x]
+        for block in self.down.values():
+            x = block(x)
+            features.append(x)
+        return self.code(x).flatten(1).float(), tuple(reversed(features[:-1]))
+
+
+class DecoderLevel(nn.Module):
+    """Doubles the image, predicts a flow, mixes in the portrait's warped features and adds their colours.
+
+    With `paint` the colours are read after the mixing, so that what the portrait does not show (an open mouth's
+    inside) can be painted at this scale too; without, as released, colours are those of the warped features only.
+    """
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int, paint: bool) -> None:
+        super().__init__()
+        self.up = StyledConv(inputs, outputs, style_dim, up=True)
+        self.conv = StyledConv(outputs, outputs, style_dim)
+        self.flow = ModulatedProjection(outputs, 3, style_dim)
+        self.rgb = EqualConv2d(outputs, 3, 1, gain=GAIN)
+        self.rgb_inner_bias = nn.Parameter(torch.zeros(3))
+        self.rgb_bias = nn.Parameter(torch.zeros(3))
+        self.paint = paint
+
+    def modulation(self, code: Float[Tensor, "N D"]) -> LevelModulation:
+        """Channel factors for the style codes of N frames."""
+        return LevelModulation(self.up.modulation(code), self.conv.modulation(code), self.flow.modulation(code))
+
+    def forward(
+        self,
+        x: Float[Tensor, "N I Y X"],
+        features: Float[Tensor, "B O Y2 X2"],
+        modulation: LevelModulation,
+        flow: Float[Tensor, "N 3 Y X"] | None,
+        rgb: Float[Tensor, "N 3 Y X"] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(activations, raw flow, colours) at twice the size."""
+        x = self.conv(self.up(x, modulation.up), modulation.conv)
+        raw = self.flow(x, modulation.flow)
+        if flow is not None:
+            raw = raw + upsample2(flow)
+        grid = base_grid(raw.shape[-1], raw.device) + torch.tanh(raw[:, :2]).permute(0, 2, 3, 1)
+        mask = torch.sigmoid(raw[:, 2:]).to(x.dtype)
+        sampled = warp(features, grid).to(x.dtype)
+        mixed = torch.lerp(x, sampled, mask)  # warped + x (1 - mask)
+        # A 1x1 convolution commutes with the one-channel mask: masking its 3 outputs is cheaper than its inputs.
+        colours = self.rgb(mixed) if self.paint else self.rgb(sampled) * mask
+        inner = (self.rgb_inner_bias * GAIN)[None, :, None, None]
+        colours = F.leaky_relu(colours.float() + inner, SLOPE) + self.rgb_bias[None, :, None, None]
+        return mixed, raw, colours if rgb is None else colours + upsample2(rgb)
+
+
+class Decoder(nn.Module):
+    """Style codes and a portrait's features to images."""
+
+    def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int], paint: bool) -> None:
+        super().__init__()
+        self.constant = nn.Parameter(torch.randn(1, channels[4], 4, 4))
+        self.conv = StyledConv(channels[4], channels[4], latent_dim)
+        sizes = [size for size in sorted(channels) if size >= COARSEST]
+        self.levels = nn.ModuleDict(
+            {str(size): DecoderLevel(channels[size // 2], channels[size], latent_dim, paint) for size in sizes}
+        )
+
+    def modulation(self, code: Float[Tensor, "N D"]) -> tuple[Modulation, list[LevelModulation]]:
+        """All channel factors of N frames, in fp32: everything about the style that no convolution is needed for."""
+        with torch.autocast(code.device.type, enabled=False):
+            levels = [level.modulation(code.float()) for level in self.levels.values()]  # type: ignore[operator]
+            return self.conv.modulation(code.float()), levels
+
+    def forward(
+        self,
+        features: tuple[Tensor, ...],
+        modulation: tuple[Modulation, list[LevelModulation]],
+        frames: Tensor | slice,
+    ) -> Float[Tensor, "N 3 Y X"]:
+        """Images of the chosen frames, an equal number of each portrait."""
+        first, levels = modulation
+        first = first.at(frames)
+        constant = self.constant.expand(first.inputs.shape[0], -1, -1, -1)
+        x = self.conv(constant.contiguous(memory_format=torch.channels_last), first)
+        flow = rgb = None
+        for level, maps, factors in zip(self.levels.values(), features, levels, strict=True):
+            chosen = LevelModulation(factors.up.at(frames), factors.conv.at(frames), factors.flow[frames])
+            x, flow, rgb = level(x, maps, chosen, flow, rgb)
+        return rgb  # type: ignore[return-value]
+
+
+class MotionAutoencoder(nn.Module):
+    """Identity, motion and faces of `image_size` pixels (a power of two, at least 16), RGB in [-1, 1].
+
+    Channels at a resolution r are min(channel_base / r, max_channels), so a larger image size adds levels and keeps
+    the shapes of the shared ones: a 256 px stage starts a 512 px one. The released model is the default.
+
+    Raises ValueError for an impossible size. Source: arXiv 2601.00664 §3.1; LIA (arXiv 2203.09043) for the decoder.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 512,
+        latent_dim: int = 512,
+        directions: int = 20,
+        channel_base: int = 16384,
+        max_channels: int = 512,
+        motion_layers: int = 5,
+        variational: bool = False,
+        paint: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size < 16 or image_size & (image_size - 1):
+            raise ValueError(f"image_size must be a power of two of at least 16, got {image_size}")
+        if not 1 <= directions <= latent_dim:
+            raise ValueError(f"directions must lie in 1 ... latent_dim = {latent_dim}, got {directions}")
+        if channel_base < image_size:
+            raise ValueError(f"channel_base {channel_base} leaves no channels at {image_size} px")
+        self.image_size, self.latent_dim, self.directions_count = image_size, latent_dim, directions
+        self.variational = variational
+        sizes = [4 * 2**i for i in range(image_size.bit_length() - 2)]
+        channels = {size: min(channel_base // size, max_channels) for size in sizes}
+        self.encoder = Encoder(image_size, latent_dim, channels)
+        hidden = [EqualLinear(latent_dim, latent_dim) for _ in range(motion_layers - 1)]
+        self.motion_head = nn.Sequential(*hidden, EqualLinear(latent_dim, directions))
+        if variational:
+            # Starts as a narrow posterior (σ = e^-2) of the same width for every image.
+            self.log_variance_head = EqualLinear(latent_dim, directions, bias=-4.0)
+            nn.init.zeros_(self.log_variance_head.weight)
+        self.direction_weight = nn.Parameter(torch.randn(latent_dim, directions))
+        self.decoder = Decoder(image_size, latent_dim, channels, paint)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _encode(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        expected = (3, self.image_size, self.image_size)
+        if image.ndim != 4 or image.shape[1:] != expected:
+            raise ValueError(f"images must be (batch, {', '.join(map(str, expected))}), got {tuple(image.shape)}")
+        if not image.is_floating_point():
+            raise ValueError(f"images must be floating point in [-1, 1], got {image.dtype}")
+        return self.encoder(image.contiguous(memory_format=torch.channels_last))
+
+    def _checked(self, image: Tensor) -> Tensor:
+        if image.numel() and image.is_floating_point():
+            low, high = (float(x) for x in torch.aminmax(image))
+            if not (low >= -1.01 and high <= 1.01):  # also catches NaN; codecs may overshoot by a little
+                raise ValueError(f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}")
+        return image
+
+    def _posterior(self, code: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor | None]:
+        # Motion coefficients are what the denoiser learns: they stay fp32 whatever the convolutions run in.
+        with torch.autocast(code.device.type, enabled=False):
+            code = code.float()
+            return self.motion_head(code), self.log_variance_head(code) if self.variational else None
+
+    def identity(self, image: Float[Tensor, "B 3 Y X"]) -> Identity:
+        """Code and appearance features of portraits, to be computed once and used for all their frames.
+
+        Raises ValueError for another size, layout or range than RGB (B, 3, size, size) in [-1, 1].
+        """
+        return Identity(*self._encode(self._checked(image)))
+
+    def posterior(
+        self, image: Float[Tensor, "B 3 Y X"]
+    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
+        """Mean and log-variance of the coefficients λ (None without `variational`). Errors as `identity`."""
+        return self._posterior(self._encode(self._checked(image))[0])
+
+    def coefficients(self, image: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B K"]:
+        """Motion coefficients λ of images (the mean of the posterior). Errors as `identity`."""
+        return self.posterior(image)[0]
+
+    def motion(self, image: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B D"]:
+        """Motion latents Q λ of images. Errors as `identity`."""
+        return self.coefficients(image) @ self.directions().T
+
+    def reference_motion(self, identity: Identity) -> Float[Tensor, "B D"]:
+        """Motion latent of the portraits themselves, from their code: the same as `motion(image)`, without encoding."""
+        return self._posterior(identity.code)[0] @ self.directions().T
+
+    def directions(self) -> Float[Tensor, "D K"]:
+        """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs (trained weights depend on them)."""
+        with torch.autocast(self.direction_weight.device.type, enabled=False):
+            return torch.linalg.qr(self.direction_weight.float() + 1e-8).Q
+
+    def decode(
+        self, identity: Identity, motion: Float[Tensor, "B T D"], chunk_frames: int | None = None
+    ) -> Float[Tensor, "B T 3 Y X"]:
+        """T frames of each portrait, nominally in [-1, 1] (not clamped).
+
+        Works through `chunk_frames` frames of every portrait at a time (default: as many as fit `CHUNK_PIXELS`), so
+        that without gradients the memory does not grow with T beyond the images themselves.
+        Raises ValueError if the motion's batch or width does not fit the identity.
+        """
+        portraits, frames = motion.shape[:2]
+        if motion.ndim != 3 or motion.shape[2] != self.latent_dim or portraits != identity.code.shape[0]:
+            raise ValueError(
+                f"motion must be ({identity.code.shape[0]}, frames, {self.latent_dim}), got {tuple(motion.shape)}"
+            )
+        with torch.autocast(motion.device.type, enabled=False):
+            code = (identity.code.float()[:, None] + motion.float()).flatten(0, 1)
+        modulation = self.decoder.modulation(code)
+        features = tuple(maps.float() for maps in identity.features)
+        chunk = chunk_frames or max(1, CHUNK_PIXELS // (portraits * self.image_size**2))
+        index = torch.arange(portraits * frames, device=motion.device).view(portraits, frames)
+        pieces = [
+            self.decoder(features, modulation, part.flatten()).unflatten(0, part.shape)
+            for part in index.split(chunk, dim=1)
+        ]
+        return torch.cat(pieces, 1)
+
+    def forward(
+        self,
+        source: Float[Tensor, "B 3 Y X"],
+        driving: Float[Tensor, "B 3 Y X"],
+        generator: torch.Generator | None = None,
+    ) -> AutoencoderOutput:
+        """Reconstruct `driving` from the appearance of `source` (same person) and its own coefficients.
+
+        With a generator (and `variational`) the coefficients are a sample of the posterior, otherwise its mean.
+        The image encoder runs once, over both images. Errors as `identity`, without the check of the range.
+        """
+        batch = source.shape[0]
+        code, features = self._encode(torch.cat((source, driving)))
+        mean, log_variance = self._posterior(code[batch:])
+        coefficients = mean
+        if generator is not None and log_variance is not None:
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+            coefficients = mean + noise * torch.exp(0.5 * log_variance)
+        with torch.autocast(mean.device.type, enabled=False):
+            motion = coefficients @ self.directions().T
+        identity = Identity(code[:batch], tuple(maps[:batch] for maps in features))
+        image = self.decode(identity, motion[:, None], chunk_frames=1)[:, 0]
+        return AutoencoderOutput(image, mean, log_variance, motion)

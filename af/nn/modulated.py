@@ -1,0 +1,91 @@
+"""Style-modulated convolutions, computed on activations.
+
+Scaling a convolution's weights per sample (StyleGAN2) is the same function as scaling its input channels by the style
+and its output channels by the demodulation factor. Done this way, one weight serves the whole batch, as one dense
+convolution, and nothing of size batch x weight exists. The two factors depend on the style code only, so they are
+computed apart (`modulation`) from the convolution (`forward`), once for all frames.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from af.nn.equalized import GAIN, SLOPE, EqualLinear
+from af.nn.resample import blur
+
+
+class Modulation(NamedTuple):
+    """Factors on the input channels (the equalising scale included) and on the output channels."""
+
+    inputs: Float[Tensor, "B I"]
+    outputs: Float[Tensor, "B O"]
+
+    def at(self, index: slice | Tensor) -> Modulation:
+        """The same for some of the samples."""
+        return Modulation(self.inputs[index], self.outputs[index])
+
+
+class StyledConv(nn.Module):
+    """Modulated and demodulated 3x3 convolution + bias + leaky ReLU * sqrt(2); with `up` at twice the size.
+
+    `up` is a transposed convolution with stride 2 (to 2Y + 1) and the blur times 4 (to 2Y). Its weight is kept in the
+    layout of transposed convolutions, (inputs, outputs, 3, 3).
+    """
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int, *, up: bool = False, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn((inputs, outputs, 3, 3) if up else (outputs, inputs, 3, 3)))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.style = EqualLinear(style_dim, inputs, bias=1.0)
+        self.up, self.eps = up, eps
+        self.scale = 1 / math.sqrt(inputs * 9)
+
+    def modulation(self, code: Float[Tensor, "B D"]) -> Modulation:
+        """Factors for style codes; the demodulated output has unit variance for unit-variance input."""
+        inputs = self.style(code) * self.scale
+        power = self.weight.square().sum((2, 3))  # (O, I), or (I, O) for `up`
+        outputs = torch.rsqrt(inputs.square() @ (power if self.up else power.T) + self.eps)
+        return Modulation(inputs, outputs)
+
+    def forward(self, x: Float[Tensor, "B I Y X"], modulation: Modulation) -> Float[Tensor, "B O Y2 X2"]:
+        """leaky(outputs * conv(inputs * x) + bias) * sqrt(2)."""
+        x = x * modulation.inputs[:, :, None, None].to(x.dtype)
+        if self.up:
+            y = blur(F.conv_transpose2d(x, self.weight, stride=2), padding=1, gain=4.0)
+        else:
+            y = F.conv2d(x, self.weight, padding=1)
+        bias = (self.bias * GAIN)[None, :, None, None].to(y.dtype)
+        factor = (modulation.outputs * GAIN)[:, :, None, None].to(y.dtype)
+        return F.leaky_relu(torch.addcmul(bias, y, factor), SLOPE, inplace=True)
+
+
+class ModulatedProjection(nn.Module):
+    """Modulated 1x1 convolution to a few channels, not demodulated, + bias.
+
+    With so few outputs the per-sample weights are tiny: the input channels' factors go into them, and the convolution
+    is a batched matrix product over the pixels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.style = EqualLinear(style_dim, inputs, bias=1.0)
+        self.scale = 1 / math.sqrt(inputs)
+
+    def modulation(self, code: Float[Tensor, "B D"]) -> Float[Tensor, "B I"]:
+        """Factors on the input channels, the equalising scale included."""
+        return self.style(code) * self.scale
+
+    def forward(self, x: Float[Tensor, "B I Y X"], factors: Float[Tensor, "B I"]) -> Float[Tensor, "B O Y X"]:
+        """The projection of every pixel, in fp32 (flows and colours are summed over scales)."""
+        batch, channels, height, width = x.shape
+        weight = (self.weight * factors[:, None]).transpose(1, 2).to(x.dtype)  # (B, I, O)
+        y = torch.bmm(x.permute(0, 2, 3, 1).reshape(batch, height * width, channels), weight)
+        return (y.float() + self.bias).view(batch, height, width, -1).permute(0, 3, 1, 2)
