@@ -1,0 +1,75 @@
+"""How much noise each block of a training window gets: flow times drawn per block and shared by its frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from af.errors import UserError
+
+
+class Distribution(Protocol):
+    """A distribution of flow times in [0, 1]."""
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Independent samples of `shape`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Flow time uniform in [0, 1)."""
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Independent samples of `shape` (on the generator's device)."""
+        return torch.rand(shape, generator=generator, device=_device(generator))
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """sigmoid of a normal variable: more weight on middle flow times (Stable Diffusion 3). `mean` > 0: cleaner."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Independent samples of `shape` (on the generator's device)."""
+        normal = torch.randn(shape, generator=generator, device=_device(generator))
+        return torch.sigmoid(self.mean + self.std * normal)
+
+
+@dataclass(frozen=True)
+class FlowTimes:
+    """Draws (B, T) flow times: one a block of `block_frames`, independent of the other blocks (diffusion forcing).
+
+    `clean_probability`: share of the blocks shown clean (t = 1), as history is when generating; 0 is the paper.
+    """
+
+    block_frames: int
+    distribution: Distribution = Uniform()
+    clean_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.block_frames < 1:
+            raise UserError(f"flow_times.block_frames: {self.block_frames}; it must be at least 1")
+        if not 0 <= self.clean_probability <= 1:
+            raise UserError(f"flow_times.clean_probability: {self.clean_probability}; allowed: 0 to 1")
+
+    def __call__(
+        self, batch: int, frames: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "B T"]:
+        """Flow times of `batch` windows of `frames` frames (a last, partial block has its own time)."""
+        blocks = -(-frames // self.block_frames)
+        t = self.distribution((batch, blocks), generator)
+        if self.clean_probability > 0:
+            clean = torch.rand((batch, blocks), generator=generator, device=t.device) < self.clean_probability
+            t = torch.where(clean, torch.ones_like(t), t)
+        return t.repeat_interleave(self.block_frames, 1)[:, :frames].to(device)
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device

@@ -1,0 +1,47 @@
+"""What the avatar hears and sees, as one vector a frame: audio projection and Dual Motion Encoder."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from af.nn.attention import MultiHeadAttention
+from af.types import Condition
+
+
+class AudioProjection(nn.Sequential):
+    """Raw audio features (F dims) -> A dims: linear, LayerNorm, SiLU."""
+
+    def __init__(self, feature_dim: int, dim: int) -> None:
+        super().__init__(nn.Linear(feature_dim, dim), nn.LayerNorm(dim), nn.SiLU())
+
+
+class DualMotionEncoder(nn.Module):
+    """User motion hears user audio ("what the user does"), then avatar audio looks at the result (method §3).
+
+    Both attentions take the same mask; None = every frame sees every frame given (the released behaviour).
+    """
+
+    def __init__(self, motion_dim: int, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.motion_embedder = nn.Sequential(
+            nn.Linear(motion_dim, dim),
+            nn.LayerNorm(dim),
+            nn.SiLU(),
+            nn.Linear(dim, dim),
+            nn.LayerNorm(dim),
+            nn.SiLU(),
+        )
+        self.user_attention = MultiHeadAttention(dim, heads)
+        self.user_norm = nn.LayerNorm(dim)
+        self.avatar_attention = MultiHeadAttention(dim, heads)
+        self.avatar_norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, hidden)
+
+    def forward(self, condition: Condition, mask: Bool[Tensor, "T T"] | None) -> Float[Tensor, "B T C"]:
+        """Condition vectors; a dropped signal comes as zeros and goes through all the same."""
+        motion = self.motion_embedder(condition.user_motion)
+        user = F.silu(self.user_norm(motion + self.user_attention(motion, condition.user_audio, mask)))
+        avatar = condition.avatar_audio
+        return self.out(F.silu(self.avatar_norm(avatar + self.avatar_attention(avatar, user, mask))))

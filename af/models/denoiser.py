@@ -1,0 +1,239 @@
+"""The motion denoiser: velocity of noisy motion given flow time per frame, condition and reference.
+
+`forward` is the whole computation for training. The roll-out calls the same parts one by one, so that whatever does
+not change from step to step is computed once: condition vectors and their keys, modulation, the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from af.errors import UserError
+from af.models.condition import AudioProjection, DualMotionEncoder
+from af.models.motion_space import MotionSpace
+from af.nn.attention import head_size
+from af.nn.kv_cache import KeysValues, WindowLayout
+from af.nn.masks import attention_mask, cross_window, mask_rule
+from af.nn.rope import rotary_table
+from af.nn.transformer import AttentionPlan, ForcingBlock, Modulation, modulate, norm
+from af.types import Condition
+
+TIME_FREQUENCIES = 128
+TIME_SCALE = 1000.0
+
+
+class TimeEmbedding(nn.Module):
+    """Flow time -> vector: [cos | sin] of τ·10000^(−i/128) with τ = 1000·(1 − t), then linear, SiLU, linear."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2 * TIME_FREQUENCIES, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+
+    def forward(self, flow_time: Float[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+        """Embedding of every frame's flow time."""
+        tau = TIME_SCALE * (1 - flow_time.double())
+        index = torch.arange(TIME_FREQUENCIES, dtype=torch.float64, device=flow_time.device)
+        angle = tau[..., None] * 10_000.0 ** (-index / TIME_FREQUENCIES)
+        waves = torch.cat((angle.cos(), angle.sin()), -1).to(self.fc1.weight.dtype)
+        return self.fc2(F.silu(self.fc1(waves)))
+
+
+class MotionDenoiser(nn.Module):
+    """Causal diffusion-forcing transformer on motion (method §3; released sizes are the defaults).
+
+    `motion_space` says in which space it works (its `dim` is D here); `window_frames` N, `block_frames` B and
+    `look_ahead` l in frames; `mask` names a rule of `af.nn.masks`; `condition_reach` is the half-width of the
+    cross-attention's window (default l). With `causal_condition` the condition encoder obeys `mask` too; without, it
+    is unmasked as in the released model. Raises UserError for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        motion_space: MotionSpace | None = None,
+        *,
+        hidden: int = 1024,
+        depth: int = 8,
+        heads: int = 8,
+        mlp_ratio: float = 4.0,
+        block_frames: int = 10,
+        look_ahead: int = 2,
+        window_frames: int = 50,
+        mask: str = "block_lookahead",
+        causal_condition: bool = True,
+        condition_reach: int | None = None,
+        condition_dim: int = 512,
+        condition_heads: int = 4,
+        audio_feature_dim: int = 12 * 768,
+    ) -> None:
+        super().__init__()
+        mask_rule(mask)
+        if head_size(hidden, heads) % 2:
+            raise UserError(
+                f"heads: {heads} heads of a width of {hidden} give odd heads; rotary positions need even ones"
+            )
+        space = MotionSpace("identity", 512) if motion_space is None else motion_space
+        reach = look_ahead if condition_reach is None else condition_reach
+        self.layout = WindowLayout(block_frames, look_ahead, window_frames, reach)
+        self.mask, self.causal_condition = mask, causal_condition
+        self.dim, self.hidden, self.heads, self.depth = space.dim, hidden, heads, depth
+        self._settings: dict[str, Any] = {
+            "hidden": hidden,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "block_frames": block_frames,
+            "look_ahead": look_ahead,
+            "window_frames": window_frames,
+            "mask": mask,
+            "causal_condition": causal_condition,
+            "condition_reach": reach,
+            "condition_dim": condition_dim,
+            "condition_heads": condition_heads,
+            "audio_feature_dim": audio_feature_dim,
+        }
+        self.motion_space = space
+        self.audio_projection = AudioProjection(audio_feature_dim, condition_dim)
+        self.condition_encoder = DualMotionEncoder(self.dim, condition_dim, condition_heads, hidden)
+        self.input = nn.Linear(2 * self.dim, hidden)
+        self.time_embedding = TimeEmbedding(hidden)
+        self.block_modulation = nn.Linear(hidden, 6 * hidden)
+        self.blocks = nn.ModuleList(ForcingBlock(hidden, heads, mlp_ratio) for _ in range(depth))
+        self.head_modulation = nn.Linear(hidden, 2 * hidden)
+        self.head = nn.Linear(hidden, self.dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.time_embedding.fc1, self.time_embedding.fc2):
+            nn.init.normal_(layer.weight, std=0.02)
+        # every block starts as the identity and the velocity as zero (DiT's adaLN-Zero)
+        for layer in (self.block_modulation, self.head_modulation, self.head):
+            nn.init.zeros_(layer.weight)
+
+    def settings(self) -> dict[str, Any]:
+        """Plain constructor values: ``MotionDenoiser.from_settings(d.settings())`` has the same shape."""
+        return {"motion_space": self.motion_space.settings(), **self._settings}
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> MotionDenoiser:
+        """An untrained denoiser from what `settings()` gave."""
+        values = dict(settings)
+        return cls(MotionSpace(**values.pop("motion_space")), **values)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "B T D"],
+        flow_time: Float[Tensor, "B T"],
+        condition: Condition,
+        reference: Float[Tensor, "B D"],
+    ) -> Float[Tensor, "B T D"]:
+        """Velocity x_1 − x_0 of every frame; t = 1 clean. Frames stand at positions 0 … T − 1 of the mask rule."""
+        frames = torch.arange(noisy.shape[1], device=noisy.device)
+        return self.velocity(
+            self.embed(noisy, self.embed_reference(reference)),
+            self.modulation(flow_time),
+            self.condition_keys(self.encode_condition(condition)),
+            self.plan(frames, frames, frames),
+        )
+
+    # The parts, in the order in which `forward` uses them.
+
+    def condition(
+        self,
+        avatar_audio: Float[Tensor, "B T F"] | None,
+        user_audio: Float[Tensor, "B T F"] | None,
+        user_motion: Float[Tensor, "B T L"] | None,
+    ) -> Condition:
+        """Condition from raw audio features and motion latents; None = dropped (zeros). ValueError if all are None."""
+        given = next((x for x in (avatar_audio, user_audio, user_motion) if x is not None), None)
+        if given is None:
+            raise ValueError("at least one signal is needed to know how many frames there are")
+        silence = given.new_zeros(*given.shape[:2], self.condition_encoder.out.in_features)
+        return Condition(
+            silence if avatar_audio is None else self.audio_projection(avatar_audio),
+            silence if user_audio is None else self.audio_projection(user_audio),
+            given.new_zeros(*given.shape[:2], self.dim)
+            if user_motion is None
+            else self.motion_space.to_model(user_motion),
+        )
+
+    def embed_reference(self, reference: Float[Tensor, "B D"]) -> Float[Tensor, "B 1 C"]:
+        """The reference's share of the input layer, the same for every frame."""
+        return F.linear(reference, self.input.weight[:, self.dim :], self.input.bias)[:, None]
+
+    def embed(self, noisy: Float[Tensor, "B T D"], reference: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B T C"]:
+        """Input layer on [noisy ; reference], with the reference's share given."""
+        return F.linear(noisy, self.input.weight[:, : self.dim]) + reference
+
+    def modulation(self, flow_time: Float[Tensor, "B T"]) -> Modulation:
+        """What flow time does to each frame in every block and in the head."""
+        embedding = F.silu(self.time_embedding(flow_time))
+        return Modulation(*self.block_modulation(embedding).chunk(6, -1), *self.head_modulation(embedding).chunk(2, -1))
+
+    def encode_condition(self, condition: Condition, first_position: int = 0) -> Float[Tensor, "B T C"]:
+        """One vector a frame; frames stand at first_position, … for the mask rule (used when causal)."""
+        mask = None
+        if self.causal_condition:
+            frames = first_position + torch.arange(condition.frames, device=condition.user_motion.device)
+            mask = self._self_mask(frames, frames)
+        return self.condition_encoder(condition, mask)
+
+    def condition_keys(self, vectors: Float[Tensor, "B T C"]) -> list[KeysValues]:
+        """Cross-attention keys and values of every block."""
+        return [block.cross_attention.keys_values(vectors) for block in self._blocks()]
+
+    def plan(self, frames: Int[Tensor, " T"], keys: Int[Tensor, " K"], condition: Int[Tensor, " C"]) -> AttentionPlan:
+        """Rotary angles of `frames` and their masks to `keys` (past, then the frames themselves) and `condition`."""
+        return AttentionPlan(
+            rotary_table(frames, self.hidden // self.heads),
+            self._self_mask(frames, keys),
+            cross_window(frames, condition, self.layout.condition_reach),
+        )
+
+    def velocity(
+        self,
+        x: Float[Tensor, "B T C"],
+        modulation: Modulation,
+        condition: Sequence[KeysValues],
+        plan: AttentionPlan,
+        past: Sequence[KeysValues] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Velocity of embedded frames `x`; `past` are keys (rotated) and values of earlier frames, a block each."""
+        for i, block in enumerate(self._blocks()):
+            x, _ = block(x, modulation, plan, condition[i], past[i] if past else None)
+        return self.head(modulate(norm(x), modulation.head_shift, modulation.head_scale))
+
+    def keys_values(
+        self,
+        x: Float[Tensor, "B T C"],
+        modulation: Modulation,
+        condition: Sequence[KeysValues],
+        plan: AttentionPlan,
+        past: Sequence[KeysValues] | None = None,
+    ) -> list[KeysValues]:
+        """The frames' own self-attention keys (before rotation) and values in every block: the store pass.
+
+        The last block stops at its keys: nothing after them is stored.
+        """
+        stored = []
+        *blocks, last = self._blocks()
+        for i, block in enumerate(blocks):
+            x, own = block(x, modulation, plan, condition[i], past[i] if past else None)
+            stored.append(own)
+        return [*stored, last.project(x, modulation)[1]]
+
+    def _blocks(self) -> list[ForcingBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def _self_mask(self, q: Tensor, k: Tensor) -> Tensor:
+        return attention_mask(self.mask, q, k, block_frames=self.layout.block_frames, look_ahead=self.layout.look_ahead)

@@ -1,0 +1,118 @@
+"""The space in which the denoiser works: standardised motion, kept with the model so that a checkpoint is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from af.errors import UserError
+
+Kind = Literal["coefficients", "latent", "identity"]
+
+
+@dataclass(frozen=True)
+class MotionStatistics:
+    """Mean and standard deviation of the coefficients λ = Qᵀm over a training set, and the directions Q."""
+
+    mean: Float[Tensor, " K"]
+    std: Float[Tensor, " K"]
+    basis: Float[Tensor, "D K"]
+
+
+def motion_statistics(motions: Iterable[Float[Tensor, "T D"]], basis: Float[Tensor, "D K"]) -> MotionStatistics:
+    """Statistics of many motion sequences in one pass (float64 sums). ValueError when there is no frame."""
+    q = basis.double()
+    count = 0
+    total = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
+    squares = torch.zeros_like(total)
+    for motion in motions:
+        coefficients = motion.to(q) @ q
+        count += coefficients.shape[0]
+        total += coefficients.sum(0)
+        squares += coefficients.square().sum(0)
+    if count == 0:
+        raise ValueError("no motion frames to take statistics of")
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    return MotionStatistics(mean.float(), std.float(), basis.float())
+
+
+class MotionSpace(nn.Module):
+    """Maps motion latents (D) to what the denoiser sees and back.
+
+    kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `latent`: the same mapped back to D dims by Q;
+    `identity`: the latent itself (released weights). Mean, std and Q are buffers: they travel in the checkpoint.
+    Directions that hardly move are left unscaled (std below `floor` of the largest), so that noise is not blown up.
+    """
+
+    mean: Tensor
+    std: Tensor
+    basis: Tensor
+
+    def __init__(self, kind: Kind, latent_dim: int, directions: int = 20, floor: float = 1e-3) -> None:
+        super().__init__()
+        if kind not in get_args(Kind):
+            raise UserError(f"motion_space.kind: unknown kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
+        if not 1 <= directions <= latent_dim:
+            raise UserError(
+                f"motion_space.directions: {directions} of a latent of {latent_dim} dims; allowed: 1 to that"
+            )
+        self.kind, self.latent_dim, self.directions, self.floor = kind, latent_dim, directions, floor
+        self.fitted = kind == "identity"
+        if kind != "identity":
+            self.register_buffer("mean", torch.zeros(directions))
+            self.register_buffer("std", torch.ones(directions))
+            self.register_buffer("basis", torch.eye(latent_dim, directions))
+
+    @property
+    def dim(self) -> int:
+        """Dims of the denoiser's space."""
+        return self.directions if self.kind == "coefficients" else self.latent_dim
+
+    def settings(self) -> dict[str, str | int | float]:
+        """Constructor values."""
+        return {"kind": self.kind, "latent_dim": self.latent_dim, "directions": self.directions, "floor": self.floor}
+
+    def fit(self, statistics: MotionStatistics) -> None:
+        """Take over training-set statistics; ValueError when their shapes or numbers do not fit."""
+        if self.kind == "identity":
+            return
+        if statistics.basis.shape != self.basis.shape:
+            raise ValueError(f"directions of shape {tuple(statistics.basis.shape)}, expected {tuple(self.basis.shape)}")
+        if not all(torch.isfinite(t).all() for t in (statistics.mean, statistics.std, statistics.basis)):
+            raise ValueError("motion statistics contain NaN or infinity")
+        largest = statistics.std.max().clamp_min(torch.finfo(torch.float32).tiny)
+        std = torch.where(statistics.std > self.floor * largest, statistics.std, largest)
+        self.mean.copy_(statistics.mean)
+        self.std.copy_(std)
+        self.basis.copy_(statistics.basis)
+        self.fitted = True
+
+    def to_model(self, motion: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest M"]:
+        """Motion latents -> the denoiser's space (M dims). RuntimeError before `fit` or loading."""
+        if self.kind == "identity":
+            return motion
+        self._check()
+        standard = (motion @ self.basis - self.mean) / self.std
+        return standard if self.kind == "coefficients" else standard @ self.basis.T
+
+    def from_model(self, x: Float[Tensor, "*rest M"]) -> Float[Tensor, "*rest D"]:
+        """The denoiser's space -> motion latents. RuntimeError before `fit` or loading."""
+        if self.kind == "identity":
+            return x
+        self._check()
+        standard = x if self.kind == "coefficients" else x @ self.basis
+        return (standard * self.std + self.mean) @ self.basis.T
+
+    def _check(self) -> None:
+        if not self.fitted:
+            raise RuntimeError("motion space without statistics: call fit(motion_statistics(...)) or load a checkpoint")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.fitted = self.fitted or f"{prefix}std" in state_dict

@@ -1,0 +1,106 @@
+"""Attention layers: self-attention with rotary positions and a past, cross-attention with keys made once, plain MHA."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from af.errors import UserError
+from af.nn.kv_cache import KeysValues
+from af.nn.rope import RotaryTable, rotate
+
+
+def head_size(hidden: int, heads: int) -> int:
+    """Dims a head; UserError when `heads` does not divide `hidden`."""
+    if hidden % heads:
+        raise UserError(f"heads: {heads} does not divide the width {hidden}")
+    return hidden // heads
+
+
+def split_heads(x: Float[Tensor, "B T C"], heads: int) -> Float[Tensor, "B H T c"]:
+    """Channels into heads."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Float[Tensor, "B H T c"]) -> Float[Tensor, "B T C"]:
+    """Heads into channels."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over frames, rotary positions, optionally with keys and values of earlier frames before them."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        head_size(hidden, heads)
+        self.heads = heads
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B H T c"], KeysValues]:
+        """Queries, keys and values of these frames, before rotation."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, KeysValues(k, v)
+
+    def attend(
+        self,
+        q: Float[Tensor, "B H T c"],
+        own: KeysValues,
+        rope: RotaryTable,
+        mask: Bool[Tensor, "T K"] | None,
+        past: KeysValues | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """Attention of the frames' queries to `past` (keys already rotated) and to themselves; K = past + T."""
+        keys, values = rotate(own.keys, rope), own.values
+        if past is not None:
+            keys, values = torch.cat((past.keys, keys), 2), torch.cat((past.values, values), 2)
+        return self.proj(merge_heads(F.scaled_dot_product_attention(rotate(q, rope), keys, values, attn_mask=mask)))
+
+
+class CrossAttention(nn.Module):
+    """Cross-attention whose keys and values are made apart, so that they can be made once and used many times."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        head_size(hidden, heads)
+        self.heads = heads
+        self.q = nn.Linear(hidden, hidden)
+        self.kv = nn.Linear(hidden, 2 * hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+    def keys_values(self, condition: Float[Tensor, "B K C"]) -> KeysValues:
+        """Keys and values of the condition."""
+        k, v = self.kv(condition).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return KeysValues(k, v)
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], condition: KeysValues, mask: Bool[Tensor, "T K"] | None
+    ) -> Float[Tensor, "B T C"]:
+        """Attention of x to the condition."""
+        q = split_heads(self.q(x), self.heads)
+        return self.proj(
+            merge_heads(F.scaled_dot_product_attention(q, condition.keys, condition.values, attn_mask=mask))
+        )
+
+
+class MultiHeadAttention(nn.Module):
+    """Plain multi-head attention, queries from one sequence, keys and values from another (rows of `in_proj`: q, k, v)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        head_size(dim, heads)
+        self.dim, self.heads = dim, heads
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, queries: Float[Tensor, "B T C"], source: Float[Tensor, "B K C"], mask: Bool[Tensor, "T K"] | None
+    ) -> Float[Tensor, "B T C"]:
+        """Attention of `queries` to `source`."""
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        q = split_heads(F.linear(queries, weight[: self.dim], bias[: self.dim]), self.heads)
+        kv = F.linear(source, weight[self.dim :], bias[self.dim :])
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))

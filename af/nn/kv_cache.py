@@ -1,0 +1,106 @@
+"""Sizes of the rolling window and the explicit cache of self-attention keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from af.errors import UserError
+from af.nn.rope import RotaryTable, rotate
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """Keys and values of one attention layer."""
+
+    keys: Float[Tensor, "B H T C"]
+    values: Float[Tensor, "B H T C"]
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """All sizes of a block roll-out, derived from four numbers (frames).
+
+    The newest block always stands at positions [block_position, window_frames); what is older has smaller positions.
+    Only differences of positions and their place in a block matter, so positions never run out.
+    Raises UserError when the numbers do not fit together.
+    """
+
+    block_frames: int
+    look_ahead: int
+    window_frames: int
+    condition_reach: int
+
+    def __post_init__(self) -> None:
+        b, lookahead, n = self.block_frames, self.look_ahead, self.window_frames
+        if b < 1:
+            raise UserError(f"block_frames: {b} is not a block size; it must be at least 1")
+        if not 0 <= lookahead <= b:
+            raise UserError(f"look_ahead: {lookahead} frames; it must lie between 0 and block_frames ({b})")
+        if n % b or n < b + lookahead:
+            raise UserError(
+                f"window_frames: {n}; it must be a multiple of block_frames ({b}) and hold a block and its "
+                f"look-ahead ({b + lookahead})"
+            )
+        if self.condition_reach < 0:
+            raise UserError(f"condition_reach: {self.condition_reach} frames; it must not be negative")
+
+    @property
+    def block_position(self) -> int:
+        """Position of the first frame of the newest block."""
+        return self.window_frames - self.block_frames
+
+    @property
+    def current_frames(self) -> int:
+        """Frames evaluated a block: the clean offset and the block."""
+        return self.look_ahead + self.block_frames
+
+    @property
+    def cached_frames(self) -> int:
+        """Capacity of the self-attention cache."""
+        return self.window_frames - self.current_frames
+
+
+class RollingCache:
+    """Newest `capacity` frames of keys (before rotation) and values of every self-attention layer.
+
+    Keys are kept unrotated, so that positions can be counted from the window instead of from the start of the world.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._keys: Float[Tensor, "L B H T C"] | None = None
+        self._values: Float[Tensor, "L B H T C"] | None = None
+
+    @property
+    def frames(self) -> int:
+        """Frames held now."""
+        return 0 if self._keys is None else self._keys.shape[-2]
+
+    def append(self, layers: Sequence[KeysValues], *, drop_last: int = 0) -> None:
+        """Add the frames of `layers` except the last `drop_last`, then forget the oldest above `capacity`."""
+        self._keys = self._grown(self._keys, [layer.keys for layer in layers], drop_last)
+        self._values = self._grown(self._values, [layer.values for layer in layers], drop_last)
+
+    def _grown(self, held: Tensor | None, new: list[Tensor], drop_last: int) -> Tensor:
+        added = torch.stack(new)
+        added = added[..., : added.shape[-2] - drop_last, :]
+        grown = added if held is None else torch.cat((held, added), -2)
+        # a slice would keep the dropped frames alive (and, in a graph, their history)
+        return grown[..., max(0, grown.shape[-2] - self.capacity) :, :].contiguous()
+
+    def rotated(self, table: RotaryTable) -> list[KeysValues] | None:
+        """What attention reads: keys turned to the positions of `table` (one row a held frame); None when empty."""
+        if self._keys is None or self._values is None or self.frames == 0:
+            return None
+        return [
+            KeysValues(k, v) for k, v in zip(rotate(self._keys, table).unbind(), self._values.unbind(), strict=True)
+        ]
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(t.nbytes for t in (self._keys, self._values) if t is not None)
