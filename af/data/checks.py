@@ -1,0 +1,84 @@
+"""What makes the members of a sample correct; the writer, the index and the validator share these checks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from af.clock import frames_to_samples
+from af.data import codecs
+from af.data.schema import FIELDS, PERSON_PARTS, ROLES, ClipMeta
+from af.errors import UserError
+
+
+class ShardError(UserError):
+    """A shard is not what it should be: file, member and a short `reason` for counting, and the detail in words."""
+
+    def __init__(self, file: Path | str, member: str, reason: str, detail: str) -> None:
+        super().__init__(f"{file}{': ' + member if member else ''}: {detail}")
+        self.file, self.member, self.reason, self.detail = str(file), member, reason, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel from worker processes
+        return (type(self), (self.file, self.member, self.reason, self.detail))
+
+
+def check_fields(file: Path | str, key: str, names: Collection[str]) -> None:
+    """Raises `ShardError` for unknown fields, a missing json and parts that only one of the two people has."""
+    if unknown := sorted(set(names) - set(FIELDS)):
+        raise ShardError(file, f"{key}.{unknown[0]}", "unknown_field", f"unknown field; known: {', '.join(FIELDS)}")
+    if "json" not in names:
+        raise ShardError(file, f"{key}.json", "half_sample", "the sample has no json")
+    for part in PERSON_PARTS:
+        present = [role for role in ROLES if f"{role}.{part}" in names]
+        if len(present) == 1:
+            missing = f"{'b' if present == ['a'] else 'a'}.{part}"
+            raise ShardError(file, f"{key}.{missing}", "half_sample", f"missing, though {present[0]}.{part} is there")
+
+
+def check_array(file: Path | str, member: str, field: str, array: np.ndarray, meta: ClipMeta) -> None:
+    """Raises `ShardError` unless `array` is (frames, width of its spec), float16 or float32, and finite."""
+    if array.dtype not in (np.float16, np.float32):
+        raise ShardError(file, member, "bad_dtype", f"dtype {array.dtype}, expected float16 or float32")
+    if array.ndim != 2 or array.shape[0] != meta.frames:
+        raise ShardError(file, member, "wrong_length", f"shape {array.shape}, expected ({meta.frames}, ...)")
+    name, width = _spec_width(field, meta)
+    if width is None:
+        raise ShardError(file, member, "no_spec", f"the json has no {name} that describes it")
+    if array.shape[1] != width:
+        raise ShardError(file, member, "wrong_width", f"{array.shape[1]} numbers a frame, {name} says {width}")
+    if not np.isfinite(array).all():
+        raise ShardError(file, member, "not_finite", "holds NaN or infinity")
+
+
+def _spec_width(field: str, meta: ClipMeta) -> tuple[str, int | None]:
+    part = field[2:]
+    if part == "motion.npy":
+        return "motion_spec", meta.motion_spec.dim if meta.motion_spec else None
+    if part == "audio.npy":
+        return "audio_spec", meta.audio_spec.dim if meta.audio_spec else None
+    return "face_spec", len(meta.face_spec.names) if meta.face_spec else None
+
+
+def check_member(file: Path | str, member: str, field: str, data: bytes, meta: ClipMeta, *, deep: bool) -> None:
+    """Raises `ShardError` unless the bytes of one member are what `meta` says; `deep` decodes every video frame."""
+    try:
+        if field.endswith(".npy"):
+            check_array(file, member, field, codecs.decode_npy(data), meta)
+        elif field.endswith(".flac"):
+            samples = len(codecs.decode_audio(data))
+            if samples != frames_to_samples(meta.frames):
+                raise ShardError(file, member, "wrong_length", f"{samples} samples, expected {frames_to_samples(meta.frames)}")  # fmt: skip
+        elif field.endswith(".mp4"):
+            frames, height, width = codecs.video_shape(data)
+            if frames != meta.frames:
+                raise ShardError(file, member, "wrong_length", f"{frames} frames, expected {meta.frames}")
+            if (height, width) != (meta.image_size, meta.image_size):
+                raise ShardError(file, member, "wrong_size", f"{width}x{height} pixels, expected {meta.image_size}")
+            if deep:
+                codecs.decode_video(data)
+    except codecs.CodecError as error:
+        reason = "pickle" if "pickle" in str(error) else "bad_" + field.rsplit(".", 1)[-1]
+        raise ShardError(file, member, reason, str(error)) from None

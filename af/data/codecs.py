@@ -1,0 +1,327 @@
+"""Bytes of shard members to arrays and back: a whitelist of formats, nothing is ever unpickled.
+
+Every decoder checks sizes before it allocates and raises `CodecError` (ValueError) with a reason.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import av
+import numpy as np
+import soundfile
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from af.clock import FPS, SAMPLE_RATE
+from af.data.media import (
+    MediaError,
+    VideoSink,
+    fit_audio,
+    iter_video,
+    probe,
+    read_audio,
+    read_video,
+    write_video,
+)
+
+__all__ = [
+    "CodecError",
+    "MediaError",
+    "decode",
+    "decode_audio",
+    "decode_frames",
+    "decode_image",
+    "decode_json",
+    "decode_npy",
+    "decode_video",
+    "encode_audio",
+    "encode_json",
+    "encode_npy",
+    "encode_video",
+    "fit_audio",
+    "iter_video",
+    "probe",
+    "read_audio",
+    "read_video",
+    "video_shape",
+    "write_video",
+]
+
+_MAX_SIDE: Final = 8192
+_MAX_FRAMES: Final = 60 * 60 * FPS
+_MAX_JSON_BYTES: Final = 64 * 2**20
+
+
+class CodecError(ValueError):
+    """Bytes are not what their name says: the text is the reason."""
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """An array of numbers as npy bytes (C order). Raises `CodecError` for objects and records."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.kind not in "fiub":
+        raise CodecError(f"npy holds numbers only, got dtype {array.dtype}")
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """(shape, dtype, offset of the data) from the first bytes of an npy file. Raises `CodecError`."""
+    stream = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(stream, max_header_size=4096)
+    except (ValueError, KeyError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError) as error:
+        raise CodecError(f"not an npy file ({error})") from None
+    if dtype.hasobject:
+        raise CodecError("npy with pickled objects: refused")
+    if dtype.kind not in "fiub":
+        raise CodecError(f"npy of {dtype}: only numbers are allowed")
+    if fortran and len(shape) > 1:
+        raise CodecError("npy in Fortran order: only C order is allowed")
+    return shape, dtype, stream.tell()
+
+
+def decode_npy(data: bytes) -> np.ndarray:
+    """An array from npy bytes, never unpickling; the size must match the header exactly. Raises `CodecError`."""
+    shape, dtype, offset = npy_header(data[:4608])
+    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if expected != len(data) - offset:
+        raise CodecError(f"npy says {shape} {dtype} = {expected} bytes but holds {len(data) - offset}")
+    return np.frombuffer(data, dtype, offset=offset).reshape(shape)
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON as UTF-8; NaN and infinity are refused."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def decode_json(data: bytes) -> Any:
+    """A value from UTF-8 JSON. Raises `CodecError`."""
+    if len(data) > _MAX_JSON_BYTES:
+        raise CodecError(f"json of {len(data)} bytes")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"not JSON ({error})") from None
+
+
+def encode_audio(audio: Float32[np.ndarray, " S"]) -> bytes:
+    """16 kHz mono in [-1, 1] as 16-bit FLAC (rounding error at most 2^-16; louder samples are clipped)."""
+    audio = np.asarray(audio, np.float32)
+    if audio.ndim != 1 or len(audio) == 0:
+        raise CodecError(f"sound must be (samples,), got {audio.shape}")
+    if not np.isfinite(audio).all():
+        raise CodecError("sound has NaN or infinite samples")
+    whole = np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, whole, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
+    """FLAC or WAV bytes, 16 kHz mono, as float32 in [-1, 1]. Raises `CodecError`."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.format not in ("FLAC", "WAV"):
+                raise CodecError(f"sound format {file.format}: only FLAC and WAV are allowed")
+            if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
+                raise CodecError(f"sound is {file.samplerate} Hz with {file.channels} channels, not {SAMPLE_RATE} Hz mono")  # fmt: skip
+            if file.frames > _MAX_FRAMES * SAMPLE_RATE // FPS:
+                raise CodecError(f"sound of {file.frames} samples")
+            announced, samples = file.frames, file.read(dtype="float32")
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise CodecError(f"not a readable FLAC or WAV ({error})") from None
+    if len(samples) != announced:
+        raise CodecError(f"sound cut off: {len(samples)} of {announced} samples")
+    return samples
+
+
+def encode_video(
+    frames: Sequence[np.ndarray] | UInt8[np.ndarray, "T Y X 3"],
+    *,
+    crf: int = 12,
+    keyframe_interval: int = 12,
+    preset: str = "superfast",
+    pixel_format: str | None = None,
+    threads: int = 1,
+) -> bytes:
+    """RGB frames as H.264 mp4 bytes at 25 fps; any iterable of frames, taken one by one.
+
+    Key frames come every `keyframe_interval` frames and no frame refers to a later one, so any frame can be decoded
+    from at most `keyframe_interval` others. `pixel_format` None: yuv444p below 256 pixels, else yuv420p.
+    The same frames and settings give the same bytes (one thread). Raises ValueError without frames.
+    """
+    buffer = io.BytesIO()
+    sink = VideoSink(
+        buffer, crf=crf, keyframe_interval=keyframe_interval, preset=preset, b_frames=0, pixel_format=pixel_format,
+        threads=threads,
+    )  # fmt: skip
+    try:
+        for frame in frames:
+            sink.write(frame)
+        if sink.frames == 0:
+            raise CodecError("no frames to encode")
+        sink.close()
+    except BaseException:
+        sink.abort()
+        raise
+    return buffer.getvalue()
+
+
+class _Mp4:
+    """An open mp4 in memory. The format is fixed: no demuxer that could open other files or addresses is tried."""
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self.container: Any = av.open(io.BytesIO(data), format="mp4", metadata_errors="replace")
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise CodecError(f"not a readable mp4 ({getattr(error, 'strerror', error)})") from None
+        try:
+            if len(self.container.streams.video) != 1:
+                raise CodecError(f"mp4 with {len(self.container.streams.video)} video streams, not 1")
+            self.stream: Any = self.container.streams.video[0]
+            context = self.stream.codec_context
+            if context.name != "h264":
+                raise CodecError(f"mp4 with {context.name} video, not h264")
+            self.height, self.width, self.frames = context.height, context.width, self.stream.frames
+            if not (0 < self.height <= _MAX_SIDE and 0 < self.width <= _MAX_SIDE and 0 < self.frames <= _MAX_FRAMES):
+                raise CodecError(f"mp4 of {self.frames} frames, {self.width}x{self.height}: out of bounds")
+            if self.stream.average_rate != FPS:
+                raise CodecError(f"mp4 at {self.stream.average_rate} fps, not {FPS}")
+        except BaseException:
+            self.container.close()
+            raise
+        self.stream.thread_type = "NONE"
+        context.thread_count = 1
+        time_base: Any = self.stream.time_base
+        self.ticks = 1 / (FPS * time_base)  # time-base units a frame
+        self.origin = self.stream.start_time or 0
+        self.reformatter = VideoReformatter()
+
+    def __enter__(self) -> _Mp4:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def seek(self, n: int) -> None:
+        """Continue decoding from the last key frame at or before frame n."""
+        self.container.seek(self.origin + int(n * self.ticks), stream=self.stream, backward=True)
+
+    def pictures(self) -> Any:
+        """(frame number, picture) from here on."""
+        for picture in self.container.decode(self.stream):
+            if picture.pts is None:
+                raise CodecError("mp4 without time stamps")
+            yield round((picture.pts - self.origin) / self.ticks), picture
+
+    def rgb(self, picture: Any) -> np.ndarray:
+        return self.reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+
+
+def video_shape(data: bytes) -> tuple[int, int, int]:
+    """(frames, height, width) that mp4 bytes declare, without decoding. Raises `CodecError`."""
+    with _Mp4(data) as mp4:
+        return mp4.frames, mp4.height, mp4.width
+
+
+def decode_frames(data: bytes, indices: Sequence[int]) -> UInt8[np.ndarray, "N Y X 3"]:
+    """Chosen frames of an mp4 from `encode_video`, in the order of `indices`, decoding as few others as needed.
+
+    Raises `CodecError` for broken bytes and IndexError for frames that do not exist.
+    """
+    try:
+        with _Mp4(data) as mp4:
+            if len(indices) and not 0 <= min(indices) <= max(indices) < mp4.frames:
+                raise IndexError(f"frames {min(indices)} to {max(indices)} of {mp4.frames}")
+            out = np.empty((len(indices), mp4.height, mp4.width, 3), np.uint8)
+            wanted: dict[int, list[int]] = {}
+            for place, n in enumerate(indices):
+                wanted.setdefault(int(n), []).append(place)
+            at, pictures, picture = -1, mp4.pictures(), None
+            for n in sorted(wanted):
+                if n - at > 2 * FPS:  # a jump: start over from the nearest key frame
+                    mp4.seek(n)
+                    pictures = mp4.pictures()
+                for at, picture in pictures:  # noqa: B007
+                    if at >= n:
+                        break
+                if at != n:
+                    raise CodecError(f"mp4 cut off or broken at frame {n} of {mp4.frames}")
+                out[wanted[n]] = mp4.rgb(picture)
+            return out
+    except (av.error.FFmpegError, OSError) as error:
+        raise CodecError(f"broken mp4 ({getattr(error, 'strerror', error)})") from None
+
+
+def decode_video(data: bytes, start: int = 0, stop: int | None = None) -> UInt8[np.ndarray, "T Y X 3"]:
+    """Frames [start, stop) of an mp4 from `encode_video` as RGB (stop None: to the end). Raises `CodecError`."""
+    try:
+        with _Mp4(data) as mp4:
+            stop = mp4.frames if stop is None else stop
+            if not 0 <= start < stop <= mp4.frames:
+                raise IndexError(f"frames [{start}, {stop}) of {mp4.frames}")
+            out = np.empty((stop - start, mp4.height, mp4.width, 3), np.uint8)
+            if start > 0:
+                mp4.seek(start)
+            done = start
+            for n, picture in mp4.pictures():
+                if n >= stop:
+                    break
+                if n < start:
+                    continue
+                if n != done:
+                    raise CodecError(f"mp4 broken: frame {n} after frame {done - 1}")
+                out[n - start] = mp4.rgb(picture)
+                done += 1
+            if done != stop:
+                raise CodecError(f"mp4 cut off: {done} of {stop} frames")
+            return out
+    except (av.error.FFmpegError, OSError) as error:
+        raise CodecError(f"broken mp4 ({getattr(error, 'strerror', error)})") from None
+
+
+def decode_image(data: bytes) -> UInt8[np.ndarray, "Y X 3"]:
+    """A JPEG or PNG as RGB. Raises `CodecError`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if max(image.size) > _MAX_SIDE:
+                raise CodecError(f"image of {image.size[0]}x{image.size[1]} pixels")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CodecError(f"not a readable JPEG or PNG ({error})") from None
+
+
+#: The only decoders there are, by file suffix.
+DECODERS: Final[Mapping[str, Callable[[bytes], Any]]] = MappingProxyType(
+    {
+        "json": decode_json,
+        "npy": decode_npy,
+        "flac": decode_audio,
+        "wav": decode_audio,
+        "mp4": decode_video,
+        "jpg": decode_image,
+        "png": decode_image,
+    }
+)
+
+
+def decode(name: str, data: bytes) -> Any:
+    """Decode a member by the suffix of its name; any suffix outside `DECODERS` is refused with `CodecError`."""
+    suffix = name.rsplit(".", 1)[-1]
+    if suffix not in DECODERS:
+        raise CodecError(f".{suffix} is not among the formats allowed ({', '.join(DECODERS)})")
+    return DECODERS[suffix](data)

@@ -1,0 +1,66 @@
+"""Writing files so that nothing half-written ever carries its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp$")
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`: synced and renamed to `path` on success, removed on any error.
+
+    The temporary name says host and process, so that `remove_stale` can tell leftovers of killed runs from live ones.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{_host()}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> int:
+    """Remove temporaries that killed processes of this machine left in `folder`; returns how many."""
+    removed = 0
+    for file in folder.glob(".*.tmp") if folder.is_dir() else ():
+        match = _TEMPORARY.match(file.name)
+        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+            file.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Write `value` as JSON, atomically. NaN and infinity are refused (they are not JSON)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")

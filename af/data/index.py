@@ -1,0 +1,274 @@
+"""The index of a split folder: where every member of every sample lies, found by reading tar headers only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from af.data import codecs
+from af.data.checks import ShardError, check_fields
+from af.data.files import write_json
+from af.data.schema import FIELDS, KEY_PATTERN, SPLITS, ClipMeta, SchemaError
+from af.errors import UserError
+
+INDEX_NAME: Final = "index.json"
+INDEX_SCHEMA: Final = 1
+_END_OF_TAR: Final = 1024
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """Where a sample lies: shard number within the index, and (offset, size) in bytes of each member."""
+
+    key: str
+    shard: int
+    frames: int
+    participants: tuple[str, str]
+    session: str
+    members: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar of a split folder. `mtime_ns` lets an unchanged shard be indexed again without reading it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    frames: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything about a split folder that can be known without reading its samples."""
+
+    folder: Path
+    split: str
+    shards: tuple[ShardEntry, ...]
+    samples: tuple[SampleEntry, ...]
+    image_size: int | None
+    specs: Mapping[str, Mapping[str, Any] | None]
+
+    @property
+    def frames(self) -> int:
+        """Frames of all samples."""
+        return sum(s.frames for s in self.shards)
+
+    def path(self, shard: int) -> Path:
+        """The tar file of shard number `shard`."""
+        return self.folder / self.shards[shard].name
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of index.json."""
+        return {
+            "schema": INDEX_SCHEMA,
+            "split": self.split,
+            "samples": len(self.samples),
+            "frames": self.frames,
+            "image_size": self.image_size,
+            "specs": self.specs,
+            "shards": [vars(s) for s in self.shards],
+            "entries": [
+                {**vars(s), "participants": list(s.participants), "members": {k: list(v) for k, v in s.members.items()}}
+                for s in self.samples
+            ],
+        }
+
+    @staticmethod
+    def load(folder: Path | str, *, check_files: bool = True) -> Index:
+        """Read index.json of a split folder. Raises `UserError` when it is absent, broken, or (with `check_files`) when
+        a shard is missing or has another size than it says.
+        """
+        folder = Path(folder)
+        file = folder / INDEX_NAME
+        if not file.is_file():
+            inner = [s for s in SPLITS if (folder / s / INDEX_NAME).is_file()]
+            hint = f"; did you mean {folder / inner[0]}?" if inner else f"; make it with: af shards index {folder}"
+            raise UserError(f"{file}: no index of shards there{hint}")
+        try:
+            data = codecs.decode_json(file.read_bytes())
+            if data["schema"] != INDEX_SCHEMA:
+                raise UserError(f"{file}: schema {data['schema']}, this version reads {INDEX_SCHEMA}")
+            index = Index(
+                folder=folder,
+                split=data["split"],
+                shards=tuple(ShardEntry(**s) for s in data["shards"]),
+                samples=tuple(_sample_entry(s) for s in data["entries"]),
+                image_size=data["image_size"],
+                specs=data["specs"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: broken index ({error}); make it again with: af shards index {folder}") from None
+        for entry in index.shards if check_files else ():
+            tar = folder / entry.name
+            if not tar.is_file():
+                raise UserError(f"{tar}: missing, though {INDEX_NAME} lists it; restore it or run: af shards index {folder}")  # fmt: skip
+            if tar.stat().st_size != entry.bytes:
+                raise UserError(f"{tar}: {tar.stat().st_size} bytes, {INDEX_NAME} says {entry.bytes}; run: af shards index {folder}")  # fmt: skip
+        return index
+
+
+def _sample_entry(data: Mapping[str, Any]) -> SampleEntry:
+    members = {str(k): (int(v[0]), int(v[1])) for k, v in data["members"].items()}
+    first, second = data["participants"]
+    return SampleEntry(data["key"], int(data["shard"]), int(data["frames"]), (first, second), data["session"], members)
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A member of a tar: its name split at the first dot, and where its bytes lie."""
+
+    key: str
+    field: str
+    offset: int
+    size: int
+
+
+def scan_tar(path: Path) -> Iterator[list[TarMember]]:
+    """Samples of a tar (their members) in order, headers only. Raises `ShardError` for anything but plain files with
+    allowed names, for cut-off archives, and for samples whose members are not adjacent.
+    """
+    size, end, seen = path.stat().st_size, 0, set()
+    sample: list[TarMember] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if not info.isreg() or info.issparse():
+                    raise ShardError(path, info.name, "bad_name", "not a plain file")
+                key, _, field = info.name.partition(".")
+                if not KEY_PATTERN.fullmatch(key) or field not in FIELDS:
+                    reason = "bad_name" if not KEY_PATTERN.fullmatch(key) else "unknown_field"
+                    raise ShardError(path, info.name, reason, "name is not KEY.FIELD with a known field and no path")
+                end = info.offset_data + info.size
+                if end > size:
+                    raise ShardError(path, info.name, "truncated", "the tar is cut off inside this member")
+                if sample and sample[0].key != key:
+                    yield sample
+                    sample = []
+                if not sample and key in seen:
+                    raise ShardError(path, info.name, "half_sample", "key occurs twice, or its members are not adjacent")  # fmt: skip
+                if any(m.field == field for m in sample):
+                    raise ShardError(path, info.name, "bad_name", "the member occurs twice")
+                seen.add(key)
+                sample.append(TarMember(key, field, info.offset_data, info.size))
+    except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+        raise ShardError(path, "", "truncated", f"not a complete tar file ({error})") from None
+    blocks = -(-end // 512) * 512
+    if size < blocks + _END_OF_TAR:
+        raise ShardError(path, "", "truncated", "the tar is cut off: its end mark is missing")
+    if sample:
+        yield sample
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_meta(file: Path, key: str, data: bytes) -> ClipMeta:
+    """The checked description of a sample from its json bytes. Raises `ShardError`."""
+    try:
+        return ClipMeta.from_json(codecs.decode_json(data))
+    except (codecs.CodecError, SchemaError) as error:
+        raise ShardError(file, f"{key}.json", "bad_json", str(error)) from None
+
+
+def specs_of(meta: ClipMeta) -> dict[str, dict[str, Any] | None]:
+    """Feature specs of a sample as plain JSON, by name: audio, motion, face."""
+    named = {"audio": meta.audio_spec, "motion": meta.motion_spec, "face": meta.face_spec}
+    return {name: None if spec is None else spec.to_json() for name, spec in named.items()}
+
+
+def tars(folder: Path) -> list[Path]:
+    """The shard files of a split folder, in order."""
+    return sorted(p for p in folder.glob("*.tar") if p.is_file() and not p.name.startswith("."))
+
+
+def build_index(folder: Path | str, *, progress: Callable[[int, int], None] | None = None) -> Index:
+    """Scan the tars of a split folder and write its index.json atomically; returns the index.
+
+    Shards that the present index.json already lists with the same size and modification time are not read again.
+    Raises `ShardError` for broken shards, mixed feature specs, and keys that occur twice.
+    """
+    folder = Path(folder)
+    files = tars(folder)
+    if not files:
+        raise UserError(f"{folder}: no .tar shards there")
+    known = _known_entries(folder)
+    shards: list[ShardEntry] = []
+    samples: list[SampleEntry] = []
+    common: dict[str, Any] | None = None
+    for number, path in enumerate(files):
+        stat = path.stat()
+        old = known.get(path.name)
+        if old is not None and (old[0].bytes, old[0].mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            entry, entries, described = old
+        else:
+            entry, entries, described = _index_shard(path, number)
+        if entries:
+            common = _same_description(path, described, common)
+        shards.append(entry)
+        samples += [SampleEntry(e.key, number, e.frames, e.participants, e.session, e.members) for e in entries]
+        if progress is not None:
+            progress(number + 1, len(files))
+    common = common or {"split": folder.name, "image_size": None, "specs": {}}
+    index = Index(folder, common["split"], tuple(shards), tuple(samples), common["image_size"], common["specs"])
+    write_json(folder / INDEX_NAME, index.to_json(), indent=None)
+    return index
+
+
+def _known_entries(folder: Path) -> dict[str, tuple[ShardEntry, list[SampleEntry], dict[str, Any]]]:
+    try:
+        index = Index.load(folder, check_files=False)
+    except UserError:
+        return {}
+    described = {"split": index.split, "image_size": index.image_size, "specs": dict(index.specs)}
+    by_shard: list[list[SampleEntry]] = [[] for _ in index.shards]
+    for sample in index.samples:
+        by_shard[sample.shard].append(sample)
+    return {s.name: (s, by_shard[n], described) for n, s in enumerate(index.shards)}
+
+
+def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry], dict[str, Any]]:
+    stat = path.stat()
+    entries: list[SampleEntry] = []
+    common: dict[str, Any] | None = None
+    with open(path, "rb") as file:
+        for members in scan_tar(path):
+            key = members[0].key
+            check_fields(path, key, {m.field for m in members})
+            place = next(m for m in members if m.field == "json")
+            meta = read_meta(path, key, os.pread(file.fileno(), place.size, place.offset))
+            described = {"split": meta.split, "image_size": meta.image_size, "specs": specs_of(meta)}
+            common = _same_description(f"{path}: {key}.json", described, common)
+            where = {m.field: (m.offset, m.size) for m in members}
+            entries.append(SampleEntry(key, number, meta.frames, meta.participants, meta.session, where))
+    frames = sum(e.frames for e in entries)
+    entry = ShardEntry(path.name, stat.st_size, _sha256(path), len(entries), frames, stat.st_mtime_ns)
+    return entry, entries, common or {}
+
+
+def _same_description(where: Path | str, described: dict[str, Any], common: dict[str, Any] | None) -> dict[str, Any]:
+    if common is None or described == common:
+        return described
+    name = next(n for n in described if described[n] != common[n])
+    detail = f"{name} differs from the samples before it in this folder: {described[name]} and {common[name]}"
+    raise ShardError(where, "", "mixed_specs" if name == "specs" else f"mixed_{name}", detail)
+
+
+def split_folders(root: Path | str) -> list[Path]:
+    """Split folders of a data root (train, val, test, those that have shards); the folder itself if it has shards."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    found = [root] if tars(root) else [root / split for split in SPLITS if tars(root / split)]
+    if not found:
+        raise UserError(f"{root}: no shards (*.tar) there, nor in {', '.join(SPLITS)} below it")
+    return found

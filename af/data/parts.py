@@ -1,0 +1,135 @@
+"""Long jobs in parts that can be stopped at any time: one file a part, atomic, skipped when it is already there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from af.data.files import remove_stale
+from af.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a job: `work(path, *args)` writes the file `path` atomically (`files.atomic_path`, `write_shard`)."""
+
+    path: Path
+    args: tuple[Any, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PartsReport:
+    """How many parts were made now and how many were there already; what `work` returned, by path, for those made."""
+
+    made: int
+    skipped: int
+    results: dict[Path, Any]
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """The progress bar of all data jobs (to stderr, so that stdout stays machine-readable)."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+def one_thread_each() -> None:
+    """Keep a worker process to one thread in every library that would start its own pool."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
+
+
+def run_parts(
+    parts: Sequence[Part],
+    work: Callable[..., Any],
+    *,
+    workers: int = 1,
+    description: str = "working",
+    on_result: Callable[[Part, Any], None] | None = None,
+    progress: Progress | None = None,
+) -> PartsReport:
+    """Make every part whose file is not there yet; the caller then writes one index of all.
+
+    `work` is a module-level function: with `workers` > 1 it runs in spawned processes (safe with torch or threads
+    loaded; so scripts need the usual ``if __name__ == "__main__":``), one thread each. `on_result` runs in this
+    process, in order of completion. The first error stops the job; finished parts stay, and the same call goes on from
+    them. Raises what `work` raised, `UserError` when a worker died, and RuntimeError when `work` left no file.
+    """
+    for folder in {part.path.parent for part in parts}:
+        remove_stale(folder)
+    todo = [part for part in parts if not part.path.exists()]
+    results: dict[Path, Any] = {}
+    own = progress is None
+    bar = progress or progress_bar()
+    if own:
+        bar.start()
+    task = bar.add_task(description, total=len(parts), completed=len(parts) - len(todo))
+
+    def finished(part: Part, result: Any) -> None:
+        if not part.path.exists():
+            raise RuntimeError(f"{part.path}: the work for this part wrote no such file")
+        results[part.path] = result
+        if on_result is not None:
+            on_result(part, result)
+        bar.advance(task)
+
+    try:
+        if workers <= 1 or len(todo) <= 1:
+            for part in todo:
+                finished(part, work(part.path, *part.args))
+        else:
+            _run_pool(todo, work, min(workers, len(todo)), finished)
+    finally:
+        if own:
+            bar.stop()
+    return PartsReport(made=len(todo), skipped=len(parts) - len(todo), results=results)
+
+
+def _run_pool(todo: Sequence[Part], work: Callable[..., Any], workers: int, finished: Callable[[Part, Any], None]) -> None:  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread_each)
+    waiting = iter(todo)
+    running: dict[Future[Any], Part] = {}
+    try:
+        while True:
+            # few submitted at a time: an error or Ctrl-C leaves nothing long to wait for
+            while len(running) < 2 * workers and (part := next(waiting, None)) is not None:
+                running[pool.submit(work, part.path, *part.args)] = part
+            if not running:
+                break
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                finished(running.pop(future), future.result())
+    except BrokenProcessPool:
+        names = ", ".join(sorted(part.path.name for part in running.values())) or "a part"
+        raise UserError(
+            f"a worker process died (out of memory?) while making {names}; run the same command with fewer workers"
+        ) from None
+    except BaseException:
+        for future in running:
+            future.cancel()
+        for process in list((pool._processes or {}).values()):  # a half-made part is only a temporary file
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

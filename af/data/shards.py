@@ -1,0 +1,193 @@
+"""Shards: tar files that WebDataset reads too, an index beside them, random access by offsets.
+
+A split folder holds ``NNNNNN.tar`` and ``index.json``; ``<root>/train``, ``val`` and ``test`` are the splits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from webdataset.writer import TarWriter
+
+from af.clock import frames_to_samples
+from af.data import codecs
+from af.data.checks import ShardError, check_array, check_fields
+from af.data.files import atomic_path
+from af.data.index import Index, SampleEntry, ShardEntry, build_index, read_meta, split_folders
+from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
+from af.data.validate import Problem, Report, validate
+from af.types import Clip, Person
+
+__all__ = [
+    "PERSON_FIELDS",
+    "Index",
+    "Problem",
+    "Report",
+    "SampleEntry",
+    "ShardEntry",
+    "ShardError",
+    "ShardReader",
+    "build_index",
+    "split_folders",
+    "validate",
+    "write_shard",
+]
+
+#: Names of a person's fields as readers ask for them, and the members they come from.
+PERSON_FIELDS: Final = dict(zip(("video", "audio", "motion", "audio_features", "face"), PERSON_PARTS, strict=True))
+_OPEN_FILES: Final = 64
+
+
+def write_shard(
+    path: Path, samples: Iterable[tuple[str, ClipMeta, Mapping[str, bytes | np.ndarray]]]
+) -> tuple[int, int]:
+    """Write samples (key, description, members by field such as "a.mp4") as one tar; returns (samples, frames).
+
+    Arrays are for ``*.npy`` fields, bytes for the others. The file appears under its name only when complete; the same
+    samples give the same bytes. Raises `ShardError` for unknown fields, wrong lengths, half samples and repeated keys.
+    """
+    keys: set[str] = set()
+    frames = 0
+    with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
+        with TarWriter(file, encoder=False, mtime=0, mode=0o644) as tar:
+            for key, meta, members in samples:
+                if not KEY_PATTERN.fullmatch(key) or key in keys:
+                    raise ShardError(path, key, "bad_key", "keys are unique, of letters, digits, _ and -")
+                keys.add(key)
+                frames += meta.frames
+                encoded: dict[str, Any] = {"__key__": key, "json": codecs.encode_json(meta.to_json())}
+                for field, value in members.items():
+                    encoded[field] = _encoded_member(path, f"{key}.{field}", field, value, meta)
+                check_fields(path, key, encoded.keys() - {"__key__"})
+                tar.write(encoded)
+        file.flush()
+    return len(keys), frames
+
+
+def _encoded_member(path: Path, member: str, field: str, value: bytes | np.ndarray, meta: ClipMeta) -> bytes:
+    if isinstance(value, np.ndarray):
+        if not field.endswith(".npy"):
+            raise ShardError(path, member, "bad_type", "arrays are for .npy fields; encode it first")
+        check_array(path, member, field, value, meta)
+        return codecs.encode_npy(value)
+    if field == "json" or not isinstance(value, (bytes, bytearray)):
+        raise ShardError(path, member, "bad_type", f"expected bytes or an array, got {type(value).__name__}")
+    return bytes(value)
+
+
+class ShardReader:
+    """Random access to the samples of a split folder, by offsets. Safe in forked and spawned workers: files are opened
+    on first use in each process, at most 64 at a time.
+    """
+
+    def __init__(self, folder: Path | str | Index) -> None:
+        self.index = folder if isinstance(folder, Index) else Index.load(folder)
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.index.samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.index, "_files": OrderedDict(), "_pid": -1}
+
+    def close(self) -> None:
+        """Close the files of this process."""
+        if self._pid == os.getpid():
+            for descriptor in self._files.values():
+                os.close(descriptor)
+        self._files.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def _descriptor(self, shard: int) -> int:
+        # a fork shares descriptors, which is fine for pread, but each process closes only what it opened
+        if self._pid != os.getpid():
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if shard not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = os.open(self.index.path(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def has(self, i: int, field: str) -> bool:
+        """Whether sample i has the member `field` (such as "a.motion.npy")."""
+        return field in self.index.samples[i].members
+
+    def read_bytes(self, i: int, field: str, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes [start, start + length) of a member of sample i. Raises `ShardError` when it is absent or cut off."""
+        entry = self.index.samples[i]
+        if field not in entry.members:
+            raise ShardError(self.index.path(entry.shard), f"{entry.key}.{field}", "absent", "no such member")
+        offset, size = entry.members[field]
+        length = size - start if length is None else min(length, size - start)
+        data = os.pread(self._descriptor(entry.shard), length, offset + start)
+        if len(data) != length:
+            raise ShardError(self.index.path(entry.shard), f"{entry.key}.{field}", "truncated", "the tar is cut off")
+        return data
+
+    def read_meta(self, i: int) -> ClipMeta:
+        """The checked description of sample i."""
+        entry = self.index.samples[i]
+        return read_meta(self.index.path(entry.shard), entry.key, self.read_bytes(i, "json"))
+
+    def read_rows(self, i: int, field: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of a 2-D npy member, reading only their bytes. Raises `ShardError`."""
+        entry = self.index.samples[i]
+        where = (self.index.path(entry.shard), f"{entry.key}.{field}")
+        try:
+            shape, dtype, offset = codecs.npy_header(self.read_bytes(i, field, 0, 512))
+        except codecs.CodecError as error:
+            raise ShardError(*where, "pickle" if "pickle" in str(error) else "bad_npy", str(error)) from None
+        if len(shape) != 2 or shape[0] != entry.frames or dtype not in (np.float16, np.float32):
+            raise ShardError(*where, "wrong_length", f"{shape} {dtype}, expected {entry.frames} rows of float16 or float32")  # fmt: skip
+        if not 0 <= start <= stop <= shape[0]:
+            raise IndexError(f"rows [{start}, {stop}) of {shape[0]}")
+        row = shape[1] * dtype.itemsize
+        data = self.read_bytes(i, field, offset + start * row, (stop - start) * row)
+        if len(data) != (stop - start) * row:
+            raise ShardError(*where, "bad_npy", f"npy says {shape} {dtype} but is shorter")
+        return np.frombuffer(data, dtype).reshape(stop - start, shape[1])
+
+    def read(self, i: int, fields: Collection[str] | None = None) -> Clip:
+        """Sample i, decoded. `fields` among video, audio, motion, audio_features, face (None: all that are there).
+
+        Raises `ShardError` when a field asked for is absent or broken.
+        """
+        entry = self.index.samples[i]
+        if fields is not None and (unknown := set(fields) - set(PERSON_FIELDS)):
+            raise ValueError(f"unknown fields {sorted(unknown)}; known: {', '.join(PERSON_FIELDS)}")
+        path = self.index.path(entry.shard)
+        try:
+            meta = codecs.decode_json(self.read_bytes(i, "json"))
+        except codecs.CodecError as error:
+            raise ShardError(path, f"{entry.key}.json", "bad_json", str(error)) from None
+        people = {}
+        for role in ROLES:
+            values: dict[str, Any] = {}
+            for name, part in PERSON_FIELDS.items():
+                field = f"{role}.{part}"
+                if (fields is None and not self.has(i, field)) or (fields is not None and name not in fields):
+                    continue
+                values[name] = self._decoded(i, field, entry)
+            people[role] = Person(**values)
+        return Clip(entry.key, meta, people["a"], people["b"])
+
+    def _decoded(self, i: int, field: str, entry: SampleEntry) -> np.ndarray:
+        where = (self.index.path(entry.shard), f"{entry.key}.{field}")
+        try:
+            value = codecs.decode(field, self.read_bytes(i, field))
+        except codecs.CodecError as error:
+            raise ShardError(*where, "pickle" if "pickle" in str(error) else "bad_member", str(error)) from None
+        expected = frames_to_samples(entry.frames) if field.endswith(".flac") else entry.frames
+        if len(value) != expected:
+            raise ShardError(*where, "wrong_length", f"length {len(value)}, expected {expected}")
+        return value.astype(np.float32) if field.endswith(".npy") else value

@@ -1,0 +1,155 @@
+"""Everything that is wrong with a folder of shards, counted by reason; nothing found is ever executed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from af.data.checks import ShardError, check_fields, check_member
+from af.data.index import INDEX_NAME, Index, _sha256, read_meta, scan_tar, specs_of, split_folders, tars
+from af.data.schema import SPLITS
+from af.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, a short reason for counting, and the detail in words."""
+
+    file: str
+    member: str
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{': ' + self.member if self.member else ''}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `validate`: what was looked at and what is wrong with it."""
+
+    shards: int
+    samples: int
+    frames: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of problems by reason."""
+        return dict(Counter(p.reason for p in self.problems))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: totals, counts by reason and every problem."""
+        return {**asdict(self), "ok": self.ok, "counts": self.counts, "problems": [asdict(p) for p in self.problems]}
+
+
+class _Checker:
+    def __init__(self, deep: bool) -> None:
+        self.deep = deep
+        self.problems: list[Problem] = []
+        self.samples = self.frames = 0
+        self.people: dict[str, dict[str, Path]] = {}  # split -> participant -> a shard
+
+    def add(self, error: ShardError) -> None:
+        self.problems.append(Problem(error.file, error.member, error.reason, error.detail))
+
+    def shard(self, path: Path, expected: dict[str, Any], keys: dict[str, Path]) -> None:
+        with open(path, "rb") as file:
+            try:
+                for members in scan_tar(path):
+                    try:
+                        self._sample(path, file.fileno(), members, expected, keys)
+                    except ShardError as error:
+                        self.add(error)
+            except ShardError as error:
+                self.add(error)
+
+    def _sample(self, path: Path, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Path]) -> None:  # fmt: skip
+        key = members[0].key
+        check_fields(path, key, {m.field for m in members})
+        described = next(m for m in members if m.field == "json")
+        meta = read_meta(path, key, os.pread(descriptor, described.size, described.offset))
+        self.samples += 1
+        self.frames += meta.frames
+        if key in keys:
+            raise ShardError(path, key, "repeated_key", f"the key is in {keys[key].name} too")
+        keys[key] = path
+        for participant in meta.participants:
+            self.people.setdefault(meta.split, {}).setdefault(participant, path)
+        if path.parent.name in SPLITS and meta.split != path.parent.name:
+            self.add(ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, lies in {path.parent.name}"))  # fmt: skip
+        found = {"specs": specs_of(meta), "image_size": meta.image_size}
+        for name, value in found.items():
+            if expected.setdefault(name, value) != value:
+                detail = f"{name} differs within the folder: {value} here, {expected[name]} in the first sample"
+                self.add(ShardError(path, f"{key}.json", f"mixed_{name}", detail))
+        for member in members:
+            if member.field != "json":
+                try:
+                    data = os.pread(descriptor, member.size, member.offset)
+                    check_member(path, f"{key}.{member.field}", member.field, data, meta, deep=self.deep)
+                except ShardError as error:
+                    self.add(error)
+
+    def index(self, folder: Path) -> None:
+        file = folder / INDEX_NAME
+        try:
+            index = Index.load(folder, check_files=False)
+        except UserError as error:
+            self.problems.append(Problem(str(file), "", "no_index", str(error).removeprefix(f"{file}: ")))
+            return
+        listed = {s.name: s for s in index.shards}
+        present = {p.name: p for p in tars(folder)}
+        for name in sorted(listed.keys() - present.keys()):
+            self.problems.append(Problem(str(folder / name), "", "missing", f"listed in {INDEX_NAME} but not there"))
+        for name in sorted(present.keys() - listed.keys()):
+            self.problems.append(Problem(str(present[name]), "", "not_indexed", f"not in {INDEX_NAME}; run: af shards index {folder}"))  # fmt: skip
+        for name in sorted(listed.keys() & present.keys()):
+            size, wanted = present[name].stat().st_size, listed[name].bytes
+            if size != wanted:
+                self.problems.append(Problem(str(present[name]), "", "checksum", f"{size} bytes, {INDEX_NAME} says {wanted}"))  # fmt: skip
+            elif _sha256(present[name]) != listed[name].sha256:
+                self.problems.append(Problem(str(present[name]), "", "checksum", f"its SHA-256 is not the one in {INDEX_NAME}"))  # fmt: skip
+
+    def identities(self) -> None:
+        splits = [s for s in SPLITS if s in self.people]
+        for i, first in enumerate(splits):
+            for second in splits[i + 1 :]:
+                for person in sorted(self.people[first].keys() & self.people[second].keys()):
+                    detail = (
+                        f"participant {person!r} is in {first} and in {second} ({self.people[second][person].name})"
+                    )
+                    self.problems.append(Problem(str(self.people[first][person]), "", "identity_overlap", detail))
+
+
+def validate(folder: Path | str, *, deep: bool = True, progress: Callable[[int, int], None] | None = None) -> Report:
+    """Check every shard below `folder` (a split folder, or a root with train, val, test): archive, names, json, every
+    member's format and length, checksums against the index, one feature spec a folder, splits disjoint in identity.
+
+    `deep` decodes every video frame; otherwise only what the mp4 headers say. `progress(done, total)` counts shards.
+    Raises `UserError` only when there is nothing to check.
+    """
+    folders = split_folders(folder)
+    files = [(f, tars(f)) for f in folders]
+    total, done = sum(len(t) for _, t in files), 0
+    checker = _Checker(deep)
+    for split, shards in files:
+        checker.index(split)
+        expected: dict[str, Any] = {}
+        keys: dict[str, Path] = {}
+        for path in shards:
+            checker.shard(path, expected, keys)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    checker.identities()
+    return Report(total, checker.samples, checker.frames, tuple(checker.problems))
