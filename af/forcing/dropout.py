@@ -1,17 +1,18 @@
 """Condition dropping: which signals of which sequences the denoiser does without in a training step.
 
-Drops are drawn per sequence and applied by multiplication with a mask, never by skipping an encoder, so that under DDP
-every parameter is used in every step whatever was drawn.
+Drops are drawn per sequence and applied by selecting zeros, never by skipping an encoder, so that under DDP every
+parameter is used in every step whatever was drawn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from af.forcing.guidance import drop_condition
 from af.types import Condition
 
 
@@ -73,14 +74,10 @@ def drop(
     condition: Condition, reference: Float[Tensor, "B D"], dropped: Dropped
 ) -> tuple[Condition, Float[Tensor, "B D"]]:
     """The condition and reference with the dropped signals replaced by zeros."""
-
-    def kept(mask: Tensor, signal: Tensor) -> Tensor:
-        return signal * (~mask).to(signal).view(-1, *[1] * (signal.ndim - 1))
-
-    present = replace(
+    present = drop_condition(
         condition,
-        avatar_audio=kept(dropped.avatar_audio, condition.avatar_audio),
-        user_audio=kept(dropped.user_audio, condition.user_audio),
-        user_motion=kept(dropped.user_motion, condition.user_motion),
+        avatar_audio=dropped.avatar_audio,
+        user_audio=dropped.user_audio,
+        user_motion=dropped.user_motion,
     )
-    return present, kept(dropped.reference, reference)
+    return present, torch.where(dropped.reference[:, None], torch.zeros_like(reference), reference)

@@ -9,9 +9,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from af.forcing.dropout import ConditionDropout, Dropped, drop
-from af.forcing.noise import BlockNoise
+from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
-from af.losses.velocity import VelocityLoss
+from af.losses.velocity import VelocityLoss, valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
 from af.training.randomness import step_generator
 from af.types import Condition, DyadBatch
@@ -20,7 +20,7 @@ from af.types import Condition, DyadBatch
 class DenoiserModule(LightningModule):
     """Train a `MotionDenoiser` on `DyadBatch`es with diffusion forcing.
 
-    `noise` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` takes signals
+    `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` takes signals
     away. Learning rate: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step
     (1 = constant, the paper's choice).
     """
@@ -29,7 +29,7 @@ class DenoiserModule(LightningModule):
         self,
         denoiser: MotionDenoiser,
         *,
-        noise: BlockNoise,
+        flow_times: FlowTimes,
         loss: VelocityLoss,
         dropout: ConditionDropout,
         lr: float = 1e-4,
@@ -41,7 +41,7 @@ class DenoiserModule(LightningModule):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.noise, self.loss, self.dropout = noise, loss, dropout
+        self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
         self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
         self.seed = seed
@@ -51,7 +51,7 @@ class DenoiserModule(LightningModule):
         """Standardise motion by the training set's statistics, unless a checkpoint brings its own."""
         statistics = getattr(getattr(self.trainer, "datamodule", None), "motion_statistics", None)
         if statistics is not None and not self.denoiser.motion_space.fitted:
-            self.denoiser.motion_space.fit(statistics.basis, statistics.mean, statistics.std)
+            self.denoiser.motion_space.fit(statistics)
 
     def velocity_losses(
         self, batch: DyadBatch, generator: torch.Generator, dropped: Dropped
@@ -66,10 +66,13 @@ class DenoiserModule(LightningModule):
         )
         condition, reference = drop(condition, space.to_model(batch.reference), dropped)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-        flow_time = self.noise(clean.shape[0], clean.shape[1], self.denoiser.block_frames, generator)
+        flow_time = self.flow_times(*clean.shape[:2], generator=generator, device=clean.device)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
-        return self.loss.per_frame(velocity, target_velocity(noise, clean)), flow_time, batch.valid
+        errors = velocity_error(
+            velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta
+        )
+        return errors, flow_time, batch.valid
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One step; losses are logged for every case of dropped signals."""
@@ -77,12 +80,12 @@ class DenoiserModule(LightningModule):
         self.batches_seen += 1
         dropped = self.dropout.draw(batch.avatar_motion.shape[0], generator)
         losses, _, valid = self.velocity_losses(batch, generator, dropped)
-        loss = masked_mean(losses, valid)
+        loss = valid_mean(losses, valid)
         if self._logging_step():
             self.log("train/loss", loss, prog_bar=True)
             for name, case in dropped.cases().items():
                 if (valid & case[:, None]).any():
-                    self.log(f"train/loss_by_case/{name}", masked_mean(losses, valid & case[:, None]))
+                    self.log(f"train/loss_by_case/{name}", valid_mean(losses, valid & case[:, None]))
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
@@ -95,14 +98,14 @@ class DenoiserModule(LightningModule):
             count = valid.sum()
             if count == 0:
                 continue
-            self.log(f"val/{name}", masked_mean(losses, valid), batch_size=int(count), sync_dist=True)
+            self.log(f"val/{name}", valid_mean(losses, valid), batch_size=int(count), sync_dist=True)
             if name == "loss":
                 for low in (0.0, 0.25, 0.5, 0.75):
                     level = valid & (flow_time >= low) & (flow_time < low + 0.25)
                     if level.any():
                         self.log(
                             f"val/loss_by_flow_time/{low:.2f}",
-                            masked_mean(losses, level),
+                            valid_mean(losses, level),
                             batch_size=int(level.sum()),
                             sync_dist=True,
                         )
@@ -134,12 +137,6 @@ class DenoiserModule(LightningModule):
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask`; 0 with a gradient path where nothing is."""
-    weight = mask.to(values)
-    return (values * weight).sum() / weight.sum().clamp_min(1)
 
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:

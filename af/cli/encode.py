@@ -1,0 +1,43 @@
+"""Add motion latents and audio features to shards: what the denoiser trains on.
+
+  af encode --data data/demo --autoencoder runs/demo/vae/export --out data/demo-latents
+  af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents features=wav2vec2
+
+Each input shard becomes one output shard; shards that exist are skipped, so a stopped job goes on where it was.
+`features=` picks a configuration of conf/features (logmel, wav2vec2); its values can be overridden, e.g.
+`features.mode=utterance` or `features.checkpoint=/path/to/wav2vec2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from af.cli.config import add_config_arguments, compose, resolve
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af encode`."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of shards (with train/, val/, test/)")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="model folder of a trained motion VAE")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the new shards")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")
+    parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode every split."""
+    features = resolve(compose("encode", args.overrides, args.config_dir))["features"]
+    from af.pipeline.encode import encode
+
+    if args.overwrite and args.out.exists():
+        shutil.rmtree(args.out)
+    indices = encode(
+        args.data, args.out, args.autoencoder, features, keep_video=not args.no_video, workers=args.workers
+    )
+    for index in indices:
+        print(f"{index.folder}: {len(index.samples)} clips, {index.frames} frames")
+    return 0

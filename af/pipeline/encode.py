@@ -1,0 +1,198 @@
+"""Motion latents and audio features into new shards: one output shard an input shard, in parts that can be stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
+
+from af.data import schema
+from af.data.files import atomic_path, write_json
+from af.data.parts import Part, run_parts
+from af.data.schema import ROLES, ClipMeta
+from af.data.shards import Index, ShardReader, build_index, split_folders, write_shard
+from af.errors import UserError
+from af.models.artifact import build, load_model
+from af.models.autoencoder import MotionAutoencoder
+from af.models.motion_space import MotionStatistics, motion_statistics
+from af.models.speech import SpeechFeatures
+from af.types import FeatureSpec, MotionSpec
+
+STATISTICS_NAME = "motion_statistics.safetensors"
+SETTINGS_NAME = "encoding.json"
+_COPIED = ("flac", "face.npy")
+
+
+def encode(
+    source: Path,
+    out: Path,
+    autoencoder: Path,
+    features: Mapping[str, Any],
+    *,
+    keep_video: bool = True,
+    workers: int = 1,
+) -> list[Index]:
+    """Encode every split of `source` into `out`; returns the new indices.
+
+    `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
+    With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist are
+    skipped, so a stopped job goes on. The statistics of the training motions are written beside the splits.
+    Raises UserError when `out` was made with other settings.
+    """
+    artifact = load_model(autoencoder)
+    settings = {
+        "source": str(Path(source).resolve()),
+        "autoencoder": artifact.digest,
+        "features": dict(features),
+        "keep_video": keep_video,
+    }
+    _claim(out, settings)
+    folders = split_folders(source)
+    for folder in folders:
+        index = Index.load(folder)
+        parts = [
+            Part(
+                out / index.split / shard.name, (str(folder), number, str(autoencoder), json.dumps(features), keep_video)
+            )
+            for number, shard in enumerate(index.shards)
+        ]
+        run_parts(parts, encode_shard, workers=workers, description=f"encoding {index.split}")
+    indices = [build_index(out / Index.load(folder).split) for folder in folders]
+    model = artifact.model
+    assert isinstance(model, MotionAutoencoder)
+    training = next((i for i in indices if i.split == "train"), indices[0])
+    write_statistics(out / STATISTICS_NAME, motion_statistics(_motions(training), model.directions().detach()))
+    return indices
+
+
+def encode_shard(path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool) -> int:
+    """Write one encoded shard; returns its number of samples. Runs in worker processes, which keep their models."""
+    model, motion_spec, extractor = _models(autoencoder, features)
+    reader = ShardReader(folder)
+    copied = (*_COPIED, "mp4") if keep_video else _COPIED
+
+    def samples() -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
+        for i, entry in enumerate(reader.index.samples):
+            if entry.shard != shard:
+                continue
+            clip = reader.read(i, {"video", "audio"})
+            members: dict[str, Any] = {
+                f"{role}.{part}": reader.read_bytes(i, f"{role}.{part}")
+                for role in ROLES
+                for part in copied
+                if reader.has(i, f"{role}.{part}") and not part.endswith("npy")
+            }
+            for role in ROLES:
+                person = clip.person(role)
+                assert person.video is not None
+                assert person.audio is not None
+                if reader.has(i, f"{role}.face.npy"):
+                    members[f"{role}.face.npy"] = reader.read_rows(i, f"{role}.face.npy", 0, entry.frames)
+                members[f"{role}.motion.npy"] = video_motion(model, person.video)
+                members[f"{role}.audio.npy"] = extractor(torch.from_numpy(person.audio)).half().numpy()
+            meta = replace(
+                reader.read_meta(i),
+                motion_spec=schema.MotionSpec(**asdict(motion_spec)),
+                audio_spec=schema.FeatureSpec(**asdict(extractor.spec)),
+            )
+            yield entry.key, meta, members
+
+    return write_shard(path, samples())[0]
+
+
+@torch.inference_mode()
+def video_motion(
+    model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int = 64
+) -> Float[np.ndarray, "T D"]:
+    """Motion latents of face frames of the model's size, in batches (an iterable of any length, bounded memory)."""
+    device = next(model.parameters()).device
+    motions: list[torch.Tensor] = []
+    waiting: list[np.ndarray] = []
+
+    def flush() -> None:
+        if waiting:
+            motions.append(model.motion(image_tensor(np.stack(waiting)).to(device)).float().cpu())
+            waiting.clear()
+
+    for frame in frames:
+        waiting.append(frame)
+        if len(waiting) == batch:
+            flush()
+    flush()
+    return torch.cat(motions).numpy() if motions else np.zeros((0, model.latent_dim), np.float32)
+
+
+def image_tensor(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[torch.Tensor, "T 3 Y X"]:
+    """uint8 frames as the models' images in [-1, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def image_array(images: Float[torch.Tensor, "T 3 Y X"]) -> UInt8[np.ndarray, "T Y X 3"]:
+    """The models' images as uint8 frames, clamped and rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def motion_spec_of(model: MotionAutoencoder, digest: str) -> MotionSpec:
+    """What shards made by this autoencoder say about their latents."""
+    return MotionSpec(model.latent_dim, model.directions_count, model.image_size, digest)
+
+
+def write_statistics(path: Path, statistics: MotionStatistics) -> None:
+    """Save mean, std and directions."""
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in vars(statistics).items()}, temporary)
+
+
+def read_statistics(root: Path) -> MotionStatistics:
+    """The motion statistics beside encoded shards. Raises UserError when `root` was not written by `af encode`."""
+    file = Path(root) / STATISTICS_NAME
+    if not file.is_file():
+        raise UserError(f"{file} is missing: {root} holds no encoded shards; make them with `af encode`")
+    return MotionStatistics(**load_file(file))
+
+
+def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
+    """Feature and motion spec of encoded shards. Raises UserError when there are none."""
+    audio, motion = index.specs.get("audio"), index.specs.get("motion")
+    if audio is None or motion is None:
+        raise UserError(f"{index.folder} holds no motion latents and audio features; run `af encode` on it first")
+    return FeatureSpec(**{**audio, "layers": tuple(audio["layers"])}), MotionSpec(**motion)
+
+
+@lru_cache(maxsize=1)
+def _models(autoencoder: str, features: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
+    artifact = load_model(autoencoder)
+    model = artifact.model
+    if not isinstance(model, MotionAutoencoder):
+        raise UserError(f"{autoencoder} is not a motion autoencoder but {type(model).__name__}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features))
+
+
+def _motions(index: Index) -> Iterator[torch.Tensor]:
+    reader = ShardReader(index)
+    for i, entry in enumerate(index.samples):
+        for role in ROLES:
+            yield torch.from_numpy(reader.read_rows(i, f"{role}.motion.npy", 0, entry.frames).copy())
+
+
+def _claim(out: Path, settings: Mapping[str, Any]) -> None:
+    file = out / SETTINGS_NAME
+    if file.is_file():
+        known = json.loads(file.read_text())
+        different = [k for k in settings if known.get(k) != settings[k]]
+        if different:
+            raise UserError(
+                f"{out} was encoded with other settings (different: {', '.join(different)}); "
+                "choose another --out, or --overwrite"
+            )
+    else:
+        write_json(file, dict(settings))
