@@ -1,0 +1,194 @@
+"""Does the avatar move with the user: residual Pearson correlation and time-lagged cross-correlation.
+
+x = user, y = true avatar, ŷ = generated avatar, clips as lists of (T_i, D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from af.metrics.arrays import Array, Clip, Clips, as_paired, safe_divide, undefined
+
+Pooling = Literal["pooled", "clip", "dim"]
+#: Below this share of its mean square a variance computed from power sums is rounding noise: the series is constant.
+CONSTANT = 1e-13
+
+
+def pcc_sums(user: Clip, avatar: Clip) -> Float[np.ndarray, "D 6"]:
+    """Power sums of one clip, per dimension: n, Σx, Σx², Σa, Σa², Σxa. They add up over clips and ranks."""
+    n = np.full(user.shape[1], float(len(user)))
+    return np.stack(
+        [n, user.sum(0), (user**2).sum(0), avatar.sum(0), (avatar**2).sum(0), (user * avatar).sum(0)], axis=-1
+    )
+
+
+def pcc_from_sums(sums: Float[np.ndarray, "... 6"]) -> Array:
+    """Pearson correlation from n, Σx, Σx², Σa, Σa², Σxa; NaN where a side is constant or n < 2."""
+    n, sx, sxx, sa, saa, sxa = np.moveaxis(sums, -1, 0)
+    vx, va = n * sxx - sx**2, n * saa - sa**2
+    varies = (n > 1) & (vx > CONSTANT * n * sxx) & (va > CONSTANT * n * saa)
+    return safe_divide(n * sxa - sx * sa, np.where(varies, np.sqrt(np.abs(vx * va)), 0.0))
+
+
+def pearson(a: Array, b: Array) -> float:
+    """Pearson correlation of two flattened arrays (centred first); NaN without a warning when a side is constant."""
+    a, b = a.ravel(), b.ravel()
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def pcc(user: Clips, avatar: Clips, pooling: Pooling = "pooled") -> float:
+    """Signed zero-lag Pearson correlation of avatar and user, the half of `rpcc` that must be logged beside it.
+
+    "pooled": all clips, frames x dims, flattened. "clip": per clip (frames x dims flattened), then mean.
+    "dim": per dimension over all clips' frames, then mean. NaN with a warning where nothing varies.
+    """
+    users, avatars = as_paired(user=user, avatar=avatar)
+    values = _pccs(users, avatars, pooling)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else undefined(f"pcc ({pooling})", _CONSTANT_REASON)
+
+
+_CONSTANT_REASON = "a series is constant, not finite or shorter than 2 frames"
+
+
+def _pccs(users: list[Clip], avatars: list[Clip], pooling: Pooling) -> Float[np.ndarray, " N"]:
+    """The correlations whose mean is the metric: one (pooled), one per clip, or one per dimension."""
+    if pooling == "clip":
+        return np.array([pearson(x, a) for x, a in zip(users, avatars, strict=True)])
+    if pooling == "dim":
+        x, a = np.concatenate(users), np.concatenate(avatars)
+        return np.array([pearson(x[:, d], a[:, d]) for d in range(x.shape[1])])
+    if pooling == "pooled":
+        flat_users, flat_avatars = (np.concatenate([c.ravel() for c in clips]) for clips in (users, avatars))
+        return np.array([pearson(flat_users, flat_avatars)])
+    raise ValueError(f"pooling must be 'pooled', 'clip' or 'dim', got {pooling!r}")
+
+
+def rpcc(user: Clips, true: Clips, generated: Clips, pooling: Pooling = "pooled") -> float:
+    """|PCC(y, x) − PCC(ŷ, x)|: how far the avatar's zero-lag correlation with the user is from the true one.
+
+    0 is best; range [0, 2]. `pooling` as in `pcc`; for "clip" and "dim" the absolute difference is taken first and
+    averaged after. Blind to reactions that come late: read `tlcc` and `reaction_gain` beside it.
+    NaN with a warning where a correlation has no value. Source: DIM (pooled), DualTalk and R-DGG (clip).
+    """
+    users, trues, generateds = as_paired(user=user, true=true, generated=generated)
+    residuals = np.abs(_pccs(users, trues, pooling) - _pccs(users, generateds, pooling))
+    missing = np.isnan(residuals)
+    if missing.all():
+        return undefined(f"rpcc ({pooling})", _CONSTANT_REASON)
+    if missing.any():
+        undefined(f"rpcc ({pooling})", f"{missing.sum()} of {len(missing)} left out: {_CONSTANT_REASON}")
+    return float(residuals[~missing].mean())
+
+
+@dataclass(frozen=True)
+class LagCurve:
+    """Correlation by lag in frames (positive: the second series follows the first) and its highest point."""
+
+    lags: Int[np.ndarray, " L"]
+    correlation: Float[np.ndarray, " L"]
+
+    @property
+    def lag(self) -> float:
+        """Lag of the highest correlation, frames; NaN where nothing varies."""
+        return float(self.lags[np.nanargmax(self.correlation)]) if np.isfinite(self.correlation).any() else np.nan
+
+    @property
+    def peak(self) -> float:
+        """Highest correlation."""
+        return float(np.nanmax(self.correlation)) if np.isfinite(self.correlation).any() else np.nan
+
+
+def _spread(series: Clip) -> Float[np.ndarray, " D"]:
+    """Standard deviation per dim; infinite for constant dims (up to rounding), which scaling then sets to 0."""
+    deviation = series.std(0)
+    return np.where(deviation > 1e-12 * np.abs(series).max(0, initial=0.0), deviation, np.inf)
+
+
+def lagged_pearson(
+    first: Clip, second: Clip, max_lag: int, valid: np.ndarray | None = None
+) -> Float[np.ndarray, "L D"]:
+    """Pearson of second[t + lag] with first[t] over the frames that overlap, for every lag −max_lag … max_lag.
+
+    `valid` (T,) keeps only frames t of `first` (voiced frames). NaN where a side is constant or fewer than 3 frames
+    overlap. All dimensions and lags at once through FFTs of the centred series.
+    """
+    frames, dims = first.shape
+    weight = np.ones(frames) if valid is None else np.asarray(valid, np.float64)
+    # Centring and scaling over the whole clip first keeps the power sums small: no cancellation whatever the offset.
+    first, second = ((s - s.mean(0)) / _spread(s) for s in (first, second))
+    first = first * weight[:, None]
+    size = 1 << int(np.ceil(np.log2(2 * frames + max_lag)))
+    lags = np.arange(-max_lag, max_lag + 1)
+
+    def cross(a: Array, b: Array) -> Array:
+        product = np.conj(np.fft.rfft(a, size, axis=0)) * np.fft.rfft(b, size, axis=0)
+        return np.fft.irfft(product, size, axis=0)[lags]
+
+    ones, mask = np.ones((frames, 1)), weight[:, None]
+    n = np.round(cross(mask, ones))
+    sums = np.stack(
+        [
+            np.broadcast_to(n, (len(lags), dims)),
+            cross(first, ones),
+            cross(first**2, ones),
+            cross(mask, second),
+            cross(mask, second**2),
+            cross(first, second),
+        ],
+        axis=-1,
+    )
+    n, sx, sxx, sa, saa, sxa = np.moveaxis(sums, -1, 0)
+    vx, va = n * sxx - sx**2, n * saa - sa**2
+    # The FFT's rounding is about 1e-15 of the whole clip's energy (n² after scaling): below 1e-12 nothing varies.
+    varies = (n > 2) & (vx > 1e-12 * frames * n) & (va > 1e-12 * frames * n)
+    return safe_divide(n * sxa - sx * sa, np.where(varies, np.sqrt(np.abs(vx * va)), 0.0))
+
+
+def tlcc_curves(users: list[Clip], avatars: list[Clip], max_lag: int) -> Float[np.ndarray, "N L"]:
+    """Lagged correlation of each clip, mean over the dimensions that vary; NaN rows for clips without a value."""
+    curves = np.full((len(users), 2 * max_lag + 1), np.nan)
+    for i, (x, a) in enumerate(zip(users, avatars, strict=True)):
+        if len(x) < max_lag + 3 or not (np.isfinite(x).all() and np.isfinite(a).all()):
+            continue
+        curve = lagged_pearson(x, a, max_lag)
+        kept = ~np.isnan(curve).any(axis=0)
+        if kept.any():
+            curves[i] = curve[:, kept].mean(axis=1)
+    return curves
+
+
+def curve_sums(curves: Float[np.ndarray, "N L"]) -> Float[np.ndarray, "N S"]:
+    """Curves as sums over clips: the values (0 where a clip has none), then the count; S = L + 1."""
+    valid = np.isfinite(curves).all(axis=1)
+    return np.concatenate([np.where(valid[:, None], curves, 0.0), valid[:, None].astype(np.float64)], axis=1)
+
+
+def curve_from_sums(sums: Float[np.ndarray, "... S"]) -> Float[np.ndarray, "... L"]:
+    """Mean curve from `curve_sums`."""
+    return safe_divide(sums[..., :-1], sums[..., -1:])
+
+
+def tlcc(user: Clips, avatar: Clips, max_lag: int = 49) -> LagCurve:
+    """Time-lagged cross-correlation: Pearson per lag, mean over dims, then over clips; its peak's lag and height.
+
+    Positive lag: the avatar follows the user. Only the frames that overlap at a lag are used. Clips shorter than
+    max_lag + 3 frames or without variation are left out with a warning. Source: REACT2024.
+    """
+    users, avatars = as_paired(user=user, avatar=avatar)
+    curves = tlcc_curves(users, avatars, max_lag)
+    bad = int(np.isnan(curves).any(axis=1).sum())
+    if bad:
+        reason = f"{bad} of {len(curves)} clips are constant, not finite or shorter than {max_lag + 3} frames"
+        undefined("tlcc", reason + " and left out" if bad < len(curves) else reason)
+    mean = curve_from_sums(curve_sums(curves).sum(axis=0))
+    return LagCurve(np.arange(-max_lag, max_lag + 1), mean)
+
+
+__all__ = ["LagCurve", "lagged_pearson", "pcc", "pearson", "rpcc", "tlcc"]

@@ -1,0 +1,117 @@
+"""Fréchet and kernel distances between sets of vectors, and FD / P-FD of face parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from af.metrics.arrays import Clip, Clips, as_array, as_clips, as_paired, undefined
+
+
+def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D R"]:
+    """L with L Lᵀ = covariance, over the directions that carry variance (singular covariances are common: T < D)."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    keep = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    return vectors[:, keep] * np.sqrt(values[keep])
+
+
+def frechet_distance(
+    mean1: Float[np.ndarray, " D"],
+    cov1: Float[np.ndarray, "D D"],
+    mean2: Float[np.ndarray, " D"],
+    cov2: Float[np.ndarray, "D D"],
+) -> float:
+    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2(Σ1Σ2)^½) of two Gaussians, in squared units.
+
+    The trace of the root is the sum of the roots of the eigenvalues of the symmetric product L1ᵀ Σ2 L1, Σ1 = L1 L1ᵀ
+    (taken as singular values of L1ᵀ L2): real for singular covariances too, where a matrix square root turns complex.
+    """
+    mean1, cov1, mean2, cov2 = (as_array(a) for a in (mean1, cov1, mean2, cov2))
+    if not all(np.isfinite(a).all() for a in (mean1, cov1, mean2, cov2)):
+        return float("nan")
+    cov1, cov2 = np.atleast_2d(cov1), np.atleast_2d(cov2)
+    root1, root2 = _root(cov1), _root(cov2)
+    cross = np.linalg.svd(root1.T @ root2, compute_uv=False).sum() if root1.size and root2.size else 0.0
+    distance = float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * cross)
+    return max(distance, 0.0)  # rounding alone can make it negative
+
+
+def gaussian(frames: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
+    """Mean and covariance (ddof 1) of rows; needs 2 rows."""
+    return frames.mean(0), np.atleast_2d(np.cov(frames, rowvar=False))
+
+
+def clip_frechet(first: Clip, second: Clip) -> float:
+    """Fréchet distance between the frames of two clips; NaN (no warning) with fewer than 2 frames."""
+    if min(len(first), len(second)) < 2:
+        return float("nan")
+    return frechet_distance(*gaussian(first), *gaussian(second))
+
+
+def _mean_over_clips(name: str, values: list[float]) -> float:
+    missing = int(np.isnan(values).sum())
+    if missing or not values:
+        reason = f"{missing} of {len(values)} clips have fewer than 2 frames or values that are not finite"
+        if missing == len(values):
+            return undefined(name, reason)
+        undefined(name, reason + " and are left out")
+    return float(np.nanmean(values))
+
+
+def fd(true: Clips, generated: Clips) -> float:
+    """Fréchet distance between true and generated parameter frames, per clip, then mean over clips; 0 is best.
+
+    Covariances with ddof 1. NaN with a warning when no clip has 2 frames. Source: DIM.
+    """
+    trues, generateds = as_clips(true, "true"), as_clips(generated, "generated")
+    if len(trues) != len(generateds):
+        raise ValueError(f"generated has {len(generateds)} clips where true has {len(trues)}")
+    return _mean_over_clips("fd", [clip_frechet(t, g) for t, g in zip(trues, generateds, strict=True)])
+
+
+def pfd(user: Clips, true: Clips, generated: Clips) -> float:
+    """Paired FD: Fréchet distance between the per-frame vectors [x, y] and [x, ŷ], per clip, then mean; 0 is best.
+
+    Sees whether the avatar's covariance with the user (at lag 0) is the true one. Source: DIM.
+    """
+    users, trues, generateds = as_paired(user=user, true=true, generated=generated)
+    values = [
+        clip_frechet(np.concatenate([x, y], 1), np.concatenate([x, g], 1))
+        for x, y, g in zip(users, trues, generateds, strict=True)
+    ]
+    return _mean_over_clips("pfd", values)
+
+
+def kernel_distance(
+    first: Float[np.ndarray, "N D"],
+    second: Float[np.ndarray, "M D"],
+    subset: int = 1000,
+    subsets: int = 100,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Unbiased squared MMD with the cubic kernel (a·b/D + 1)³: mean and deviation over random subsets.
+
+    With at most `subset` rows on both sides one exact estimate is made (deviation 0). NaN below 2 rows.
+    Source: Bińkowski et al. 2018 (KID); called KID only on InceptionV3 features.
+    """
+    first, second = as_array(first), as_array(second)
+    size = min(subset, len(first), len(second))
+    if size < 2:
+        return undefined("kernel distance", "fewer than 2 vectors on a side"), float("nan")
+    rng = np.random.default_rng(seed)
+    exact = len(first) <= subset and len(second) <= subset
+
+    def estimate(a: np.ndarray, b: np.ndarray) -> float:
+        kaa, kbb, kab = ((u @ v.T / a.shape[1] + 1) ** 3 for u, v in ((a, a), (b, b), (a, b)))
+        n, m = len(a), len(b)
+        return float(
+            (kaa.sum() - np.trace(kaa)) / (n * (n - 1)) + (kbb.sum() - np.trace(kbb)) / (m * (m - 1)) - 2 * kab.mean()
+        )
+
+    if exact:
+        return estimate(first, second), 0.0
+    values = [
+        estimate(first[rng.choice(len(first), size, False)], second[rng.choice(len(second), size, False)])
+        for _ in range(subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))

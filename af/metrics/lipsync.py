@@ -1,0 +1,101 @@
+"""Lips against sound without any network: mouth opening against the slow speech envelope, and against the true mouth."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from af.metrics.arrays import as_array, undefined
+from af.metrics.coupling import LagCurve, lagged_pearson
+
+#: A frame is voiced when its envelope is at least this share of the clip's 95th percentile (−20 dB).
+VOICED_SHARE = 0.1
+#: ... and above this absolute level (−60 dB of full scale), so that a silent clip has no voiced frame.
+SILENCE = 1e-3
+
+
+def speech_envelope(audio: Float[np.ndarray, " S"], frames: int, cutoff_hz: float = 10.0) -> Float[np.ndarray, " T"]:
+    """0 – `cutoff_hz` amplitude envelope of 16 kHz speech, sampled at the middle of each of `frames` video frames.
+
+    Rectified, then low-passed forwards and backwards (4th-order Butterworth: no delay). Audio is cut or padded with
+    silence to the frames.
+    """
+    from scipy.signal import butter, sosfiltfilt
+
+    samples = frames * SAMPLES_PER_FRAME
+    padded = np.zeros(samples)
+    audio = as_array(audio).ravel()[:samples]
+    padded[: len(audio)] = np.abs(audio)
+    if frames == 0:
+        return padded
+    # Rates: 16 kHz -> 400 Hz by boxcar means (16 a frame), so that the low-pass is well conditioned and cheap.
+    step = SAMPLES_PER_FRAME // 16
+    coarse = padded.reshape(-1, step).mean(axis=1)
+    sos = butter(4, cutoff_hz, fs=SAMPLE_RATE / step, output="sos")
+    smooth = sosfiltfilt(sos, coarse, padtype="constant", padlen=min(len(coarse) - 1, 48))
+    return np.maximum(smooth, 0.0).reshape(frames, 16)[:, 7:9].mean(axis=1)
+
+
+def voiced_frames(envelope: Float[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+    """Frames with speech: at least a tenth (−20 dB) of the clip's 95th percentile, and above −60 dB of full scale."""
+    if envelope.size == 0:
+        return np.zeros(0, bool)
+    return envelope >= max(VOICED_SHARE * float(np.percentile(envelope, 95)), SILENCE)
+
+
+def lip_curve(
+    mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10
+) -> Float[np.ndarray, " L"]:
+    """Pearson of mouth[t + lag] with envelope[t] over voiced frames t, for lags −max_lag … max_lag; NaN if undefined."""
+    mouth = as_array(mouth).ravel()
+    if len(mouth) < 2 * max_lag + 3 or not np.isfinite(mouth).all():
+        return np.full(2 * max_lag + 1, np.nan)
+    envelope = speech_envelope(audio, len(mouth))
+    voiced = voiced_frames(envelope)
+    return lagged_pearson(envelope[:, None], mouth[:, None], max_lag, valid=voiced)[:, 0]
+
+
+def lip_sync(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10) -> LagCurve:
+    """`lip/corr` (peak) and `lip/lag` (its lag in frames, positive: the mouth is late) of one clip.
+
+    Mouth opening (any unit, rising with opening) against the 0 – 10 Hz envelope of 16 kHz audio, voiced frames only.
+    The best of 21 lags is above 0 for unrelated sound too: read a control with shifted audio beside it.
+    """
+    curve = lip_curve(mouth, audio, max_lag)
+    if np.isnan(curve).all():
+        undefined("lip", "the mouth is constant, nothing is voiced or the clip is too short")
+    return LagCurve(np.arange(-max_lag, max_lag + 1), curve)
+
+
+def lip_corr(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10) -> float:
+    """Height of `lip_sync`'s peak."""
+    return lip_sync(mouth, audio, max_lag).peak
+
+
+def lip_lag(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10) -> float:
+    """Lag of `lip_sync`'s peak in frames (1/25 s), positive: the mouth is late."""
+    return lip_sync(mouth, audio, max_lag).lag
+
+
+def mouth_corr(true: Float[np.ndarray, " T"], generated: Float[np.ndarray, " T"], max_lag: int = 5) -> LagCurve:
+    """Generated against true mouth opening: correlation by lag in frames (positive: the generated mouth is late)."""
+    true, generated = as_array(true).ravel(), as_array(generated).ravel()
+    if len(true) != len(generated):
+        raise ValueError(f"generated has {len(generated)} frames where true has {len(true)}")
+    lags = np.arange(-max_lag, max_lag + 1)
+    if len(true) < max_lag + 3 or not (np.isfinite(true).all() and np.isfinite(generated).all()):
+        undefined("mouth", f"fewer than {max_lag + 3} frames, or values that are not finite")
+        return LagCurve(lags, np.full(len(lags), np.nan))
+    curve = lagged_pearson(true[:, None], generated[:, None], max_lag)[:, 0]
+    if np.isnan(curve).all():
+        undefined("mouth", "a mouth opening is constant")
+    return LagCurve(lags, curve)
+
+
+def shifted(audio: Float[np.ndarray, " S"], seconds: float | None = None) -> Float[np.ndarray, " S"]:
+    """The control: audio rolled by `seconds` (default half its length), rounded to whole frames."""
+    audio = as_array(audio).ravel()
+    step = SAMPLES_PER_FRAME
+    samples = len(audio) // 2 // step * step if seconds is None else round(seconds * FPS) * step
+    return np.roll(audio, samples)

@@ -1,0 +1,278 @@
+"""Does the avatar react: reaction gain (any data) and the known reactions of synthetic dyads.
+
+Reaction gain asks whether the user's signal helps to predict the avatar beyond the avatar's own speech. Two ridge
+regressors are fitted on true data only, never on the identities they are judged on: (a) avatar motion from its own
+audio, lags 1 … L; (b) the same plus the user's motion and audio, lags 1 … L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from af.clock import FPS, seconds_to_frames
+from af.metrics.arrays import Array, Clip, Clips, as_paired, undefined
+from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
+from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class ReactionGain:
+    """Nats by which the user's signal predicts the avatar better than shifted users do; 0 = blind.
+
+    `errors` (identities, 2 + shifts): squared error of (a), of (b), and of (b) on each circular shift of the user.
+    """
+
+    value: float
+    interval: Interval | None
+    raw: float
+    null: float
+    errors: Float[np.ndarray, "I E"]
+    identities: tuple[str, ...]
+    strengths: tuple[float, float]
+
+    def draws(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
+        """Bootstrap values over identities; same seed and identities, same draws (for paired differences)."""
+        return bootstrap_values(self.errors, gain_from_errors, None, resamples, seed)
+
+
+def gain_from_errors(errors: Float[np.ndarray, "... E"]) -> Float[np.ndarray, ...]:
+    """ln(E_a/E_b) minus its mean over the shifts, from summed squared errors."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gains = np.log(errors[..., :1] / errors[..., 1:])
+    return gains[..., 0] - gains[..., 1:].mean(axis=-1)
+
+
+@dataclass
+class ReactionModel:
+    """The fitted pair of regressors per fold; `gain` judges any avatar motion for the same users and audio.
+
+    `lags` frames of history (2 s by default), `folds` identity-disjoint folds, `shifts` circular shifts of the user by
+    at least `min_shift` frames. Every clip is centred, then divided by the true data's deviations per dimension, so a
+    clip's resting pose and level do not count.
+    """
+
+    lags: int = 50
+    folds: int = 5
+    shifts: int = 20
+    min_shift: int = seconds_to_frames(2)
+    min_frames: int = seconds_to_frames(8)
+    strengths: Sequence[float] = STRENGTHS
+    seed: int = 0
+    _kept: list[int] = field(default_factory=list, init=False)
+
+    def fit(
+        self, user: Clips, true: Clips, user_audio: Clips, avatar_audio: Clips, identities: Sequence[str]
+    ) -> ReactionModel:
+        """Fit on true clips: motion (T, P), audio as log-mel frames (T, M), `identities` of the avatars.
+
+        Clips below `min_frames` are left out. Raises ValueError on unequal lengths; `usable` is False when fewer than
+        two identities, or no variation, remain.
+        """
+        users, trues, user_mels, avatar_mels = as_paired(
+            user=user, true=true, user_audio=user_audio, avatar_audio=avatar_audio
+        )
+        if len(identities) != len(users):
+            raise ValueError(f"{len(identities)} identities for {len(users)} clips")
+        self._kept = [
+            i
+            for i, parts in enumerate(zip(users, trues, user_mels, avatar_mels, strict=True))
+            if len(parts[0]) >= self.min_frames and all(np.isfinite(p).all() for p in parts)
+        ]
+        self.identities = [identities[i] for i in self._kept]
+        self.usable = len(set(self.identities)) >= 2
+        if not self.usable:
+            return self
+        self.frames = [len(users[i]) for i in self._kept]
+        self._scale = _deviation([trues[i] for i in self._kept])
+        own = _standardise([avatar_mels[i] for i in self._kept])
+        other = _standardise([np.concatenate([users[i], user_mels[i]], axis=1) for i in self._kept])
+        self._own, self._other = own, other
+        targets = self._targets(trues)
+        self.fold = fold_of_groups(self.identities, self.folds)
+        grams = []
+        for f in range(int(self.fold.max()) + 1):
+            index = np.flatnonzero(self.fold == f)
+            inputs = [np.concatenate([own[i], other[i]], axis=1) for i in index]
+            grams.append(LaggedGram.of_clips(inputs, [targets[i] for i in index], self.lags))
+        self._grams = grams
+        own_columns = np.tile(np.arange(own[0].shape[1] + other[0].shape[1]) < own[0].shape[1], self.lags)
+        self.strength_a, self._filters_a = self._select(np.flatnonzero(own_columns))
+        self.strength_b, self._filters_b = self._select(np.arange(own_columns.size))
+        return self
+
+    def _targets(self, motion: list[Clip]) -> list[Clip]:
+        return [(motion[i] - motion[i].mean(0)) / self._scale for i in self._kept]
+
+    def _select(self, columns: Float[np.ndarray, " C"]) -> tuple[float, list[Array]]:
+        """The ridge strength with the least error on held-out identities of the true data, and each fold's filter."""
+        best: tuple[float, float, list[Array]] | None = None
+        total = sum(self._grams[1:], self._grams[0])
+        for strength in self.strengths:
+            filters = [solve_ridge(total - held, columns, strength) for held in self._grams]
+            error = sum(held.error(w) for held, w in zip(self._grams, filters, strict=True))
+            if best is None or error < best[0]:
+                best = (error, strength, filters)
+        assert best is not None
+        return best[1], best[2]
+
+    def errors(self, avatar: Clips) -> Float[np.ndarray, "N E"]:
+        """Per kept clip: squared error of (a), of (b), of (b) with each shifted user; sums over frames and dims."""
+        avatars = as_paired(avatar=avatar)[0]
+        targets = self._targets(avatars)
+        rng = np.random.default_rng(self.seed)
+        rows = []
+        own_dims = self._own[0].shape[1]
+        for i, target in enumerate(targets):
+            wa, wb = self._filters_a[self.fold[i]], self._filters_b[self.fold[i]]
+            inputs = np.concatenate([self._own[i], self._other[i]], axis=1)
+            only_own = lagged_filter(inputs[:, :own_dims], _part(wa, self.lags, slice(0, own_dims)))
+            own = lagged_filter(inputs[:, :own_dims], _part(wb, self.lags, slice(0, own_dims)))
+            # Filters run round the clip's end, so shifting the user is shifting the filter's output. Frames before
+            # `lags` would look round the end and are not judged.
+            other = lagged_filter(inputs[:, own_dims:], _part(wb, self.lags, slice(own_dims, None)))
+            frames = len(target)
+            # Every clip shifts by the same share of its free range: one draw a shift, the same for every system.
+            shares = (np.arange(self.shifts) + rng.random(self.shifts)) / self.shifts
+            offsets = self.min_shift + np.floor(shares * (frames - 2 * self.min_shift + 1)).astype(int)
+            judged = slice(self.lags, None)
+            residual_own = (target - own)[judged]
+            rows.append(
+                [
+                    np.square((target - only_own)[judged]).sum(),
+                    *(np.square(residual_own - np.roll(other, o, axis=0)[judged]).sum() for o in (0, *offsets)),
+                ]
+            )
+        return np.asarray(rows)
+
+    def gain(self, avatar: Clips, resamples: int = 1000) -> ReactionGain:
+        """Reaction gain of `avatar` (true or generated), with a bootstrap interval over identities."""
+        grouped, names = group_sums(self.errors(avatar), self.identities)
+        total = grouped.sum(axis=0)
+        raw = float(np.log(total[0] / total[1])) if total[0] > 0 and total[1] > 0 else float("nan")
+        value = float(gain_from_errors(total))
+        interval = bootstrap(grouped, gain_from_errors, resamples=resamples, seed=self.seed)
+        if not np.isfinite(value):
+            undefined("reaction_gain", "the avatar's motion is not finite")
+        strengths = (self.strength_a, self.strength_b)
+        return ReactionGain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
+
+    def gain_by_lag(
+        self, avatar: Clips, bands: Sequence[tuple[int, int]] = tuple((i, i + 5) for i in range(1, 51, 5))
+    ) -> list[tuple[int, int, float]]:
+        """Gain when (b) sees the user only at lags lo … hi − 1, for each band (lo, hi), frames."""
+        channels = self._own[0].shape[1] + self._other[0].shape[1]
+        lag_of = np.repeat(np.arange(1, self.lags + 1), channels)
+        own = np.tile(np.arange(channels) < self._own[0].shape[1], self.lags)
+        full, result = self._filters_b, []
+        try:
+            for low, high in bands:
+                columns = np.flatnonzero(own | ((lag_of >= low) & (lag_of < high)))
+                total = sum(self._grams[1:], self._grams[0])
+                self._filters_b = [solve_ridge(total - held, columns, self.strength_b) for held in self._grams]
+                result.append((low, high, float(gain_from_errors(self.errors(avatar).sum(axis=0)))))
+        finally:
+            self._filters_b = full
+        return result
+
+
+def _part(weights: Float[np.ndarray, "LC P"], lags: int, channels: slice) -> Float[np.ndarray, "L C P"]:
+    return weights.reshape(lags, -1, weights.shape[1])[:, channels]
+
+
+def _deviation(clips: list[Clip]) -> Float[np.ndarray, " D"]:
+    """Standard deviation within clips (each centred) per dim; infinite for constant dims, which then count 0."""
+    variance = np.concatenate([c - c.mean(0) for c in clips]).var(axis=0)
+    return np.where(variance > 1e-18, np.sqrt(variance), np.inf)
+
+
+def _standardise(clips: list[Clip]) -> list[Clip]:
+    scale = _deviation(clips)
+    return [(c - c.mean(0)) / scale for c in clips]
+
+
+def reaction_gain(
+    user: Clips,
+    true: Clips,
+    generated: Clips,
+    user_audio: Clips,
+    avatar_audio: Clips,
+    identities: Sequence[str],
+    *,
+    lags: int = 50,
+    folds: int = 5,
+    shifts: int = 20,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> ReactionGain | None:
+    """Reaction gain of `generated` in nats: fit on (user, true), judge the generated motion; 0 = blind to the user.
+
+    E = squared error over standardised dims on clips of at least 8 s; ln(E_a/E_b) minus its mean over `shifts`
+    circular shifts of the user by at least 2 s; 95 % interval over identities. Audio is given as log-mel frames
+    (`af.metrics.audio.log_mel`). None, with a warning, with fewer than two identities that have such clips.
+    Source: the idea of R-DGG. To judge several systems fit `ReactionModel` once.
+    """
+    model = ReactionModel(lags=lags, folds=folds, shifts=shifts, seed=seed)
+    model.fit(user, true, user_audio, avatar_audio, identities)
+    if not model.usable:
+        undefined("reaction_gain", f"fewer than two identities with clips of {model.min_frames} frames or more")
+        return None
+    return model.gain(generated, resamples)
+
+
+@dataclass(frozen=True)
+class React:
+    """Per-session values of one known reaction; NaN for sessions where it has no value."""
+
+    values: Float[np.ndarray, " N"]
+
+    @property
+    def mean(self) -> float:
+        """Mean over sessions with a value."""
+        return float(np.nanmean(self.values)) if np.isfinite(self.values).any() else float("nan")
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over sessions."""
+        kept = self.values[np.isfinite(self.values)]
+        return float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
+
+
+def react_correlation(user: Clips, avatar: Clips, lag_frames: int) -> React:
+    """`react/smile`, `react/tilt`: per session, Pearson of avatar[t + lag] with user[t] of one parameter each."""
+    from af.metrics.coupling import pearson
+
+    users, avatars = as_paired(user=user, avatar=avatar)
+    values = [
+        pearson(x[: len(x) - lag_frames], a[lag_frames:]) if len(x) > lag_frames + 2 else np.nan
+        for x, a in zip(users, avatars, strict=True)
+    ]
+    if np.isnan(values).all():
+        undefined("react", f"a parameter is constant or clips are shorter than {lag_frames + 3} frames")
+    return React(np.asarray(values))
+
+
+def react_nod(pitch: Clips, phrase_ends: Sequence[Sequence[int]], after_s: float = 1.0, sign: float = 1.0) -> React:
+    """`react/nod`: mean of sign·pitch in the second after the partner's phrase ends, minus the mean elsewhere.
+
+    `phrase_ends`: frame numbers per session; `sign` is the pitch direction of a nod. In the unit of `pitch`.
+    NaN for sessions without a phrase end inside the clip, or with no frame elsewhere.
+    """
+    values = []
+    for clip, ends in zip(as_paired(pitch=pitch)[0], phrase_ends, strict=True):
+        after = np.zeros(len(clip), bool)
+        for end in ends:
+            after[max(int(end) + 1, 0) : max(int(end) + 1 + round(after_s * FPS), 0)] = True
+        defined = after.any() and not after.all()
+        values.append(float(sign * (clip[after].mean() - clip[~after].mean())) if defined else np.nan)
+    if np.isnan(values).all():
+        undefined("react/nod", "no phrase of the partner ends inside a clip")
+    return React(np.asarray(values))
+
+
+__all__ = ["React", "ReactionGain", "ReactionModel", "react_correlation", "react_nod", "reaction_gain"]

@@ -1,0 +1,130 @@
+"""A table of results: one row a metric, with its ground truth, its null, its interval and its protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from af.metrics.bootstrap import Interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One number with what is needed to read it.
+
+    `value` of the generated clips (NaN = undefined, `note` says why); `ground_truth` the same computed on the true
+    clips; `null` the same with the coupling broken; `n` clips that have a value; `protocol` extractor, K, pooling, lags
+    and what the null and the interval are over; `better` says which way is good ("true": close to the ground truth).
+    """
+
+    tag: str
+    value: float
+    interval: Interval | None = None
+    n: int = 0
+    ground_truth: float | None = None
+    null: float | None = None
+    protocol: str = ""
+    better: Literal["lower", "higher", "true"] = "true"
+    standard_error: float | None = None
+    true_standard_error: float | None = None
+    null_standard_error: float | None = None
+    note: str = ""
+
+
+def flat_metrics(rows: Iterable[MetricRow]) -> dict[str, float | None]:
+    """{tag: value, tag/true, tag/null, tag/se, tag/low, tag/high, tag/n}; missing parts are left out, NaN is None."""
+    flat: dict[str, float | None] = {}
+
+    def put(key: str, value: float | None) -> None:
+        if value is not None:
+            flat[key] = float(value) if math.isfinite(value) else None
+
+    for row in rows:
+        put(row.tag, row.value)
+        put(f"{row.tag}/true", row.ground_truth)
+        put(f"{row.tag}/null", row.null)
+        error = row.standard_error
+        if error is None and row.interval is not None:
+            error = row.interval.standard_error
+        put(f"{row.tag}/se", error)
+        put(f"{row.tag}/true/se", row.true_standard_error)
+        put(f"{row.tag}/null/se", row.null_standard_error)
+        if row.interval is not None:
+            put(f"{row.tag}/low", row.interval.low)
+            put(f"{row.tag}/high", row.interval.high)
+        if row.n:
+            flat[f"{row.tag}/n"] = row.n
+    return flat
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "n/a"
+    if value == 0:
+        return "0"
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def _cells(row: MetricRow) -> list[str]:
+    arrow = {"lower": " ↓", "higher": " ↑", "true": ""}[row.better]
+    interval = f"{_number(row.interval.low)} … {_number(row.interval.high)}" if row.interval else "–"
+    values = [(row.value, row.standard_error), (row.ground_truth, row.true_standard_error)]
+    values.append((row.null, row.null_standard_error))
+    generated, true, null = (_number(v) + (f" ± {_number(e)}" if e is not None else "") for v, e in values)
+    return [row.tag + arrow, generated, interval, true, null, str(row.n)]
+
+
+_HEADER = ("metric", "generated", "95 % interval", "ground truth", "null", "N")
+
+
+def markdown_table(rows: Sequence[MetricRow]) -> str:
+    """The table in Markdown: value, interval, ground truth, null, N, protocol; reasons of missing values below it."""
+    lines = ["| " + " | ".join([*_HEADER, "protocol"]) + " |", "| --- |" + " ---: |" * 5 + " --- |"]
+    lines += ["| " + " | ".join([*_cells(row), row.protocol.replace("|", "\\|")]) + " |" for row in rows]
+    notes = [f"- `{row.tag}`: {row.note}" for row in rows if row.note]
+    if notes:
+        lines += ["", "Notes:", "", *notes]
+    return "\n".join(lines) + "\n"
+
+
+def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol: bool = False) -> Table:
+    """The same as a rich table for the terminal."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for i, name in enumerate([*_HEADER, "protocol"] if protocol else _HEADER):
+        table.add_column(name, justify="left" if i in (0, 6) else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*_cells(row), *([row.protocol] if protocol else []))
+    return table
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary name in the same folder, then replace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_metrics(
+    folder: Path,
+    rows: Sequence[MetricRow],
+    extra: Mapping[str, Any] | None = None,
+    title: str = "Evaluation",
+) -> tuple[Path, Path]:
+    """Write `metrics.json` (flat, with `extra` entries such as seconds/<stage>) and `metrics.md`; returns both paths."""
+    json_path, markdown_path = folder / "metrics.json", folder / "metrics.md"
+    write_text(json_path, json.dumps(flat_metrics(rows) | dict(extra or {}), indent=2, allow_nan=False) + "\n")
+    write_text(markdown_path, f"# {title}\n\n{markdown_table(rows)}")
+    return json_path, markdown_path

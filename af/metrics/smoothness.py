@@ -1,0 +1,104 @@
+"""Block borders, jerk and drift over long roll-outs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from af.clock import FPS, seconds_to_frames
+from af.metrics.arrays import Clip, Clips, UndefinedMetricWarning, as_array, as_clips, safe_divide, undefined
+from af.metrics.frechet import frechet_distance, gaussian
+
+
+def border_sums(clip: Clip, block: int, first: int | None = None) -> Float[np.ndarray, " 4"]:
+    """Σ|second difference| and count at borders, then the same elsewhere. Borders: first, first + block, …"""
+    bend = np.abs(np.diff(clip, n=2, axis=0))
+    centre = np.arange(1, len(clip) - 1)
+    start = block if first is None else first
+    # A second difference touches frames t-1, t, t+1: it crosses border s (frames s-1 | s) for t = s-1 and t = s.
+    crosses = (((centre - start) % block == 0) & (centre >= start)) | (
+        ((centre + 1 - start) % block == 0) & (centre + 1 >= start)
+    )
+    at, off = bend[crosses], bend[~crosses]
+    return np.array([at.sum(), at.size, off.sum(), off.size], np.float64)
+
+
+def border_from_sums(sums: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, ...]:
+    """Mean at borders over mean elsewhere, from `border_sums`."""
+    at, off = safe_divide(sums[..., 0], sums[..., 1]), safe_divide(sums[..., 2], sums[..., 3])
+    return safe_divide(at, off)
+
+
+def border_ratio(clips: Clips, block: int, first: int | None = None) -> float:
+    """Mean |second difference| across block borders over that elsewhere, all clips and dims; 1 = seamless.
+
+    The blocks begin at frame 0, or, when the first window is longer, the first border is at frame `first`. NaN with a
+    warning when no border lies inside a clip or nothing moves.
+    """
+    sums = np.sum([border_sums(c, block, first) for c in as_clips(clips)], axis=0)
+    value = float(border_from_sums(sums))
+    return value if np.isfinite(value) else undefined("border_ratio", "no border inside a clip, or no motion elsewhere")
+
+
+def jerk_sums(clip: Clip) -> Float[np.ndarray, " 2"]:
+    """Σ norm of the third difference in units/s³, and the count of differences."""
+    norms = np.linalg.norm(np.diff(clip, n=3, axis=0), axis=1) * FPS**3 if len(clip) > 3 else np.zeros(0)
+    return np.array([norms.sum(), norms.size], np.float64)
+
+
+def jerk(clips: Clips) -> float:
+    """Mean norm (over dims) of the third difference, units/s³ at 25 fps; compare with the true motion's."""
+    total, count = np.sum([jerk_sums(c) for c in as_clips(clips)], axis=0)
+    return float(total / count) if count else undefined("jerk", "no clip has 4 frames")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What happens over a long roll-out, window by window (20 s each)."""
+
+    seconds: Float[np.ndarray, " W"]
+    distance: Float[np.ndarray, " W"]
+    sharpness: Float[np.ndarray, " W"] | None
+
+    @property
+    def growth(self) -> float:
+        """Distance of the last window minus that of the first."""
+        return float(self.distance[-1] - self.distance[0])
+
+
+def sharpness(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[np.ndarray, " T"]:
+    """Variance of the Laplacian of each frame's grey image (0–255 scale): falls when the picture blurs."""
+    import cv2
+
+    return np.array([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for f in frames])
+
+
+def drift(
+    coefficients: Float[np.ndarray, "T K"],
+    training_mean: Float[np.ndarray, " K"],
+    training_covariance: Float[np.ndarray, "K K"],
+    frame_sharpness: Float[np.ndarray, " T"] | None = None,
+    window_s: float = 20.0,
+) -> Drift:
+    """Fréchet distance of each window's motion coefficients to the training ones; sharpness relative to window one.
+
+    Meant for roll-outs of at least 4 minutes (shorter ones warn). A last part shorter than a window is left out. Raises
+    ValueError below one window.
+    """
+    coefficients = as_array(coefficients)
+    size = seconds_to_frames(window_s)
+    windows = len(coefficients) // size
+    if windows == 0:
+        raise ValueError(f"drift needs at least one window of {window_s} s ({size} frames), got {len(coefficients)}")
+    if len(coefficients) < seconds_to_frames(240):
+        warnings.warn("drift: the roll-out is shorter than 4 min: slow drift cannot show", UndefinedMetricWarning)
+    parts = coefficients[: windows * size].reshape(windows, size, -1)
+    distance = np.array([frechet_distance(*gaussian(p), training_mean, training_covariance) for p in parts])
+    relative = None
+    if frame_sharpness is not None:
+        means = as_array(frame_sharpness)[: windows * size].reshape(windows, size).mean(axis=1)
+        relative = safe_divide(means, means[0])
+    return Drift(np.arange(windows) * window_s, distance, relative)
