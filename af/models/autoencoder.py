@@ -216,9 +216,7 @@ class MotionAutoencoder(nn.Module):
         """
         return Identity(*self._encode(self._checked(image)))
 
-    def posterior(
-        self, image: Float[Tensor, "B 3 Y X"]
-    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
+    def posterior(self, image: Float[Tensor, "B 3 Y X"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
         """Mean and log-variance of the coefficients λ (None without `variational`). Errors as `identity`."""
         return self._posterior(self._encode(self._checked(image))[0])
 

@@ -1,0 +1,97 @@
+"""Frozen networks that judge likeness: VGG19 by the path of its weights, LPIPS by its own package.
+
+Neither is shipped or downloaded here. They are callables, not modules, so that they stay out of checkpoints, parameter
+averages and optimisers; they follow the images they are given from device to device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from af.errors import UserError
+
+# torchvision's `features` numbering of VGG19: (index of the convolution, inputs, outputs), None a 2x2 max pooling.
+_LAYERS: tuple[tuple[int, int, int] | None, ...] = (
+    (0, 3, 64), (2, 64, 64), None, (5, 64, 128), (7, 128, 128), None,
+    (10, 128, 256), (12, 256, 256), (14, 256, 256), (16, 256, 256), None,
+    (19, 256, 512), (21, 512, 512), (23, 512, 512), (25, 512, 512), None, (28, 512, 512),
+)  # fmt: skip
+_OUTPUTS = (0, 5, 10, 19, 28)  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class VggFeatures:
+    """ImageNet VGG19 activations relu1_1 ... relu5_1 of images in [-1, 1].
+
+    `weights` is torchvision's `vgg19-dcbb9e9d.pth` (or any state dict with its `features.N.weight/bias`).
+    Raises UserError if the file is missing or is not that network.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        path = Path(weights)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file. The perceptual loss needs torchvision's VGG19 weights (vgg19-dcbb9e9d.pth, "
+                "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth); give their path, or leave the loss off."
+            )
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read as a checkpoint ({error}).") from error
+        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer in _LAYERS:
+            if layer:
+                index, inputs, outputs = layer
+                weight, bias = state.get(f"features.{index}.weight"), state.get(f"features.{index}.bias")
+                if weight is None or bias is None or tuple(weight.shape) != (outputs, inputs, 3, 3):
+                    raise UserError(f"{path}: not VGG19 weights (features.{index} is missing or of another shape).")
+                self.weights[index] = (weight.contiguous(memory_format=torch.channels_last), bias)
+        self.mean, self.std = torch.tensor(_MEAN).view(1, 3, 1, 1), torch.tensor(_STD).view(1, 3, 1, 1)
+
+    def __call__(self, image: Float[Tensor, "B 3 Y X"]) -> list[Tensor]:
+        """The five activations (fewer for images under 16 px, which pooling would reduce to nothing)."""
+        if self.mean.device != image.device:
+            self.weights = {i: (w.to(image.device), b.to(image.device)) for i, (w, b) in self.weights.items()}
+            self.mean, self.std = self.mean.to(image.device), self.std.to(image.device)
+        x = ((image + 1) / 2 - self.mean) / self.std
+        outputs: list[Tensor] = []
+        for layer in _LAYERS:
+            if layer is None:
+                if x.shape[-1] < 2:
+                    return outputs
+                x = F.max_pool2d(x, 2)
+            else:
+                x = F.relu(F.conv2d(x, *self.weights[layer[0]], padding=1))
+                if layer[0] in _OUTPUTS:
+                    outputs.append(x)
+        return outputs
+
+
+class LpipsPerceptual:
+    """LPIPS distance by the `lpips` package (extra `lpips`), which loads its own backbone weights.
+
+    Raises UserError without the package or its weights.
+    """
+
+    def __init__(self, net: str = "vgg") -> None:
+        try:
+            import lpips
+        except ImportError as error:
+            raise UserError("LPIPS needs the extra: pip install 'avatar-forcing[lpips]'.") from error
+        try:
+            network: nn.Module = lpips.LPIPS(net=net, verbose=False)
+        except Exception as error:  # no network and no cached backbone
+            raise UserError(
+                f"LPIPS could not load its {net} weights ({error}). Leave the loss off, or cache them."
+            ) from error
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, prediction: Float[Tensor, "B 3 Y X"], target: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, ""]:
+        """The distance, mean over the batch."""
+        self.network.to(prediction.device)
+        return self.network(prediction, target.detach()).mean()

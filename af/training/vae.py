@@ -1,0 +1,241 @@
+"""Stage one: the motion autoencoder on pairs of frames (method §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from af.errors import UserError
+from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
+from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
+from af.training.callbacks import tensorboard
+from af.training.denoiser import gradient_norm, warmup_cosine
+from af.training.pictures import add_image
+from af.training.randomness import step_generator
+from af.types import PairBatch
+
+GRID_ROWS = 8
+
+
+class VaeModule(LightningModule):
+    """Train a `MotionAutoencoder` on `PairBatch`es; with a `discriminator` also against it.
+
+    `weights` says which terms count and from which step; `perceptual` is a callable (prediction, target) -> distance.
+    Without a discriminator Lightning steps the one optimiser, and accumulation and clipping are the Trainer's. With
+    one there are two optimisers, and both are this module's: `accumulate` batches a step, gradients clipped to
+    `gradient_clip` (None: not). `trainer.global_step` counts the autoencoder's steps in both cases.
+
+    Learning rates: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step.
+    Raises ValueError if a term has a weight but not what it needs.
+    """
+
+    def __init__(
+        self,
+        autoencoder: MotionAutoencoder,
+        *,
+        weights: ReconstructionWeights,
+        discriminator: nn.Module | None = None,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        warmup_steps: int = 0,
+        final_lr_ratio: float = 1.0,
+        discriminator_lr: float = 2e-3,
+        discriminator_betas: tuple[float, float] = (0.0, 0.99),
+        accumulate: int = 1,
+        gradient_clip: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (weights.perceptual > 0) != (perceptual is not None):
+            raise ValueError("weights.perceptual and `perceptual` go together: give both or neither")
+        if (weights.adversarial > 0) != (discriminator is not None):
+            raise ValueError("weights.adversarial and `discriminator` go together: give both or neither")
+        if weights.kl > 0 and not autoencoder.variational:
+            raise ValueError("weights.kl needs an autoencoder with variational=True")
+        self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
+        self.weights = weights
+        self.lr, self.betas = lr, (betas[0], betas[1])
+        self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
+        self.discriminator_lr = discriminator_lr
+        self.discriminator_betas = (discriminator_betas[0], discriminator_betas[1])
+        self.accumulate, self.gradient_clip = accumulate, gradient_clip
+        self.seed = seed
+        self.batches_seen = 0
+        self.automatic_optimization = discriminator is None
+        self.validation = nn.ModuleDict(
+            {name: MeanMetric() for name in ("l1", "squared_error", "squared_error_copy", "squared_error_emphasis")}
+        )
+        if discriminator is not None:
+            # Two backward passes a step would confuse DDP's bookkeeping: it reduces the autoencoder's gradients, and
+            # `_step_discriminator` reduces these.
+            names = [f"discriminator.{name}" for name, _ in discriminator.named_parameters()]
+            self._ddp_params_and_buffers_to_ignore = names
+
+    def reconstruction_loss(self, output: AutoencoderOutput, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The non-adversarial part of the objective at the current step, and its terms without their weights."""
+        step, weights = self.global_step, self.weights
+        terms = {"l1": weighted_l1(output.image, batch.driving, batch.weight)}
+        loss = weights.l1 * terms["l1"]
+        if self.perceptual is not None and step >= weights.perceptual_start:
+            terms["perceptual"] = self.perceptual(output.image, batch.driving)
+            loss = loss + weights.perceptual * terms["perceptual"]
+        if output.log_variance is not None:
+            terms["kl"] = kl_to_standard_normal(output.coefficients, output.log_variance, weights.free_bits)
+            loss = loss + weights.kl_at(step) * terms["kl"]
+        return loss, terms
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
+        """One batch; with a discriminator both players move (the discriminator on the image made for the other)."""
+        generator = step_generator(self.seed, self.batches_seen, self.global_rank, self.device)
+        self.batches_seen += 1
+        output = self.autoencoder(batch.source, batch.driving, generator)
+        loss, terms = self.reconstruction_loss(output, batch)
+        if self.automatic_optimization:
+            self._log_training(loss, terms)
+            return loss
+        self._adversarial_step(loss, terms, output, batch)
+        return None
+
+    def _adversarial_step(
+        self, loss: Tensor, terms: dict[str, Tensor], output: AutoencoderOutput, batch: PairBatch
+    ) -> None:
+        assert self.discriminator is not None
+        playing = self.global_step >= self.weights.adversarial_start
+        last = self.batches_seen % self.accumulate == 0
+        if playing:
+            self.discriminator.requires_grad_(False)
+            terms["adversarial"] = generator_loss(self.discriminator(output.image))
+            self.discriminator.requires_grad_(True)
+            loss = loss + self.weights.adversarial * terms["adversarial"]
+        regularised = playing and self.global_step % self.weights.r1_every == 0
+        self.manual_backward(loss / self.accumulate)
+        if playing:
+            self._backward_discriminator(output, batch, terms, regularised)
+        self._log_training(loss, terms)
+        if not last:
+            return
+        optimizer = self.optimizers()[0]  # type: ignore[index]
+        if playing:
+            # The plain optimiser: Lightning would count its steps as steps of the training.
+            self._step_discriminator(self.optimizers(use_pl_optimizer=False)[1])  # type: ignore[index]
+        self._log_gradient_norm()
+        if self.gradient_clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            scheduler.step()
+
+    def _backward_discriminator(
+        self, output: AutoencoderOutput, batch: PairBatch, terms: dict[str, Tensor], regularised: bool
+    ) -> None:
+        assert self.discriminator is not None
+        real, fake = self.discriminator(batch.driving), self.discriminator(output.image.detach())
+        terms["discriminator"] = loss = discriminator_loss(real, fake)
+        if regularised and self.weights.r1 > 0:
+            terms["r1"] = r1_penalty(self.discriminator, batch.driving)
+            loss = loss + self.weights.r1 * self.weights.r1_every * terms["r1"]
+        (loss / self.accumulate).backward()
+
+    def _step_discriminator(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.discriminator is not None
+        gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+                gradient /= dist.get_world_size()
+        if self.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def on_fit_start(self) -> None:
+        """Refuse what the two optimisers cannot do; give every rank rank 0's discriminator (DDP leaves it alone)."""
+        if self.discriminator is None:
+            return
+        if str(self.trainer.precision) == "16-mixed":
+            raise UserError("trainer.precision=16-mixed does not work with a discriminator; use bf16-mixed or 32-true")
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for parameter in self.discriminator.parameters():
+                dist.broadcast(parameter.data, 0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero."""
+        for metric in self.validation.values():
+            metric.reset()  # type: ignore[operator]
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Errors of the reconstruction from the posterior's mean, and of showing the source unchanged."""
+        output = self.autoencoder(batch.source, batch.driving)
+        image = output.image.clamp(-1, 1)
+        size = len(image)
+        squared = (image - batch.driving).square()
+        self.validation["l1"].update(weighted_l1(image, batch.driving), size)  # type: ignore[operator]
+        self.validation["squared_error"].update(squared.mean(), size)  # type: ignore[operator]
+        copied = (batch.source - batch.driving).square().mean()
+        self.validation["squared_error_copy"].update(copied, size)  # type: ignore[operator]
+        if batch.weight is not None:
+            emphasis = (batch.weight - batch.weight.amin()).expand_as(squared)
+            self.validation["squared_error_emphasis"].update(squared, emphasis)  # type: ignore[operator]
+        if output.log_variance is not None:
+            kl = kl_to_standard_normal(output.coefficients, output.log_variance)
+            self.log("val/kl", kl, batch_size=size, sync_dist=True)
+        writer = tensorboard(self.trainer)
+        if batch_idx == 0 and writer is not None:
+            rows = torch.cat((batch.source, batch.driving, image), -1)[:GRID_ROWS]  # each row one pair
+            picture = torch.cat(list(rows), 1).float().add(1).mul(127.5).round().byte()
+            add_image(writer, "source_driving_reconstruction", picture.permute(1, 2, 0).cpu().numpy(), self.global_step)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log PSNR of all pixels of all pairs, over all ranks; `psnr/copy` is the source shown unchanged."""
+        values = {name: metric.compute() for name, metric in self.validation.items()}  # type: ignore[operator]
+        self.log("val/l1", values["l1"])
+        self.log("psnr", psnr(values["squared_error"]), prog_bar=True)
+        self.log("psnr/copy", psnr(values["squared_error_copy"]))
+        if self.validation["squared_error_emphasis"].update_called:
+            self.log("psnr/emphasis", psnr(values["squared_error_emphasis"]))
+
+    def configure_optimizers(self) -> Any:
+        """Adam for the autoencoder and, where there is one, the discriminator; warm-up and cosine by step."""
+        optimizers = [torch.optim.Adam(self.autoencoder.parameters(), lr=self.lr, betas=self.betas)]
+        if self.discriminator is not None:
+            parameters = self.discriminator.parameters()
+            optimizers.append(torch.optim.Adam(parameters, lr=self.discriminator_lr, betas=self.discriminator_betas))
+        schedule = warmup_cosine(self.warmup_steps, self.trainer.max_steps, self.final_lr_ratio)
+        schedulers = [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step"} for optimizer in optimizers]
+        return optimizers, schedulers
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's norm before clipping (the automatic case)."""
+        if self.automatic_optimization:
+            self._log_gradient_norm()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The number of batches seen fixes the next noise."""
+        checkpoint["batches_seen"] = self.batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the count of the checkpoint."""
+        self.batches_seen = checkpoint["batches_seen"]
+
+    def _log_training(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        if self._logging_step():
+            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _log_gradient_norm(self) -> None:
+        if self._logging_step():
+            self.log("grad_norm", gradient_norm(self.autoencoder))
+
+    def _logging_step(self) -> bool:
+        return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
