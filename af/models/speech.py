@@ -49,28 +49,32 @@ class SpeechFeatures(nn.Module):
         """Features of normalised windows of equal length, S a multiple of 640."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def forward(self, waveform: Float[Tensor, " S"]) -> Float[Tensor, "T F"]:
         """Features of a clip of S samples (16 kHz mono, in [-1, 1]): T = S // 640 frames, a part of a frame is cut.
 
         In streaming mode an unfinished last block is completed with silence. Raises ValueError on non-finite samples.
         """
+        return torch.cat(list(self.pieces(waveform)))
+
+    def pieces(self, waveform: Float[Tensor, " S"]) -> Iterator[Float[Tensor, "t F"]]:
+        """The same piece by piece in bounded memory: whole blocks in streaming mode, all at once in utterance mode."""
         frames = samples_to_frames(waveform.shape[-1])
         if waveform.ndim != 1 or frames == 0:
             raise ValueError(f"expected one waveform of at least one frame (640 samples), got {tuple(waveform.shape)}")
         waveform = waveform[: frames_to_samples(frames)].float()
-        if self.spec.mode == "utterance":
-            return self._features(waveform[None])[0]
-        block = self.spec.block_frames or frames
-        blocks = math.ceil(frames / block)
-        padded = F.pad(
-            waveform, (0, frames_to_samples(blocks * block + self.spec.right_context_frames) - waveform.numel())
-        )
-        parts: list[Tensor] = []
+        if self.spec.block_frames is None:
+            with torch.no_grad():
+                features = self._features(waveform[None])[0]
+            yield features
+            return
+        blocks = math.ceil(frames / self.spec.block_frames)
+        end = frames_to_samples(blocks * self.spec.block_frames + self.spec.right_context_frames)
+        padded = F.pad(waveform, (0, end - waveform.numel()))
+        made = 0
         for group in _equal_windows(blocks, self.spec):
-            windows = torch.stack([padded[start:stop] for start, stop in group])
-            parts.append(self.block(windows).flatten(0, 1))
-        return torch.cat(parts)[:frames]
+            features = self.block(torch.stack([padded[start:stop] for start, stop in group])).flatten(0, 1)
+            yield features[: frames - made]
+            made += len(features)
 
     @torch.no_grad()
     def block(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:

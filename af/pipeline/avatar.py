@@ -1,0 +1,147 @@
+"""An avatar ready to use: autoencoder, denoiser and speech features that belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from af.clock import frames_to_samples, samples_to_frames
+from af.errors import UserError
+from af.forcing.rollout import Guidance, rollout_blocks
+from af.models.artifact import build, load_model
+from af.models.autoencoder import MotionAutoencoder
+from af.models.denoiser import MotionDenoiser
+from af.models.speech import SpeechFeatures
+from af.pipeline.encode import image_array, image_tensor
+from af.types import Condition, FeatureSpec, Identity
+
+
+@dataclass(frozen=True)
+class Avatar:
+    """Everything that turns a portrait, voices and a user's face motion into frames."""
+
+    autoencoder: MotionAutoencoder
+    denoiser: MotionDenoiser
+    features: SpeechFeatures
+
+    @classmethod
+    def load(cls, autoencoder: Path, denoiser: Path, device: torch.device | str = "cpu") -> Avatar:
+        """Read two model folders. Raises UserError when they were not made for each other."""
+        images, motion = load_model(autoencoder), load_model(denoiser)
+        if not isinstance(images.model, MotionAutoencoder) or not isinstance(motion.model, MotionDenoiser):
+            raise UserError(
+                f"expected a motion autoencoder and a denoiser, got {type(images.model).__name__} in {autoencoder} "
+                f"and {type(motion.model).__name__} in {denoiser}"
+            )
+        made_by = motion.info["motion_spec"]["autoencoder"]
+        if made_by != images.digest:
+            raise UserError(
+                f"{denoiser} was trained on latents of another autoencoder (sha256 {made_by[:12]}…) than {autoencoder} "
+                f"(sha256 {images.digest[:12]}…)"
+            )
+        features = build(motion.info["features"])
+        built = json.loads(json.dumps(asdict(features.spec)))
+        if built != motion.info["feature_spec"]:
+            raise UserError(f"{denoiser} needs features {motion.info['feature_spec']}, the extractor gives {built}")
+        return cls(images.model.to(device), motion.model.to(device), features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.denoiser.parameters()).device
+
+    @torch.inference_mode()
+    def identity(self, portrait: UInt8[np.ndarray, "Y X 3"]) -> tuple[Identity, Float[Tensor, "1 D"]]:
+        """Identity and reference motion of a portrait of the autoencoder's size."""
+        image = image_tensor(portrait[None]).to(self.device)
+        return self.autoencoder.identity(image), self.autoencoder.motion(image)
+
+    @torch.inference_mode()
+    def motion(
+        self,
+        reference: Float[Tensor, "1 D"],
+        frames: int,
+        *,
+        avatar_audio: Float32[np.ndarray, " S"] | None = None,
+        user_audio: Float32[np.ndarray, " S"] | None = None,
+        user_motion: Iterable[Float[np.ndarray, "t D"]] | None = None,
+        steps: int = 8,
+        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Float[Tensor, "1 t D"]]:
+        """Motion latents block by block, `frames` in all, in bounded memory.
+
+        A signal that is None is dropped (the model does without it); one that ends early goes on as silence or holds
+        its last motion. `user_motion` comes in pieces of any length. Randomness is `generator`'s alone.
+        """
+        space = self.denoiser.motion_space
+        conditions = self._conditions(frames, avatar_audio, user_audio, user_motion)
+        for block in rollout_blocks(
+            self.denoiser,
+            conditions,
+            space.to_model(reference),
+            steps=steps,
+            guidance=guidance,
+            generator=generator,
+        ):
+            yield space.from_model(block)
+
+    @torch.inference_mode()
+    def frames(
+        self, identity: Identity, motion: Iterable[Float[Tensor, "1 t D"]]
+    ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+        """Decoded frames, one by one, a block at a time."""
+        for block in motion:
+            yield from image_array(self.autoencoder.decode(identity, block)[0])
+
+    def _conditions(
+        self,
+        frames: int,
+        avatar_audio: np.ndarray | None,
+        user_audio: np.ndarray | None,
+        user_motion: Iterable[np.ndarray] | None,
+    ) -> Iterator[Condition]:
+        avatar = self._audio_pieces(avatar_audio, frames)
+        user = self._audio_pieces(user_audio, frames)
+        poses = None if user_motion is None else _held(user_motion)
+        made = 0
+        while made < frames:
+            a, u = next(avatar, None), next(user, None)
+            count = len(a) if a is not None else len(u) if u is not None else self.denoiser.layout.block_frames
+            count = min(count, frames - made)
+            m = None if poses is None else torch.from_numpy(np.stack(list(islice(poses, count))))
+            if a is None and u is None and m is None:
+                raise UserError("give the avatar's audio, the user's audio or the user's video: there is nothing to act on")
+            yield self.denoiser.condition(*(None if x is None else x[None].to(self.device) for x in (a, u, m)))
+            made += count
+
+    def _audio_pieces(self, audio: np.ndarray | None, frames: int) -> Iterator[Tensor]:
+        if audio is None:
+            return iter(())
+        samples = frames_to_samples(frames)
+        padded = np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
+        return self.features.pieces(torch.from_numpy(padded))
+
+
+def longest(*, audio: Iterable[np.ndarray | None], video_frames: int = 0) -> int:
+    """Frames of the longest of the given signals."""
+    return max([video_frames, *(samples_to_frames(len(a)) for a in audio if a is not None)])
+
+
+def _held(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Rows one by one; after the last, the last again for ever."""
+    row = None
+    for row in chain.from_iterable(pieces):
+        yield row
+    if row is None:
+        raise UserError("the user's video gave no motion: no frame could be read")
+    while True:
+        yield row

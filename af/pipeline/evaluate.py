@@ -1,0 +1,228 @@
+"""A checkpoint on a split: roll out every conversation, decode, track, compare. One sample a clip, seeded by its key."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from af.data.files import atomic_path
+from af.data.media import write_video
+from af.data.shards import Index, ShardReader
+from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.metrics.table import EvaluationClip
+from af.models.autoencoder import MotionAutoencoder
+from af.pipeline.avatar import Avatar
+from af.pipeline.encode import image_array, image_tensor
+from af.types import Clip, FaceSpec
+
+Tracker = Callable[[UInt8[np.ndarray, "T Y X 3"]], Float[np.ndarray, "T P"]]
+FIELDS = frozenset({"video", "audio", "motion", "audio_features", "face"})
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How clips are generated: Euler steps, guidance scales, seed, clips rolled out together."""
+
+    steps: int = 8
+    guidance: Guidance = Guidance()
+    seed: int = 0
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Cross-frame reconstruction over held-out people, PSNR in dB: the autoencoder's, and of copying the source."""
+
+    psnr: float
+    psnr_copy: float
+    pairs: int
+
+
+def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D"]:
+    """The noise of a clip: a function of its key and the seed, whatever it is batched with."""
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ (seed << 32))
+    return torch.randn(frames, dim, generator=generator)
+
+
+def evaluate_split(
+    avatar: Avatar,
+    index: Index,
+    tracker: Tracker,
+    face: FaceSpec,
+    out: Path,
+    *,
+    settings: RolloutSettings = RolloutSettings(),  # noqa: B008 (frozen)
+    avatar_role: str = "b",
+    limit: int | None = None,
+    videos: int = 4,
+    advance: Callable[[], None] = lambda: None,
+) -> list[EvaluationClip]:
+    """Generate the avatar of every clip and read its face; returns what the metrics need.
+
+    Faces of generated frames, of true frames and of the user come from the same `tracker` on decoded video. Results of
+    single clips are kept in `out`/clips, so a stopped evaluation goes on. The first `videos` clips are written as mp4:
+    user | generated | true, with both voices. `advance` is called once a clip.
+    """
+    reader = ShardReader(index)
+    count = len(index.samples) if limit is None else min(limit, len(index.samples))
+    results: dict[int, EvaluationClip] = {}
+    waiting: dict[int, list[tuple[int, Clip]]] = {}
+
+    def flush(group: Sequence[tuple[int, Clip]]) -> None:
+        motions = _roll_out([clip for _, clip in group], avatar, avatar_role, settings)
+        for (i, clip), motion in zip(group, motions, strict=True):
+            results[i] = _finish(i, clip, motion, avatar, tracker, face, out, avatar_role, i < videos)
+            advance()
+
+    for i in range(count):
+        clip = reader.read(i, FIELDS)
+        known = _load(_result_path(out, clip.key), clip, avatar_role, face)
+        if known is not None and (i >= videos or _video_path(out, clip.key).is_file()):
+            results[i] = known
+            advance()
+            continue
+        group = waiting.setdefault(int(clip.meta["frames"]), [])
+        group.append((i, clip))
+        if len(group) == settings.batch:
+            flush(group)
+            group.clear()
+    for group in waiting.values():
+        if group:
+            flush(group)
+    return [results[i] for i in sorted(results)]
+
+
+@torch.inference_mode()
+def _roll_out(clips: Sequence[Clip], avatar: Avatar, role: str, settings: RolloutSettings) -> Float[Tensor, "B T D"]:
+    user = "a" if role == "b" else "b"
+    space, device = avatar.denoiser.motion_space, avatar.device
+
+    def stacked(values: Iterator[np.ndarray | None]) -> Tensor:
+        return torch.from_numpy(np.stack([v for v in values if v is not None])).to(device)
+
+    condition = avatar.denoiser.condition(
+        stacked(c.person(role).audio_features for c in clips),
+        stacked(c.person(user).audio_features for c in clips),
+        stacked(c.person(user).motion for c in clips),
+    )
+    reference = stacked(c.person(role).motion for c in clips)[:, 0]
+    frames = sum(block_sizes(condition.frames, avatar.denoiser.layout))
+    noise = torch.stack([clip_noise(c.key, settings.seed, frames, space.dim) for c in clips]).to(device)
+    motion = rollout(
+        avatar.denoiser,
+        condition,
+        space.to_model(reference),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        noise=noise,
+    )
+    return space.from_model(motion)
+
+
+def _finish(
+    number: int,
+    clip: Clip,
+    motion: Float[Tensor, "T D"],
+    avatar: Avatar,
+    tracker: Tracker,
+    face: FaceSpec,
+    out: Path,
+    role: str,
+    video: bool,
+) -> EvaluationClip:
+    user, true = clip.person("a" if role == "b" else "b"), clip.person(role)
+    assert true.video is not None
+    assert user.video is not None
+    identity, _ = avatar.identity(true.video[0])
+    generated = np.stack(list(avatar.frames(identity, (motion[None, s : s + 50] for s in range(0, len(motion), 50)))))
+    if video:
+        side_by_side = np.concatenate([user.video, generated, true.video], axis=2)
+        write_video(_video_path(out, clip.key), enlarged(side_by_side), _mixed(user.audio, true.audio), crf=14)
+    tracks = {"user": tracker(user.video), "true": tracker(true.video), "generated": tracker(generated)}
+    path = _result_path(out, clip.key)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **tracks)  # type: ignore[arg-type]
+    return _clip(clip, role, face, tracks)
+
+
+def _clip(clip: Clip, role: str, face: FaceSpec, tracks: Mapping[str, np.ndarray]) -> EvaluationClip:
+    user = "a" if role == "b" else "b"
+    ends = clip.meta.get("extra", {}).get("phrase_ends")
+    return EvaluationClip(
+        name=clip.key,
+        identity=clip.meta["participants"][0 if role == "a" else 1],
+        user=tracks["user"],
+        true=tracks["true"],
+        generated=tracks["generated"],
+        face=face,
+        avatar_audio=clip.person(role).audio,
+        user_audio=clip.person(user).audio,
+        phrase_ends=None if ends is None else tuple(ends[user]),
+        session=clip.meta["session"],
+    )
+
+
+def _load(path: Path, clip: Clip, role: str, face: FaceSpec) -> EvaluationClip | None:
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as tracks:
+        return _clip(clip, role, face, {name: tracks[name] for name in ("user", "true", "generated")})
+
+
+def _result_path(out: Path, key: str) -> Path:
+    return out / "clips" / f"{key}.npz"
+
+
+def _video_path(out: Path, key: str) -> Path:
+    return out / "videos" / f"{key}.mp4"
+
+
+def _mixed(*voices: np.ndarray | None) -> np.ndarray | None:
+    present = [v for v in voices if v is not None]
+    return np.clip(np.sum(present, axis=0), -1, 1).astype(np.float32) if present else None
+
+
+def enlarged(frames: UInt8[np.ndarray, "T Y X 3"], least: int = 192) -> UInt8[np.ndarray, "T Y2 X2 3"]:
+    """Small frames repeated to at least `least` rows, so that players do not blur them; an even number of pixels."""
+    factor = max(1, -(-least // frames.shape[1]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    autoencoder: MotionAutoencoder, index: Index, *, pairs_per_clip: int = 4, seed: int = 0, batch: int = 64
+) -> Reconstruction:
+    """PSNR (dB, on [0, 1], mean over pairs) of driving frames from another frame of the same clip, both people."""
+    reader = ShardReader(index)
+    device = next(autoencoder.parameters()).device
+    rng = np.random.default_rng(seed)
+    sources, drivings = [], []
+    for i in range(len(index.samples)):
+        clip = reader.read(i, {"video"})
+        for person in (clip.a, clip.b):
+            assert person.video is not None
+            for _ in range(pairs_per_clip):
+                first, second = rng.choice(len(person.video), 2, replace=False)
+                sources.append(person.video[first])
+                drivings.append(person.video[second])
+    scores: dict[str, list[float]] = {"model": [], "copy": []}
+    for start in range(0, len(sources), batch):
+        source, driving = np.stack(sources[start : start + batch]), np.stack(drivings[start : start + batch])
+        output = autoencoder(image_tensor(source).to(device), image_tensor(driving).to(device)).image
+        scores["model"] += psnr_each(image_array(output), driving)
+        scores["copy"] += psnr_each(source, driving)
+    return Reconstruction(float(np.mean(scores["model"])), float(np.mean(scores["copy"])), len(sources))
+
+
+def psnr_each(images: UInt8[np.ndarray, "B Y X 3"], true: UInt8[np.ndarray, "B Y X 3"]) -> list[float]:
+    """PSNR of each image in dB."""
+    error = np.square(images.astype(np.float32) - true.astype(np.float32)).mean(axis=(1, 2, 3))
+    return (10 * np.log10(255.0**2 / np.maximum(error, 1e-3))).tolist()
+
