@@ -178,7 +178,8 @@ class BlockSampler:
         if sizes not in self._geometries:
             plan = self._denoiser.plan(last(current, end), last(cached + current, end), last(condition, end))
             head_dim = self._denoiser.hidden // self._denoiser.heads
-            self._geometries[sizes] = plan, rotary_table(last(cached, end - current), head_dim)
+            past = rotary_table(last(cached, end - current), head_dim, dtype=plan.rope.cos.dtype)
+            self._geometries[sizes] = plan, past
         return self._geometries[sizes]
 
     def _times(self, offset: int, new: int) -> list[Modulation]:

@@ -7,7 +7,6 @@ not change from step to step is computed once: condition vectors and their keys,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,21 +82,6 @@ class MotionDenoiser(nn.Module):
         self.layout = WindowLayout(block_frames, look_ahead, window_frames, reach)
         self.mask, self.causal_condition = mask, causal_condition
         self.dim, self.hidden, self.heads, self.depth = space.dim, hidden, heads, depth
-        self._settings: dict[str, Any] = {
-            "hidden": hidden,
-            "depth": depth,
-            "heads": heads,
-            "mlp_ratio": mlp_ratio,
-            "block_frames": block_frames,
-            "look_ahead": look_ahead,
-            "window_frames": window_frames,
-            "mask": mask,
-            "causal_condition": causal_condition,
-            "condition_reach": reach,
-            "condition_dim": condition_dim,
-            "condition_heads": condition_heads,
-            "audio_feature_dim": audio_feature_dim,
-        }
         self.motion_space = space
         self.audio_projection = AudioProjection(audio_feature_dim, condition_dim)
         self.condition_encoder = DualMotionEncoder(self.dim, condition_dim, condition_heads, hidden)
@@ -119,16 +103,6 @@ class MotionDenoiser(nn.Module):
         # every block starts as the identity and the velocity as zero (DiT's adaLN-Zero)
         for layer in (self.block_modulation, self.head_modulation, self.head):
             nn.init.zeros_(layer.weight)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain constructor values: ``MotionDenoiser.from_settings(d.settings())`` has the same shape."""
-        return {"motion_space": self.motion_space.settings(), **self._settings}
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> MotionDenoiser:
-        """An untrained denoiser from what `settings()` gave."""
-        values = dict(settings)
-        return cls(MotionSpace(**values.pop("motion_space")), **values)
 
     def forward(
         self,
@@ -194,8 +168,9 @@ class MotionDenoiser(nn.Module):
 
     def plan(self, frames: Int[Tensor, " T"], keys: Int[Tensor, " K"], condition: Int[Tensor, " C"]) -> AttentionPlan:
         """Rotary angles of `frames` and their masks to `keys` (past, then the frames themselves) and `condition`."""
+        precision = torch.promote_types(self.input.weight.dtype, torch.float32)
         return AttentionPlan(
-            rotary_table(frames, self.hidden // self.heads),
+            rotary_table(frames, self.hidden // self.heads, dtype=precision),
             self._self_mask(frames, keys),
             cross_window(frames, condition, self.layout.condition_reach),
         )

@@ -74,10 +74,6 @@ class MotionSpace(nn.Module):
         """Dims of the denoiser's space."""
         return self.directions if self.kind == "coefficients" else self.latent_dim
 
-    def settings(self) -> dict[str, str | int | float]:
-        """Constructor values."""
-        return {"kind": self.kind, "latent_dim": self.latent_dim, "directions": self.directions, "floor": self.floor}
-
     def fit(self, statistics: MotionStatistics) -> None:
         """Take over training-set statistics; ValueError when their shapes or numbers do not fit."""
         if self.kind == "identity":

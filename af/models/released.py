@@ -5,8 +5,6 @@ Layouts are facts of the files (keys and shapes); every key and shape is checked
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from af.errors import UserError
+from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser
-from af.models.motion_space import MotionSpace
 
 if TYPE_CHECKING:
     from af.models.autoencoder import MotionAutoencoder
@@ -65,23 +64,25 @@ class ReleasedSizes:
     condition_heads: int = 4
     audio_feature_dim: int = 12 * 768
 
-    def denoiser(self) -> MotionDenoiser:
-        """An untrained denoiser that computes what the released one does: blocks of 10 in windows of 50, look-ahead 2."""
-        return MotionDenoiser(
-            MotionSpace("identity", self.dim, min(20, self.dim)),
-            hidden=self.hidden,
-            depth=self.depth,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            block_frames=10,
-            look_ahead=2,
-            window_frames=50,
-            mask="frame_lookahead",
-            causal_condition=False,
-            condition_dim=self.condition_dim,
-            condition_heads=self.condition_heads,
-            audio_feature_dim=self.audio_feature_dim,
-        )
+    def config(self) -> dict[str, Any]:
+        """The constructor call that computes what the released denoiser does (as `af.models.artifact.build` reads it)."""
+        space = {"kind": "identity", "latent_dim": self.dim, "directions": min(20, self.dim)}
+        return {
+            "_target_": "af.models.denoiser.MotionDenoiser",
+            "motion_space": {"_target_": "af.models.motion_space.MotionSpace", **space},
+            "hidden": self.hidden,
+            "depth": self.depth,
+            "heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "block_frames": 10,
+            "look_ahead": 2,
+            "window_frames": 50,
+            "mask": "frame_lookahead",
+            "causal_condition": False,
+            "condition_dim": self.condition_dim,
+            "condition_heads": self.condition_heads,
+            "audio_feature_dim": self.audio_feature_dim,
+        }
 
 
 def released_key(key: str) -> str:
@@ -100,21 +101,18 @@ def released_key(key: str) -> str:
 def read_denoiser(
     source: str | os.PathLike[str] | Mapping[str, Tensor], sizes: ReleasedSizes | None = None
 ) -> MotionDenoiser:
-    """The denoiser of `flow_transformer.pth` (path, or its flat state dict), or of a file written by `write_model`.
+    """The denoiser of `flow_transformer.pth` (path, or its flat state dict).
 
     Evaluation mode, fp32. It predicts x_1 − x_0 at t = 1 − τ/1000; the file's x_0 − x_1 is negated in the last linear.
     Raises UserError listing every missing, unexpected and misshapen key.
     """
-    if not isinstance(source, Mapping) and _is_safetensors(source):
-        model = _read_model(Path(source), "denoiser")
-        assert isinstance(model, MotionDenoiser)
-        return model
     state, name = _flat_state(source, "flow_transformer.pth")
-    denoiser = (sizes or ReleasedSizes()).denoiser()
+    denoiser = build((sizes or ReleasedSizes()).config())
+    assert isinstance(denoiser, MotionDenoiser)
     names = {released_key(key): key for key in denoiser.state_dict()}
     expected = {theirs: denoiser.get_parameter(ours).shape for theirs, ours in names.items()}
     check_layout(state, expected, name)
-    converted = {names[theirs]: tensor.to(torch.float32) for theirs, tensor in state.items()}
+    converted = {names[theirs]: tensor.float() for theirs, tensor in state.items()}
     for key in ("head.weight", "head.bias"):
         converted[key] = -converted[key]
     denoiser.load_state_dict(converted)
@@ -122,13 +120,13 @@ def read_denoiser(
 
 
 def read_autoencoder(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> MotionAutoencoder:
-    """The autoencoder of `motion_autoencoder.pth` (path or flat state dict), or of a file written by `write_model`.
+    """The autoencoder of `motion_autoencoder.pth` (path or flat state dict).
 
     Evaluation mode, fp32. Raises UserError listing every missing, unexpected and misshapen key.
     """
     from af.models import released_autoencoder
 
-    return released_autoencoder.read_autoencoder(source)
+    return released_autoencoder.read_autoencoder(source if isinstance(source, Mapping) else Path(source))
 
 
 def check_layout(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
@@ -147,37 +145,6 @@ def check_layout(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
         )
 
 
-def write_model(model: MotionDenoiser | MotionAutoencoder, path: str | os.PathLike[str], source: Path | None) -> None:
-    """A safetensors file of our layout with its constructor values, licence note and origin. Written whole or not at all."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    kind = "denoiser" if isinstance(model, MotionDenoiser) else "autoencoder"
-    metadata = {
-        "af_model": kind,
-        "settings": json.dumps(model.settings()),
-        "licence": LICENCE_NOTE,
-        "source_sha256": "" if source is None else file_hash(source),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_safetensors(source: str | os.PathLike[str]) -> bool:
-    return Path(source).suffix == ".safetensors"
-
-
 def _flat_state(source: str | os.PathLike[str] | Mapping[str, Tensor], name: str) -> tuple[Mapping[str, Tensor], str]:
     if isinstance(source, Mapping):
         state: Any = source
@@ -186,28 +153,12 @@ def _flat_state(source: str | os.PathLike[str] | Mapping[str, Tensor], name: str
         if not Path(source).is_file():
             raise UserError(f"{name}: no such file")
         try:
-            state = torch.load(source, map_location="cpu", weights_only=True)  # tensors only: nothing is executed
+            if Path(source).suffix == ".safetensors":
+                state = load_file(source)
+            else:
+                state = torch.load(source, map_location="cpu", weights_only=True)  # tensors only: nothing is executed
         except Exception as error:
             raise UserError(f"{name}: not a checkpoint that can be read safely ({type(error).__name__})") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{name}: not a flat state dict (names to tensors)")
     return state, name
-
-
-def _read_model(path: Path, kind: str) -> MotionDenoiser | MotionAutoencoder:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from error
-    if metadata.get("af_model") != kind:
-        raise UserError(f"{path}: not a {kind} written by `af import-released` (it says {metadata.get('af_model')!r})")
-    model = MotionDenoiser.from_settings(json.loads(metadata["settings"]))
-    check_layout(state, {key: tensor.shape for key, tensor in model.state_dict().items()}, str(path))
-    model.load_state_dict(state)
-    return model.eval()
