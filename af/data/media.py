@@ -206,14 +206,18 @@ def _opened(path: Path | str) -> Iterator[Any]:
     if path.stat().st_size == 0:
         raise MediaError(path, "empty", "the file is empty (0 bytes)")
     try:
-        # "file:" keeps names with ":" or "%" from being read as protocols or patterns; metadata in odd encodings is no error
-        with av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace") as container:
-            yield container
+        # "file:" keeps names with ":" or "%" from being read as protocols or patterns
+        container = av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace")
     except av.error.PermissionError as error:
         raise MediaError(path, "unreadable", f"cannot be read ({error.strerror})") from error
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        text = f"{getattr(error, 'strerror', error)}"
-        raise MediaError(path, "not_media", f"not a readable video or sound file, or cut off ({text})") from error
+        text = getattr(error, "strerror", error)
+        raise MediaError(path, "not_media", f"not a video or sound file, or cut off ({text})") from error
+    with container:
+        try:
+            yield container
+        except av.error.FFmpegError as error:
+            raise MediaError(path, "damaged", f"damaged or cut off: decoding failed ({error.strerror})") from error
 
 
 def _start_s(container: Any) -> Fraction:

@@ -60,10 +60,10 @@ def write_shard(
                     raise ShardError(path, key, "bad_key", "keys are unique, of letters, digits, _ and -")
                 keys.add(key)
                 frames += meta.frames
+                check_fields(path, key, members.keys() | {"json"})
                 encoded: dict[str, Any] = {"__key__": key, "json": codecs.encode_json(meta.to_json())}
                 for field, value in members.items():
                     encoded[field] = _encoded_member(path, f"{key}.{field}", field, value, meta)
-                check_fields(path, key, encoded.keys() - {"__key__"})
                 tar.write(encoded)
         file.flush()
     return len(keys), frames
