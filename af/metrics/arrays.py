@@ -74,3 +74,17 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
+
+
+def nan_mean(values: Array) -> Array:
+    """Mean over the last axis of the values that are not NaN; NaN without one, no warning."""
+    valid = np.isfinite(values)
+    count = valid.sum(axis=-1)
+    total = np.where(valid, values, 0.0).sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def nan_max(values: Array) -> Array:
+    """Largest value over the last axis, NaN left out; NaN without one, no warning."""
+    best = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
+    return np.where(np.isfinite(best), best, np.nan)

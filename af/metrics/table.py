@@ -11,63 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from af.metrics import coupling, diversity, frechet, lipsync, reaction, smoothness
-from af.metrics.arrays import Clip, UndefinedMetricWarning
+from af.metrics.arrays import Clip, UndefinedMetricWarning, nan_max, nan_mean
 from af.metrics.audio import log_mel
 from af.metrics.bootstrap import Interval, bootstrap, finish_mean, mean_sums
+from af.metrics.evaluation import MOUTH_NAMES, EvaluationClip, ParameterReport, Protocol, fit_length, partners
 from af.metrics.rows import MetricRow
-from af.types import FaceSpec
 
 Sums = Float[np.ndarray, "N S"]
 Finish = Callable[[np.ndarray], np.ndarray]
-#: Names of the parameter that opens the mouth, by tracker.
-MOUTH_NAMES = ("mouth_open", "jawOpen", "jaw_open")
-
-
-@dataclass(frozen=True)
-class EvaluationClip:
-    """One generated clip beside the truth: same frames, same tracker, 25 fps, 16 kHz.
-
-    `identity` is the avatar's (intervals and the reaction gain keep identities apart); `session` the conversation
-    (nulls never pair two clips of one session; None = the clip's own name). `phrase_ends`: frames at which the user's
-    phrases end, known on synthetic dyads only; None switches the `react/*` rows off.
-    """
-
-    name: str
-    identity: str
-    user: Float[np.ndarray, "T P"]
-    true: Float[np.ndarray, "T P"]
-    generated: Float[np.ndarray, "T P"]
-    face: FaceSpec
-    avatar_audio: Float[np.ndarray, " S"] | None = None
-    user_audio: Float[np.ndarray, " S"] | None = None
-    phrase_ends: tuple[int, ...] | None = None
-    session: str | None = None
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What the numbers depend on besides the clips. Lags and blocks in frames."""
-
-    clusters: tuple[tuple[int, int], ...] = ((40, 20), (15, 9))
-    block: int | None = None
-    first_border: int | None = None
-    max_lag: int = 49
-    lip_max_lag: int = 10
-    mouth_max_lag: int = 5
-    smile_lag: int = 11
-    tilt_lag: int = 12
-    mel_bands: int = 8
-    resamples: int = 1000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class ParameterReport:
-    """Rows, the curves behind them ({name: (x, {series: y})}) and each clip's own values (for sorting a gallery)."""
-
-    rows: list[MetricRow]
-    curves: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
-    per_clip: dict[str, dict[str, float]]
 
 
 def evaluate_parameters(clips: Sequence[EvaluationClip], protocol: Protocol | None = None) -> list[MetricRow]:
@@ -82,28 +33,6 @@ def evaluate_parameters(clips: Sequence[EvaluationClip], protocol: Protocol | No
 def parameter_report(clips: Sequence[EvaluationClip], protocol: Protocol | None = None) -> ParameterReport:
     """`evaluate_parameters` with the curves and the values of single clips."""
     return _Report(clips, protocol or Protocol()).run()
-
-
-def partners(clips: Sequence[EvaluationClip]) -> list[int] | None:
-    """For each clip another one, of another session and identity where there is one: whose user makes the null."""
-    if len(clips) < 2:
-        return None
-    chosen = []
-    for i, clip in enumerate(clips):
-        others = [(i + step) % len(clips) for step in range(1, len(clips))]
-        session = clip.session or clip.name
-
-        def rank(j: int, session: str = session, identity: str = clip.identity) -> int:
-            same_session = (clips[j].session or clips[j].name) == session
-            return 2 * same_session + (clips[j].identity == identity)
-
-        chosen.append(min(others, key=rank))
-    return chosen
-
-
-def fit_length(values: np.ndarray, length: int) -> np.ndarray:
-    """Cut to `length`, or run round from the start until it is reached."""
-    return values[np.arange(length) % len(values)]
 
 
 @dataclass
@@ -209,7 +138,7 @@ class _Report:
 
         def residual_dim(sums: np.ndarray) -> np.ndarray:
             each = coupling.pcc_from_sums(sums.reshape(*sums.shape[:-1], 2, dims, 6))
-            return _nanmean(np.abs(each[..., 0, :] - each[..., 1, :]))
+            return nan_mean(np.abs(each[..., 0, :] - each[..., 1, :]))
 
         null_is = self.null_is
         both, broken = np.concatenate([true, generated], 1), np.concatenate([true, null], 1)
@@ -235,7 +164,7 @@ class _Report:
         lags = np.arange(-lag, lag + 1)
 
         def peak(s: np.ndarray) -> np.ndarray:
-            return _nanmax(coupling.curve_from_sums(s))
+            return nan_max(coupling.curve_from_sums(s))
 
         def where(s: np.ndarray) -> np.ndarray:
             curve = coupling.curve_from_sums(s)
@@ -283,7 +212,7 @@ class _Report:
             varies = s[..., dims:] > 1e-18
             return np.where(varies, s[..., :dims] / np.where(varies, s[..., dims:], 1.0), np.nan)
 
-        self.add(f"var_ratio/{name}", both, lambda s: _nanmean(ratios(s)), true=1.0, protocol="mean over parameters")
+        self.add(f"var_ratio/{name}", both, lambda s: nan_mean(ratios(s)), true=1.0, protocol="mean over parameters")
         for d, parameter in enumerate(self.face.names[part]):
             self.add(
                 f"var_ratio/{parameter}",
@@ -460,15 +389,3 @@ class _Report:
             )
         true, own = (np.stack([smoothness.jerk_sums(c) for c in clips]) for clips in (y, g))
         self.add(f"jerk/{name}", own, finish_mean, true=true, protocol="units/s³")
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    valid = np.isfinite(values)
-    count = valid.sum(axis=-1)
-    total = np.where(valid, values, 0.0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _nanmax(values: np.ndarray) -> np.ndarray:
-    best = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
-    return np.where(np.isfinite(best), best, np.nan)

@@ -1,0 +1,111 @@
+"""Reaction gain and the known reactions: they must see reactions, and see nothing where there are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from af.metrics.functional import (
+    ReactionModel,
+    UndefinedMetricWarning,
+    react_correlation,
+    react_nod,
+    reaction_gain,
+)
+from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
+
+
+def smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
+    return np.stack([np.convolve(c, np.ones(width) / width, "valid") for c in values.T], 1)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Users, audio, a blind avatar that follows its own audio, and a true one that answers the user 11 frames later."""
+    rng = np.random.default_rng(0)
+    clips, frames = 24, 300
+    draw = lambda dims: [smooth(rng.normal(size=(frames + 8, dims))) for _ in range(clips)]  # noqa: E731
+    user, user_audio, avatar_audio = draw(3), draw(4), draw(4)
+    blind = [np.roll(a[:, :3], 3, axis=0) + 0.5 * n for a, n in zip(avatar_audio, draw(3), strict=True)]
+    true = [b + 0.5 * np.roll(u, 11, axis=0) for b, u in zip(blind, user, strict=True)]
+    identities = [f"person {i // 2}" for i in range(clips)]
+    model = ReactionModel(lags=20).fit(user, true, user_audio, avatar_audio, identities)
+    return model, user, true, blind, user_audio, avatar_audio, identities
+
+
+def test_lagged_gram_equals_the_matrix_laid_out():
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(n, 3)) for n in (12, 20)]
+    targets = [rng.normal(size=(len(i), 2)) for i in inputs]
+    for lags in (1, 2, 7):
+        gram = LaggedGram.of_clips(inputs, targets, lags)
+        rows = [np.concatenate([f[t - 1 - j] for j in range(lags)]) for f in inputs for t in range(lags, len(f))]
+        x, y = np.stack(rows), np.concatenate([t[lags:] for t in targets])
+        assert_allclose(gram.xx, x.T @ x, atol=1e-12)
+        assert_allclose(gram.xy, x.T @ y, atol=1e-12)
+        weights = solve_ridge(gram, np.arange(x.shape[1]), 0.1)
+        penalty = 0.1 * np.trace(x.T @ x) / x.shape[1]
+        assert_allclose(weights, np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y), rtol=1e-8)
+        assert_allclose(gram.error(weights), np.sum((y - x @ weights) ** 2))
+        filtered = lagged_filter(inputs[0], weights.reshape(lags, 3, 2))
+        assert_allclose(filtered[lags:], x[: 12 - lags] @ weights)
+
+
+def test_folds_keep_an_identity_together():
+    groups = ["a", "b", "a", "c", "c", "c", "d"]
+    fold = fold_of_groups(groups, 3)
+    assert len(set(fold)) == 3
+    for name in set(groups):
+        assert len({f for f, g in zip(fold, groups, strict=True) if g == name}) == 1
+
+
+def test_gain_sees_reactions_and_does_not_reward_a_blind_avatar(world):
+    model, _, true, blind, *_ = world
+    reactive, none = model.gain(true), model.gain(blind)
+    assert reactive.interval.low > 0.1
+    assert none.interval.low < 0 < none.interval.high
+    assert_allclose(reactive.value, reactive.raw - reactive.null)
+    lags = model.gain_by_lag(true, bands=[(1, 6), (8, 15), (16, 21)])
+    assert max(lags, key=lambda band: band[2])[:2] == (8, 15)
+
+
+def test_gain_grows_with_the_share_of_the_reaction(world):
+    model, _, true, blind, *_ = world
+    values = [model.gain([b + s * (t - b) for t, b in zip(true, blind, strict=True)]).value for s in (0, 0.3, 0.6, 1)]
+    assert values == sorted(values)
+
+
+def test_shifting_the_filter_output_is_shifting_the_user(world):
+    """The shortcut behind the null: rolling the user and refiltering gives the same errors."""
+    model = world[0]
+    inputs = model._other[0]
+    weights = np.random.default_rng(0).normal(size=(20, inputs.shape[1], 2))
+    rolled = lagged_filter(np.roll(inputs, 70, axis=0), weights)
+    assert_allclose(rolled, np.roll(lagged_filter(inputs, weights), 70, axis=0), atol=1e-12)
+
+
+def test_one_identity_has_no_gain(world):
+    _, user, true, _, user_audio, avatar_audio, _ = world
+    with pytest.warns(UndefinedMetricWarning, match="two identities"):
+        assert reaction_gain(user, true, true, user_audio, avatar_audio, ["one"] * len(user)) is None
+
+
+def test_react_correlation_reads_the_lag_and_skips_constant_sessions():
+    rng = np.random.default_rng(0)
+    user = [rng.normal(size=100) for _ in range(3)]
+    avatar = [np.roll(user[0], 11), np.roll(user[1], 11), np.zeros(100)]
+    result = react_correlation(user, avatar, 11)
+    assert_allclose(result.values, [1, 1, np.nan])
+    assert result.mean == 1
+    assert result.standard_error == pytest.approx(0, abs=1e-12)
+
+
+def test_react_nod_by_hand():
+    pitch = np.zeros(100)
+    pitch[11:36] = 2.0  # the second after frame 10
+    pitch[60] = 1.5
+    assert_allclose(react_nod([pitch], [[10]]).mean, 2.0 - 1.5 / 75)
+    assert_allclose(react_nod([pitch], [[10]], sign=-1.0).mean, -2.0 + 1.5 / 75)
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(react_nod([pitch], [[]]).mean)
