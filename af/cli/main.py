@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "generate": "portrait + voices + user video -> a video of the avatar",
     "evaluate": "the table of numbers for a checkpoint, with ground truth and null",
     "tracker": "train or check the small face tracker of the synthetic faces",
+    "import-released": "turn your copy of a released checkpoint into a model folder",
     "bench": "speeds of this machine as JSON",
 }
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     args = parser.parse_args(argv[:1])
-    module = importlib.import_module(f"af.cli.{args.verb}")
+    module = importlib.import_module(f"af.cli.{args.verb.replace('-', '_')}")
     sub = argparse.ArgumentParser(
         prog=f"af {args.verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

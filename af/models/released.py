@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -106,7 +106,10 @@ def read_denoiser(
     Evaluation mode, fp32. It predicts x_1 − x_0 at t = 1 − τ/1000; the file's x_0 − x_1 is negated in the last linear.
     Raises UserError listing every missing, unexpected and misshapen key.
     """
-    state, name = _flat_state(source, "flow_transformer.pth")
+    if isinstance(source, Mapping):
+        state, name = source, "state dict"
+    else:
+        state, name = read_state(source), str(source)
     denoiser = build((sizes or ReleasedSizes()).config())
     assert isinstance(denoiser, MotionDenoiser)
     names = {released_key(key): key for key in denoiser.state_dict()}
@@ -145,20 +148,31 @@ def check_layout(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
         )
 
 
-def _flat_state(source: str | os.PathLike[str] | Mapping[str, Tensor], name: str) -> tuple[Mapping[str, Tensor], str]:
-    if isinstance(source, Mapping):
-        state: Any = source
-    else:
-        name = str(source)
-        if not Path(source).is_file():
-            raise UserError(f"{name}: no such file")
-        try:
-            if Path(source).suffix == ".safetensors":
-                state = load_file(source)
-            else:
-                state = torch.load(source, map_location="cpu", weights_only=True)  # tensors only: nothing is executed
-        except Exception as error:
-            raise UserError(f"{name}: not a checkpoint that can be read safely ({type(error).__name__})") from error
+def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    """A flat state dict from a .pth or .safetensors file: tensors only, nothing in it is executed. UserError otherwise."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a checkpoint that can be read safely ({type(error).__name__}); is it whole?"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{name}: not a flat state dict (names to tensors)")
-    return state, name
+        raise UserError(f"{path}: not a flat state dict (names to tensors)")
+    return state
+
+
+def kind_of(state: Mapping[str, Tensor], name: str) -> Literal["denoiser", "autoencoder"]:
+    """Which of the two released files a state dict comes from; UserError for neither."""
+    if any(key.startswith("flow_transformer.") for key in state):
+        return "denoiser"
+    if any(key.startswith("motion_autoencoder.") for key in state):
+        return "autoencoder"
+    raise UserError(
+        f"{name}: neither flow_transformer.pth nor motion_autoencoder.pth (its first key: {next(iter(state), None)})"
+    )

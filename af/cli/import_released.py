@@ -1,0 +1,79 @@
+"""Turn a released checkpoint (your own copy) into a model folder of this project.
+
+The file is recognised by its keys; every missing, unexpected or misshapen key is listed and nothing is written then.
+
+  af import-released motion_autoencoder.pth --out runs/released/autoencoder
+  af import-released flow_transformer.pth --out runs/released/denoiser \\
+      --autoencoder runs/released/autoencoder --wav2vec2 facebook/wav2vec2-base-960h
+
+With --autoencoder and --wav2vec2 the denoiser's folder says what it belongs to and is ready for `af generate`; without
+them it holds the weights alone (for fine-tuning or for Python).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from af.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af import-released`."""
+    parser.add_argument("file", type=Path, help="flow_transformer.pth or motion_autoencoder.pth (or .safetensors)")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write (or its model.safetensors)")
+    parser.add_argument("--autoencoder", type=Path, help="model folder of the autoencoder, imported before")
+    parser.add_argument("--wav2vec2", help="wav2vec 2.0 base, 960 h: a Hugging Face name or a local folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, check, convert, write."""
+    from af.models.artifact import save_model
+    from af.models.released import LICENCE_NOTE, ReleasedSizes, kind_of, read_autoencoder, read_denoiser, read_state
+
+    folder = args.out.parent if args.out.name == "model.safetensors" else args.out
+    if folder.suffix:
+        raise UserError(f"--out {args.out}: give a folder, or a file called model.safetensors in one")
+    state = read_state(args.file)
+    kind = kind_of(state, str(args.file))
+    origin = {"licence": LICENCE_NOTE, "source": args.file.name}
+    if kind == "autoencoder":
+        from af.models.released_autoencoder import IMAGE_SIZE
+
+        config: dict[str, Any] = {"_target_": "af.models.autoencoder.MotionAutoencoder", "image_size": IMAGE_SIZE}
+        digest = save_model(folder, read_autoencoder(state), config, origin)
+    else:
+        belongs = _belongs(args.autoencoder, args.wav2vec2)
+        digest = save_model(folder, read_denoiser(state), ReleasedSizes().config(), {**origin, **belongs})
+    print(f"{kind} -> {folder} (sha256 {digest[:12]}…)\n{LICENCE_NOTE}")
+    return 0
+
+
+def _belongs(autoencoder: Path | None, wav2vec2: str | None) -> dict[str, Any]:
+    """What the denoiser was made for, in the words of `af generate`: latents and speech features."""
+    from dataclasses import asdict
+
+    from af.models.artifact import load_model
+    from af.models.autoencoder import MotionAutoencoder
+    from af.models.speech import Wav2Vec2Features
+    from af.types import MotionSpec
+
+    info: dict[str, Any] = {}
+    if autoencoder is not None:
+        images = load_model(autoencoder)
+        if not isinstance(images.model, MotionAutoencoder):
+            raise UserError(f"--autoencoder {autoencoder} holds a {type(images.model).__name__}")
+        model = images.model
+        info["motion_spec"] = asdict(
+            MotionSpec(model.latent_dim, model.directions_count, model.image_size, images.digest)
+        )
+    if wav2vec2 is not None:
+        features = Wav2Vec2Features(wav2vec2, mode="utterance")  # as released: the whole voice at once
+        info["features"] = {
+            "_target_": "af.models.speech.Wav2Vec2Features",
+            "checkpoint": wav2vec2,
+            "mode": "utterance",
+        }
+        info["feature_spec"] = asdict(features.spec)
+    return info
