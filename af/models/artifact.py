@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -61,15 +62,13 @@ def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: 
 def load_model(folder: str | Path) -> Artifact:
     """Read a model folder. Raises UserError naming what is missing or does not fit."""
     folder = Path(folder)
+    for name in ("model.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is not a model folder: {name} is missing; training writes one as RUN/export")
     try:
         info = json.loads((folder / "model.json").read_text())
         state = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not a model folder ({Path(error.filename or folder).name} is missing); "
-            "training writes one as RUN/export"
-        ) from error
-    except (json.JSONDecodeError, Exception) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read as a model: {error}") from error
     if info.get("format") != FORMAT:
         raise UserError(f"{folder}/model.json has format {info.get('format')!r}; this version reads {FORMAT}")

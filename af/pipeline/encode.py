@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +109,23 @@ def encode_shard(path: Path, folder: str, shard: int, autoencoder: str, features
     return write_shard(path, samples())[0]
 
 
-@torch.inference_mode()
 def video_motion(
     model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int = 64
 ) -> Float[np.ndarray, "T D"]:
-    """Motion latents of face frames of the model's size, in batches (an iterable of any length, bounded memory)."""
+    """Motion latents of face frames of the model's size."""
+    pieces = list(video_motion_pieces(model, frames, batch))
+    return np.concatenate(pieces) if pieces else np.zeros((0, model.latent_dim), np.float32)
+
+
+@torch.inference_mode()
+def video_motion_pieces(
+    model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int = 64
+) -> Iterator[Float[np.ndarray, "t D"]]:
+    """The same in pieces of `batch` frames: frames of any number in bounded memory."""
     device = next(model.parameters()).device
-    motions: list[torch.Tensor] = []
-    waiting: list[np.ndarray] = []
-
-    def flush() -> None:
-        if waiting:
-            motions.append(model.motion(image_tensor(np.stack(waiting)).to(device)).float().cpu())
-            waiting.clear()
-
-    for frame in frames:
-        waiting.append(frame)
-        if len(waiting) == batch:
-            flush()
-    flush()
-    return torch.cat(motions).numpy() if motions else np.zeros((0, model.latent_dim), np.float32)
+    iterator = iter(frames)
+    while group := list(islice(iterator, batch)):
+        yield model.motion(image_tensor(np.stack(group)).to(device)).float().cpu().numpy()
 
 
 def image_tensor(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[torch.Tensor, "T 3 Y X"]:

@@ -1,0 +1,148 @@
+"""The whole main job on synthetic conversations: generate, train the VAE, encode, train the denoiser, evaluate, film.
+
+  af demo                     about a quarter of an hour on two CPU cores
+  af demo demo=long           longer training, all three reactions
+  af demo demo=tiny           a minute, for trying the plumbing
+
+Everything lands in runs/demo (run=FOLDER for another place) and data/demo. A stopped demo continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from af.cli.config import add_config_arguments, compose, resolve, to_yaml
+from af.cli.stages import Stage, StageResult, run_stages
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af demo`."""
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the stages that are not done and report."""
+    from rich.console import Console
+
+    config = compose("demo", args.overrides, args.config_dir)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    plain = resolve(config)
+    folder = Path(plain["run"])
+    console = Console()
+    results = run_stages(stages(plain), folder / "stages.json", console)
+    report(plain, results, console)
+    return 0
+
+
+def stages(config: dict[str, Any]) -> list[Stage]:
+    """The commands of the demo, in order."""
+    folder, data = Path(config["run"]), config["data"]
+    latents, example = config["latents"], folder / "example"
+    vae, denoiser = folder / "vae", folder / "denoiser"
+
+    def overrides(values: dict[str, Any]) -> list[str]:
+        return [f"{key}={value}" for key, value in values.items()]
+
+    def flags(values: dict[str, Any]) -> list[str]:
+        return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+    models = ["--autoencoder", str(vae / "export"), "--denoiser", str(denoiser / "export")]
+    commands = [
+        ("synth", "conversations whose causes are known", ["synth", "--out", data, *flags(config["synth"])]),
+        (
+            "vae",
+            "learn to take faces apart into identity and motion",
+            ["train", "experiment=vae_demo", f"run={vae}", f"data.root={data}", *overrides(config["vae"])],
+        ),
+        (
+            "encode",
+            "every frame becomes a motion latent, every sound a feature",
+            ["encode", "--data", data, "--autoencoder", str(vae / "export"), "--out", latents, *flags(config["encode"])],
+        ),
+        (
+            "denoiser",
+            "learn to move from voices and the user's face, block by block",
+            [
+                "train", "experiment=denoiser_demo", f"run={denoiser}", f"data.root={latents}",
+                f"callbacks.previews.autoencoder={vae / 'export'}", *overrides(config["denoiser"]),
+            ],
+        ),
+        (
+            "evaluate",
+            "generate the held-out conversations and measure them",
+            ["evaluate", *models, "--data", f"{latents}/test", "--out", str(folder / "evaluation"), *flags(config["evaluate"])],
+        ),
+        (
+            "extract",
+            "one held-out conversation as files: portrait, voices, user video",
+            ["shards", "extract", f"{latents}/test", "--sample", "0", "--out", str(example)],
+        ),
+        (
+            "generate",
+            "film the avatar in that conversation from those files",
+            [
+                "generate", *models, "--portrait", str(example / "avatar.png"), "--avatar-audio",
+                str(example / "avatar.wav"), "--user-video", str(example / "user.mp4"), "--no-crop",
+                "--out", str(folder / "videos" / "avatar.mp4"), "--side-by-side",
+                str(folder / "videos" / "conversation.mp4"), *flags(config["generate"]),
+            ],
+        ),
+    ]  # fmt: skip
+    return [Stage(name, purpose, tuple(map(str, arguments))) for name, purpose, arguments in commands]
+
+
+def report(config: dict[str, Any], results: dict[str, StageResult], console: Any) -> None:
+    """Write report.md and metrics.json of the run and print both as a table."""
+    from rich.table import Table
+
+    from af.data.files import write_json
+    from af.metrics.rows import write_text
+
+    folder = Path(config["run"])
+    evaluation = folder / "evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics |= {f"seconds/{name}": round(result.seconds, 1) for name, result in results.items()}
+    metrics["seconds/total"] = round(sum(result.seconds for result in results.values()), 1)
+    metrics["peak_memory_gb"] = round(max(result.peak_memory_gb for result in results.values()), 2)
+    write_json(folder / "metrics.json", metrics)
+    paths = {
+        "videos": f"{folder / 'videos'}, {evaluation / 'videos'}",
+        "TensorBoard": f"tensorboard --logdir {folder}",
+        "motion VAE": str(folder / "vae" / "export"),
+        "denoiser": str(folder / "denoiser" / "export"),
+        "checkpoints": f"{folder / 'vae' / 'checkpoints'}, {folder / 'denoiser' / 'checkpoints'}",
+        "numbers": str(folder / "metrics.json"),
+    }
+    table = (evaluation / "metrics.md").read_text().partition("\n")[2].strip()
+    times = "\n".join(f"| {name} | {r.seconds:.0f} | {r.peak_memory_gb:.2f} |" for name, r in results.items())
+    total = f"| total | {metrics['seconds/total']:.0f} | {metrics['peak_memory_gb']:.2f} |"
+    listing = "\n".join(f"- {name}: `{path}`" for name, path in paths.items())
+    text = (
+        f"# Demo: {config['name']}\n\nHeld-out identities and conversations. Null: the user of another conversation "
+        f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n## Time and memory\n\n"
+        f"| stage | seconds | peak memory of all processes, GiB |\n| --- | ---: | ---: |\n{times}\n{total}\n\n"
+        f"## Where things are\n\n{listing}\n"
+    )
+    write_text(folder / "report.md", text)
+    summary = Table("result", "generated", "ground truth", "null", title="Demo, held-out identities and conversations")
+    for tag in config["summary"]:
+        cells = [metrics.get(tag), metrics.get(f"{tag}/true"), metrics.get(f"{tag}/null")]
+        errors = [metrics.get(f"{tag}/se"), metrics.get(f"{tag}/true/se"), metrics.get(f"{tag}/null/se")]
+        summary.add_row(tag, *(_cell(v, e) for v, e in zip(cells, errors, strict=True)))
+    console.print(summary)
+    console.print(
+        f"{metrics['seconds/total'] / 60:.1f} minutes, at most {metrics['peak_memory_gb']:.2f} GiB in all processes"
+    )
+    for name, path in {**paths, "report": str(folder / "report.md")}.items():
+        console.print(f"{name:>12}: {path}", highlight=False, soft_wrap=True)
+
+
+def _cell(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")

@@ -1,0 +1,137 @@
+"""Portrait, voices and the user's video in; a video of the avatar out, with sound, of any length.
+
+  af generate --autoencoder runs/vae/export --denoiser runs/denoiser/export \\
+    --portrait face.jpg --avatar-audio speech.wav --user-video user.mp4 --out avatar.mp4 --side-by-side both.mp4
+
+Every input of the user is optional: without --user-video and --user-audio the avatar only talks, without --avatar-audio
+it only listens. The user's voice is --user-audio, or the sound of --user-video. Blocks are rolled out and decoded one
+by one, so memory does not grow with the length. Faces are found and cropped as in `af ingest`; give --no-crop when the
+pictures are face crops already. The video is as long as the longest input (--seconds cuts it).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from af.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af generate`."""
+    models = parser.add_argument_group("models")
+    models.add_argument("--autoencoder", type=Path, required=True, help="model folder of the motion VAE")
+    models.add_argument("--denoiser", type=Path, required=True, help="model folder of the denoiser")
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument("--portrait", type=Path, required=True, help="picture of the avatar")
+    inputs.add_argument("--avatar-audio", type=Path, help="what the avatar says (any sound or video file)")
+    inputs.add_argument("--user-video", type=Path, help="the user's face")
+    inputs.add_argument("--user-audio", type=Path, help="the user's voice (default: the sound of --user-video)")
+    inputs.add_argument("--no-crop", action="store_true", help="portrait and user video are face crops already")
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--out", type=Path, required=True, help="mp4 of the avatar with its voice")
+    outputs.add_argument("--side-by-side", type=Path, help="also an mp4 of user | avatar with both voices")
+    outputs.add_argument("--seconds", type=float, help="length (default: of the longest input)")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
+    sampling.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
+    sampling.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
+    sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and write."""
+    import numpy as np
+    import torch
+
+    from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
+    from af.data.media import probe, read_audio, write_video
+    from af.data.parts import progress_bar
+    from af.forcing.rollout import Guidance
+    from af.pipeline.avatar import Avatar, longest
+    from af.pipeline.encode import video_motion_pieces
+    from af.pipeline.evaluate import enlarged
+    from af.pipeline.portrait import face_frames, read_portrait
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    avatar = Avatar.load(args.autoencoder, args.denoiser, device)
+    size = avatar.autoencoder.image_size
+    voice = None if args.avatar_audio is None else read_audio(args.avatar_audio)
+    user_voice, user_frames, video_frames = None, None, 0
+    if args.user_audio is not None:
+        user_voice = read_audio(args.user_audio)
+    if args.user_video is not None:
+        info = probe(args.user_video)
+        video_frames = seconds_to_frames(info.duration_s)
+        if user_voice is None and info.has_audio:
+            user_voice = read_audio(args.user_video)
+        user_frames = face_frames(args.user_video, size, crop=not args.no_crop)
+    if voice is None and user_voice is None and user_frames is None:
+        raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
+    frames = longest(audio=(voice, user_voice), video_frames=video_frames)
+    if args.seconds is not None:
+        frames = min(frames, seconds_to_frames(args.seconds))
+    if frames == 0:
+        raise UserError("the inputs are shorter than one frame (40 ms)")
+    # a listener is silent, which is something else than a voice the model was not told about
+    spoken = voice if voice is not None else np.zeros(frames_to_samples(frames), np.float32)
+    identity, reference = avatar.identity(read_portrait(args.portrait, size, crop=not args.no_crop))
+    motion = avatar.motion(
+        reference,
+        frames,
+        avatar_audio=spoken,
+        user_audio=user_voice,
+        user_motion=None if user_frames is None else video_motion_pieces(avatar.autoencoder, user_frames),
+        steps=args.steps,
+        guidance=Guidance(audio=args.guidance_audio, user=args.guidance_user),
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    with progress_bar() as progress:
+        task = progress.add_task("generating", total=frames)
+
+        def counted(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            for picture in pictures:
+                progress.advance(task)
+                yield enlarged(picture[None])[0]
+
+        write_video(args.out, counted(avatar.frames(identity, motion)), spoken, crf=16)
+    print(f"{args.out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
+    if args.side_by_side is not None:
+        _write_side_by_side(args, frames, [v for v in (voice, user_voice) if v is not None])
+        print(args.side_by_side)
+    return 0
+
+
+def _write_side_by_side(args: argparse.Namespace, frames: int, voices: list[np.ndarray]) -> None:
+    import cv2
+    import numpy as np
+
+    from af.clock import frames_to_samples
+    from af.data.media import iter_video, write_video
+
+    def pictures() -> Iterator[np.ndarray]:
+        user = iter(iter_video(args.user_video)) if args.user_video is not None else iter(())
+        held = None
+        for picture in iter_video(args.out):
+            side = picture.shape[0]
+            held = next(user, held)
+            shown = np.zeros_like(picture) if held is None else cv2.resize(_square(held), (side, side))
+            yield np.concatenate([shown, picture], axis=1)
+
+    samples = frames_to_samples(frames)
+    padded = [np.pad(v[:samples], (0, max(0, samples - len(v)))) for v in voices]
+    mixed = np.clip(np.sum(padded, axis=0), -1, 1).astype(np.float32)
+    write_video(args.side_by_side, pictures(), mixed, crf=16)
+
+
+def _square(picture: np.ndarray) -> np.ndarray:
+    """The middle square of a picture."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]

@@ -1,0 +1,120 @@
+"""What one sees of the denoiser in TensorBoard: masks, noise levels, generated conversations beside the true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from af.data.shards import Index, ShardReader
+from af.forcing.rollout import Guidance, rollout
+from af.models.artifact import load_model
+from af.models.autoencoder import MotionAutoencoder
+from af.models.denoiser import MotionDenoiser
+from af.nn.masks import attention_mask
+from af.pipeline.encode import image_array, image_tensor
+from af.pipeline.evaluate import clip_noise
+from af.training.callbacks import tensorboard
+from af.training.denoiser import DenoiserModule
+from af.training.pictures import add_animation, add_image, curves_image, mask_image, noise_level_image
+from af.training.randomness import step_generator
+from af.types import Clip
+
+
+class Previews(Callback):
+    """At the start the mask and the noise levels; after each validation a few conversations, rolled out.
+
+    Shown are the first `clips` validation clips, `frames` frames each, person b as the avatar: the largest
+    coefficients as curves and, with an `autoencoder` (model folder), an animation user | generated | true.
+    """
+
+    def __init__(
+        self, autoencoder: str | None = None, clips: int = 2, frames: int = 150, steps: int = 8, curves: int = 6
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.clips, self.frames, self.steps, self.curves = clips, frames, steps, curves
+        self._decoder: MotionAutoencoder | None = None  # kept out of the module tree, checkpoint and averages
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the mask and one batch of noise levels."""
+        writer = tensorboard(trainer)
+        if writer is None:
+            return
+        module, denoiser = _parts(pl_module)
+        layout = denoiser.layout
+        positions = torch.arange(layout.window_frames)
+        mask = attention_mask(
+            denoiser.mask, positions, positions, block_frames=layout.block_frames, look_ahead=layout.look_ahead
+        )
+        add_image(writer, "attention_mask", mask_image(mask, denoiser.mask, layout.block_frames), trainer.global_step)
+        levels = module.flow_times(16, layout.window_frames, generator=step_generator(module.seed, 0, 0))
+        add_image(writer, "noise_levels", noise_level_image(levels), trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Roll out and draw (the averaged weights are in the module at this point)."""
+        writer = tensorboard(trainer)
+        index = getattr(trainer.datamodule, "validation_index", None)  # type: ignore[attr-defined]
+        if writer is None or index is None or trainer.sanity_checking or self.clips == 0:
+            return
+        _, denoiser = _parts(pl_module)
+        for clip in self._read(index):
+            self._draw(writer, clip, denoiser, trainer.global_step)
+
+    def _read(self, index: Index) -> Sequence[Clip]:
+        reader = ShardReader(index)
+        fields = {"motion", "audio_features"}
+        if self.autoencoder is not None and "b.mp4" in index.samples[0].members:
+            fields.add("video")
+        return [reader.read(i, fields) for i in range(min(self.clips, len(index.samples)))]
+
+    @torch.inference_mode()
+    def _draw(self, writer: Any, clip: Clip, denoiser: MotionDenoiser, step: int) -> None:
+        device = next(denoiser.parameters()).device
+        space = denoiser.motion_space
+
+        def signal(values: np.ndarray | None) -> Tensor:
+            assert values is not None
+            return torch.from_numpy(values[None, : self.frames]).to(device)
+
+        condition = denoiser.condition(
+            signal(clip.b.audio_features), signal(clip.a.audio_features), signal(clip.a.motion)
+        )
+        true = signal(clip.b.motion)
+        blocks = -(-true.shape[1] // denoiser.layout.block_frames) * denoiser.layout.block_frames
+        generated = rollout(
+            denoiser,
+            condition,
+            space.to_model(true[:, 0]),
+            steps=self.steps,
+            guidance=Guidance(),
+            noise=clip_noise(clip.key, 0, blocks, denoiser.dim)[None].to(device),
+        )
+        standard = space.to_model(true)[0].float().cpu().numpy()
+        order = np.argsort(-standard.var(0))[: self.curves]
+        curves = curves_image(standard[:, order], generated[0].float().cpu().numpy()[:, order], [f"{k}" for k in order])
+        add_image(writer, f"preview/{clip.key}/coefficients", curves, step)
+        if clip.b.video is not None and clip.a.video is not None:
+            frames = self._decode(clip, space.from_model(generated), device)
+            count = len(frames)
+            row = np.concatenate([clip.a.video[:count], frames, clip.b.video[:count]], axis=2)
+            add_animation(writer, f"preview/{clip.key}/user_generated_true", row, step)
+
+    def _decode(self, clip: Clip, motion: Tensor, device: torch.device) -> np.ndarray:
+        if self._decoder is None:
+            assert self.autoencoder is not None
+            model = load_model(Path(self.autoencoder)).model
+            assert isinstance(model, MotionAutoencoder)
+            self._decoder = model.to(device).requires_grad_(False)
+        assert clip.b.video is not None
+        identity = self._decoder.identity(image_tensor(clip.b.video[:1]).to(device))
+        return image_array(self._decoder.decode(identity, motion)[0])
+
+
+def _parts(module: LightningModule) -> tuple[DenoiserModule, MotionDenoiser]:
+    assert isinstance(module, DenoiserModule)
+    return module, module.denoiser
