@@ -6,14 +6,14 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from af.data import codecs
 from af.data.checks import ShardError, check_fields
 from af.data.files import write_json
-from af.data.schema import FIELDS, KEY_PATTERN, SPLITS, ClipMeta, SchemaError
+from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, SchemaError, Spans
 from af.errors import UserError
 
 INDEX_NAME: Final = "index.json"
@@ -23,13 +23,16 @@ _END_OF_TAR: Final = 1024
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """Where a sample lies: shard number within the index, and (offset, size) in bytes of each member."""
+    """Where a sample lies: shard number within the index, (offset, size) in bytes of each member; and what planning
+    needs: length, people, and the (start, stop) runs of frames with a tracked face by role.
+    """
 
     key: str
     shard: int
     frames: int
     participants: tuple[str, str]
     session: str
+    valid: Mapping[str, Spans]
     members: Mapping[str, tuple[int, int]]
 
 
@@ -117,8 +120,11 @@ class Index:
 
 def _sample_entry(data: Mapping[str, Any]) -> SampleEntry:
     members = {str(k): (int(v[0]), int(v[1])) for k, v in data["members"].items()}
+    valid = {str(role): tuple((int(start), int(stop)) for start, stop in data["valid"][role]) for role in ROLES}
     first, second = data["participants"]
-    return SampleEntry(data["key"], int(data["shard"]), int(data["frames"]), (first, second), data["session"], members)
+    return SampleEntry(
+        data["key"], int(data["shard"]), int(data["frames"]), (first, second), data["session"], valid, members
+    )
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ def build_index(folder: Path | str, *, progress: Callable[[int, int], None] | No
         if entries:
             common = _same_description(path, described, common)
         shards.append(entry)
-        samples += [SampleEntry(e.key, number, e.frames, e.participants, e.session, e.members) for e in entries]
+        samples += [replace(e, shard=number) for e in entries]
         if progress is not None:
             progress(number + 1, len(files))
     common = common or {"split": folder.name, "image_size": None, "specs": {}}
@@ -249,7 +255,8 @@ def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry]
             described = {"split": meta.split, "image_size": meta.image_size, "specs": specs_of(meta)}
             common = _same_description(f"{path}: {key}.json", described, common)
             where = {m.field: (m.offset, m.size) for m in members}
-            entries.append(SampleEntry(key, number, meta.frames, meta.participants, meta.session, where))
+            assert meta.valid is not None
+            entries.append(SampleEntry(key, number, meta.frames, meta.participants, meta.session, meta.valid, where))
     frames = sum(e.frames for e in entries)
     entry = ShardEntry(path.name, stat.st_size, _sha256(path), len(entries), frames, stat.st_mtime_ns)
     return entry, entries, common or {}

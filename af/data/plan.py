@@ -1,0 +1,361 @@
+"""Who reads what: the endless, deterministic order of training, and validation that sees each item once.
+
+A plan is a function from a position (the count of samples taken by all ranks together since the start) to an item that
+says exactly what to read. Positions [k*L, (k+1)*L) are epoch k, L the plan's length. Nothing about ranks or workers
+enters the plan, so a run continues it at any position with any number of either.
+
+Order within an epoch: the shards are shuffled, then cut into groups of `group_shards`, and the items of a group are
+shuffled among themselves. A reader of remote shards thus needs one group at a time. Every shuffle and draw is a hash of
+(seed, epoch, item): no state, no dependence on a library's random generator, and at most a few groups in memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Generic, Literal, TypeVar
+
+import numpy as np
+
+from af.data.index import Index
+from af.data.schema import ROLES, Spans
+from af.errors import UserError
+
+Role = Literal["a", "b"]
+_MASK: Final = 2**64 - 1
+_SHARDS, _ITEMS, _DRAWS, _FIXED = 1, 2, 3, 4  # purposes: the same numbers give unrelated hashes for each
+_GROUPS_KEPT: Final = 4
+
+
+# ------------------------------------------------------------------------------------------------------------ hashes
+
+
+def _scramble_array(values: np.ndarray) -> np.ndarray:
+    """`_scramble` of every element of a uint64 array."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _scramble(value: int) -> int:
+    """One step of SplitMix64 (Steele et al. 2014): every input bit moves every output bit."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def mix(*values: int) -> int:
+    """A 64-bit hash of integers."""
+    state = 0
+    for value in values:
+        state = _scramble(state ^ _scramble(value & _MASK))
+    return state
+
+
+def mix_array(*prefix: int, last: np.ndarray) -> np.ndarray:
+    """`mix(*prefix, n)` for every n of an integer array, as uint64."""
+    return _scramble_array(np.uint64(mix(*prefix)) ^ _scramble_array(last.astype(np.uint64)))
+
+
+def _below(hashed: int, n: int) -> int:
+    """A hash as a number in [0, n), each equally likely up to n / 2^64."""
+    return (hashed * n) >> 64
+
+
+# ------------------------------------------------------------------------------------------------------------- items
+
+
+@dataclass(frozen=True)
+class PairItem:
+    """Two different frames of one person of one sample. `counted` False: repeated only to fill a batch."""
+
+    position: int
+    sample: int
+    role: Role
+    source: int
+    driving: int
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class WindowItem:
+    """Frames [start, start + N) of a sample with `role` as the avatar and the other as the user.
+
+    `reference` is the frame whose motion stands for the portrait. `counted` False: repeated only to fill a batch.
+    """
+
+    position: int
+    sample: int
+    role: Role
+    start: int
+    reference: int
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class ClipItem:
+    """A whole sample. `counted` False: repeated only to fill a batch."""
+
+    position: int
+    sample: int
+    counted: bool = True
+
+
+Item = TypeVar("Item", PairItem, WindowItem, ClipItem)
+
+
+# ------------------------------------------------------------------------------------------------------------- plans
+
+
+class EndlessPlan(Generic[Item]):
+    """The shuffled order; subclasses say how many items each sample has and what an item is.
+
+    `counts` are items per sample and epoch. Raises `UserError` when there is nothing to plan.
+    """
+
+    def __init__(self, index: Index, counts: np.ndarray, *, seed: int, group_shards: int) -> None:
+        if group_shards < 1:
+            raise ValueError(f"group_shards must be at least 1, got {group_shards}")
+        self.index, self.seed, self.group_shards = index, seed, group_shards
+        self._first = np.concatenate(([0], np.cumsum(counts)))  # number of each sample's first item, in file order
+        if self._first[-1] == 0:
+            raise UserError(f"{index.folder}: {len(index.samples)} samples, none of which can be used for {type(self).__name__}")  # fmt: skip
+        shard_of = np.array([s.shard for s in index.samples])
+        self._shard_items = np.bincount(shard_of, weights=counts, minlength=len(index.shards)).astype(np.int64)
+        # samples of a shard are adjacent in the index, so its items are one range of numbers
+        self._shard_first = np.concatenate(([0], np.cumsum(self._shard_items)))[:-1]
+        self._epochs: OrderedDict[int, tuple[list[np.ndarray], list[int]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Items in an epoch."""
+        return int(self._first[-1])
+
+    def epoch(self, position: int) -> int:
+        """The epoch that `position` lies in."""
+        return position // len(self)
+
+    def item(self, position: int) -> Item:
+        """What to read at `position` >= 0."""
+        epoch, within = divmod(position, len(self))
+        groups, starts = self._epoch(epoch)
+        g = bisect.bisect_right(starts, within) - 1
+        number = int(self._group(epoch, g, groups[g])[within - starts[g]])
+        sample = int(np.searchsorted(self._first, number, side="right")) - 1
+        return self._make(position, sample, number - int(self._first[sample]), mix(self.seed, epoch, _DRAWS, number))
+
+    def _make(self, position: int, sample: int, k: int, hashed: int) -> Item:
+        """The k-th item of a sample in an epoch; `hashed` is its own random number."""
+        raise NotImplementedError
+
+    def _epoch(self, epoch: int) -> tuple[list[np.ndarray], list[int]]:
+        """Shards of each group, and the place of each group's first item in the epoch."""
+        if epoch not in self._epochs:
+            order = np.argsort(mix_array(self.seed, epoch, _SHARDS, last=np.arange(len(self._shard_items))), kind="stable")  # fmt: skip
+            order = order[self._shard_items[order] > 0]
+            groups = [order[i : i + self.group_shards] for i in range(0, len(order), self.group_shards)]
+            sizes = np.cumsum([0] + [int(self._shard_items[g].sum()) for g in groups])
+            self._epochs[epoch] = (groups, [int(n) for n in sizes[:-1]])
+            if len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _group(self, epoch: int, g: int, shards: np.ndarray) -> np.ndarray:
+        """Item numbers of a group, shuffled."""
+        if (epoch, g) not in self._groups:
+            numbers = np.concatenate([self._shard_first[s] + np.arange(self._shard_items[s]) for s in np.sort(shards)])
+            order = np.argsort(mix_array(self.seed, epoch, _ITEMS, last=numbers), kind="stable")
+            self._groups[epoch, g] = numbers[order]
+            if len(self._groups) > _GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        return self._groups[epoch, g]
+
+
+class PairPlan(EndlessPlan[PairItem]):
+    """Pairs of frames for the autoencoder: every epoch, `pairs_per_person` random pairs of each person of each sample.
+
+    Both frames have a tracked face and differ. People with fewer than two such frames are left out.
+    """
+
+    def __init__(self, index: Index, *, seed: int = 0, pairs_per_person: int = 8, group_shards: int = 16) -> None:
+        self.pairs_per_person = pairs_per_person
+        self._people = [[r for r in ROLES if _count(s.valid[r]) >= 2] for s in index.samples]
+        counts = np.array([len(people) * pairs_per_person for people in self._people], np.int64)
+        super().__init__(index, counts, seed=seed, group_shards=group_shards)
+
+    def _make(self, position: int, sample: int, k: int, hashed: int) -> PairItem:
+        role = self._people[sample][k // self.pairs_per_person]
+        return _pair(position, sample, role, self.index.samples[sample].valid[role], hashed)  # type: ignore[arg-type]
+
+
+class WindowPlan(EndlessPlan[WindowItem]):
+    """Windows of `frames` frames for the denoiser, both role orders.
+
+    Every epoch, a sample of T frames gives T // frames windows (at least one) a role order; the k-th starts at random
+    in the k-th of as many equal stretches, so that every start is equally likely and an epoch covers the clip evenly.
+    Starts are multiples of `block` (the block of streaming audio features; 1 otherwise). Samples shorter than
+    `minimum` frames (default: one window) are left out; below `frames` the reader pads.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        frames: int = 50,
+        block: int = 1,
+        seed: int = 0,
+        minimum: int | None = None,
+        group_shards: int = 16,
+    ) -> None:
+        if frames < 1 or block < 1:
+            raise ValueError(f"frames and block must be positive, got {frames} and {block}")
+        self.frames, self.block = frames, block
+        minimum = frames if minimum is None else minimum
+        self._windows = np.array([_windows(s.frames, frames) * (s.frames >= minimum) for s in index.samples], np.int64)
+        super().__init__(index, 2 * self._windows, seed=seed, group_shards=group_shards)
+
+    def _make(self, position: int, sample: int, k: int, hashed: int) -> WindowItem:
+        windows, total = int(self._windows[sample]), self.index.samples[sample].frames
+        starts = max(0, total - self.frames) // self.block + 1
+        role, k = ROLES[k // windows], k % windows
+        # a random real number in the k-th of `windows` equal stretches of [0, starts), rounded down
+        start = self.block * (((k << 64) + mix(hashed, 0)) * starts // (windows << 64))
+        reference = _reference(self.index.samples[sample].valid[role], total, start, self.frames, mix(hashed, 1))
+        return WindowItem(position, sample, role, start, reference)  # type: ignore[arg-type]
+
+
+def fixed_windows(index: Index, *, frames: int = 50, block: int = 1, minimum: int | None = None) -> list[WindowItem]:
+    """Windows that lie side by side from each sample's start, both role orders; for validation.
+
+    Starts are multiples of both `frames` and `block`. A rest shorter than a window at a sample's end is left out, as
+    are samples below `minimum` frames (default: one window); shorter samples have one window, which the reader pads.
+    """
+    stride = -(-frames // block) * block
+    items: list[WindowItem] = []
+    for n, sample in enumerate(index.samples):
+        if sample.frames < (frames if minimum is None else minimum):
+            continue
+        for role in ROLES:
+            for start in range(0, max(1, sample.frames - frames + 1), stride):
+                hashed = mix(_FIXED, n, ROLES.index(role), start)
+                reference = _reference(sample.valid[role], sample.frames, start, frames, hashed)
+                items.append(WindowItem(len(items), n, role, start, reference))  # type: ignore[arg-type]
+    return items
+
+
+def fixed_pairs(index: Index, *, pairs_per_person: int = 2, seed: int = 0) -> list[PairItem]:
+    """The same random pairs every time, `pairs_per_person` of each person with two tracked frames; for validation."""
+    items: list[PairItem] = []
+    for n, sample in enumerate(index.samples):
+        for role in ROLES:
+            if _count(sample.valid[role]) < 2:
+                continue
+            for k in range(pairs_per_person):
+                hashed = mix(seed, _FIXED, n, ROLES.index(role), k)
+                items.append(_pair(len(items), n, role, sample.valid[role], hashed))  # type: ignore[arg-type]
+    return items
+
+
+def all_clips(index: Index) -> list[ClipItem]:
+    """Every sample once, in the order of the index."""
+    return [ClipItem(n, n) for n in range(len(index.samples))]
+
+
+def _windows(total: int, frames: int) -> int:
+    return max(1, total // frames)
+
+
+def _count(runs: Spans) -> int:
+    return sum(stop - start for start, stop in runs)
+
+
+def _nth(runs: Spans, n: int) -> int:
+    """The n-th frame of the runs."""
+    for start, stop in runs:
+        if n < stop - start:
+            return start + n
+        n -= stop - start
+    raise IndexError(n)
+
+
+def _pair(position: int, sample: int, role: Role, runs: Spans, hashed: int) -> PairItem:
+    count = _count(runs)
+    source = _below(mix(hashed, 0), count)
+    driving = _below(mix(hashed, 1), count - 1)
+    driving += driving >= source
+    return PairItem(position, sample, role, _nth(runs, source), _nth(runs, driving))
+
+
+def _reference(runs: Spans, total: int, start: int, frames: int, hashed: int) -> int:
+    """A random tracked frame outside [start, start + frames), else within it, else any frame."""
+    stop = start + frames
+    outside = tuple(
+        (low, high)
+        for first, last in runs
+        for low, high in ((first, min(last, start)), (max(first, stop), last))
+        if low < high
+    )
+    chosen = outside or runs or ((0, total),)
+    return _nth(chosen, _below(hashed, _count(chosen)))
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+class PlanBatchSampler(Generic[Item]):
+    """Batches of one rank from an endless plan, for a DataLoader's `batch_sampler`.
+
+    Global batch g is the positions [start + g*G, start + (g+1)*G), G = batch_size * world; rank r takes its slice, in
+    order. `start` is the number of samples all ranks took before: a run that stopped after n steps goes on with
+    start = n * G, whatever its number of ranks or workers was. Iterating again begins at `start` again.
+    """
+
+    def __init__(
+        self, plan: EndlessPlan[Item], batch_size: int, *, rank: int = 0, world: int = 1, start: int = 0
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world or start < 0:
+            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}, start {start}")
+        self.plan: EndlessPlan[Item] = plan
+        self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        first = self.start + self.rank * self.batch_size
+        while True:
+            yield [self.plan.item(first + n) for n in range(self.batch_size)]
+            first += self.batch_size * self.world
+
+    def position(self, steps: int) -> int:
+        """The `start` of a run that goes on after `steps` batches of every rank."""
+        return self.start + steps * self.batch_size * self.world
+
+
+class OnceBatchSampler(Generic[Item]):
+    """Every item exactly once over all ranks, in equally many equally large batches, so that no rank waits for ever.
+
+    What is missing to full batches is filled with repeated items, marked `counted=False`.
+    """
+
+    def __init__(self, items: Sequence[Item], batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        if not items:
+            raise UserError("nothing to validate on: the split has no usable sample")
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}")
+        self.items: Sequence[Item] = items
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for b in range(len(self)):
+            first = (b * self.world + self.rank) * self.batch_size
+            yield [self._at(first + n) for n in range(self.batch_size)]
+
+    def _at(self, n: int) -> Item:
+        if n < len(self.items):
+            return self.items[n]
+        return replace(self.items[n % len(self.items)], counted=False)
