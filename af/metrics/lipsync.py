@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from af.metrics.arrays import as_array, undefined
 from af.metrics.coupling import LagCurve, lagged_pearson
+
+#: One value a frame, or audio samples: an array or a tensor.
+Series = Float[np.ndarray, " N"] | Float[Tensor, " N"]
 
 #: A frame is voiced when its envelope is at least this share of the clip's 95th percentile (−20 dB).
 VOICED_SHARE = 0.1
@@ -15,7 +19,7 @@ VOICED_SHARE = 0.1
 SILENCE = 1e-3
 
 
-def speech_envelope(audio: Float[np.ndarray, " S"], frames: int, cutoff_hz: float = 10.0) -> Float[np.ndarray, " T"]:
+def speech_envelope(audio: Series, frames: int, cutoff_hz: float = 10.0) -> Float[np.ndarray, " T"]:
     """0 – `cutoff_hz` amplitude envelope of 16 kHz speech, sampled at the middle of each of `frames` video frames.
 
     Rectified, then low-passed forwards and backwards (4th-order Butterworth: no delay). Audio is cut or padded with
@@ -44,9 +48,7 @@ def voiced_frames(envelope: Float[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
     return envelope >= max(VOICED_SHARE * float(np.percentile(envelope, 95)), SILENCE)
 
 
-def lip_curve(
-    mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10
-) -> Float[np.ndarray, " L"]:
+def lip_curve(mouth: Series, audio: Series, max_lag: int = 10) -> Float[np.ndarray, " L"]:
     """Pearson of mouth[t + lag] with envelope[t] over voiced frames t, for lags −max_lag … max_lag; NaN if undefined."""
     mouth = as_array(mouth).ravel()
     if len(mouth) < 2 * max_lag + 3 or not np.isfinite(mouth).all():
@@ -56,7 +58,7 @@ def lip_curve(
     return lagged_pearson(envelope[:, None], mouth[:, None], max_lag, valid=voiced)[:, 0]
 
 
-def lip_sync(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10) -> LagCurve:
+def lip_sync(mouth: Series, audio: Series, max_lag: int = 10) -> LagCurve:
     """`lip/corr` (peak) and `lip/lag` (its lag in frames, positive: the mouth is late) of one clip.
 
     Mouth opening (any unit, rising with opening) against the 0 – 10 Hz envelope of 16 kHz audio, voiced frames only.
@@ -68,17 +70,17 @@ def lip_sync(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max
     return LagCurve(np.arange(-max_lag, max_lag + 1), curve)
 
 
-def lip_corr(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10) -> float:
+def lip_corr(mouth: Series, audio: Series, max_lag: int = 10) -> float:
     """Height of `lip_sync`'s peak."""
     return lip_sync(mouth, audio, max_lag).peak
 
 
-def lip_lag(mouth: Float[np.ndarray, " T"], audio: Float[np.ndarray, " S"], max_lag: int = 10) -> float:
+def lip_lag(mouth: Series, audio: Series, max_lag: int = 10) -> float:
     """Lag of `lip_sync`'s peak in frames (1/25 s), positive: the mouth is late."""
     return lip_sync(mouth, audio, max_lag).lag
 
 
-def mouth_corr(true: Float[np.ndarray, " T"], generated: Float[np.ndarray, " T"], max_lag: int = 5) -> LagCurve:
+def mouth_corr(true: Series, generated: Series, max_lag: int = 5) -> LagCurve:
     """Generated against true mouth opening: correlation by lag in frames (positive: the generated mouth is late)."""
     true, generated = as_array(true).ravel(), as_array(generated).ravel()
     if len(true) != len(generated):
@@ -93,7 +95,7 @@ def mouth_corr(true: Float[np.ndarray, " T"], generated: Float[np.ndarray, " T"]
     return LagCurve(lags, curve)
 
 
-def shifted(audio: Float[np.ndarray, " S"], seconds: float | None = None) -> Float[np.ndarray, " S"]:
+def shifted(audio: Series, seconds: float | None = None) -> Float[np.ndarray, " S"]:
     """The control: audio rolled by `seconds` (default half its length), rounded to whole frames."""
     audio = as_array(audio).ravel()
     step = SAMPLES_PER_FRAME
