@@ -1,0 +1,133 @@
+"""Anti-aliased drawing on a stack of frames at once: shapes are distances in the head's own coordinates.
+
+A `Stack` holds a few frames as float planes. `window` finds the pixels a feature can touch in any of the frames, and
+all further work on the feature happens on those pixels only: this is what makes small features cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+Number = float | Array  # one value, or one per frame
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of the image, the same for all frames of the stack, with the pixel centres in it."""
+
+    rows: slice
+    columns: slice
+    x: Array
+    y: Array
+
+
+class Stack:
+    """`frames` (3,T,Y,X) being drawn, and the map from pixels to head coordinates of each frame.
+
+    Image coordinates run over [-1, 1] (right, down). Head coordinates have their origin between the ears and unit
+    half a face's height; `roll` turns them clockwise, `unit` is their length in image coordinates.
+    """
+
+    def __init__(self, background: Array, roll: Array, unit: Array, centre_x: Array, centre_y: Array) -> None:
+        size = background.shape[-1]
+        self.size = size
+        self.frames = np.repeat(background[:, None], len(roll), axis=1)
+        self.pixels = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
+        self.cos, self.sin, self.unit = np.cos(roll), np.sin(roll), unit
+        self.centre_x, self.centre_y = centre_x, centre_y
+        self.per_unit = unit * (size / 2)  # pixels in a head unit, per frame
+
+    def window(self, x: Number, y: Number, half_width: float, half_height: float) -> Window | None:
+        """Pixels within the given box around head point (x, y) in any frame; None if none is in the image."""
+        image_x = self.centre_x + self.unit * (self.cos * x - self.sin * y)
+        image_y = self.centre_y + self.unit * (self.sin * x + self.cos * y)
+        reach_x = self.unit * (np.abs(self.cos) * half_width + np.abs(self.sin) * half_height)
+        reach_y = self.unit * (np.abs(self.sin) * half_width + np.abs(self.cos) * half_height)
+        return self.image_window(
+            float((image_x - reach_x).min()),
+            float((image_x + reach_x).max()),
+            float((image_y - reach_y).min()),
+            float((image_y + reach_y).max()),
+        )
+
+    def image_window(self, left: float, right: float, top: float, bottom: float) -> Window | None:
+        """Pixels of a box in image coordinates."""
+        half = self.size / 2
+        c0, c1 = max(0, int((left + 1) * half) - 1), min(self.size, int((right + 1) * half) + 2)
+        r0, r1 = max(0, int((top + 1) * half) - 1), min(self.size, int((bottom + 1) * half) + 2)
+        if c0 >= c1 or r0 >= r1:
+            return None
+        return Window(slice(r0, r1), slice(c0, c1), self.pixels[c0:c1], self.pixels[r0:r1])
+
+    def local(self, window: Window, x: Number, y: Number, width: Number = 1.0, height: Number = 1.0):
+        """Coordinates (p, q), each (T,rows,columns), with (0, 0) at head point (x, y) and the given units."""
+        scale_p, scale_q = 1 / (self.unit * width), 1 / (self.unit * height)
+        c, s = self.cos, self.sin
+        origin_p = (c * self.centre_x + s * self.centre_y) * scale_p + x / width
+        origin_q = (c * self.centre_y - s * self.centre_x) * scale_q + y / height
+        p = _plane(c * scale_p, s * scale_p, origin_p, window)
+        q = _plane(-s * scale_q, c * scale_q, origin_q, window)
+        return p, q
+
+    def paint(self, window: Window, coverage: Array, colour: Array) -> None:
+        """Blend `colour` ((3,) or (3,T,rows,columns)) over the window by `coverage` (T,rows,columns) in [0, 1]."""
+        target = self.frames[:, :, window.rows, window.columns]
+        change = (colour[:, None, None, None] if colour.ndim == 1 else colour) - target
+        change *= coverage
+        target += change
+
+    def ellipse(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number = 1.0) -> None:
+        """A filled, anti-aliased ellipse at a head point."""
+        window = self.window(x, y, float(np.max(width)), float(np.max(height)))
+        if window is None:
+            return
+        p, q = self.local(window, x, y, width, height)
+        edge = self.per_unit * 0.5 * np.sqrt(width * height)
+        coverage = disc(p, q, edge)
+        if np.any(np.asarray(alpha) != 1):
+            coverage *= per_frame(alpha)
+        self.paint(window, coverage, colour)
+
+    def glow(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number) -> None:
+        """An ellipse that fades out to its edge: shading, blush, highlights."""
+        window = self.window(x, y, float(np.max(width)), float(np.max(height)))
+        if window is None:
+            return
+        p, q = self.local(window, x, y, width, height)
+        p *= p
+        q *= q
+        p += q
+        np.subtract(1, p, out=p)
+        np.maximum(p, 0, out=p)
+        p *= p
+        p *= per_frame(alpha)
+        self.paint(window, p, colour)
+
+
+def per_frame(value: Number) -> Array:
+    """A value, or one value per frame, ready to be broadcast over (T,rows,columns)."""
+    return np.asarray(value, dtype=np.float32).reshape(-1, 1, 1)
+
+
+def disc(p: Array, q: Array, edge: Number) -> Array:
+    """Coverage of the unit disc in coordinates (p, q) with a ramp of one pixel; overwrites p."""
+    p *= p
+    p += q * q
+    np.subtract(1, p, out=p)
+    p *= per_frame(edge)
+    return ramp(p)
+
+
+def ramp(distance: Array) -> Array:
+    """Coverage from the signed distance to the edge in pixels (positive inside), in place."""
+    distance += 0.5
+    return np.clip(distance, 0, 1, out=distance)
+
+
+def _plane(along_x: Array, along_y: Array, origin: Array, window: Window) -> Array:
+    columns = along_x[:, None] * window.x
+    rows = along_y[:, None] * window.y - origin[:, None]
+    return (columns[:, None, :] + rows[:, :, None]).astype(np.float32, copy=False)
