@@ -186,6 +186,10 @@ class MotionDenoiser(nn.Module):
         """Velocity of embedded frames `x`; `past` are keys (rotated) and values of earlier frames, a block each."""
         for i, block in enumerate(self._blocks()):
             x, _ = block(x, modulation, plan, condition[i], past[i] if past else None)
+        return self.head_velocity(x, modulation)
+
+    def head_velocity(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T D"]:
+        """The head: features after the last block -> velocity."""
         return self.head(modulate(norm(x), modulation.head_shift, modulation.head_scale))
 
     def keys_values(
