@@ -272,17 +272,15 @@ class MotionAutoencoder(nn.Module):
         """Reconstruct `driving` from the appearance of `source` (same person) and its own coefficients.
 
         With a generator (and `variational`) the coefficients are a sample of the posterior, otherwise its mean.
-        The image encoder runs once, over both images. Errors as `identity`, without the check of the range.
+        Errors as `identity`, without the check of the range.
         """
-        batch = source.shape[0]
-        code, features = self._encode(torch.cat((source, driving)))
-        mean, log_variance = self._posterior(code[batch:])
+        identity = Identity(*self._encode(source))
+        mean, log_variance = self._posterior(self._encode(driving)[0])
         coefficients = mean
         if generator is not None and log_variance is not None:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             coefficients = mean + noise * torch.exp(0.5 * log_variance)
         with torch.autocast(mean.device.type, enabled=False):
             motion = coefficients @ self.directions().T
-        identity = Identity(code[:batch], tuple(maps[:batch] for maps in features))
         image = self.decode(identity, motion[:, None], chunk_frames=1)[:, 0]
         return AutoencoderOutput(image, mean, log_variance, motion)

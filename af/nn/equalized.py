@@ -72,9 +72,9 @@ class ResidualDown(nn.Module):
         super().__init__()
         self.conv1 = EqualConv2d(inputs, inputs, 3, padding=1, activate=True)
         self.conv2 = EqualConv2d(inputs, outputs, 3, stride=2, activate=True, gain=1 / math.sqrt(2))
-        self.skip = EqualConv2d(inputs, outputs, 1, gain=1 / math.sqrt(2))
+        self.skip = EqualConv2d(inputs, outputs, 1, stride=2, gain=1 / math.sqrt(2))
 
     def forward(self, x: Float[Tensor, "B I Y X"]) -> Float[Tensor, "B O Y2 X2"]:
         """Half the height and width."""
         main = self.conv2(blur(self.conv1(x), padding=2))
-        return main + self.skip(blur(x, padding=1, stride=2))
+        return main + self.skip(blur(x, padding=1))

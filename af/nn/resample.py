@@ -1,10 +1,11 @@
-"""The fixed [1, 3, 3, 1] resampling filter of the StyleGAN2 family: blur, halve, double.
+"""The fixed [1, 3, 3, 1] resampling filter of the StyleGAN2 family: blur and double.
 
-All three are depthwise convolutions with one kernel for every channel, so they keep the memory layout they are given
-(channels-last is the fast one) and cost one pass over the activations.
+Both keep the memory layout they are given; channels-last is the fast one.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +15,30 @@ from torch import Tensor
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
-def _kernel(x: Tensor, gain: float) -> Tensor:
-    taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device)
-    taps = taps / taps.sum()
-    channels = x.shape[1]
-    return (torch.outer(taps, taps) * gain).expand(channels, 1, len(TAPS), len(TAPS))
+class _Blur(torch.autograd.Function):
+    """Depthwise convolution with the fixed kernel. Its gradient is another blur; autograd's would also prepare one for
+    the constant kernel, and oneDNN's backward of depthwise convolutions is many times slower than its forward."""
+
+    @staticmethod
+    def forward(x: Tensor, padding: int, gain: float) -> Tensor:
+        taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device)
+        taps = taps / taps.sum()
+        kernel = (torch.outer(taps, taps) * gain).expand(x.shape[1], 1, len(TAPS), len(TAPS))
+        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+        _, ctx.padding, ctx.gain = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        # The kernel is symmetric: correlation and convolution are one.
+        return _Blur.apply(gradient, len(TAPS) - 1 - ctx.padding, ctx.gain), None, None
 
 
-def blur(x: Float[Tensor, "B C Y X"], padding: int, stride: int = 1, gain: float = 1.0) -> Float[Tensor, "B C Y2 X2"]:
-    """Convolve every channel with outer([1,3,3,1])/64·gain, `padding` zeros on each side, then keep every `stride`-th.
-
-    Keeping every second value inside the convolution is the same as blurring everything and dropping three quarters of
-    it (a 1x1 convolution with stride 2 that follows only reads those), at a quarter of the work.
-    """
-    return F.conv2d(x, _kernel(x, gain), padding=padding, stride=stride, groups=x.shape[1])
+def blur(x: Float[Tensor, "B C Y X"], padding: int, gain: float = 1.0) -> Float[Tensor, "B C Y2 X2"]:
+    """Convolve every channel with outer([1,3,3,1])/64·gain, `padding` (0 to 3) zeros on each side."""
+    return _Blur.apply(x, padding, gain)
 
 
 def upsample2(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y2 X2"]:
