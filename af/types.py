@@ -19,6 +19,20 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
+from af.specs import FaceSpec, FeatureSpec, MotionSpec
+
+__all__ = [
+    "Clip",
+    "Condition",
+    "DyadBatch",
+    "FaceSpec",
+    "FeatureSpec",
+    "Identity",
+    "MotionSpec",
+    "PairBatch",
+    "Person",
+]
+
 
 class _TensorRecord:
     """Shared behaviour of the frozen records below: moving to a device keeps them records."""
@@ -33,45 +47,6 @@ class _TensorRecord:
         """The same record with every tensor in page-locked memory (called by the DataLoader)."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in values.items()})
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """How the audio features of a shard were made; a model refuses features of another spec than its own.
-
-    `mode` "utterance" reads the whole clip at once; "streaming" makes each block of `block_frames` frames from at most
-    `window_frames` frames of sound (the block included) plus `right_context_frames` after it. `checkpoint` is the hash
-    of the weights (None for extractors without weights), `layers` the transformer layers that are concatenated.
-    """
-
-    extractor: str
-    version: str
-    dim: int
-    mode: str
-    block_frames: int | None = None
-    window_frames: int | None = None
-    right_context_frames: int = 0
-    layers: tuple[int, ...] = ()
-    checkpoint: str | None = None
-
-
-@dataclass(frozen=True)
-class MotionSpec:
-    """Which autoencoder made the motion latents of a shard: its sizes and the SHA-256 of its weights."""
-
-    dim: int
-    directions: int
-    image_size: int
-    autoencoder: str
-
-
-@dataclass(frozen=True)
-class FaceSpec:
-    """Layout of the face parameters: names in order, the first `expression` of them expression, the rest pose."""
-
-    names: tuple[str, ...]
-    expression: int
-    tracker: str
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,13 +34,6 @@ class SpeechFeatures(nn.Module):
 
     def __init__(self, spec: FeatureSpec, silence: float) -> None:
         super().__init__()
-        if spec.mode not in ("utterance", "streaming"):
-            raise ValueError(f"mode must be 'utterance' or 'streaming', got {spec.mode!r}")
-        if spec.mode == "streaming":
-            if not spec.block_frames or not spec.window_frames or spec.window_frames < spec.block_frames:
-                raise ValueError("streaming features need 0 < block_frames <= window_frames")
-        else:
-            spec = replace(spec, block_frames=None, window_frames=None, right_context_frames=0)
         self.spec = spec
         self._silence = silence
 
@@ -96,6 +88,13 @@ class SpeechFeatures(nn.Module):
         return self.encode(normalised).half().float()
 
 
+def _windows(mode: Mode, block: int, window: int, right: int) -> dict[str, Any]:
+    """The spec's window entries: utterance features have none."""
+    if mode == "utterance":
+        return {}
+    return {"block_frames": block, "window_frames": window, "right_context_frames": right}
+
+
 def block_window(block: int, spec: FeatureSpec) -> tuple[int, int]:
     """Samples [start, stop) that features of block number `block` (from 0) are made of, in streaming mode."""
     if spec.mode != "streaming" or spec.block_frames is None or spec.window_frames is None:
@@ -137,9 +136,8 @@ class LogMel(SpeechFeatures):
     ) -> None:
         if SAMPLES_PER_FRAME % hops:
             raise ValueError(f"hops must divide {SAMPLES_PER_FRAME} samples a frame, got {hops}")
-        spec = FeatureSpec(
-            "logmel", f"1-{mels}x{hops}", mels * hops, mode, block_frames, window_frames, right_context_frames
-        )
+        windows = _windows(mode, block_frames, window_frames, right_context_frames)
+        spec = FeatureSpec("logmel", f"1-{mels}x{hops}", mels * hops, mode, **windows)
         super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet instead of being blown up to speech
         self.mels, self.hops, self.n_fft = mels, hops, 512
         self.register_buffer("filters", mel_filters(mels, self.n_fft), persistent=False)
@@ -201,9 +199,7 @@ class Wav2Vec2Features(SpeechFeatures):
             f"1-{resample}",
             layers * model.config.hidden_size,
             mode,
-            block_frames,
-            window_frames,
-            right_context_frames,
+            **_windows(mode, block_frames, window_frames, right_context_frames),
             layers=tuple(range(1, layers + 1)),
             checkpoint=weights_hash(model),
         )

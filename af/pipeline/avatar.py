@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import image_array, image_tensor
-from af.types import Condition, FeatureSpec, Identity
+from af.specs import FeatureSpec, require_spec
+from af.types import Condition, Identity
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Avatar:
                 f"(sha256 {images.digest[:12]}…)"
             )
         features = build(motion.info["features"])
-        built = json.loads(json.dumps(asdict(features.spec)))
-        if built != motion.info["feature_spec"]:
-            raise UserError(f"{denoiser} needs features {motion.info['feature_spec']}, the extractor gives {built}")
+        require_spec(
+            features.spec,
+            FeatureSpec.from_json(motion.info["feature_spec"]),
+            where="the feature extractor",
+            remedy=f"Put the checkpoint that {denoiser} was trained with in its place.",
+        )
         return cls(images.model.to(device), motion.model.to(device), features)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import load_file, save_file
 
-from af.data import schema
 from af.data.files import atomic_path, write_json
+from af.data.index import Index, build_index
 from af.data.parts import Part, run_parts
 from af.data.schema import ROLES, ClipMeta
-from af.data.shards import Index, ShardReader, build_index, split_folders, write_shard
+from af.data.shards import ShardReader, split_folders, write_shard
 from af.errors import UserError
 from af.models.artifact import build, load_model
 from af.models.autoencoder import MotionAutoencoder
@@ -101,8 +101,8 @@ def encode_shard(path: Path, folder: str, shard: int, autoencoder: str, features
                 members[f"{role}.audio.npy"] = extractor(torch.from_numpy(person.audio)).half().numpy()
             meta = replace(
                 reader.read_meta(i),
-                motion_spec=schema.MotionSpec(**asdict(motion_spec)),
-                audio_spec=schema.FeatureSpec(**asdict(extractor.spec)),
+                motion_spec=motion_spec,
+                audio_spec=extractor.spec,
             )
             yield entry.key, meta, members
 
@@ -162,7 +162,7 @@ def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
     audio, motion = index.specs.get("audio"), index.specs.get("motion")
     if audio is None or motion is None:
         raise UserError(f"{index.folder} holds no motion latents and audio features; run `af encode` on it first")
-    return FeatureSpec(**{**audio, "layers": tuple(audio["layers"])}), MotionSpec(**motion)
+    return FeatureSpec.from_json(audio), MotionSpec.from_json(motion)
 
 
 @lru_cache(maxsize=1)

@@ -58,7 +58,7 @@ def evaluate_split(
     face: FaceSpec,
     out: Path,
     *,
-    settings: RolloutSettings = RolloutSettings(),  # noqa: B008 (frozen)
+    settings: RolloutSettings = RolloutSettings(),
     avatar_role: str = "b",
     limit: int | None = None,
     videos: int = 4,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_shards import AUDIO, FACE, MOTION, STREAMING, meta
 
-from af.data.schema import ClipMeta, FaceSpec, FeatureSpec, MotionSpec, SchemaError, require_spec, spans
+from af.data.schema import ClipMeta, spans
 from af.errors import UserError
+from af.specs import FaceSpec, FeatureSpec, MotionSpec, SchemaError, require_spec
 
 
 @pytest.mark.parametrize("spec", [AUDIO, STREAMING, MOTION, FACE])

@@ -107,7 +107,7 @@ def test_bad_input():
         mel(torch.full((6400,), float("nan")))
     with pytest.raises(ValueError, match="640"):
         mel(torch.zeros(100))
-    with pytest.raises(ValueError, match="mode"):
+    with pytest.raises(UserError, match="mode"):
         LogMel(mode="live")
     with pytest.raises(UserError, match="no-such-folder"):
         Wav2Vec2Features("./no-such-folder")

@@ -1,0 +1,156 @@
+"""What was made how: specs of audio features, motion latents and face parameters, and the checks behind them.
+
+Shards carry the specs in their json, models in their folder; a model refuses shards of another spec than its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from af.errors import UserError
+
+
+class SchemaError(UserError):
+    """A sample's description is not what the schema allows: the text names the field and what was expected."""
+
+
+def refuse_unknown(cls: type, data: Any) -> Mapping[str, Any]:
+    """`data` if it is a mapping with only known keys and every key without a default."""
+    if not isinstance(data, Mapping):
+        raise SchemaError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(data) - known):
+        raise SchemaError(f"{cls.__name__}: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return data
+
+
+def require(condition: bool, name: str, expected: str, got: Any) -> None:
+    """Raise `SchemaError` saying what was expected and got, unless `condition`."""
+    if not condition:
+        raise SchemaError(f"{name}: expected {expected}, got {got!r}")
+
+
+def is_int(value: Any) -> bool:
+    """Whether a JSON value is an integer (true and false are not)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+
+
+class _Spec:
+    """JSON in and out, and differences in words, for the flat specs below."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain JSON object; `from_json` gives an equal spec back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, data: Any):
+        """The spec of a JSON object. Raises `SchemaError` on unknown, missing or wrong fields."""
+        data = refuse_unknown(cls, data)
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        except TypeError as error:
+            raise SchemaError(f"{cls.__name__}: {error}") from None
+
+    def differences(self, other: Any) -> tuple[str, ...]:
+        """Names of the fields in which the two specs differ."""
+        if type(self) is not type(other):
+            return ("everything",)
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class FeatureSpec(_Spec):
+    """How audio features were made; a model refuses features of another spec.
+
+    `dim` is the size of a frame's vector (layers x dim of a layer). Mode `utterance`: the extractor saw the whole clip.
+    Mode `streaming`: for the block of `block_frames` frames starting at a multiple of it, the extractor saw the samples
+    of at most `window_frames` frames ending with the block, plus `right_context_frames` after it.
+    `checkpoint` is the SHA-256 of the extractor's weights, None for one without weights.
+    """
+
+    extractor: str
+    version: str
+    dim: int
+    mode: Literal["utterance", "streaming"]
+    block_frames: int | None = None
+    window_frames: int | None = None
+    right_context_frames: int = 0
+    layers: tuple[int, ...] = ()
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.extractor, str) and bool(self.extractor), "extractor", "a name", self.extractor)
+        require(isinstance(self.version, str), "version", "a string", self.version)
+        require(is_int(self.dim) and self.dim > 0, "dim", "a positive integer", self.dim)
+        require(self.mode in ("utterance", "streaming"), "mode", "utterance or streaming", self.mode)
+        require(is_int(self.right_context_frames) and self.right_context_frames >= 0, "right_context_frames", "an integer >= 0", self.right_context_frames)  # fmt: skip
+        object.__setattr__(self, "layers", tuple(self.layers))
+        require(all(is_int(n) for n in self.layers), "layers", "integers", self.layers)
+        require(self.checkpoint is None or isinstance(self.checkpoint, str), "checkpoint", "a hash or null", self.checkpoint)  # fmt: skip
+        if self.mode == "streaming":
+            for name in ("block_frames", "window_frames"):
+                value = getattr(self, name)
+                require(is_int(value) and value > 0, name, "a positive integer with mode streaming", value)
+            assert self.block_frames is not None
+            assert self.window_frames is not None
+            require(self.window_frames >= self.block_frames, "window_frames", f"at least block_frames = {self.block_frames}", self.window_frames)  # fmt: skip
+        else:
+            for name in ("block_frames", "window_frames"):
+                require(getattr(self, name) is None, name, "null with mode utterance", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class MotionSpec(_Spec):
+    """Which autoencoder made the motion latents: `dim` numbers a frame in a span of `directions` directions."""
+
+    dim: int
+    directions: int
+    autoencoder: str
+    image_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "directions", "image_size"):
+            value = getattr(self, name)
+            require(is_int(value) and value > 0, name, "a positive integer", value)
+        require(isinstance(self.autoencoder, str) and bool(self.autoencoder), "autoencoder", "a hash", self.autoencoder)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FaceSpec(_Spec):
+    """Layout of the face parameters: the first `expression` of `names` are expression, the rest head pose."""
+
+    names: tuple[str, ...]
+    expression: int
+    tracker: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        require(len(self.names) > 0 and all(isinstance(n, str) for n in self.names), "names", "parameter names", self.names)  # fmt: skip
+        require(len(set(self.names)) == len(self.names), "names", "different names", self.names)
+        require(is_int(self.expression) and 0 <= self.expression <= len(self.names), "expression", f"0 to {len(self.names)}", self.expression)  # fmt: skip
+        require(isinstance(self.tracker, str) and bool(self.tracker), "tracker", "a name", self.tracker)
+
+
+def require_spec(found: _Spec | None, wanted: _Spec, *, where: str, remedy: str) -> None:
+    """Refuse data whose spec is not the one a model was built for, saying both. Raises `UserError`."""
+    if found == wanted:
+        return
+    name = type(wanted).__name__
+    if found is None:
+        raise UserError(f"{where} has no {name}; the model needs {wanted.to_json()}. {remedy}")
+    different = ", ".join(
+        f"{n}: {getattr(found, n, None)!r} instead of {getattr(wanted, n)!r}" for n in wanted.differences(found)
+    )
+    raise UserError(
+        f"{where}: {name} is not the one the model was built for ({different}).\n"
+        f"  found {found.to_json()}\n  model {wanted.to_json()}\n  {remedy}"
+    )
