@@ -69,9 +69,7 @@ class DenoiserModule(LightningModule):
         flow_time = self.flow_times(*clean.shape[:2], generator=generator, device=clean.device)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
-        errors = velocity_error(
-            velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta
-        )
+        errors = velocity_error(velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta)
         return errors, flow_time, batch.valid
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:

@@ -1,0 +1,111 @@
+"""How fast a training step is, and what share of the machine's matrix-multiplication speed it reaches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from af.forcing.dropout import ConditionDropout
+from af.forcing.noise import FlowTimes
+from af.losses.velocity import VelocityLoss
+from af.models.autoencoder import MotionAutoencoder
+from af.models.denoiser import MotionDenoiser
+from af.models.motion_space import MotionStatistics
+from af.training.denoiser import DenoiserModule
+from af.training.randomness import step_generator
+from af.types import DyadBatch
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One training step: median seconds, items (windows or pairs) a second, GFLOP/s of its products, share of peak."""
+
+    seconds: float
+    items_per_second: float
+    gflops: float
+    share_of_matmul_peak: float
+
+
+def matmul_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 1.0) -> float:
+    """Best speed of a square matrix product on this machine, in GFLOP/s."""
+    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    times = _times(lambda: a @ b, seconds)
+    return 2 * size**3 / min(times) / 1e9
+
+
+def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, seconds: float = 5.0) -> StepTime:
+    """Forward, backward and optimiser step of the denoiser on random windows, fp32."""
+    space, layout = denoiser.motion_space, denoiser.layout
+    if not space.fitted:
+        basis = torch.linalg.qr(torch.randn(space.latent_dim, space.directions))[0]
+        space.fit(MotionStatistics(torch.zeros(space.directions), torch.ones(space.directions), basis))
+    module = DenoiserModule(
+        denoiser,
+        flow_times=FlowTimes(layout.block_frames),
+        loss=VelocityLoss("l2"),
+        dropout=ConditionDropout(),
+    )
+    frames = layout.window_frames
+
+    def random(width: int) -> Tensor:
+        return torch.randn(batch, frames, width)
+
+    window = DyadBatch(
+        random(space.latent_dim),
+        random(feature_dim),
+        random(space.latent_dim),
+        random(feature_dim),
+        torch.randn(batch, space.latent_dim),
+        torch.ones(batch, frames, dtype=torch.bool),
+    )
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4)
+
+    def loss() -> Tensor:
+        generator = step_generator(0, 0, 0)
+        losses, _, _ = module.velocity_losses(window, generator, module.dropout.draw(batch, generator))
+        return losses.mean()
+
+    return _step(loss, optimizer, batch, seconds)
+
+
+def autoencoder_step(autoencoder: MotionAutoencoder, batch: int, seconds: float = 5.0) -> StepTime:
+    """Forward, backward and optimiser step of the autoencoder on random pairs, in bf16 where the demo uses it."""
+    size = autoencoder.image_size
+    source, driving = torch.rand(2, batch, 3, size, size) * 2 - 1
+    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-4)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return (autoencoder(source, driving).image - driving).abs().mean()
+
+    return _step(loss, optimizer, batch, seconds)
+
+
+def _step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, items: int, seconds: float) -> StepTime:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    median = statistics.median(_times(step, seconds))
+    gflops = counter.get_total_flops() / median / 1e9
+    return StepTime(median, items / median, gflops, gflops / matmul_gflops())
+
+
+def _times(work: Callable[[], object], seconds: float) -> list[float]:
+    work()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times

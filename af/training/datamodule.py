@@ -1,0 +1,194 @@
+"""Batches for the stages: plans and loaders, with the position kept by the run and not by ranks or workers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from af.data.index import Index
+from af.data.loader import PairDataset, WindowDataset
+from af.data.plan import (
+    PairPlan,
+    WindowPlan,
+    fixed_pairs,
+    fixed_windows,
+)
+from af.errors import UserError
+from af.models.motion_space import MotionStatistics
+from af.models.speech import SpeechFeatures
+from af.pipeline.encode import read_statistics, spec_of
+from af.specs import require_spec
+from af.types import PairBatch
+
+
+class _ShardData(LightningDataModule):
+    """What both stages share. `batch_size` is the global one: with several ranks each reads its share.
+
+    The training position is the number of samples all ranks took so far; it is part of the checkpoint, so a run goes on
+    with the very next sample, with any number of ranks and workers that divides the same global batch.
+    """
+
+    validation_index: Index | None = None
+
+    def __init__(self, root: str | Path, batch_size: int, workers: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        self.root, self.batch_size, self.workers, self.seed = Path(root), batch_size, workers, seed
+        self.start = 0
+        self.train_index = Index.load(self.root / "train")
+        if (self.root / "val" / "index.json").is_file():
+            self.validation_index = Index.load(self.root / "val")
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What an exported model should say about the data it was made from."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: samples taken by all ranks together."""
+        assert self.trainer is not None
+        batches = self.trainer.lightning_module.batches_seen
+        return {"samples": batches * self.batch_size, "seed": self.seed, "root": str(self.root)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the samples of the checkpoint. Raises UserError when it was made with another seed."""
+        if state_dict["seed"] != self.seed:
+            raise UserError(f"data.seed is {self.seed}, the checkpoint was made with {state_dict['seed']}")
+        self.start = int(state_dict["samples"])
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bytes become floats on the device; a validation batch keeps only the samples that count."""
+        if isinstance(batch, Counted):
+            counted, batch = batch.counted, batch.batch
+            batch = type(batch)(**{k: v if v is None else v[counted] for k, v in vars(batch).items()})
+        return pairs_to_float(batch) if isinstance(batch, PairBatch) else batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; copies overlap with work where the memory is page-locked."""
+        return batch.to(device, non_blocking=True)
+
+    def _training_loader(self, dataset: PlanDataset) -> DataLoader:
+        rank, world, share = self._share()
+        return training_loader(dataset, share, rank=rank, world=world, start=self.start, **self._options())
+
+    def _validation_loader(self, dataset: PlanDataset, items: list[Any]) -> DataLoader:
+        rank, world, share = self._share()
+        return validation_loader(dataset, items, share, rank=rank, world=world, **self._options())
+
+    def _share(self) -> tuple[int, int, int]:
+        rank = self.trainer.global_rank if self.trainer else 0
+        world = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % world:
+            raise UserError(f"data.batch_size={self.batch_size} (of all ranks) is not divisible by {world} ranks")
+        return rank, world, self.batch_size // world
+
+    def _options(self) -> dict[str, Any]:
+        # forked workers and threads of torch do not go together; a fork server starts clean
+        context = {"multiprocessing_context": "forkserver"} if self.workers else {}
+        return {"workers": self.workers, "pin_memory": torch.cuda.is_available(), **context}
+
+
+class PairData(_ShardData):
+    """Pairs of frames of one person for the motion VAE.
+
+    `regions` says how much each pixel counts, from the face parameters in the shards (None: all alike);
+    `cache_gb` bounds the cache of decoded clips on disk (0: none).
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        batch_size: int = 32,
+        pairs_per_person: int = 8,
+        regions: Regions | None = None,
+        cache_gb: float = 8.0,
+        workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(root, batch_size, workers, seed)
+        self.pairs_per_person, self.regions, self.cache_gb = pairs_per_person, regions, cache_gb
+
+    def provenance(self) -> dict[str, Any]:
+        """The data's folder."""
+        return {"data": str(self.root)}
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless, in the plan's order."""
+        plan = PairPlan(self.train_index, seed=self.seed, pairs_per_person=self.pairs_per_person)
+        return self._training_loader(self._dataset(self.train_index, plan))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Fixed pairs, each once."""
+        if self.validation_index is None:
+            return []
+        items = fixed_pairs(self.validation_index, seed=self.seed)
+        return self._validation_loader(self._dataset(self.validation_index), items)
+
+    def _dataset(self, index: Index, plan: PairPlan | None = None) -> PairDataset:
+        return PairDataset(
+            ShardReader(index), plan, cache_bytes=int(self.cache_gb * 2**30), regions=self.regions, uint8=True
+        )
+
+
+class WindowData(_ShardData):
+    """Windows of conversations for the denoiser, from shards written by `af encode`.
+
+    `features` is the extractor the model is built for: shards made with another one are refused.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        window_frames: int,
+        block_frames: int,
+        features: SpeechFeatures,
+        batch_size: int = 8,
+        workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(root, batch_size, workers, seed)
+        self.window_frames = window_frames
+        self.feature_spec, self.motion_spec = spec_of(self.train_index)
+        require_spec(
+            self.feature_spec,
+            features.spec,
+            where=str(self.root),
+            remedy="Encode the data again, or choose the features they were made with.",
+        )
+        self.block_frames = self.feature_spec.block_frames or 1
+        if self.feature_spec.block_frames not in (None, block_frames):
+            raise UserError(
+                f"{self.root}: features come in blocks of {self.feature_spec.block_frames} frames, the model's blocks "
+                f"have {block_frames}; encode with features.block_frames={block_frames}"
+            )
+        self.motion_statistics: MotionStatistics = read_statistics(self.root)
+
+    def provenance(self) -> dict[str, Any]:
+        """The specs that a roll-out must meet."""
+        return {
+            "data": str(self.root),
+            "feature_spec": self.feature_spec.to_json(),
+            "motion_spec": self.motion_spec.to_json(),
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless, in the plan's order."""
+        plan = WindowPlan(self.train_index, frames=self.window_frames, block=self.block_frames, seed=self.seed)
+        return self._training_loader(self._dataset(self.train_index, plan))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Windows side by side, each once."""
+        if self.validation_index is None:
+            return []
+        items = fixed_windows(self.validation_index, frames=self.window_frames, block=self.block_frames)
+        return self._validation_loader(self._dataset(self.validation_index), items)
+
+    def _dataset(self, index: Index, plan: WindowPlan | None = None) -> WindowDataset:
+        return WindowDataset(ShardReader(index), plan, frames=self.window_frames)
