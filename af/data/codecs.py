@@ -184,9 +184,10 @@ def encode_video(
 class _Mp4:
     """An open mp4 in memory. The format is fixed: no demuxer that could open other files or addresses is tried."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | io.RawIOBase) -> None:
+        file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
         try:
-            self.container: Any = av.open(io.BytesIO(data), format="mp4", metadata_errors="replace")
+            self.container: Any = av.open(file, format="mp4", metadata_errors="replace")
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise CodecError(f"not a readable mp4 ({getattr(error, 'strerror', error)})") from None
         try:
@@ -238,9 +239,10 @@ def video_shape(data: bytes) -> tuple[int, int, int]:
         return mp4.frames, mp4.height, mp4.width
 
 
-def decode_frames(data: bytes, indices: Sequence[int]) -> UInt8[np.ndarray, "N Y X 3"]:
+def decode_frames(data: bytes | io.RawIOBase, indices: Sequence[int]) -> UInt8[np.ndarray, "N Y X 3"]:
     """Chosen frames of an mp4 from `encode_video`, in the order of `indices`, decoding as few others as needed.
 
+    From a file, only the parts needed are read.
     Raises `CodecError` for broken bytes and IndexError for frames that do not exist.
     """
     try:

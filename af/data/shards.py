@@ -5,6 +5,7 @@ A split folder holds ``NNNNNN.tar`` and ``index.json``; ``<root>/train``, ``val`
 
 from __future__ import annotations
 
+import io
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
@@ -80,6 +81,41 @@ def _encoded_member(path: Path, member: str, field: str, value: bytes | np.ndarr
     return bytes(value)
 
 
+class MemberFile(io.RawIOBase):
+    """A member of a shard as a read-only file: nothing is read before it is asked for."""
+
+    def __init__(self, reader: ShardReader, i: int, field: str) -> None:
+        super().__init__()
+        self._reader, self._i, self._field = reader, i, field
+        self._size = reader.index.samples[i].members.get(field, (0, 0))[1]
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The position of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move as files do."""
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes from here on (negative: the rest)."""
+        left = max(0, self._size - self._at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        data = self._reader.read_bytes(self._i, self._field, self._at, wanted)
+        self._at += len(data)
+        return data
+
+
 class ShardReader:
     """Random access to the samples of a split folder, by offsets. Safe in forked and spawned workers: files are opened
     on first use in each process, at most 64 at a time.
@@ -126,13 +162,22 @@ class ShardReader:
         """Bytes [start, start + length) of a member of sample i. Raises `ShardError` when it is absent or cut off."""
         entry = self.index.samples[i]
         if field not in entry.members:
-            raise ShardError(self.index.path(entry.shard), f"{entry.key}.{field}", "absent", "no such member")
+            raise self.error(i, field, "absent", "no such member")
         offset, size = entry.members[field]
         length = size - start if length is None else min(length, size - start)
         data = os.pread(self._descriptor(entry.shard), length, offset + start)
         if len(data) != length:
-            raise ShardError(self.index.path(entry.shard), f"{entry.key}.{field}", "truncated", "the tar is cut off")
+            raise self.error(i, field, "truncated", "the tar is cut off")
         return data
+
+    def open(self, i: int, field: str) -> MemberFile:
+        """A member of sample i as a file that reads only the parts asked for."""
+        return MemberFile(self, i, field)
+
+    def error(self, i: int, field: str, reason: str, detail: str) -> ShardError:
+        """The error that says where the member `field` of sample i lies and what is wrong with it."""
+        entry = self.index.samples[i]
+        return ShardError(self.index.path(entry.shard), f"{entry.key}.{field}", reason, detail)
 
     def read_meta(self, i: int) -> ClipMeta:
         """The checked description of sample i."""
@@ -142,19 +187,20 @@ class ShardReader:
     def read_rows(self, i: int, field: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of a 2-D npy member, reading only their bytes. Raises `ShardError`."""
         entry = self.index.samples[i]
-        where = (self.index.path(entry.shard), f"{entry.key}.{field}")
         try:
             shape, dtype, offset = codecs.npy_header(self.read_bytes(i, field, 0, 512))
         except codecs.CodecError as error:
-            raise ShardError(*where, "pickle" if "pickle" in str(error) else "bad_npy", str(error)) from None
+            raise self.error(i, field, "pickle" if "pickle" in str(error) else "bad_npy", str(error)) from None
         if len(shape) != 2 or shape[0] != entry.frames or dtype not in (np.float16, np.float32):
-            raise ShardError(*where, "wrong_length", f"{shape} {dtype}, expected {entry.frames} rows of float16 or float32")  # fmt: skip
+            raise self.error(
+                i, field, "wrong_length", f"{shape} {dtype}, expected {entry.frames} rows of float16 or float32"
+            )
         if not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"rows [{start}, {stop}) of {shape[0]}")
         row = shape[1] * dtype.itemsize
         data = self.read_bytes(i, field, offset + start * row, (stop - start) * row)
         if len(data) != (stop - start) * row:
-            raise ShardError(*where, "bad_npy", f"npy says {shape} {dtype} but is shorter")
+            raise self.error(i, field, "bad_npy", f"npy says {shape} {dtype} but is shorter")
         return np.frombuffer(data, dtype).reshape(stop - start, shape[1])
 
     def read(self, i: int, fields: Collection[str] | None = None) -> Clip:
@@ -165,11 +211,10 @@ class ShardReader:
         entry = self.index.samples[i]
         if fields is not None and (unknown := set(fields) - set(PERSON_FIELDS)):
             raise ValueError(f"unknown fields {sorted(unknown)}; known: {', '.join(PERSON_FIELDS)}")
-        path = self.index.path(entry.shard)
         try:
             meta = codecs.decode_json(self.read_bytes(i, "json"))
         except codecs.CodecError as error:
-            raise ShardError(path, f"{entry.key}.json", "bad_json", str(error)) from None
+            raise self.error(i, "json", "bad_json", str(error)) from None
         people = {}
         for role in ROLES:
             values: dict[str, Any] = {}
@@ -182,12 +227,11 @@ class ShardReader:
         return Clip(entry.key, meta, people["a"], people["b"])
 
     def _decoded(self, i: int, field: str, entry: SampleEntry) -> np.ndarray:
-        where = (self.index.path(entry.shard), f"{entry.key}.{field}")
         try:
             value = codecs.decode(field, self.read_bytes(i, field))
         except codecs.CodecError as error:
-            raise ShardError(*where, "pickle" if "pickle" in str(error) else "bad_member", str(error)) from None
+            raise self.error(i, field, "pickle" if "pickle" in str(error) else "bad_member", str(error)) from None
         expected = frames_to_samples(entry.frames) if field.endswith(".flac") else entry.frames
         if len(value) != expected:
-            raise ShardError(*where, "wrong_length", f"length {len(value)}, expected {expected}")
+            raise self.error(i, field, "wrong_length", f"length {len(value)}, expected {expected}")
         return value.astype(np.float32) if field.endswith(".npy") else value

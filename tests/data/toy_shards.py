@@ -8,8 +8,9 @@ import numpy as np
 
 from af.clock import frames_to_samples
 from af.data import codecs
-from af.data.schema import ClipMeta, FaceSpec, FeatureSpec, MotionSpec
+from af.data.schema import ClipMeta
 from af.data.shards import build_index, write_shard
+from af.specs import FaceSpec, FeatureSpec, MotionSpec
 
 MOTION = MotionSpec(dim=6, directions=4, autoencoder="0" * 64, image_size=32)
 FACE = FaceSpec(("mouth_open", "smile", "yaw"), expression=2, tracker="toy")

@@ -1,0 +1,131 @@
+"""What all datasets share: reading the items of a plan, and what happens to corrupt samples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from af.data.plan import EndlessPlan, Item
+from af.data.shards import ShardError, ShardReader
+from af.errors import UserError
+
+Batch = TypeVar("Batch")
+_MAX_WORKERS: Final = 256
+
+
+class BadSamples:
+    """Counts samples read and samples that could not be, over all workers, and stops the run above a rate.
+
+    `rate` is the share of bad samples allowed, judged over at least 1,000 samples (so that one bad sample among the
+    first does not stop a run). Each worker counts in its own place of one shared tensor.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._counts = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
+        self._told: set[str] = set()
+
+    @property
+    def read(self) -> int:
+        """Samples read well."""
+        return int(self._counts[:, 0].sum())
+
+    @property
+    def bad(self) -> int:
+        """Samples skipped."""
+        return int(self._counts[:, 1].sum())
+
+    @staticmethod
+    def _place() -> int:
+        worker = get_worker_info()
+        return 0 if worker is None else 1 + worker.id % _MAX_WORKERS
+
+    def good(self, n: int) -> None:
+        """Count n samples read well."""
+        self._counts[self._place(), 0] += n
+
+    def skip(self, error: Exception) -> None:
+        """Count a bad sample and tell it once; raises `UserError` above the rate."""
+        self._counts[self._place(), 1] += 1
+        text = str(error)
+        if text not in self._told:
+            self._told.add(text)
+            warnings.warn(f"skipped a corrupt sample: {text}", stacklevel=2)
+        bad, total = self.bad, self.bad + self.read
+        if bad > self.rate * max(total, 1000):
+            some = "\n  ".join(sorted(self._told)[:5])
+            raise UserError(
+                f"{bad} of {total} samples could not be read, more than the allowed share of {self.rate:.2%}:\n  {some}\n"
+                "  check the folder with: af shards validate"
+            )
+
+
+@dataclass(frozen=True)
+class Counted(Generic[Batch]):
+    """A validation batch and which of its samples count (the others only fill it, or could not be read)."""
+
+    batch: Batch
+    counted: Bool[Tensor, " B"]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Counted[Batch]:
+        """The same on `device`."""
+        moved = self.batch.to(device, non_blocking=non_blocking)  # type: ignore[attr-defined]
+        return Counted(moved, self.counted.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Counted[Batch]:
+        """The same in page-locked memory (called by the DataLoader)."""
+        return Counted(self.batch.pin_memory(), self.counted.pin_memory())  # type: ignore[attr-defined]
+
+
+class PlanDataset(Dataset, Generic[Item, Batch]):
+    """Reads items. With an endless plan, a corrupt sample is replaced by the item of the next position, whoever reads
+    it; without one (validation), an empty sample that does not count takes its place.
+
+    Subclasses read one item in `_read`, make an empty one in `_blank`, and stack samples in `collate`.
+    """
+
+    def __init__(self, reader: ShardReader, plan: EndlessPlan[Item] | None, max_bad_rate: float) -> None:
+        self.reader, self.bad = reader, BadSamples(max_bad_rate)
+        self.plan: EndlessPlan[Item] | None = plan
+
+    def __getitem__(self, item: Item) -> Any:
+        sample = self._try(item)
+        if sample is not None:
+            return sample
+        if self.plan is None:
+            return self._blank(item)
+        position = item.position
+        while sample is None:  # ends at the latest when the allowed rate is passed
+            position += 1
+            sample = self._try(self.plan.item(position))
+        return sample
+
+    def _try(self, item: Item) -> Any:
+        try:
+            sample = self._read(item)
+        except (ShardError, OSError) as error:
+            self.bad.skip(error)
+            return None
+        self.bad.good(1)
+        return sample
+
+    def _read(self, item: Item) -> Any:
+        raise NotImplementedError
+
+    def _blank(self, item: Item) -> Any:
+        raise NotImplementedError
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Stack what `__getitem__` gives into a batch."""
+        raise NotImplementedError
+
+    def collate_counted(self, samples: Sequence[Any]) -> Counted[Batch]:
+        """A batch together with which of its samples count."""
+        return Counted(self.collate(samples), torch.tensor([s.counted for s in samples]))

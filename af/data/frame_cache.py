@@ -1,0 +1,116 @@
+"""Decoded videos on disk, bounded, shared by all processes of a machine: decode a short clip once, read single frames.
+
+Reading goes through pread, not a memory map: the bytes stay in the system's page cache and count for no process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import UInt8
+
+from af.data.files import atomic_path, remove_stale
+from af.errors import UserError
+
+_OPEN_FILES: Final = 128
+_SUFFIX: Final = ".frames"
+
+
+class FrameCache:
+    """Frames as raw bytes, one file a video, at most `max_bytes` in `folder`; the least recently opened go first.
+
+    Safe for any number of processes: files appear whole under their final names, and one that is removed while another
+    process reads it stays readable there. Raises `UserError` when the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | str, max_bytes: int) -> None:
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_stale(self.folder)
+        except OSError as error:
+            raise UserError(f"{folder}: the cache of decoded frames cannot be written ({error.strerror})") from None
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "max_bytes": self.max_bytes, "_files": OrderedDict(), "_pid": -1}
+
+    def __del__(self) -> None:
+        if getattr(self, "_pid", -1) == os.getpid():
+            for descriptor in self._files.values():
+                os.close(descriptor)
+
+    def read(
+        self,
+        name: str,
+        indices: Sequence[int],
+        shape: tuple[int, int, int],
+        decode: Callable[[], UInt8[np.ndarray, "T Y X 3"]],
+    ) -> UInt8[np.ndarray, "N Y X 3"]:
+        """Frames `indices` of the video `name` of (frames, height, width); `decode` is called when it is not there."""
+        frames, height, width = shape
+        size = height * width * 3
+        descriptor = self._open(name, frames * size)
+        if descriptor is None:
+            whole = decode()
+            if whole.shape != (frames, height, width, 3):
+                raise ValueError(f"{name}: decoded {whole.shape}, expected {(frames, height, width, 3)}")
+            self._store(name, whole)
+            return whole[np.asarray(indices)]
+        out = np.empty((len(indices), height, width, 3), np.uint8)
+        for row, n in zip(out, indices, strict=True):
+            if os.preadv(descriptor, [row.data], int(n) * size) != size:
+                raise OSError(f"{self.folder / name}: short read")
+        return out
+
+    def _open(self, name: str, size: int) -> int | None:
+        if self._pid != os.getpid():  # forked: the parent closes its own
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if name not in self._files:
+            path = self.folder / (name + _SUFFIX)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            if os.fstat(descriptor).st_size != size:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                return None
+            os.utime(descriptor)
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[name] = descriptor
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def _store(self, name: str, frames: np.ndarray) -> None:
+        if frames.nbytes > self.max_bytes:
+            return
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._make_room(frames.nbytes)
+            try:
+                with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
+                    frames.tofile(temporary)
+            except OSError as error:
+                raise UserError(f"{self.folder}: the cache of decoded frames cannot be written ({error.strerror})") from None  # fmt: skip
+
+    def _make_room(self, wanted: int) -> None:
+        found = []
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(_SUFFIX):
+                stat = entry.stat()
+                found.append((stat.st_mtime_ns, stat.st_size, entry.path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total + wanted <= self.max_bytes:
+                break
+            os.unlink(path)
+            total -= size

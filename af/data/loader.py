@@ -1,0 +1,318 @@
+"""Items of a plan to batches: torch datasets that read exactly what an item says, and the loaders around them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from af.data import codecs
+from af.data.dataset import BadSamples, Counted, PlanDataset
+from af.data.frame_cache import FrameCache
+from af.data.plan import ClipItem, EndlessPlan, OnceBatchSampler, PairItem, PlanBatchSampler, WindowItem
+from af.data.shards import ShardReader
+from af.errors import UserError
+from af.specs import FaceSpec, FeatureSpec, MotionSpec, require_spec
+from af.types import Clip, DyadBatch, PairBatch
+
+__all__ = [
+    "BadSamples",
+    "ClipDataset",
+    "Counted",
+    "PairDataset",
+    "ReadClip",
+    "Regions",
+    "WindowDataset",
+    "pairs_to_float",
+    "training_loader",
+    "validation_loader",
+]
+
+_GIB: Final = 2**30
+
+#: Pixels to emphasise: (face parameters (P,), image size) -> weights (Y, X) for that frame.
+Regions = Callable[[Float32[np.ndarray, " P"], int], Float32[np.ndarray, "Y X"]]
+
+
+# ------------------------------------------------------------------------------------------------- pairs of frames
+
+
+@dataclass(frozen=True)
+class _Pair:
+    frames: np.ndarray  # (2, Y, X, 3) uint8: source, driving
+    weight: np.ndarray | None
+    counted: bool
+
+
+class PairDataset(PlanDataset[PairItem, PairBatch]):
+    """Source and driving frame of one person of one clip, for the autoencoder.
+
+    `cache_bytes` bounds a cache of decoded clips on disk in `cache_folder` (default: ``.cache`` beside the split
+    folders). It is used when the whole split fits into it decoded (64-pixel clips), and makes reading about ten times
+    faster; larger data is decoded from the nearest key frame each time. 0 turns it off.
+    `regions` gives emphasis weights from the driving frame's face parameters, where the shards have them.
+    `uint8` leaves images as bytes (a quarter of the traffic between processes): call `pairs_to_float` on the device.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str | ShardReader,
+        plan: EndlessPlan[PairItem] | None = None,
+        *,
+        cache_bytes: int = 8 * _GIB,
+        cache_folder: Path | str | None = None,
+        regions: Regions | None = None,
+        uint8: bool = False,
+        max_bad_rate: float = 0.01,
+    ) -> None:
+        reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
+        super().__init__(reader, plan, max_bad_rate)
+        index = reader.index
+        if not all("a.mp4" in s.members for s in index.samples):
+            raise UserError(f"{index.folder}: the shards hold no video; the autoencoder needs a.mp4 and b.mp4")
+        assert index.image_size is not None
+        self.image_size, self.regions, self.uint8 = index.image_size, regions, uint8
+        self.cache: FrameCache | None = None
+        if 2 * index.frames * self.image_size**2 * 3 <= cache_bytes:
+            self.cache = FrameCache(cache_folder or index.folder.parent / ".cache", cache_bytes)
+
+    @property
+    def face_spec(self) -> FaceSpec | None:
+        """Layout of the face parameters that `regions` gets."""
+        found = self.reader.index.specs.get("face")
+        return None if found is None else FaceSpec.from_json(found)
+
+    def _read(self, item: PairItem) -> _Pair:
+        weight = None
+        if self.regions is not None and self.reader.has(item.sample, f"{item.role}.face.npy"):
+            row = self.reader.read_rows(item.sample, f"{item.role}.face.npy", item.driving, item.driving + 1)[0]
+            weight = self.regions(row.astype(np.float32), self.image_size)
+        return _Pair(self._frames(item), weight, item.counted)
+
+    def _frames(self, item: PairItem) -> np.ndarray:
+        i, field, indices = item.sample, f"{item.role}.mp4", (item.source, item.driving)
+        entry = self.reader.index.samples[i]
+        try:
+            if self.cache is None:
+                frames = codecs.decode_frames(self.reader.open(i, field), indices)
+            else:
+                shape = (entry.frames, self.image_size, self.image_size)
+                frames = self.cache.read(
+                    self._name(i, field), indices, shape, lambda: codecs.decode_video(self.reader.read_bytes(i, field))
+                )
+        except (ValueError, IndexError) as error:
+            raise self.reader.error(i, field, "bad_mp4", str(error)) from None
+        if frames.shape[1:3] != (self.image_size, self.image_size):
+            raise self.reader.error(i, field, "wrong_size", f"{frames.shape[1:3]}, expected {self.image_size}")
+        return frames
+
+    def _name(self, i: int, field: str) -> str:
+        entry = self.reader.index.samples[i]
+        shard = self.reader.index.shards[entry.shard]
+        return hashlib.sha256(f"{shard.sha256}/{entry.key}/{field}".encode()).hexdigest()[:32]
+
+    def _blank(self, item: PairItem) -> _Pair:
+        return _Pair(np.zeros((2, self.image_size, self.image_size, 3), np.uint8), None, False)
+
+    def collate(self, samples: Sequence[_Pair]) -> PairBatch:
+        """Stack pairs, channels first. Weights where any sample has them, 1 elsewhere."""
+        frames = torch.from_numpy(np.stack([s.frames for s in samples], 1))  # (2, B, Y, X, 3)
+        source, driving = frames.permute(0, 1, 4, 2, 3).contiguous()
+        weight = None
+        if any(s.weight is not None for s in samples):
+            ones = np.ones(frames.shape[2:4], np.float32)
+            weight = torch.from_numpy(np.stack([ones if s.weight is None else s.weight for s in samples]))[:, None]
+        batch = PairBatch(source, driving, weight)
+        return batch if self.uint8 else pairs_to_float(batch)
+
+
+def pairs_to_float(batch: PairBatch) -> PairBatch:
+    """uint8 images 0..255 as float32 in [-1, 1], on whatever device they are."""
+
+    def convert(images: Tensor) -> Tensor:
+        return images.to(torch.float32).mul_(2 / 255).sub_(1)
+
+    return PairBatch(convert(batch.source), convert(batch.driving), batch.weight)
+
+
+# ----------------------------------------------------------------------------------------- windows of conversations
+
+
+@dataclass(frozen=True)
+class _Window:
+    avatar_motion: np.ndarray
+    avatar_audio: np.ndarray
+    user_motion: np.ndarray
+    user_audio: np.ndarray
+    reference: np.ndarray
+    valid: np.ndarray
+    counted: bool
+
+
+class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
+    """Windows of `frames` frames for the denoiser, from shards with motion latents and audio features.
+
+    Frames are `valid` where both faces were tracked; windows that reach past the clip are padded with zeros that are
+    not. Raises `UserError` when the shards lack latents or features, or when they were made by others than
+    `motion_spec` and `audio_spec` (None: any).
+    """
+
+    def __init__(
+        self,
+        folder: Path | str | ShardReader,
+        plan: EndlessPlan[WindowItem] | None = None,
+        *,
+        frames: int = 50,
+        motion_spec: MotionSpec | None = None,
+        audio_spec: FeatureSpec | None = None,
+        max_bad_rate: float = 0.01,
+    ) -> None:
+        reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
+        super().__init__(reader, plan, max_bad_rate)
+        self.frames, where = frames, str(reader.index.folder)
+        motion, audio = reader.index.specs.get("motion"), reader.index.specs.get("audio")
+        if motion is None or audio is None:
+            missing = "motion latents" if motion is None else "audio features"
+            raise UserError(f"{where}: the shards hold no {missing}; add them with: af encode")
+        self.motion_spec, self.audio_spec = MotionSpec.from_json(motion), FeatureSpec.from_json(audio)
+        remedy = "Encode the shards again with this model's autoencoder and features: af encode"
+        if motion_spec is not None:
+            require_spec(self.motion_spec, motion_spec, where=where, remedy=remedy)
+        if audio_spec is not None:
+            require_spec(self.audio_spec, audio_spec, where=where, remedy=remedy)
+
+    def _read(self, item: WindowItem) -> _Window:
+        i, avatar, user = item.sample, item.role, "b" if item.role == "a" else "a"
+        entry = self.reader.index.samples[i]
+        start, stop = item.start, min(item.start + self.frames, entry.frames)
+        valid = np.zeros(self.frames, bool)
+        valid[: stop - start] = self._tracked(i, "a", start, stop) & self._tracked(i, "b", start, stop)
+        motion_dim, audio_dim = self.motion_spec.dim, self.audio_spec.dim
+        reference = self.reader.read_rows(i, f"{avatar}.motion.npy", item.reference, item.reference + 1)
+        if reference.shape[1] != motion_dim:
+            raise self.reader.error(i, f"{avatar}.motion.npy", "wrong_width", f"{reference.shape[1]}, not {motion_dim}")
+        return _Window(
+            avatar_motion=self._rows(i, f"{avatar}.motion.npy", start, stop, motion_dim),
+            avatar_audio=self._rows(i, f"{avatar}.audio.npy", start, stop, audio_dim),
+            user_motion=self._rows(i, f"{user}.motion.npy", start, stop, motion_dim),
+            user_audio=self._rows(i, f"{user}.audio.npy", start, stop, audio_dim),
+            reference=reference[0].astype(np.float32),
+            valid=valid & item.counted,
+            counted=item.counted,
+        )
+
+    def _rows(self, i: int, field: str, start: int, stop: int, dim: int) -> np.ndarray:
+        rows = self.reader.read_rows(i, field, start, stop)
+        if rows.shape[1] != dim:
+            raise self.reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers a frame, not {dim}")
+        if not np.isfinite(rows).all():
+            raise self.reader.error(i, field, "not_finite", "holds NaN or infinity")
+        out = np.zeros((self.frames, dim), np.float32)
+        out[: stop - start] = rows
+        return out
+
+    def _tracked(self, i: int, role: str, start: int, stop: int) -> np.ndarray:
+        mask = np.zeros(stop - start, bool)
+        for first, last in self.reader.index.samples[i].valid[role]:
+            mask[max(first - start, 0) : max(last - start, 0)] = True
+        return mask
+
+    def _blank(self, item: WindowItem) -> _Window:
+        motion = np.zeros((self.frames, self.motion_spec.dim), np.float32)
+        audio = np.zeros((self.frames, self.audio_spec.dim), np.float32)
+        return _Window(motion, audio, motion, audio, motion[0], np.zeros(self.frames, bool), False)
+
+    def collate(self, samples: Sequence[_Window]) -> DyadBatch:
+        """Stack windows."""
+        names = ("avatar_motion", "avatar_audio", "user_motion", "user_audio", "reference", "valid")
+        return DyadBatch(**{name: torch.from_numpy(np.stack([getattr(s, name) for s in samples])) for name in names})
+
+
+# ------------------------------------------------------------------------------------------------------ whole clips
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """A whole sample, its number in the index, and whether it counts or only fills a batch."""
+
+    sample: int
+    clip: Clip
+    counted: bool
+
+
+class ClipDataset(PlanDataset[ClipItem, list[ReadClip]]):
+    """Whole clips, for encoding and evaluation. `fields` as in `ShardReader.read`."""
+
+    def __init__(
+        self, folder: Path | str | ShardReader, fields: Sequence[str] | None = None, *, max_bad_rate: float = 0.01
+    ) -> None:
+        reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
+        super().__init__(reader, None, max_bad_rate)
+        self.fields = None if fields is None else tuple(fields)
+
+    def _read(self, item: ClipItem) -> ReadClip:
+        return ReadClip(item.sample, self.reader.read(item.sample, self.fields), item.counted)
+
+    def _blank(self, item: ClipItem) -> None:
+        return None
+
+    def collate(self, samples: Sequence[ReadClip | None]) -> list[ReadClip]:
+        """The clips that could be read, as they are: their lengths differ. May be empty."""
+        return [s for s in samples if s is not None]
+
+
+# --------------------------------------------------------------------------------------------------------- loaders
+
+
+def _loader(dataset: PlanDataset, batches: Any, collate: Callable[[Any], Any], workers: int, seed: int, options: dict[str, Any]) -> DataLoader:  # fmt: skip
+    if workers > 0:
+        options = {"prefetch_factor": 4, "persistent_workers": True, **options}
+    # an own generator: the DataLoader would draw its workers' seed from the global one, and shift all draws after it
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=generator, **options
+    )
+
+
+def training_loader(
+    dataset: PlanDataset,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    workers: int = 0,
+    **options: Any,
+) -> DataLoader:
+    """Endless batches of this rank from `dataset.plan`, from position `start` (samples taken by all ranks so far).
+
+    The order does not depend on `workers`. `options` go to the DataLoader (pin_memory, multiprocessing_context, ...).
+    """
+    if dataset.plan is None:
+        raise ValueError("a dataset for training needs a plan")
+    batches = PlanBatchSampler(dataset.plan, batch_size, rank=rank, world=world, start=start)
+    return _loader(dataset, batches, dataset.collate, workers, dataset.plan.seed, options)
+
+
+def validation_loader(
+    dataset: PlanDataset,
+    items: Sequence[Any],
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    **options: Any,
+) -> DataLoader:
+    """Every item once over all ranks, as `Counted` batches, equally many on each rank (whole clips: as lists)."""
+    batches = OnceBatchSampler(items, batch_size, rank=rank, world=world)
+    collate = dataset.collate if isinstance(dataset, ClipDataset) else dataset.collate_counted
+    return _loader(dataset, batches, collate, workers, 0, options)

@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from toy_shards import AUDIO, MOTION, STREAMING, members, meta, write_split
+
+from af.data import codecs
+from af.data.bench import bench
+from af.data.frame_cache import FrameCache
+from af.data.loader import (
+    ClipDataset,
+    Counted,
+    PairDataset,
+    WindowDataset,
+    pairs_to_float,
+    training_loader,
+    validation_loader,
+)
+from af.data.plan import PairPlan, WindowPlan, all_clips, fixed_pairs, fixed_windows
+from af.data.shards import Index, ShardReader, build_index
+from af.errors import UserError
+from af.types import DyadBatch, PairBatch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_split(tmp_path_factory.mktemp("loader") / "train", [[60, 35], [80]])
+
+
+def equal(a, b) -> bool:
+    pairs = zip(dataclasses.astuple(a), dataclasses.astuple(b), strict=True)
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
+
+
+def origin(row: np.ndarray | torch.Tensor) -> tuple[int, str, int]:
+    """(clip, role, frame) that a motion row of the toy shards says it is from."""
+    value = float(row[0])
+    return int(value // 1000), "b" if value % 1 else "a", int(value % 1000)
+
+
+# ----------------------------------------------------------------------------------------------------------- pairs
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_pairs_are_the_frames_of_the_plan(folder, tmp_path, cache_bytes):
+    reader = ShardReader(folder)
+    plan = PairPlan(reader.index, seed=3, pairs_per_person=2)
+    data = PairDataset(reader, plan, cache_bytes=cache_bytes, cache_folder=tmp_path)
+    assert (data.cache is None) == (cache_bytes == 0)
+    clips = [reader.read(i, {"video"}) for i in range(3)]
+    loader = training_loader(data, 4)
+    for b, batch in enumerate(itertools.islice(loader, 5)):
+        assert isinstance(batch, PairBatch)
+        assert batch.source.shape == batch.driving.shape == (4, 3, 32, 32)
+        assert batch.source.dtype == torch.float32
+        assert batch.weight is None
+        for n in range(4):
+            item = plan.item(b * 4 + n)
+            video = clips[item.sample].person(item.role).video
+            for image, frame in ((batch.source[n], item.source), (batch.driving[n], item.driving)):
+                expected = video[frame].transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+                np.testing.assert_allclose(image.numpy(), expected, atol=1e-6)
+                assert image.min() >= -1
+                assert image.max() <= 1
+
+
+def test_bytes_become_floats_on_demand(folder):
+    index = Index.load(folder)
+    plan = PairPlan(index)
+    raw = next(iter(training_loader(PairDataset(folder, plan, cache_bytes=0, uint8=True), 3)))
+    ready = next(iter(training_loader(PairDataset(folder, plan, cache_bytes=0), 3)))
+    assert raw.source.dtype == torch.uint8
+    assert equal(pairs_to_float(raw), ready)
+
+
+def test_regions_weigh_the_driving_frame(folder):
+    def regions(face, size):
+        return np.full((size, size), face[0], np.float32)
+
+    plan = PairPlan(Index.load(folder), seed=1)
+    data = PairDataset(folder, plan, cache_bytes=0, regions=regions)
+    assert data.face_spec.names == ("mouth_open", "smile", "yaw")
+    batch = next(iter(training_loader(data, 6)))
+    assert batch.weight.shape == (6, 1, 32, 32)
+    for n in range(6):
+        item = plan.item(n)
+        assert batch.weight[n].unique().item() == item.sample * 1000 + item.driving + (0.5 if item.role == "b" else 0)
+
+
+def test_shards_without_video_are_refused(tmp_path):
+    folder = write_split(tmp_path / "train", [[20]], video=False)
+    with pytest.raises(UserError, match="no video"):
+        PairDataset(folder)
+
+
+# --------------------------------------------------------------------------------------------------------- windows
+
+
+def test_windows_are_the_rows_of_the_plan(folder):
+    reader = ShardReader(folder)
+    plan = WindowPlan(reader.index, frames=20, seed=5)
+    data = WindowDataset(reader, plan, frames=20, motion_spec=MOTION, audio_spec=AUDIO)
+    roles = set()
+    for b, batch in enumerate(itertools.islice(training_loader(data, 3), 6)):
+        assert isinstance(batch, DyadBatch)
+        assert batch.valid.all()
+        assert batch.avatar_audio.dtype == torch.float32
+        for n in range(3):
+            item = plan.item(b * 3 + n)
+            other = "b" if item.role == "a" else "a"
+            roles.add(item.role)
+            frames = range(item.start, item.start + 20)
+            assert [origin(r) for r in batch.avatar_motion[n]] == [(item.sample, item.role, t) for t in frames]
+            assert [origin(r) for r in batch.user_motion[n]] == [(item.sample, other, t) for t in frames]
+            assert origin(batch.reference[n]) == (item.sample, item.role, item.reference)
+            clip = reader.read(item.sample, {"audio_features"})
+            for name, role in (("avatar_audio", item.role), ("user_audio", other)):
+                expected = clip.person(role).audio_features[item.start : item.start + 20]
+                np.testing.assert_array_equal(getattr(batch, name)[n].numpy(), expected)
+    assert roles == {"a", "b"}
+
+
+def test_untracked_frames_and_padding_are_not_valid(tmp_path):
+    valid = {"a": ((0, 12),), "b": ((5, 30),)}
+    folder = write_split(tmp_path / "train", [[30]], video=False, valid=valid)
+    data = WindowDataset(folder, frames=40)
+    items = fixed_windows(data.reader.index, frames=40, minimum=1)
+    batch = next(iter(validation_loader(data, items, 2))).batch
+    assert batch.valid.tolist() == [[5 <= t < 12 for t in range(40)]] * 2
+    assert (batch.avatar_motion[:, 30:] == 0).all()
+    assert origin(batch.avatar_motion[0, 29]) == (0, "a", 29)
+
+
+def test_other_features_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"(?s)block_frames.*streaming.*utterance|utterance.*streaming"):
+        WindowDataset(folder, audio_spec=STREAMING)
+    with pytest.raises(UserError, match="af encode"):
+        WindowDataset(folder, motion_spec=dataclasses.replace(MOTION, autoencoder="1" * 64))
+    described = meta(0, 10, 32, "train", motion_spec=None)
+    fields = {k: v for k, v in members(0, 10, 32).items() if "motion" not in k}
+    from af.data.shards import write_shard
+
+    write_shard(tmp_path / "000000.tar", [("000000", described, fields)])
+    build_index(tmp_path)
+    with pytest.raises(UserError, match="no motion latents"):
+        WindowDataset(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------- order and restart
+
+
+def batches_of(folder, kind: str, **where):
+    index = Index.load(folder)
+    if kind == "pairs":
+        data = PairDataset(folder, PairPlan(index, seed=9), cache_bytes=0)
+    else:
+        data = WindowDataset(folder, WindowPlan(index, frames=20, seed=9), frames=20)
+    return list(itertools.islice(training_loader(data, **where), 12 // (where["batch_size"] * where.get("world", 1))))
+
+
+def joined(batches):
+    parts = [dataclasses.astuple(b) for b in batches]
+    return [torch.cat(column) for column in zip(*parts, strict=True) if column[0] is not None]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "windows"])
+def test_global_order_is_the_same_for_any_ranks_and_workers(folder, kind):
+    expected = joined(batches_of(folder, kind, batch_size=6))
+    for world, workers in ((1, 2), (2, 0), (2, 2), (3, 0), (3, 2)):
+        ranks = [
+            batches_of(folder, kind, batch_size=6 // world, rank=r, world=world, workers=workers) for r in range(world)
+        ]
+        found = joined([b for step in zip(*ranks, strict=True) for b in step])
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True)), (world, workers)
+
+
+def test_going_on_gives_the_uninterrupted_batches(folder):
+    whole = batches_of(folder, "windows", batch_size=3)
+    later = batches_of(folder, "windows", batch_size=3, start=6, workers=1)
+    assert all(equal(x, y) for x, y in zip(later[:2], whole[2:], strict=True))
+
+
+def test_spawned_workers_read_the_same(folder):
+    whole = batches_of(folder, "pairs", batch_size=6)
+    spawned = batches_of(folder, "pairs", batch_size=6, workers=1, multiprocessing_context="spawn")
+    assert all(equal(x, y) for x, y in zip(spawned, whole, strict=True))
+
+
+def test_loading_leaves_the_global_random_state_alone(folder):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    batches_of(folder, "windows", batch_size=3, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------------------------ validation
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_validation_counts_each_window_once(folder, world):
+    data = WindowDataset(folder, frames=20)
+    items = fixed_windows(data.reader.index, frames=20)
+    seen, lengths = [], set()
+    for r in range(world):
+        batches = list(validation_loader(data, items, 4, rank=r, world=world))
+        lengths.add(len(batches))
+        for counted in batches:
+            assert isinstance(counted, Counted)
+            assert counted.to("cpu").counted.shape == (4,)
+            assert not counted.batch.valid[~counted.counted].any()
+            seen += [origin(m[0]) for m in counted.batch.avatar_motion[counted.counted]]
+    assert len(lengths) == 1
+    assert sorted(seen) == sorted((i.sample, i.role, i.start) for i in items)
+
+
+def test_validation_pairs_and_clips(folder):
+    pairs = fixed_pairs(Index.load(folder), pairs_per_person=1)
+    batches = list(validation_loader(PairDataset(folder, cache_bytes=0), pairs, 4))
+    assert sum(int(b.counted.sum()) for b in batches) == 6
+    clips = ClipDataset(folder, ["motion"])
+    read = [c for batch in validation_loader(clips, all_clips(clips.reader.index), 2, workers=1) for c in batch]
+    assert [(c.sample, c.counted) for c in read] == [(0, True), (1, True), (2, True), (0, False)]
+    assert origin(read[1].clip.b.motion[7]) == (1, "b", 7)
+
+
+# ---------------------------------------------------------------------------------------------------- corrupt ones
+
+
+def corrupt(folder, sample: int, field: str) -> None:
+    index = Index.load(folder)
+    offset, size = index.samples[sample].members[field]
+    with open(index.path(index.samples[sample].shard), "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * size)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_samples_are_replaced_in_a_fixed_way_and_counted(tmp_path, workers):
+    folder = write_split(tmp_path / "train", [[30, 30], [30]], video=False)
+    corrupt(folder, 1, "a.motion.npy")
+    plan = WindowPlan(Index.load(folder), frames=10)
+    data = WindowDataset(folder, plan, frames=10)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        batches = list(itertools.islice(training_loader(data, 4, workers=workers, prefetch_factor=2) if workers else training_loader(data, 4), 6))  # fmt: skip
+    found = [origin(m[0]) for b in batches for m in b.avatar_motion]
+    for position, where in enumerate(found):
+        item = plan.item(position)
+        while item.sample == 1:
+            item = plan.item(item.position + 1)
+        assert where == (item.sample, item.role, item.start)
+    assert data.bad.bad > 0
+    assert data.bad.read >= len(found)
+    if not workers:
+        assert len(told) == 1
+        assert "000000.tar: 000001.a.motion.npy" in str(told[0].message)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_corrupt_samples_stop_the_run(tmp_path, workers):
+    folder = write_split(tmp_path / "train", [[30, 30]], video=False)
+    corrupt(folder, 0, "b.audio.npy")
+    data = WindowDataset(folder, WindowPlan(Index.load(folder), frames=10), frames=10, max_bad_rate=0.02)
+    endless = iter(training_loader(data, 4, workers=workers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match=r"(?s)21 of \d+ samples.*2\.00%.*000000\.b\.audio"):
+            list(endless)
+
+
+def test_corrupt_samples_in_validation_do_not_count(tmp_path):
+    folder = write_split(tmp_path / "val", [[30, 30]])
+    corrupt(folder, 0, "a.mp4")
+    corrupt(folder, 1, "b.motion.npy")
+    index = Index.load(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pairs = fixed_pairs(index, pairs_per_person=1)
+        for cache_bytes in (0, 2**30):
+            batch = next(iter(validation_loader(PairDataset(folder, cache_bytes=cache_bytes), pairs, 4)))
+            assert batch.counted.tolist() == [(p.sample, p.role) != (0, "a") for p in pairs]
+        windows = fixed_windows(index, frames=30)
+        batch = next(iter(validation_loader(WindowDataset(folder, frames=30), windows, 4)))
+        assert batch.counted.tolist() == [w.sample == 0 for w in windows]
+        assert not batch.batch.valid[2:].any()
+        clips = next(iter(validation_loader(ClipDataset(folder), all_clips(index), 4)))
+        assert clips == []
+
+
+# ----------------------------------------------------------------------------------------------------------- cache
+
+
+def test_cache_is_bounded_shared_and_heals(tmp_path):
+    made: list[str] = []
+
+    def decode(name: str, frames: int = 10):
+        made.append(name)
+        return np.full((frames, 8, 8, 3), len(name), np.uint8)
+
+    size = 10 * 8 * 8 * 3
+    cache = FrameCache(tmp_path, 3 * size)
+    for name in ("a", "bb", "a", "ccc", "a", "bb"):
+        found = cache.read(name, [9, 0], (10, 8, 8), lambda name=name: decode(name))
+        assert found.shape == (2, 8, 8, 3)
+        assert (found == len(name)).all()
+    assert made == ["a", "bb", "ccc"]
+    other = FrameCache(tmp_path, 3 * size)  # another process
+    other.read("bb", [1], (10, 8, 8), lambda: decode("bb"))
+    assert made == ["a", "bb", "ccc"]
+    other.read("dddd", [1], (10, 8, 8), lambda: decode("dddd"))
+    files = list(tmp_path.glob("*.frames"))
+    assert sum(f.stat().st_size for f in files) <= 3 * size
+    assert (cache.read("a", [3], (10, 8, 8), lambda: decode("a")) == 1).all()  # open here, or made again
+    (tmp_path / "dddd.frames").write_bytes(b"short")
+    assert (FrameCache(tmp_path, 3 * size).read("dddd", [2], (10, 8, 8), lambda: decode("dddd")) == 4).all()
+    assert made.count("dddd") == 2
+    big = cache.read("big", [0], (1000, 8, 8), lambda: decode("big", 1000))  # larger than the cache: never stored
+    assert big.shape == (1, 8, 8, 3)
+    assert not (tmp_path / "big.frames").exists()
+
+
+def test_cache_of_two_data_sets_never_mixes(tmp_path):
+    """Shards of the same names with other content, one cache."""
+    first = write_split(tmp_path / "1" / "train", [[12]])
+    second = tmp_path / "2" / "train"
+    from af.data.shards import write_shard
+
+    other = members(0, 12, 32)
+    other["a.mp4"] = other["b.mp4"] = codecs.encode_video(np.zeros((12, 32, 32, 3), np.uint8))
+    write_shard(second / "000000.tar", [("000000", meta(0, 12, 32, "train"), other)])
+    build_index(second)
+    for folder, dark in ((first, False), (second, True), (first, False)):
+        data = PairDataset(folder, PairPlan(Index.load(folder)), cache_folder=tmp_path / "cache")
+        batch = next(iter(training_loader(data, 2)))
+        assert bool((batch.source < -0.9).all()) == dark
+
+
+def test_bench_reports_what_is_there(folder, tmp_path):
+    found = bench(folder, seconds=0.02, batch_size=2, window_frames=20)
+    assert {"pairs_per_s", "pairs_per_s_uncached", "window_frames_per_s", "decode_frames_per_s"} <= found.keys()
+    assert all(v > 0 for k, v in found.items() if k != "workers")
+    silent = write_split(tmp_path / "train", [[20]], video=False)
+    assert "pairs_per_s" not in bench(silent, seconds=0.01, batch_size=2, window_frames=10)
