@@ -18,7 +18,7 @@ from af.nn.rope import RotaryTable, rotary_table
 from af.nn.transformer import AttentionPlan, Modulation
 from af.types import Condition
 
-__all__ = ["BlockSampler", "Denoiser", "Guidance", "block_sizes", "draw_noise", "rollout", "rollout_blocks"]
+__all__ = ["BlockSampler", "Denoiser", "Guidance", "block_sizes", "draw_noise", "filled", "rollout", "rollout_blocks"]
 
 PRIMES = ("block", "joint")
 
@@ -306,10 +306,12 @@ def _blocks(pieces: Iterable[Condition], first: int, rest: int) -> Iterator[tupl
             start, size = start + size, rest
         held = held.window(start, held.frames)
     if held is not None and held.frames:
-        yield _filled(held, size), held.frames
+        yield filled(held, size), held.frames
 
 
-def _filled(condition: Condition, frames: int) -> Condition:
+def filled(condition: Condition, frames: int) -> Condition:
+    """The condition with its last frame repeated up to `frames`."""
+
     def fill(x: Tensor) -> Tensor:
         return torch.cat((x, x[:, -1:].expand(-1, frames - x.shape[1], -1)), 1)
 

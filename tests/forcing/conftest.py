@@ -25,7 +25,7 @@ def small_denoiser() -> Callable[..., MotionDenoiser]:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in denoiser.parameters():
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         return denoiser.eval()
 
     return make

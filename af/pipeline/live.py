@@ -1,0 +1,39 @@
+"""A live session of a loaded avatar: the models plugged into `af.forcing.stream`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from af.errors import UserError
+from af.forcing.stream import LiveSession, SpeechStream
+from af.models.speech import SpeechFeatures, block_window
+from af.pipeline.avatar import Avatar
+from af.pipeline.encode import image_tensor
+
+
+def speech_stream(features: SpeechFeatures) -> SpeechStream:
+    """Streaming features for a session. UserError when the features read whole utterances."""
+    spec = features.spec
+    if spec.block_frames is None:
+        raise UserError(
+            f"features: {spec.extractor} in mode {spec.mode!r} reads a whole recording before its first frame; "
+            "a live session needs a denoiser trained on mode 'streaming'"
+        )
+    return SpeechStream(features.block, partial(block_window, spec=spec), spec.block_frames, spec.right_context_frames)
+
+
+def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any) -> LiveSession:
+    """A session that takes user frames (face crops of the autoencoder's size); `options` as in `LiveSession`."""
+
+    def encode_user(frame: UInt8[np.ndarray, "Y X 3"]) -> Float[Tensor, " D"]:
+        with torch.no_grad():
+            return avatar.autoencoder.motion(image_tensor(frame[None]).to(avatar.device))[0]
+
+    options.setdefault("encode_user", encode_user)
+    return LiveSession(avatar.denoiser, reference, speech_stream(avatar.features), **options)
