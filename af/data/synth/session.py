@@ -112,7 +112,7 @@ class Session:
         return {"a": self.a, "b": self.b}[role]
 
 
-def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool = True) -> Session:  # noqa: B008
+def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool = True) -> Session:
     """A conversation; the same seed and configuration give the same values. `sound` False leaves the tracks silent."""
     frames = seconds_to_frames(config.seconds)
     rng = stream(seed, "expressiveness")
@@ -162,7 +162,9 @@ def _speaking(phrases: Sequence[Phrase], frames: int) -> Bool[np.ndarray, " T"]:
     return mask
 
 
-def _spontaneous(rng: np.random.Generator, kind: str, every_s: float, frames: int, expressiveness: float) -> list[Event]:
+def _spontaneous(
+    rng: np.random.Generator, kind: str, every_s: float, frames: int, expressiveness: float
+) -> list[Event]:
     """Smiles or tilts out of nothing, about every `every_s` seconds, never two at once."""
     events = []
     apart = min(2.4, 0.6 * every_s)
@@ -195,7 +197,11 @@ def _answers(
 
 
 def _nods(
-    rng: np.random.Generator, ends: Sequence[int], speaking: Bool[np.ndarray, " T"], probability: float, expressive: float
+    rng: np.random.Generator,
+    ends: Sequence[int],
+    speaking: Bool[np.ndarray, " T"],
+    probability: float,
+    expressive: float,
 ) -> list[Event]:
     """One or two dips of the head after a phrase of the partner, by a person who is not speaking then."""
     first, last = REACTION_RANGE_FRAMES["nod"]
@@ -244,7 +250,9 @@ def _face(
     """The parameters of every frame, from the events and the speech."""
     frames = len(speaking)
     rng = stream(seed, "sway", role)
-    yaw, pitch, roll = (_slow(rng, frames, s) + rng.normal(0, r) for s, r in ((0.05, 0.05), (0.025, 0.02), (0.015, 0.01)))
+    yaw, pitch, roll = (
+        _slow(rng, frames, s) + rng.normal(0, r) for s, r in ((0.05, 0.05), (0.025, 0.02), (0.015, 0.01))
+    )
     shift_x, shift_y = (_slow(rng, frames, s, 1.6) + rng.normal(0, r) for s, r in ((0.008, 0.008), (0.004, 0.006)))
     scale = _slow(rng, frames, 0.018, 1.6) + rng.normal(0, 0.03)
     mouth = lips(phrases, frames)

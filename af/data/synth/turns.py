@@ -109,7 +109,7 @@ def plan_turns(rng: np.random.Generator, seconds: float) -> dict[str, list[tuple
 
 def plan_phrase(rng: np.random.Generator, start_s: float, stop_s: float) -> Phrase:
     """Fill a phrase with syllables at about five a second; the last one is long, every third or so is stressed."""
-    syllables = []
+    syllables: list[Syllable] = []
     time = start_s
     since_stress = 9
     while True:

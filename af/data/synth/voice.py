@@ -11,11 +11,12 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, sosfilt
 
 from af.clock import SAMPLE_RATE, frames_to_samples, frames_to_seconds
-from af.data.synth.turns import Consonant, Phrase, Syllable
+from af.data.synth.turns import CONSONANTS, Consonant, Phrase, Syllable, Vowel
 
 CONTROL_HZ = 200  # grid of the slow curves: envelope, pitch, lips
 NOISE_FLOOR = 0.001  # -60 dBFS, on everybody's track
 _ATTACK_S, _RELEASE_S = 0.025, 0.045
+_WIDTHS = (65, 95, 130, 220, 300)  # of the formants, Hz
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,24 @@ class Lips:
     width: Float32[np.ndarray, " T"]
 
 
+def openness(vowel: Vowel) -> float:
+    """How far a vowel opens the mouth, 0–1: its first formant."""
+    return float(np.clip((vowel.f1 - 240) / 540, 0, 1))
+
+
 def lips(phrases: Sequence[Phrase], frames: int) -> Lips:
     """Lip movement of the phrases. Opening follows F1 under the vowel's envelope, width follows F2."""
     steps = int(frames_to_seconds(frames) * CONTROL_HZ)
     opening, width, weight = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     for syllable in _syllables(phrases):
         start, window = _vowel_window(syllable, CONTROL_HZ)
-        place, window = _clip(start, window, steps)
-        openness = np.clip((syllable.vowel.f1 - 240) / 540, 0, 1)
-        opening[place] += window * (0.12 + 0.88 * openness) * (0.55 + 0.45 * syllable.level)
+        place, window = _clip(start + 2, window, steps)  # never ahead of the sound
+        opening[place] += window * (0.12 + 0.88 * openness(syllable.vowel)) * (0.55 + 0.45 * syllable.level)
         width[place] += window * np.clip((syllable.vowel.f2 - 1400) / 850, -0.85, 1)
         weight[place] += window
         if syllable.consonant is not None:
             length = max(int((syllable.consonant.length_s + 0.02) * CONTROL_HZ), 1)
-            place, rest = _clip(start - length + 2, np.ones(length), steps)
+            place, rest = _clip(start - length + 4, np.ones(length), steps)
             opening[place] = np.where(rest > 0, opening[place] * 0.3 + 0.7 * syllable.consonant.lips, opening[place])
     width /= np.maximum(weight, 1)  # overlapping vowels share
     opening = gaussian_filter1d(np.minimum(opening, 1), 0.018 * CONTROL_HZ)
@@ -130,16 +135,18 @@ def _source(phrases: Sequence[Phrase], voice: VoiceType, samples: int, rng: np.r
         phase = np.cumsum(steps).astype(np.int64) % len(_GLOTTIS)
         flow = _GLOTTIS[phase]
         breath = rng.standard_normal(last - first, dtype=np.float32)
-        source[first:last] = np.diff(flow, prepend=flow[:1])
+        pulses = np.diff(flow, prepend=flow[:1])
+        source[first:last] = pulses
+        source[first + 1 : last] -= np.float32(0.6) * pulses[:-1]  # lips radiate high frequencies better
         source[first:last] += flow * breath * np.float32(0.1 * voice.breath)
     return source
 
 
 def _glottis(steps: int = 1 << 13) -> np.ndarray:
-    """Flow of air over one period: opens for 42 % of it, shuts in 18 %."""
+    """Flow of air over one period: opens for 42 % of it, shuts in 14 %."""
     phase = np.arange(steps) / steps
     rising = 0.5 - 0.5 * np.cos(np.pi / 0.42 * np.minimum(phase, 0.42))
-    falling = np.cos(np.pi / 2 / 0.18 * np.clip(phase - 0.42, 0, 0.18))
+    falling = np.cos(np.pi / 2 / 0.14 * np.clip(phase - 0.42, 0, 0.14))
     return np.where(phase < 0.42, rising, falling).astype(np.float32)
 
 
@@ -159,27 +166,33 @@ def _resonators(formants: Sequence[float], widths: Sequence[float]) -> np.ndarra
 
 
 def _add_vowel(sound: np.ndarray, source: np.ndarray, syllable: Syllable, voice: VoiceType, fade: float) -> None:
-    """Source × envelope through the formants; the second formant starts at the consonant's locus."""
+    """Source × envelope through the formants; the second formant starts at the consonant's locus.
+
+    Open vowels are louder than close ones, as they are in people.
+    """
     start, window = _vowel_window(syllable, SAMPLE_RATE)
     place, window = _clip(start, window, len(sound))
-    if len(window) == 0:
+    if len(window) < 100:
         return
-    excited = source[place] * window * np.float32(syllable.level * fade)
+    excited = source[place] * window
     f1, f2, f3 = (f * voice.formants for f in (syllable.vowel.f1, syllable.vowel.f2, syllable.vowel.f3))
-    target = (f1, f2, f3, 3600 * voice.formants)
+    high = (f3, 3600 * voice.formants, 4600 * voice.formants)
+    length = min(len(window) + 320, len(sound) - place.start)  # resonances ring on
+    vowel = np.zeros(length, np.float32)
     glide = min(int(0.05 * SAMPLE_RATE), len(window))
-    if syllable.consonant is not None and glide > 100:
+    if syllable.consonant is not None:
         cross = np.zeros(len(window), np.float32)
         cross[:glide] = np.linspace(1, 0, glide, dtype=np.float32)
         locus = 0.5 * f2 + 0.5 * syllable.consonant.locus_hz * voice.formants
-        onset = (0.75 * f1, locus, f3, target[3])
-        early = sosfilt(_resonators(onset, (70, 100, 140, 220)), (excited * cross)[: glide + 400])
-        sound[place][: len(early)] += early.astype(np.float32)
+        early = sosfilt(_resonators((0.75 * f1, locus, *high), _WIDTHS), (excited * cross)[: glide + 200])
+        vowel[: len(early)] += early
         excited *= 1 - cross
-    tail = min(320, len(sound) - place.stop)
-    padded = np.concatenate([excited, np.zeros(tail, np.float32)])
-    late = sosfilt(_resonators(target, (65, 95, 130, 220)), padded)
-    sound[place.start : place.stop + tail] += late.astype(np.float32)
+    padded = np.zeros(length, np.float32)
+    padded[: len(excited)] = excited
+    vowel += sosfilt(_resonators((f1, f2, *high), _WIDTHS), padded)
+    loudness = syllable.level * fade * (0.45 + 0.55 * openness(syllable.vowel))
+    vowel *= np.float32(loudness / max(float(np.sqrt(np.mean(vowel**2))), 1e-6))
+    sound[place.start : place.start + length] += vowel
 
 
 def _add_consonant(
@@ -192,14 +205,12 @@ def _add_consonant(
         return
     if kind.voiced:
         hum = sosfilt(_resonators((280, kind.locus_hz), (90, 300)), source[place] * bump)
-        sound[place] += (hum * (0.5 * level)).astype(np.float32)
+        sound[place] += (hum * (level * 0.25 / max(float(np.sqrt(np.mean(hum**2))), 1e-6))).astype(np.float32)
     hiss = sosfilt(_BANDS[kind], noise[place] * bump)
-    sound[place] += (hiss * (kind.level * level * 0.35)).astype(np.float32)
+    sound[place] += (hiss * (kind.level * level * 2.0)).astype(np.float32)
 
 
 def _bands() -> dict[Consonant, np.ndarray]:
-    from af.data.synth.turns import CONSONANTS
-
     nyquist = SAMPLE_RATE / 2
     return {c: butter(2, (c.low_hz / nyquist, c.high_hz / nyquist), "band", output="sos") for c in CONSONANTS}
 
