@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from af.data.media import (
 __all__ = [
     "CodecError",
     "MediaError",
+    "VideoEncoder",
     "decode",
     "decode_audio",
     "decode_frames",
@@ -149,8 +150,38 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
     return samples
 
 
+class VideoEncoder:
+    """`encode_video` frame by frame: `add` each frame, then `finish` gives the bytes. Memory holds only those."""
+
+    def __init__(
+        self,
+        *,
+        crf: int = 12,
+        keyframe_interval: int = 12,
+        preset: str = "superfast",
+        pixel_format: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._buffer = io.BytesIO()
+        self._sink = VideoSink(
+            self._buffer, crf=crf, keyframe_interval=keyframe_interval, preset=preset, b_frames=0,
+            pixel_format=pixel_format, threads=threads,
+        )  # fmt: skip
+
+    def add(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
+        """Append one RGB frame."""
+        self._sink.write(frame)
+
+    def finish(self) -> bytes:
+        """The mp4. Raises `CodecError` without frames."""
+        if self._sink.frames == 0:
+            raise CodecError("no frames to encode")
+        self._sink.close()
+        return self._buffer.getvalue()
+
+
 def encode_video(
-    frames: Sequence[np.ndarray] | UInt8[np.ndarray, "T Y X 3"],
+    frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray, "T Y X 3"],
     *,
     crf: int = 12,
     keyframe_interval: int = 12,
@@ -164,21 +195,12 @@ def encode_video(
     from at most `keyframe_interval` others. `pixel_format` None: yuv444p below 256 pixels, else yuv420p.
     The same frames and settings give the same bytes (one thread). Raises ValueError without frames.
     """
-    buffer = io.BytesIO()
-    sink = VideoSink(
-        buffer, crf=crf, keyframe_interval=keyframe_interval, preset=preset, b_frames=0, pixel_format=pixel_format,
-        threads=threads,
-    )  # fmt: skip
-    try:
-        for frame in frames:
-            sink.write(frame)
-        if sink.frames == 0:
-            raise CodecError("no frames to encode")
-        sink.close()
-    except BaseException:
-        sink.abort()
-        raise
-    return buffer.getvalue()
+    encoder = VideoEncoder(
+        crf=crf, keyframe_interval=keyframe_interval, preset=preset, pixel_format=pixel_format, threads=threads
+    )
+    for frame in frames:
+        encoder.add(frame)
+    return encoder.finish()
 
 
 class _Mp4:

@@ -337,10 +337,10 @@ def read_video(path: Path | str, *, start: int = 0, stop: int | None = None, max
     return np.stack(chosen)
 
 
-def read_audio(path: Path | str) -> Float32[np.ndarray, " S"]:
+def read_audio(path: Path | str, *, channel: int | None = None) -> Float32[np.ndarray, " S"]:
     """The first sound track as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
 
-    Channels are averaged; gaps in the time stamps become silence. Raises `MediaError` for unreadable files and files
+    Channels are averaged, or `channel` (0 left, 1 right) is taken alone; gaps in the time stamps become silence. Raises `MediaError` for unreadable files and files
     without sound.
     """
     with _opened(path) as container:
@@ -349,6 +349,8 @@ def read_audio(path: Path | str) -> Float32[np.ndarray, " S"]:
         stream = container.streams.audio[0]
         start = _start_s(container)
         rate = stream.codec_context.sample_rate
+        if channel is not None and channel >= stream.codec_context.channels:
+            raise MediaError(path, "no_audio", f"has {stream.codec_context.channels} sound channel, not {channel + 1}")
         to_float = av.AudioResampler(format="fltp", rate=rate)
         resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
         pieces: list[np.ndarray] = []
@@ -362,7 +364,8 @@ def read_audio(path: Path | str) -> Float32[np.ndarray, " S"]:
         for raw in container.decode(stream):
             time = None if raw.pts is None else raw.pts * raw.time_base - start
             for block in to_float.resample(raw):
-                mono = block.to_ndarray().mean(0, dtype=np.float32)
+                planes = block.to_ndarray()
+                mono = planes.mean(0, dtype=np.float32) if channel is None else planes[channel]
                 if time is not None:
                     shift = round(time * rate) - written
                     if shift > _GAP_S * rate or (written == 0 and shift > 0):

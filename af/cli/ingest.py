@@ -1,0 +1,124 @@
+"""Turn videos of conversations into shards for training.
+
+A conversation is two people at the same instants: two videos, or one video with the first person in its left half and
+the second in its right half. The first is called "a" (the user), the second "b" (the avatar); both orders are trained.
+Each video may be of any size and frame rate; the result is 25 fps, 16 kHz mono, square crops around the face, in clips
+of 2 to 20 s without a scene cut in which both faces are seen. Sound comes from the videos or from separate files, one
+voice each: mixed voices must be separated before, by a tool of your choice.
+
+  af ingest --pair user.mp4 avatar.mp4 --out data/mine
+  af ingest --pair user.mp4 avatar.mp4 --audio - avatar.wav --participants ann rumi --out data/mine
+  af ingest --side-by-side call.mp4 --audio left.wav right.wav --out data/mine
+  af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --workers 8 --size 512 --out data/mine
+
+A manifest is a .csv with a header, a .json list of objects or .jsonl, with the columns a, b (or video, for
+side-by-side ones), audio_a, audio_b ("silence" for a person who never speaks), participant_a, participant_b, session,
+split. Only a and b, or video, are needed. Relative paths count from the manifest's folder.
+
+A person has one id wherever they occur, and is in one split only. Without ids every file is taken for another person.
+Input that cannot be used is named with the reason, the rest goes on; ingest_report.json in the output folder says what
+was dropped and why. The same command again does only what is new or has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def _fractions(text: str) -> tuple[float, float, float]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or min(numbers) < 0 or sum(numbers) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected three numbers for train,val,test, such as 0.9,0.05,0.05")
+    return numbers  # type: ignore[return-value]
+
+
+def _positive(kind: type) -> object:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    return parse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add = parser.add_argument
+    add("--pair", nargs=2, action="append", default=[], metavar=("USER", "AVATAR"), help="two videos (repeatable)")
+    add("--side-by-side", action="append", default=[], metavar="VIDEO", help="one video with both (repeatable)")
+    add("--manifest", metavar="FILE", help="list of conversations: .csv, .json or .jsonl")
+    add("--audio", nargs=2, action="append", default=[], metavar=("USER", "AVATAR"),
+        help="sound files, once for each conversation in order; - for the video's own, 'silence' for none")  # fmt: skip
+    add("--participants", nargs=2, action="append", default=[], metavar=("USER", "AVATAR"),
+        help="ids of the people, once for each conversation in order")  # fmt: skip
+    add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
+    add("--out", required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
+    add("--size", type=_positive(int), default=512, help="pixels of the square crops (default 512)")  # type: ignore[arg-type]
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--split", choices=("train", "val", "test"), default="train", help="where all goes (default train)")  # fmt: skip
+    where.add_argument("--split-by-identity", type=_fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people")  # fmt: skip
+    add("--workers", type=_positive(int), default=1, help="processes (default 1)")  # type: ignore[arg-type]
+    add("--margin", type=_positive(float), default=2.0, help="side of the crop in face sizes (default 2.0)")  # type: ignore[arg-type]
+    add("--min-seconds", type=_positive(float), default=2.0, help="shortest clip (default 2)")  # type: ignore[arg-type]
+    add("--max-seconds", type=_positive(float), default=20.0, help="longest clip; longer ones are divided (default 20)")  # type: ignore[arg-type]
+    add("--length-tolerance", type=_positive(float), default=1.0, help="seconds by which files may differ (default 1)")  # type: ignore[arg-type]
+    add("--detect-every", type=_positive(int), default=5, help="look for faces in every n-th frame (default 5)")  # type: ignore[arg-type]
+    add("--detector", choices=("haar", "mediapipe"), default="haar", help="haar needs no download; mediapipe sees turned faces")  # fmt: skip
+    add("--detector-model", metavar="FILE", help="model file of the mediapipe detector")
+    add("--dataset", default="own", help="name recorded in the shards")
+    add("--licence", default="unknown", help="licence recorded in the shards")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ingest what the flags say."""
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from af.data.ingest.recording import IngestOptions
+    from af.data.ingest.run import REPORT, run_ingest
+    from af.data.ingest.sources import from_flags, from_manifest
+    from af.errors import UserError
+
+    sources = from_flags(args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo)
+    if args.manifest:
+        sources += from_manifest(args.manifest, stereo=args.stereo)
+    if not sources:
+        raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
+    if args.max_seconds < args.min_seconds:
+        raise UserError(f"--max-seconds {args.max_seconds:g} is less than --min-seconds {args.min_seconds:g}")
+    options = IngestOptions(
+        size=args.size, margin=args.margin, min_s=args.min_seconds, max_s=args.max_seconds,
+        length_tolerance_s=args.length_tolerance, detect_every=args.detect_every, detector=args.detector,
+        detector_model=args.detector_model and str(Path(args.detector_model).absolute()),
+        dataset=args.dataset, licence=args.licence,
+    )  # fmt: skip
+    report = run_ingest(
+        sources, args.out, options, split=args.split, fractions=args.split_by_identity, workers=args.workers
+    )
+    totals = report.to_json()
+    table = Table(title=f"{args.out}: {totals['clips']} clips, {totals['kept_s'] / 60:.1f} minutes")
+    for column in ("conversation", "split", "clips", "kept s", "dropped s"):
+        table.add_column(column, overflow="fold")
+    for outcome in report.outcomes:
+        dropped = ", ".join(f"{k} {v:.1f}" for k, v in outcome.dropped_s.items())
+        table.add_row(outcome.name, outcome.split, str(outcome.clips), f"{outcome.kept_s:.1f}", outcome.reason or dropped)  # fmt: skip
+    Console().print(table)
+    mixed = [s.name for s in sources if s.video and not s.stereo and not (s.audio_a and s.audio_b)]
+    if mixed:
+        print(f"note: both people of {mixed[0]} get the same mixed sound; give --audio or --stereo to tell them apart", file=sys.stderr)  # fmt: skip
+    if report.done_before:
+        print(f"{report.done_before} of {len(sources)} were done before")
+    for outcome in report.failed:
+        print(f"dropped: {outcome.line}", file=sys.stderr)
+    print(f"report: {Path(args.out) / REPORT}")
+    return 0 if totals["clips"] else 1

@@ -1,0 +1,200 @@
+"""Many conversations into one folder of shards: in parallel, each on its own, resumable, with a report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from af.clock import frames_to_seconds
+from af.data.files import write_json
+from af.data.index import build_index, tars
+from af.data.ingest.detect import Detector, make_detector
+from af.data.ingest.recording import IngestOptions, cut_out, examine
+from af.data.ingest.sources import Source
+from af.data.ingest.splits import assign_splits
+from af.data.media import MediaError
+from af.data.parts import Part, run_parts
+from af.data.schema import SPLITS
+from af.data.shards import write_shard
+from af.errors import UserError
+
+LEDGER: Final = ".ingest"
+REPORT: Final = "ingest_report.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one conversation. `reason` is None when it gave clips, else a short word for counting.
+
+    `dropped_s` are seconds left out of a usable conversation, by reason. `line` is the message for a person.
+    """
+
+    name: str
+    split: str
+    participants: tuple[str, str]
+    clips: int
+    kept_s: float
+    dropped_s: dict[str, float]
+    reason: str | None
+    line: str
+    shard: str | None
+    fingerprint: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """All conversations of the folder that were asked for, and how many were done before."""
+
+    outcomes: tuple[Outcome, ...]
+    done_before: int
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Conversations that gave nothing."""
+        return tuple(o for o in self.outcomes if o.reason is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON with totals first."""
+        dropped: Counter[str] = Counter()
+        for outcome in self.outcomes:
+            dropped.update(outcome.dropped_s)
+        return {
+            "conversations": len(self.outcomes),
+            "clips": sum(o.clips for o in self.outcomes),
+            "kept_s": round(sum(o.kept_s for o in self.outcomes), 2),
+            "dropped_s": {k: round(v, 2) for k, v in sorted(dropped.items())},
+            "failed": dict(Counter(str(o.reason) for o in self.failed)),
+            "outcomes": [asdict(o) for o in self.outcomes],
+        }
+
+
+def ingest_one(
+    path: Path, out: Path, source: Source, split: str, options: IngestOptions, detector: Detector | None = None
+) -> None:
+    """Ingest one conversation: a shard in `out`/`split` when it gives clips, then its outcome as JSON in `path`.
+
+    Bad input is an outcome, not an error. `detector` None: the one that `options` name.
+    """
+    shard = out / split / f"{source.id}.tar"
+    fingerprint = source.fingerprint()
+    shard.unlink(missing_ok=True)  # of an earlier state of the files
+    clips, kept_s, dropped_s, reason, line = 0, 0.0, {}, None, ""
+    try:
+        recording = examine(source, options, detector or make_detector(options.detector, options.detector_model))
+        dropped_s = {k: frames_to_seconds(n) for k, n in recording.dropped.items() if n}
+        if recording.clips:
+            clips, frames = write_shard(shard, cut_out(source, recording, options, split))
+            kept_s = frames_to_seconds(frames)
+        else:
+            reason = "no_clip"
+            faces = frames_to_seconds(recording.frames - recording.dropped["no_face"])
+            line = f"{source.name}: no stretch of {options.min_s:g} s with both faces and no scene cut ({faces:.1f} s with both faces)"  # fmt: skip
+    except MediaError as error:
+        reason, line = error.reason, str(error)
+    except (UserError, OSError, MemoryError):
+        raise  # not this input's fault: stop
+    except Exception as error:
+        reason, line = "unexpected", f"{source.name}: {type(error).__name__}: {error}"
+    outcome = Outcome(
+        source.name, split, source.participants, clips, kept_s, dropped_s, reason, line,
+        shard.name if clips else None, fingerprint,
+    )  # fmt: skip
+    write_json(path, asdict(outcome))
+
+
+def _read_outcome(path: Path) -> Outcome | None:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return Outcome(**{**data, "participants": tuple(data["participants"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _still_good(outcome: Outcome | None, source: Source, out: Path) -> bool:
+    """Whether an earlier outcome holds: the same files, its shard in place, no accident."""
+    if outcome is None or outcome.reason == "unexpected" or outcome.fingerprint != source.fingerprint():
+        return False
+    return outcome.shard is None or (out / outcome.split / outcome.shard).is_file()
+
+
+def _same_options(out: Path, options: IngestOptions) -> None:
+    file = out / LEDGER / "options.json"
+    if file.is_file():
+        before = json.loads(file.read_text("utf-8"))
+        now = options.to_json()
+        changed = [f"{k} {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]
+        if changed:
+            raise UserError(f"{out} was filled with other settings ({', '.join(changed)}): give another --out, or delete it")  # fmt: skip
+    write_json(file, options.to_json())
+
+
+def run_ingest(
+    sources: Sequence[Source],
+    out: Path | str,
+    options: IngestOptions,
+    *,
+    split: str = "train",
+    fractions: Sequence[float] | None = None,
+    workers: int = 1,
+    detector: Detector | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> IngestReport:
+    """Ingest `sources` into `out`/{train,val,test} and index them; what was done before, from unchanged files, is not
+    done again.
+
+    `fractions` of train, val and test assign conversations by a hash over connected people; None puts all into `split`.
+    `on_outcome` sees each new outcome at once. Raises `UserError` for what concerns all: settings that differ from
+    the folder's, a full disk, a missing detector.
+    """
+    out = Path(out)
+    if repeated := [name for name, n in Counter(s.id for s in sources).items() if n > 1]:
+        twice = next(s.name for s in sources if s.id == repeated[0])
+        raise UserError(f"{twice}: listed twice")
+    if detector is None:
+        make_detector(options.detector, options.detector_model)  # fails before any work
+    _same_options(out, options)
+    ledger = out / LEDGER
+    earlier = {p.stem: _read_outcome(p) for p in ledger.glob("*.json") if p.stem != "options"}
+    ours = {s.id for s in sources}
+    assigned = {
+        person: o.split
+        for key, o in earlier.items()
+        if o is not None and o.clips and (key not in ours or (out / o.split / str(o.shard)).is_file())
+        for person in o.participants
+    }
+    placed = assign_splits(sources, split=split, fractions=fractions, assigned=assigned)
+    parts: list[Part] = []
+    objections: dict[str, Outcome] = {}
+    for source, (where, objection) in zip(sources, placed, strict=True):
+        path = ledger / f"{source.id}.json"
+        if objection is not None:
+            line = f"{source.name}: {objection}"
+            objections[source.id] = Outcome(
+                source.name, where, source.participants, 0, 0.0, {}, "identity_overlap", line, None, {}
+            )
+            continue
+        if path.exists() and not _still_good(earlier.get(source.id), source, out):
+            path.unlink()
+        parts.append(Part(path, (out, source, where, options, detector)))
+
+    def tell(part: Part, _: Any) -> None:
+        outcome = _read_outcome(part.path)
+        if outcome is not None and on_outcome is not None:
+            on_outcome(outcome)
+
+    done = run_parts(parts, ingest_one, workers=workers, description="conversations", on_result=tell)
+    outcomes = []
+    for source in sources:
+        outcome = objections.get(source.id) or _read_outcome(ledger / f"{source.id}.json")
+        assert outcome is not None
+        outcomes.append(outcome)
+    for name in SPLITS:
+        if tars(out / name):
+            build_index(out / name)
+    report = IngestReport(tuple(outcomes), done.skipped)
+    write_json(out / REPORT, report.to_json())
+    return report

@@ -1,0 +1,167 @@
+"""From boxes in single frames to one steady square crop a frame: follow one face, bridge gaps, smooth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float64, UInt8
+from scipy.ndimage import gaussian_filter1d, median_filter
+
+from af.clock import seconds_to_frames
+
+
+@dataclass(frozen=True)
+class Track:
+    """One person's face over a video.
+
+    `boxes` are square crops (x, y, side) in pixels of the full frame, inside it. `present`: the crop can be used
+    (a face was found, or a short gap was bridged). `valid`: a face was found near enough in time to be trusted.
+    """
+
+    boxes: Float64[np.ndarray, "T 3"]
+    present: Bool[np.ndarray, " T"]
+    valid: Bool[np.ndarray, " T"]
+
+
+def follow(candidates: Sequence[Float64[np.ndarray, "N 5"]], scene: Sequence[int]) -> Float64[np.ndarray, "T 3"]:
+    """One box a frame as (centre x, centre y, side), NaN where there is none: the cheapest path through all candidates.
+
+    Large, sure boxes are cheap; jumps, in units of the face's size, are dear, except across a change of `scene` (a
+    number a frame). Dynamic programming, so that one false detection does not capture the path.
+    """
+    out = np.full((len(candidates), 3), np.nan)
+    found = [t for t, boxes in enumerate(candidates) if len(boxes)]
+    if not found:
+        return out
+    squares = [_squares(candidates[t]) for t in found]
+    largest = np.median([s[:, 2].max() for s in squares])
+    own = [-2.0 * np.minimum(s[:, 2] / largest, 1.5) - 0.1 * np.log(s[:, 3]) for s in squares]
+    total, came_from = own[0], []
+    for i in range(1, len(found)):
+        before, after = squares[i - 1], squares[i]
+        size = np.sqrt(before[:, None, 2] * after[None, :, 2])
+        distance = np.hypot(before[:, None, 0] - after[None, :, 0], before[:, None, 1] - after[None, :, 1]) / size
+        resized = np.abs(np.log(before[:, None, 2] / after[None, :, 2]))
+        move = 4.0 * np.minimum(distance, 1.5) + 2.0 * np.minimum(resized, 1.5)
+        if scene[found[i]] != scene[found[i - 1]]:
+            move = np.zeros_like(move)
+        paths = total[:, None] + move
+        came_from.append(paths.argmin(0))
+        total = paths.min(0) + own[i]
+    chosen = int(total.argmin())
+    for i in range(len(found) - 1, -1, -1):
+        out[found[i]] = squares[i][chosen, :3]
+        if i > 0:
+            chosen = int(came_from[i - 1][chosen])
+    return out
+
+
+def _squares(boxes: np.ndarray) -> np.ndarray:
+    x, y, width, height, score = boxes.T
+    return np.stack([x + width / 2, y + height / 2, (width + height) / 2, score], 1)
+
+
+def _without_outliers(path: np.ndarray) -> np.ndarray:
+    """Boxes that stand alone, far from the median of their neighbours, become NaN."""
+    path = path.copy()
+    found = np.flatnonzero(~np.isnan(path[:, 0]))
+    if len(found) < 3:
+        return path
+    usual = np.stack([median_filter(path[found, k], size=min(7, len(found) | 1), mode="nearest") for k in range(3)], 1)
+    away = np.hypot(*(path[found, :2] - usual[:, :2]).T) > 0.6 * usual[:, 2]
+    resized = np.abs(np.log(path[found, 2] / usual[:, 2])) > np.log(1.6)
+    path[found[away | resized]] = np.nan
+    return path
+
+
+def steady_crops(
+    path: Float64[np.ndarray, "N 3"],
+    at: Sequence[int],
+    frames: int,
+    cuts: Sequence[int],
+    frame_size: tuple[int, int],
+    *,
+    margin: float = 2.0,
+    smoothing_s: float = 1.0,
+    trusted_gap_s: float = 0.5,
+    bridged_gap_s: float = 1.0,
+) -> Track:
+    """The crop of every frame from face boxes (centre x, y, side; NaN: none) seen at the frames `at`.
+
+    Within a scene (between `cuts`): boxes are interpolated over gaps and smoothed by a Gaussian of `smoothing_s`
+    seconds, the size by twice that, so that the crop follows where the person sits and not each nod. The crop's side is
+    `margin` times the face's, at most the frame's shorter side, and moved to lie inside `frame_size` (height, width).
+    Gaps up to `trusted_gap_s` between two found faces count as valid, up to `bridged_gap_s` as present.
+    """
+    height, width = frame_size
+    boxes = np.zeros((frames, 3))
+    present, valid = np.zeros(frames, bool), np.zeros(frames, bool)
+    trusted, bridged = seconds_to_frames(trusted_gap_s), seconds_to_frames(bridged_gap_s)
+    positions = np.asarray(at)
+    step = int(np.diff(positions).max()) if len(positions) > 1 else 1
+    borders = [0, *sorted(c for c in set(cuts) if 0 < c < frames), frames]
+    for start, stop in itertools.pairwise(borders):
+        inside = (positions >= start) & (positions < stop)
+        scene = _without_outliers(path[inside])
+        found = ~np.isnan(scene[:, 0])
+        seen, boxes_seen = positions[inside][found], scene[found]
+        if len(seen) == 0:
+            continue
+        times = np.arange(start, stop)
+        for k, sigma in ((0, smoothing_s), (1, smoothing_s), (2, 2 * smoothing_s)):
+            values = np.interp(times, seen, np.log(boxes_seen[:, k]) if k == 2 else boxes_seen[:, k])
+            values = gaussian_filter1d(values, max(seconds_to_frames(sigma), 1e-3), mode="nearest")
+            boxes[start:stop, k] = np.exp(values) if k == 2 else values
+        # frames between looks, and up to one look before the first and after the last face, belong to them
+        for first, last in zip([seen[0] - step, *seen], [*seen, seen[-1] + step], strict=True):
+            span = slice(max(first, start), min(last + 1, stop))
+            present[span] |= last - first <= max(bridged, step)
+            valid[span] |= last - first <= max(trusted, step)
+    side = np.clip(boxes[:, 2] * margin, 1.0, min(height, width))
+    left = np.clip(boxes[:, 0] - side / 2, 0, width - side)
+    top = np.clip(boxes[:, 1] - side / 2, 0, height - side)
+    return Track(np.stack([left, top, side], 1), present, valid)
+
+
+def crop(frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:  # fmt: skip
+    """The square `box` (x, y, side; fractions of pixels count, so that crops do not tremble) as size x size pixels."""
+    x, y, side = (float(v) for v in box)
+    shrink = max(1, int(side // size))
+    if shrink > 1:  # first average whole cells of pixels, on a grid that stays where it is
+        height, width = frame.shape[0] // shrink * shrink, frame.shape[1] // shrink * shrink
+        left, top = int(x) // shrink * shrink, int(y) // shrink * shrink
+        right = min(width, left + (int(side) // shrink + 3) * shrink)
+        bottom = min(height, top + (int(side) // shrink + 3) * shrink)
+        frame = cv2.resize(
+            frame[top:bottom, left:right],
+            ((right - left) // shrink, (bottom - top) // shrink),
+            interpolation=cv2.INTER_AREA,
+        )
+        x, y, side = (x - left) / shrink, (y - top) / shrink, side / shrink
+    scale = side / size
+    # pixel centres: output pixel i covers [i, i + 1) * scale of the box
+    matrix = np.array([[scale, 0, x + 0.5 * scale - 0.5], [0, scale, y + 0.5 * scale - 0.5]])
+    flags = (cv2.INTER_CUBIC if scale < 1 else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def find_clips(
+    present: Bool[np.ndarray, " T"], cuts: Sequence[int], *, minimum: int, maximum: int
+) -> list[tuple[int, int]]:
+    """Runs of present frames without a cut inside, at least `minimum` frames, long ones in equal pieces <= `maximum`."""
+    clips: list[tuple[int, int]] = []
+    borders = [0, *sorted(c for c in set(cuts) if 0 < c < len(present)), len(present)]
+    for start, stop in itertools.pairwise(borders):
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], present[start:stop].astype(np.int8), [0])))) + start
+        for first, last in edges.reshape(-1, 2):
+            length = int(last - first)
+            if length < minimum:
+                continue
+            pieces = -(-length // maximum)
+            marks = [int(first) + length * k // pieces for k in range(pieces + 1)]
+            clips += list(itertools.pairwise(marks))
+    return clips
