@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         user_voice = read_audio(args.user_audio)
     if args.user_video is not None:
         info = probe(args.user_video)
-        video_frames = seconds_to_frames(info.duration_s)
+        video_frames = seconds_to_frames(info.video_s or 0.0)
         if user_voice is None and info.has_audio:
             user_voice = read_audio(args.user_video)
         user_frames = face_frames(args.user_video, size, crop=not args.no_crop)

@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     module.configure(sub)
     try:
-        return module.run(sub.parse_args(argv[1:])) or 0
+        # overrides may stand between options; verbs with verbs of their own cannot have that
+        parse = sub.parse_args if sub._subparsers else sub.parse_intermixed_args
+        return module.run(parse(argv[1:])) or 0
     except UserError as error:
         print(f"af {args.verb}: {error}", file=sys.stderr)
         return 1

@@ -157,7 +157,8 @@ class LogMel(SpeechFeatures):
 
 def mel_filters(bands: int, n_fft: int, low_hz: float = 60.0, high_hz: float = 7600.0) -> Float[Tensor, "M Y"]:
     """Triangular filters equally spaced on the mel scale 2595·log10(1 + f/700), unit peak."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)), bands + 2)
+    low, high = 2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)
+    mel = np.linspace(float(low), float(high), bands + 2)
     edges = torch.tensor(700 * (10 ** (mel / 2595) - 1), dtype=torch.float32)
     bins = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1)
     rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]

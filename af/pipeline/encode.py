@@ -140,7 +140,9 @@ def image_array(images: Float[torch.Tensor, "T 3 Y X"]) -> UInt8[np.ndarray, "T 
 
 def motion_spec_of(model: MotionAutoencoder, digest: str) -> MotionSpec:
     """What shards made by this autoencoder say about their latents."""
-    return MotionSpec(model.latent_dim, model.directions_count, model.image_size, digest)
+    return MotionSpec(
+        dim=model.latent_dim, directions=model.directions_count, autoencoder=digest, image_size=model.image_size
+    )
 
 
 def write_statistics(path: Path, statistics: MotionStatistics) -> None:

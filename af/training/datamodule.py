@@ -10,14 +10,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from af.data.dataset import Counted, PlanDataset
 from af.data.index import Index
-from af.data.loader import PairDataset, WindowDataset
-from af.data.plan import (
-    PairPlan,
-    WindowPlan,
-    fixed_pairs,
-    fixed_windows,
-)
+from af.data.loader import PairDataset, Regions, WindowDataset, pairs_to_float, training_loader, validation_loader
+from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
+from af.data.shards import ShardReader
 from af.errors import UserError
 from af.models.motion_space import MotionStatistics
 from af.models.speech import SpeechFeatures
@@ -52,7 +49,7 @@ class _ShardData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The position: samples taken by all ranks together."""
         assert self.trainer is not None
-        batches = self.trainer.lightning_module.batches_seen
+        batches = int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
         return {"samples": batches * self.batch_size, "seed": self.seed, "root": str(self.root)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class DenoiserModule(LightningModule):
         super().__init__()
         self.denoiser = denoiser
         self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
-        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+        self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
         self.seed = seed
         self.batches_seen = 0
@@ -108,7 +108,7 @@ class DenoiserModule(LightningModule):
                             sync_dist=True,
                         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW (Adam at weight decay 0) with warm-up and cosine by step."""
         optimizer = torch.optim.AdamW(
             self.denoiser.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
