@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from af.nn.attention import MultiHeadAttention
+from af.nn.rope import RotaryTable
 from af.types import Condition
 
 
@@ -39,9 +40,14 @@ class DualMotionEncoder(nn.Module):
         self.avatar_norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, hidden)
 
-    def forward(self, condition: Condition, mask: Bool[Tensor, "T T"] | None) -> Float[Tensor, "B T C"]:
-        """Condition vectors; a dropped signal comes as zeros and goes through all the same."""
+    def forward(
+        self, condition: Condition, mask: Bool[Tensor, "T T"] | None, rope: RotaryTable | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """Condition vectors; a dropped signal comes as zeros and goes through all the same.
+
+        Without `rope` the attentions know the order of frames through the mask alone (paper and released model).
+        """
         motion = self.motion_embedder(condition.user_motion)
-        user = F.silu(self.user_norm(motion + self.user_attention(motion, condition.user_audio, mask)))
+        user = F.silu(self.user_norm(motion + self.user_attention(motion, condition.user_audio, mask, rope)))
         avatar = condition.avatar_audio
-        return self.out(F.silu(self.avatar_norm(avatar + self.avatar_attention(avatar, user, mask))))
+        return self.out(F.silu(self.avatar_norm(avatar + self.avatar_attention(avatar, user, mask, rope))))

@@ -50,7 +50,8 @@ class MotionDenoiser(nn.Module):
     `motion_space` says in which space it works (its `dim` is D here); `window_frames` N, `block_frames` B and
     `look_ahead` l in frames; `mask` names a rule of `af.nn.masks`; `condition_reach` is the half-width of the
     cross-attention's window (default l). With `causal_condition` the condition encoder obeys `mask` too; without, it
-    is unmasked as in the released model. Raises UserError for sizes that do not fit together.
+    is unmasked as in the released model. The paper's condition encoder knows no positions: it sees what the user did, not
+    when; `condition_positions` adds rotary ones (ours). Raises UserError for sizes that do not fit together.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class MotionDenoiser(nn.Module):
         window_frames: int = 50,
         mask: str = "block_lookahead",
         causal_condition: bool = True,
+        condition_positions: bool = False,
         condition_reach: int | None = None,
         condition_dim: int = 512,
         condition_heads: int = 4,
@@ -77,10 +79,16 @@ class MotionDenoiser(nn.Module):
             raise UserError(
                 f"heads: {heads} heads of a width of {hidden} give odd heads; rotary positions need even ones"
             )
+        if condition_positions and head_size(condition_dim, condition_heads) % 2:
+            raise UserError(
+                f"condition_heads: {condition_heads} heads of a width of {condition_dim} give odd heads; "
+                "condition_positions needs even ones"
+            )
         space = MotionSpace("identity", 512) if motion_space is None else motion_space
         reach = look_ahead if condition_reach is None else condition_reach
         self.layout = WindowLayout(block_frames, look_ahead, window_frames, reach)
         self.mask, self.causal_condition = mask, causal_condition
+        self.condition_positions, self.condition_heads = condition_positions, condition_heads
         self.dim, self.hidden, self.heads, self.depth = space.dim, hidden, heads, depth
         self.motion_space = space
         self.audio_projection = AudioProjection(audio_feature_dim, condition_dim)
@@ -156,11 +164,13 @@ class MotionDenoiser(nn.Module):
 
     def encode_condition(self, condition: Condition, first_position: int = 0) -> Float[Tensor, "B T C"]:
         """One vector a frame; frames stand at first_position, … for the mask rule (used when causal)."""
-        mask = None
-        if self.causal_condition:
-            frames = first_position + torch.arange(condition.frames, device=condition.user_motion.device)
-            mask = self._self_mask(frames, frames)
-        return self.condition_encoder(condition, mask)
+        frames = first_position + torch.arange(condition.frames, device=condition.user_motion.device)
+        mask = self._self_mask(frames, frames) if self.causal_condition else None
+        rope = None
+        if self.condition_positions:
+            dim = self.condition_encoder.out.in_features
+            rope = rotary_table(frames, dim // self.condition_heads, dtype=self._table_dtype())
+        return self.condition_encoder(condition, mask, rope)
 
     def condition_keys(self, vectors: Float[Tensor, "B T C"]) -> list[KeysValues]:
         """Cross-attention keys and values of every block."""
@@ -168,9 +178,8 @@ class MotionDenoiser(nn.Module):
 
     def plan(self, frames: Int[Tensor, " T"], keys: Int[Tensor, " K"], condition: Int[Tensor, " C"]) -> AttentionPlan:
         """Rotary angles of `frames` and their masks to `keys` (past, then the frames themselves) and `condition`."""
-        precision = torch.promote_types(self.input.weight.dtype, torch.float32)
         return AttentionPlan(
-            rotary_table(frames, self.hidden // self.heads, dtype=precision),
+            rotary_table(frames, self.hidden // self.heads, dtype=self._table_dtype()),
             self._self_mask(frames, keys),
             cross_window(frames, condition, self.layout.condition_reach),
         )
@@ -210,6 +219,9 @@ class MotionDenoiser(nn.Module):
             x, own = block(x, modulation, plan, condition[i], past[i] if past else None)
             stored.append(own)
         return [*stored, last.project(x, modulation)[1]]
+
+    def _table_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.input.weight.dtype, torch.float32)
 
     def _blocks(self) -> list[ForcingBlock]:
         return list(self.blocks)  # type: ignore[arg-type]

@@ -96,11 +96,17 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(
-        self, queries: Float[Tensor, "B T C"], source: Float[Tensor, "B K C"], mask: Bool[Tensor, "T K"] | None
+        self,
+        queries: Float[Tensor, "B T C"],
+        source: Float[Tensor, "B K C"],
+        mask: Bool[Tensor, "T K"] | None,
+        rope: RotaryTable | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Attention of `queries` to `source`."""
+        """Attention of `queries` to `source`; with `rope` both stand at its positions (T = K), without they have none."""
         weight, bias = self.in_proj.weight, self.in_proj.bias
         q = split_heads(F.linear(queries, weight[: self.dim], bias[: self.dim]), self.heads)
         kv = F.linear(source, weight[self.dim :], bias[self.dim :])
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))

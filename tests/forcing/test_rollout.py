@@ -37,7 +37,7 @@ def test_later_input_changes_no_bit_of_earlier_blocks(
 
     plain = run(condition)
     for signal in SIGNALS:
-        for n in (12, 17, 21, 23):
+        for n in (17, 21):
             changed = run(with_changed(condition, signal, n))
             safe = max(stop for stop in [0, *stops] if stop <= n)
             assert torch.equal(changed[:, :safe], plain[:, :safe]), (signal, n)

@@ -20,6 +20,14 @@ class Window:
         self.start, self.stop = start - self.offset, stop
 
 
+def table(denoiser, frames: torch.Tensor):
+    """Rotary table of the condition encoder at absolute positions, where it has positions."""
+    if not denoiser.condition_positions:
+        return None
+    dim = denoiser.condition_encoder.out.in_features
+    return rotary_table(frames, dim // denoiser.condition_heads, dtype=torch.float64)
+
+
 def encode(denoiser, raw: Condition, windows: list[Window]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each window the frames its cross-attention can reach and their vectors."""
     layout, encoded = denoiser.layout, []
@@ -31,9 +39,11 @@ def encode(denoiser, raw: Condition, windows: list[Window]) -> list[tuple[torch.
             mask = attention_mask(
                 denoiser.mask, frames, frames, block_frames=layout.block_frames, look_ahead=layout.look_ahead
             )
-            vectors = denoiser.condition_encoder(raw.window(begin, window.stop), mask)[:, first - begin :]
+            vectors = denoiser.condition_encoder(raw.window(begin, window.stop), mask, table(denoiser, frames))
+            vectors = vectors[:, first - begin :]
         else:
-            vectors = denoiser.condition_encoder(raw.window(window.start, window.stop), None)
+            frames = torch.arange(window.start, window.stop)
+            vectors = denoiser.condition_encoder(raw.window(window.start, window.stop), None, table(denoiser, frames))
             if encoded:
                 before, old = encoded[-1]
                 kept = (before >= first) & (before < window.start)
@@ -118,7 +128,7 @@ def test_caches_change_nothing(small_denoiser, random_inputs, mask: str, causal_
 @pytest.mark.parametrize(
     "sizes",
     [{"look_ahead": 0}, {"look_ahead": 3}, {"look_ahead": 2, "condition_reach": 5}, {"look_ahead": 0, "condition_reach": 2},
-     {"block_frames": 1, "look_ahead": 1, "window_frames": 6}, {"block_frames": 6, "look_ahead": 2, "window_frames": 12}],
+     {"look_ahead": 2, "condition_positions": True}, {"block_frames": 1, "look_ahead": 1, "window_frames": 6}, {"block_frames": 6, "look_ahead": 2, "window_frames": 12}],
 )  # fmt: skip
 @pytest.mark.parametrize("causal_condition", [True, False])
 def test_other_sizes(small_denoiser, random_inputs, sizes: dict, causal_condition: bool) -> None:

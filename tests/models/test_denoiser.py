@@ -72,6 +72,17 @@ def test_condition_encoder_obeys_the_mask_only_when_causal(inputs, causal: bool)
     assert seen.all() or not seen[:4, 4:].any()
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_condition_encoder_knows_when_only_with_positions(inputs, positions: bool) -> None:
+    """The paper's encoder cannot tell the order of what it has seen; with rotary positions it can."""
+    *_, condition, _ = inputs
+    denoiser = make(causal_condition=False, condition_positions=positions)
+    order = torch.arange(FRAMES).flip(0)
+    turned = Condition(condition.avatar_audio, condition.user_audio[:, order], condition.user_motion[:, order])
+    same = torch.allclose(denoiser.encode_condition(turned), denoiser.encode_condition(condition))
+    assert same != positions
+
+
 def test_every_parameter_is_trained(inputs) -> None:
     noisy, times, condition, reference = inputs
     denoiser = make()
