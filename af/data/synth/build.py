@@ -159,7 +159,7 @@ def _samples(settings: SynthSettings, split: str, numbers: range) -> Iterator[tu
         members: _MEMBERS = {}
         for role in ROLES:
             side = session.side(role)
-            members[f"{role}.mp4"] = encode_video(render(side.face, side.appearance, settings.size))
+            members[f"{role}.mp4"] = encode_video(render(side.face, side.appearance, settings.size), preset="ultrafast")
             members[f"{role}.flac"] = encode_audio(side.audio)
             members[f"{role}.face.npy"] = side.face
         yield f"{number:06d}", meta, members

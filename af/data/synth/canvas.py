@@ -127,6 +127,17 @@ def ramp(distance: Array) -> Array:
     return np.clip(distance, 0, 1, out=distance)
 
 
+def strip(above: Array, below: Array) -> Array:
+    """Coverage between two edges from the signed distances to them in pixels; right for strips thinner than a pixel.
+
+    Overwrites both.
+    """
+    coverage = ramp(above)
+    coverage += ramp(below)
+    coverage -= 1
+    return np.maximum(coverage, 0, out=coverage)
+
+
 def _plane(along_x: Array, along_y: Array, origin: Array, window: Window) -> Array:
     columns = along_x[:, None] * window.x
     rows = along_y[:, None] * window.y - origin[:, None]

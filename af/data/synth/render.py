@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from af.data.synth.appearance import Appearance
-from af.data.synth.canvas import Array, Stack, Window, per_frame, ramp
+from af.data.synth.canvas import Array, Stack, Window, per_frame, ramp, strip
 from af.data.synth.face import FACE_INDEX, FACE_NAMES
 
 HEAD_UNIT = 0.64  # half a face's height in half image heights, at scale 0
@@ -164,7 +164,7 @@ def _draw_hair_behind(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette)
     if a.hair_length < -0.5:
         return
     # A curtain: round above the ears, straight down to `hair_length` below, swinging against the turn.
-    half, top, bottom = a.face_width + 0.07 + 0.9 * a.hair_volume, 0.98 + a.hair_volume, a.hair_length
+    half, top, bottom = a.face_width + 0.035 + 0.8 * a.hair_volume, 0.98 + a.hair_volume, a.hair_length
     x = -0.10 * np.sin(yaw)
     window = stack.window(x, (bottom - top) / 2, half, (bottom + top) / 2)
     if window is None:
@@ -310,7 +310,7 @@ def _draw_mouth(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette) -> No
     squared = p * p
     arch = 1 - squared
     # Corners rise with the smile while the middle sinks a little.
-    r -= per_frame(0.05 * smile + 0.01) - squared * per_frame(0.19 * smile + 0.035)
+    r -= per_frame(0.05 * smile + 0.01) - squared * per_frame(0.19 * smile + 0.055)
     round_arch = arch * (1 + np.float32(0.7) * squared)
     upper_lip, lower_lip = 0.085 * a.lip_fullness, 0.115 * a.lip_fullness
     upper = r + round_arch * per_frame(0.30 * opening)  # distance below the upper inner edge
@@ -320,10 +320,10 @@ def _draw_mouth(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette) -> No
     bow = (arch + np.float32(0.05)) * (np.float32(0.72) + np.float32(1.1) * squared) * thin
     lip_top = upper + bow * np.float32(upper_lip)
     lip_bottom = lower + (arch + np.float32(0.04)) * thin * np.float32(lower_lip)
-    shape = ramp(np.minimum(lip_top, lip_bottom) * pixels)
+    shape = strip(lip_top * pixels, lip_bottom * pixels)
     tone = np.clip(r * np.float32(1.6) + np.float32(0.95), 0.80, 1.12)
     stack.paint(window, shape, _mix(paint.lips, tone))
-    inside = ramp(np.minimum(upper, lower) * pixels)
+    inside = strip(upper * pixels, lower * pixels)
     if opening.max() > 0.005:
         stack.paint(window, inside, paint.mouth)
         teeth = ramp((np.float32(0.075) - np.abs(upper - np.float32(0.02))) * pixels)
@@ -361,9 +361,9 @@ def _draw_eye(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette, side: i
     under_lid = r + arch * per_frame(lid_high - closing)  # distance below the upper lid
     over_lid = arch * per_frame(lid_low) - r
     # The lid itself: what blinking covers.
-    lid = ramp(np.minimum(r + arch * per_frame(lid_high), over_lid) * pixels)
+    lid = strip((r + arch * per_frame(lid_high)) * pixels, over_lid * pixels)
     stack.paint(window, lid, paint.skin * 0.62 + paint.shade * 0.38)
-    opened = ramp(np.minimum(under_lid, over_lid) * pixels)
+    opened = strip(under_lid * pixels, over_lid * pixels)
     white = np.clip(under_lid * np.float32(4.5) + np.float32(0.62), 0, 1)  # the lid's shadow on the ball
     stack.paint(window, opened, _mix(_rgb(250, 249, 248), white))
     radius = 0.112 * a.eye_size
@@ -398,8 +398,10 @@ def _draw_brow(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette, side: 
     p *= np.float32(side)  # from the nose outwards
     r += arch * per_frame(0.055 + 0.02 * brow) - p * np.float32(0.035)
     thick = np.float32(a.brow_thickness) * (np.float32(0.95) - np.float32(0.35) * p)
-    distance = np.minimum(thick - np.abs(r), arch * np.float32(0.2)) * per_frame(stack.per_unit)
-    coverage = ramp(distance)
+    thick *= np.minimum(np.float32(0.35) + arch * np.float32(1.6), 1)
+    thick = np.where(arch > 0, thick, arch)
+    pixels = per_frame(stack.per_unit)
+    coverage = strip((thick - r) * pixels, (thick + r) * pixels)
     coverage *= np.float32(0.9)
     stack.paint(window, coverage, paint.hair_dark * 0.85)
 
