@@ -18,3 +18,90 @@ def shared_folder() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def dyads(tmp_path_factory) -> Path:
+    """Synthetic conversations as shards: 3 to train on, 1 to validate, 2 to test; 4 s, 32 px."""
+    from af.cli.main import main
+
+    folder = tmp_path_factory.mktemp("dyads")
+    sizes = ["--train", "3", "--val", "1", "--test", "2", "--seconds", "4", "--size", "32", "--workers", "1"]
+    assert main(["synth", "--out", str(folder), *sizes]) == 0
+    return folder
+
+
+AUTOENCODER = {
+    "_target_": "af.models.autoencoder.MotionAutoencoder",
+    "image_size": 32,
+    "latent_dim": 16,
+    "directions": 6,
+    "channel_base": 128,
+    "max_channels": 16,
+}
+DENOISER = {
+    "_target_": "af.models.denoiser.MotionDenoiser",
+    "motion_space": {
+        "_target_": "af.models.motion_space.MotionSpace",
+        "kind": "coefficients",
+        "latent_dim": 16,
+        "directions": 6,
+    },
+    "hidden": 16,
+    "depth": 2,
+    "heads": 2,
+    "condition_dim": 16,
+    "condition_heads": 2,
+    "block_frames": 5,
+    "window_frames": 20,
+    "audio_feature_dim": 64,
+}
+FEATURES = {"_target_": "af.models.speech.LogMel", "block_frames": 5, "window_frames": 20}
+
+
+@pytest.fixture(scope="session")
+def autoencoder_folder(tmp_path_factory) -> Path:
+    """An untrained motion autoencoder of 32 px as a model folder."""
+    from af.models.artifact import build, save_model
+
+    folder = tmp_path_factory.mktemp("autoencoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(AUTOENCODER)
+    save_model(folder, model, AUTOENCODER, {"stage": "vae"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory, dyads, autoencoder_folder) -> Path:
+    """The conversations with motion latents and audio features."""
+    from af.pipeline.encode import encode
+
+    folder = tmp_path_factory.mktemp("latents")
+    encode(dyads, folder, autoencoder_folder, FEATURES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def denoiser_folder(tmp_path_factory, latents) -> Path:
+    """An untrained denoiser for those latents as a model folder."""
+    from af.data.index import Index
+    from af.models.artifact import build, save_model
+    from af.pipeline.encode import read_statistics, spec_of
+
+    folder = tmp_path_factory.mktemp("denoiser")
+    audio, motion = spec_of(Index.load(latents / "train"))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = build(DENOISER)
+        for parameter in model.parameters():  # the zero initialisation would generate nothing but noise
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.motion_space.fit(read_statistics(latents))
+    info = {
+        "stage": "denoiser",
+        "features": FEATURES,
+        "feature_spec": audio.to_json(),
+        "motion_spec": motion.to_json(),
+    }
+    save_model(folder, model, DENOISER, info)
+    return folder

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
     from af.pipeline.evaluate import enlarged
-    from af.pipeline.portrait import face_frames, read_portrait
+    from af.data.ingest.single import face_frames, read_portrait
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device)
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         video_frames = seconds_to_frames(info.video_s or 0.0)
         if user_voice is None and info.has_audio:
             user_voice = read_audio(args.user_video)
-        user_frames = face_frames(args.user_video, size, crop=not args.no_crop)
+        user_frames = face_frames(args.user_video, size, find_face=not args.no_crop)
     if voice is None and user_voice is None and user_frames is None:
         raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
     frames = longest(audio=(voice, user_voice), video_frames=video_frames)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("the inputs are shorter than one frame (40 ms)")
     # a listener is silent, which is something else than a voice the model was not told about
     spoken = voice if voice is not None else np.zeros(frames_to_samples(frames), np.float32)
-    identity, reference = avatar.identity(read_portrait(args.portrait, size, crop=not args.no_crop))
+    identity, reference = avatar.identity(read_portrait(args.portrait, size, find_face=not args.no_crop))
     motion = avatar.motion(
         reference,
         frames,

@@ -64,7 +64,7 @@ def train(config: dict[str, Any]) -> int:
         module = instantiate(config["module"])
     data = instantiate(config["data"])
     callbacks = [instantiate(callback) for callback in config["callbacks"].values()]
-    info = {"stage": config["stage"], **data.provenance()}
+    info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
     export = Export(folder / "export", config["part"], config["model"], info)
     trainer = launch.fit(
         folder, module, data, config=config, callbacks=[*callbacks, export], **config["launch"], **config["trainer"]

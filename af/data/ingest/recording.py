@@ -73,7 +73,7 @@ def _half(frame: np.ndarray, role: str, side_by_side: bool) -> np.ndarray:
     return frame[:, :middle] if role == "a" else frame[:, middle:]
 
 
-def _look_through(path: str, role: str, side_by_side: bool, detector: Detector, every: int) -> tuple[list[np.ndarray], list[int], list[int], int, tuple[int, int]]:  # fmt: skip
+def look_through(path: str, role: str, side_by_side: bool, detector: Detector, every: int) -> tuple[list[np.ndarray], list[int], list[int], int, tuple[int, int]]:  # fmt: skip
     """(boxes at each look in full-frame pixels, frames looked at, scene cuts, number of frames, (height, width))."""
     from scenedetect import AdaptiveDetector, FrameTimecode
 
@@ -128,7 +128,7 @@ def examine(source: Source, options: IngestOptions, detector: Detector) -> Recor
     for role in ROLES:
         path = files[role]
         assert path is not None
-        looked[role] = _look_through(path, role, side_by_side, detector, options.detect_every)
+        looked[role] = look_through(path, role, side_by_side, detector, options.detect_every)
     frames = _common_length(source, {r: looked[r][3] for r in ROLES}, sounds, options.length_tolerance_s)
     tracks: dict[str, Track] = {}
     all_cuts: set[int] = set()

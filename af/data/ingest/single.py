@@ -1,0 +1,73 @@
+"""One person's face from one file, cropped as in training: the portrait of an avatar, the video of its user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from af.data.ingest.detect import Detector, make_detector
+from af.data.ingest.recording import IngestOptions, look_through
+from af.data.ingest.track import crop, follow, steady_crops
+from af.data.media import MediaError, iter_video
+
+_STILLS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+def read_portrait(
+    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None
+) -> UInt8[np.ndarray, "Y X 3"]:
+    """A picture (or the first frame of a video) as a square of `size` pixels around the face.
+
+    With `find_face` False the middle square of the picture is taken. Raises `MediaError` when the file cannot be read
+    or no face is found in it.
+    """
+    if path.suffix.lower() in _STILLS:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            reason = "absent" if not path.exists() else "unreadable"
+            raise MediaError(path, reason, "no such file" if reason == "absent" else "not a picture that can be read")
+        frame = np.ascontiguousarray(picture[..., ::-1])
+    else:
+        frame = next(iter(iter_video(path)))
+    if not find_face:
+        return _middle(frame, size)
+    boxes = np.asarray((detector or make_detector("haar"))(frame), np.float64).reshape(-1, 5)
+    if len(boxes) == 0:
+        raise MediaError(path, "no_face", "no face found; give a clearer portrait, or a face crop with --no-crop")
+    track = steady_crops(follow([boxes], [0]), [0], 1, [], frame.shape[:2], margin=IngestOptions.margin)
+    return crop(frame, track.boxes[0], size)
+
+
+def face_frames(
+    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None
+) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+    """Frames at 25 fps, cropped around the tracked face; two passes over the file, bounded memory.
+
+    Raises `MediaError` when the file cannot be read or shows no face.
+    """
+    if not find_face:
+        yield from (_middle(frame, size) for frame in iter_video(path))
+        return
+    options = IngestOptions()
+    boxes, looks, cuts, frames, shape = look_through(
+        str(path), "a", False, detector or make_detector(options.detector), options.detect_every
+    )
+    scene = np.searchsorted(np.asarray(sorted(cuts)), looks, side="right").tolist()
+    track = steady_crops(follow(boxes, scene), looks, frames, cuts, shape, margin=options.margin)
+    if not track.present.any():
+        raise MediaError(path, "no_face", "no face found; give face crops with --no-crop")
+    seen = np.flatnonzero(track.present)
+    for n, frame in enumerate(iter_video(path)):
+        # where the face is lost, the crop stays at the nearest place it was seen
+        nearest = seen[np.abs(seen - n).argmin()]
+        yield crop(frame, track.boxes[nearest], size)
+
+
+def _middle(frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    return crop(frame, np.array([(width - side) / 2, (height - side) / 2, side]), size)

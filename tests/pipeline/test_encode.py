@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from af.data.index import Index
+from af.data.shards import ShardReader
+from af.errors import UserError
+from af.models.artifact import build, load_model
+from af.pipeline.encode import encode, image_array, image_tensor, read_statistics, video_motion, video_motion_pieces
+
+from ..conftest import AUTOENCODER, FEATURES
+
+
+def test_latents_and_features_are_those_of_the_models(dyads, latents, autoencoder_folder):
+    model = load_model(autoencoder_folder).model
+    features = build(FEATURES)
+    raw, encoded = ShardReader(dyads / "val"), ShardReader(latents / "val")
+    source, made = raw.read(0), encoded.read(0)
+    np.testing.assert_allclose(made.a.motion, video_motion(model, source.a.video), atol=1e-6)
+    expected = features(torch.from_numpy(source.b.audio)).numpy()
+    np.testing.assert_array_equal(made.b.audio_features, expected)
+    np.testing.assert_array_equal(made.a.face, source.a.face)
+    assert made.meta["motion_spec"]["autoencoder"] == load_model(autoencoder_folder).digest
+
+
+def test_a_stopped_job_goes_on_and_gives_the_same_bytes(dyads, latents, autoencoder_folder, tmp_path):
+    shutil.copytree(latents, tmp_path / "out")
+    lost = tmp_path / "out" / "test" / "000000.tar"
+    before = lost.read_bytes()
+    lost.unlink()
+    encode(dyads, tmp_path / "out", autoencoder_folder, FEATURES)
+    assert lost.read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(dyads, latents, autoencoder_folder, tmp_path):
+    shutil.copytree(latents, tmp_path / "out")
+    with pytest.raises(UserError, match="features"):
+        encode(dyads, tmp_path / "out", autoencoder_folder, {**FEATURES, "mode": "utterance"})
+
+
+def test_statistics_are_those_of_the_training_split(latents, autoencoder_folder):
+    statistics = read_statistics(latents)
+    reader = ShardReader(latents / "train")
+    motions = [p.motion for i in range(len(reader)) for p in (reader.read(i).a, reader.read(i).b)]
+    coefficients = np.concatenate(motions) @ statistics.basis.numpy()
+    np.testing.assert_allclose(statistics.mean, coefficients.mean(0), atol=1e-4)
+    np.testing.assert_allclose(statistics.std, coefficients.std(0), atol=1e-4)
+    assert statistics.basis.shape == (AUTOENCODER["latent_dim"], AUTOENCODER["directions"])
+
+
+def test_motion_of_a_video_does_not_depend_on_the_pieces(dyads, autoencoder_folder):
+    model = load_model(autoencoder_folder).model
+    frames = ShardReader(dyads / "val").read(0).a.video
+    pieces = np.concatenate(list(video_motion_pieces(model, iter(frames), batch=7)))
+    np.testing.assert_allclose(pieces, video_motion(model, frames), atol=1e-5)
+
+
+def test_images_go_there_and_back():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    assert np.array_equal(image_array(image_tensor(frames)), frames)
+
+
+def test_a_folder_without_encoded_shards_is_named(dyads):
+    with pytest.raises(UserError, match="af encode"):
+        read_statistics(dyads)
+
+
+def test_settings_are_recorded(latents):
+    settings = json.loads((latents / "encoding.json").read_text())
+    assert settings["features"] == FEATURES
+    assert Index.load(latents / "train").specs["audio"]["block_frames"] == FEATURES["block_frames"]

@@ -1,0 +1,137 @@
+"""A stopped run continued is the undisturbed run, bit for bit (CPU)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from af.cli.config import compose, instantiate, resolve
+from af.cli.main import main
+from af.errors import UserError
+from af.training import launch
+
+VAE = [
+    "experiment=vae_demo",
+    "model.image_size=32",
+    "model.latent_dim=16",
+    "model.directions=6",
+    "model.channel_base=128",
+    "model.max_channels=16",
+]
+DENOISER = [
+    "experiment=denoiser_demo",
+    "model.motion_space.latent_dim=16",
+    "model.motion_space.directions=6",
+    "model.hidden=16",
+    "model.depth=2",
+    "model.heads=2",
+    "model.condition_dim=16",
+    "model.condition_heads=2",
+    "model.block_frames=5",
+    "model.window_frames=20",
+    "features.block_frames=5",
+    "features.window_frames=20",
+]
+SHORT = [
+    "data.batch_size=4",
+    "data.workers=0",
+    "trainer.max_steps=7",
+    "trainer.val_check_interval=4",
+    "launch.checkpoint_every_n_steps=3",
+]
+
+
+@pytest.fixture(params=["vae", "denoiser"])
+def arguments(request, dyads, latents) -> list[str]:
+    stage, root = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents)}[request.param]
+    return [*stage, *SHORT, f"data.root={root}"]
+
+
+def weights(run: Path) -> dict:
+    return load_file(run / "export" / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+
+
+def train(arguments: list[str], run: Path, *more: str) -> int:
+    return main(["train", *arguments, f"run={run}", *more])
+
+
+def test_a_run_stopped_between_checkpoints_ends_with_the_same_weights(arguments, tmp_path, monkeypatch):
+    assert train(arguments, tmp_path / "whole") == 0
+    module = resolve(compose("train", [*arguments, f"run={tmp_path}"]))["module"]
+    cls = type(instantiate(module))
+    original = cls.training_step
+
+    def dies(self, batch, batch_idx):
+        if self.batches_seen == 5:
+            raise OSError("the machine went away")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(cls, "training_step", dies)
+    with pytest.raises(OSError, match="went away"):
+        train(arguments, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert not (tmp_path / "stopped" / "export").exists()
+    assert train(arguments, tmp_path / "stopped") == 0
+    assert same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_finished_run_is_left_alone(arguments, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(arguments, run, "trainer.max_steps=1") == 0
+    written = (run / "export" / "model.safetensors").stat().st_mtime_ns
+    assert train(arguments, run, "trainer.max_steps=1") == 0
+    assert "finished" in capsys.readouterr().out
+    assert (run / "export" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_folder_of_another_configuration_is_refused(arguments, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(arguments, run, "trainer.max_steps=1") == 0
+    assert train(arguments, run, "trainer.max_steps=1", "module.lr=0.5") == 1
+    assert "module.lr" in capsys.readouterr().err
+
+
+def test_the_run_says_how_it_was_made(arguments, tmp_path):
+    train(arguments, tmp_path, "trainer.max_steps=1")
+    environment = launch._read_json(tmp_path / "environment.json")
+    assert environment["packages"]["lightning"]
+    assert launch._read_json(tmp_path / "config.json")["trainer"]["max_steps"] == 1
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_another_data_seed_does_not_continue_a_run(dyads, tmp_path):
+    run = [*VAE, *SHORT, f"data.root={dyads}", f"run={tmp_path}"]
+    data = instantiate(resolve(compose("train", run))["data"])
+    with pytest.raises(UserError, match=r"data\.seed"):
+        data.load_state_dict({"samples": 8, "seed": 99, "root": str(dyads)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_process_continued_ends_with_the_same_weights(latents, tmp_path, how):
+    arguments = [*DENOISER, *SHORT, f"data.root={latents}", "data.workers=1", "trainer.max_steps=40"]
+    command = [sys.executable, "-m", "af.cli.main", "train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, f"run={tmp_path / 'whole'}"], check=True, env=environment)
+    process = subprocess.Popen([*command, f"run={tmp_path / 'killed'}"], env=environment)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(how)
+    process.wait(120)
+    assert not (tmp_path / "killed" / "done.json").exists(), "ended before it could be killed"
+    subprocess.run([*command, f"run={tmp_path / 'killed'}"], check=True, env=environment)
+    assert same(tmp_path / "whole", tmp_path / "killed")
