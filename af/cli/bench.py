@@ -1,0 +1,120 @@
+"""Speeds of this machine, as JSON on standard output.
+
+  af bench                       synth, loader and train: about a minute
+  af bench rollout               a roll-out block against the released scheme and against no cache (--size demo|released)
+  af bench loader --data FOLDER  reading your own shards instead of synthetic ones
+
+Ratios are taken within one run. `--threads` sets the threads of the networks (default: all cores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PARTS = ("synth", "loader", "train", "rollout")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af bench`."""
+    parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)} (default: all but rollout)")
+    parser.add_argument("--data", type=Path, help="split folder of encoded shards with videos (default: made on the spot)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
+    parser.add_argument("--size", default="demo", choices=("demo", "released"), help="network of the roll-out")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    import torch
+
+    from af.data.files import write_json
+    from af.errors import UserError
+
+    parts = args.parts or ["synth", "loader", "train"]
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise UserError(f"unknown part {unknown[0]!r}; allowed: {', '.join(PARTS)}")
+    torch.set_num_threads(args.threads)
+    result: dict[str, Any] = {"threads": args.threads, "torch": torch.__version__}
+    for part in parts:
+        print(f"measuring {part} …", file=sys.stderr)
+        result[part] = globals()[f"_{part}"](args, result)
+    print(json.dumps(result, indent=2))
+    if args.out is not None:
+        write_json(args.out, result)
+    return 0
+
+
+def _synth(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, float]:
+    from af.data.synth.build import bench
+
+    return bench()
+
+
+def _train(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    """Training steps of the demo's networks, and the share of the matrix-product peak they reach."""
+    import torch
+
+    from af.cli.config import compose, instantiate, resolve
+    from af.training.bench import autoencoder_step, denoiser_step, matmul_gflops
+
+    denoiser = resolve(compose("train", ["experiment=denoiser_demo"]))
+    vae = resolve(compose("train", ["experiment=vae_demo"]))
+    steps = {
+        "denoiser": denoiser_step(
+            instantiate(denoiser["model"]), denoiser["data"]["batch_size"], denoiser["model"]["audio_feature_dim"]
+        ),
+        "autoencoder": autoencoder_step(instantiate(vae["model"]), vae["data"]["batch_size"]),
+    }
+    return {
+        "matmul_peak_gflops_fp32": matmul_gflops(),
+        "matmul_peak_gflops_bf16": matmul_gflops(torch.bfloat16),
+        **{name: dataclasses.asdict(step) for name, step in steps.items()},
+    }
+
+
+def _loader(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    """Reading speed of one process, and how many times the demand of the demo's training steps it is."""
+    from af.data.bench import bench
+
+    so_far["train"] = demand = so_far.get("train") or _train(args, so_far)
+    if args.data is not None:
+        speeds = bench(args.data)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            speeds = bench(_example(Path(folder)))
+    windows, pairs = demand["denoiser"]["items_per_second"], demand["autoencoder"]["items_per_second"]
+    frames = 50
+    return {
+        **speeds,
+        "denoiser_demand_window_frames_per_s": windows * frames,
+        "autoencoder_demand_pairs_per_s": pairs,
+        "windows_over_demand": speeds["window_frames_per_s"] / (windows * frames),
+        "pairs_over_demand": speeds["pairs_per_s"] / pairs,
+    }
+
+
+def _rollout(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    from af.cli.bench_rollout import bench
+
+    return bench(args.size)
+
+
+def _example(folder: Path) -> Path:
+    """A few encoded synthetic conversations (the autoencoder is untrained: only sizes matter here)."""
+    from af.cli.config import compose, instantiate, resolve
+    from af.data.synth.build import SynthSettings, build
+    from af.models.artifact import save_model
+    from af.pipeline.encode import encode
+
+    config = resolve(compose("train", ["experiment=vae_demo"]))["model"]
+    save_model(folder / "model", instantiate(config), config, {"stage": "vae"})
+    build(folder / "data", SynthSettings(train=16, val=1, test=1))
+    encode(folder / "data", folder / "latents", folder / "model", resolve(compose("encode", []))["features"])
+    return folder / "latents" / "train"
