@@ -75,7 +75,8 @@ def _number(value: float | None) -> str:
     return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
-def _cells(row: MetricRow) -> list[str]:
+def row_cells(row: MetricRow) -> list[str]:
+    """The cells of a row under `HEADER`."""
     arrow = {"lower": " ↓", "higher": " ↑", "true": ""}[row.better]
     interval = f"{_number(row.interval.low)} … {_number(row.interval.high)}" if row.interval else "–"
     values = [(row.value, row.standard_error), (row.ground_truth, row.true_standard_error)]
@@ -84,13 +85,13 @@ def _cells(row: MetricRow) -> list[str]:
     return [row.tag + arrow, generated, interval, true, null, str(row.n)]
 
 
-_HEADER = ("metric", "generated", "95 % interval", "ground truth", "null", "N")
+HEADER = ("metric", "generated", "95 % interval", "ground truth", "null", "N")
 
 
 def markdown_table(rows: Sequence[MetricRow]) -> str:
     """The table in Markdown: value, interval, ground truth, null, N, protocol; reasons of missing values below it."""
-    lines = ["| " + " | ".join([*_HEADER, "protocol"]) + " |", "| --- |" + " ---: |" * 5 + " --- |"]
-    lines += ["| " + " | ".join([*_cells(row), row.protocol.replace("|", "\\|")]) + " |" for row in rows]
+    lines = ["| " + " | ".join([*HEADER, "protocol"]) + " |", "| --- |" + " ---: |" * 5 + " --- |"]
+    lines += ["| " + " | ".join([*row_cells(row), row.protocol.replace("|", "\\|")]) + " |" for row in rows]
     notes = [f"- `{row.tag}`: {row.note}" for row in rows if row.note]
     if notes:
         lines += ["", "Notes:", "", *notes]
@@ -102,10 +103,10 @@ def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol:
     from rich.table import Table
 
     table = Table(title=title)
-    for i, name in enumerate([*_HEADER, "protocol"] if protocol else _HEADER):
+    for i, name in enumerate([*HEADER, "protocol"] if protocol else HEADER):
         table.add_column(name, justify="left" if i in (0, 6) else "right", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*_cells(row), *([row.protocol] if protocol else []))
+        table.add_row(*row_cells(row), *([row.protocol] if protocol else []))
     return table
 
 

@@ -190,6 +190,15 @@ def test_pictures():
     assert_allclose(csim(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[2.0, 0.0]])), [1.0, np.sqrt(0.5)])
 
 
+def test_ssim_equals_torchmetrics(rng):
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    first = torch.from_numpy(rng.random((2, 3, 20, 24))).float()
+    second = (first + 0.1 * torch.from_numpy(rng.normal(size=first.shape)).float()).clamp(0, 1)
+    expected = structural_similarity_index_measure(second.double(), first.double(), data_range=1.0)
+    assert_allclose(ssim(second, first, 0.0, 1.0), float(expected), rtol=1e-5)
+
+
 def test_latency_by_hand():
     result = latency(10, [20.0, 40.0])
     assert_allclose([result.mean_ms, result.worst_ms], [5.5 * 40 + 30, 10 * 40 + 40])

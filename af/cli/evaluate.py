@@ -1,0 +1,294 @@
+"""Measure generated avatars against true ones: every number with its ground truth, its null and its protocol.
+
+A checkpoint on the held-out conversations of a split:
+
+    af evaluate --autoencoder runs/vae/export --denoiser runs/denoiser/export --data data/latents/test --out runs/evaluation
+
+A folder of anybody's videos or parameter arrays, listed in a manifest (CSV or JSON, paths relative to it):
+
+    clip,user,true,generated,audio
+    talk1,user1.mp4,avatar1.mp4,ours/1.mp4,avatar1.wav
+
+    af evaluate --manifest clips.csv --out runs/evaluation
+
+A side is a video, or an array of face parameters at 25 fps (npy, npz or csv, frames x parameters). Further columns, all
+optional: user_audio, user_face, true_face, generated_face (arrays beside the videos), source (portrait), identity,
+session, phrase_ends. `audio` is the avatar's sound (default: the true video's).
+
+What a metric needs and where it comes from:
+    face parameters      arrays in the manifest, or --mediapipe face_landmarker.task, or --synthetic-tracker
+    FID                  --inception weights-inception-2015-12-05-6726825d.pth (pip install 'avatar-forcing[fidelity]')
+    FVD                  --i3d i3d_torchscript.pt --i3d-sha256 HASH
+    any other network    --network NAME=FILE.pt (TorchScript): fd_img/NAME-<hash>; --video-network for windows of 16
+    identity             --embedder NAME=FILE.pt (TorchScript)
+    LSE-D, LSE-C         --syncnet syncnet_v2.model [--syncnet-sha256 HASH]
+What is absent is listed as not computed, with the reason. Nothing is downloaded and nothing replaced.
+
+The folder gets metrics.json, metrics.md, plots/, tensorboard/, clips.json and gallery.html (opens from disk). A clip that
+cannot be read is reported with its file and does not lose the others. Stopped? The same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from af.errors import UserError
+
+if TYPE_CHECKING:
+    from af.cli.manifest import ManifestClip
+    from af.cli.measure import Measured, Tools
+    from af.metrics.extractors import Extractor
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of both forms."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, bootstrap and shifts (default 0)")
+    model = parser.add_argument_group("a checkpoint on a split")
+    model.add_argument("--autoencoder", type=Path, metavar="FOLDER", help="model folder of the motion VAE")
+    model.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser")
+    model.add_argument("--data", type=Path, metavar="FOLDER", help="encoded shards of a split")
+    model.add_argument("--limit", type=int, metavar="N", help="only the first N conversations")
+    model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
+    model.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
+    model.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
+    model.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
+    files = parser.add_argument_group("a folder of anybody's videos or arrays")
+    files.add_argument("--manifest", type=Path, help="CSV or JSON list of clips")
+    configure_files(files)
+
+
+def configure_files(parser: argparse._ArgumentGroup) -> None:
+    """Options of the folder-against-folder form."""
+    parser.add_argument(
+        "--mediapipe", type=Path, metavar="FILE", help="face_landmarker.task: track videos with MediaPipe"
+    )
+    parser.add_argument(
+        "--synthetic-tracker", action="store_true", help="track videos with the synthetic faces' tracker"
+    )
+    parser.add_argument("--tracker", default="arrays/unnamed", metavar="NAME", help="who made the arrays, e.g. emoca/2")
+    parser.add_argument("--expression", type=int, metavar="N", help="the first N columns of arrays are expression")
+    parser.add_argument("--names", metavar="A,B,…", help="names of the arrays' columns")
+    parser.add_argument("--block", type=int, metavar="FRAMES", help="block size of the generator, for border_ratio")
+    parser.add_argument("--first-border", type=int, metavar="FRAME", help="first block border, default --block")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="InceptionV3 weights: fid_inception")
+    parser.add_argument("--i3d", type=Path, metavar="FILE", help="I3D TorchScript: fvd_i3d")
+    parser.add_argument("--i3d-sha256", metavar="HASH", help="vouches that --i3d is the real network")
+    parser.add_argument(
+        "--network", action="append", default=[], metavar="NAME=FILE", help="picture network (TorchScript)"
+    )
+    parser.add_argument("--video-network", action="append", default=[], metavar="NAME=FILE", help="window network")
+    parser.add_argument("--network-size", type=int, default=224, metavar="PX", help="input size of these networks")
+    parser.add_argument("--stride", type=int, default=16, metavar="FRAMES", help="stride of 16-frame windows")
+    parser.add_argument("--embedder", metavar="NAME=FILE", help="identity embedder (TorchScript, 112 px, -1 … 1)")
+    parser.add_argument("--syncnet", type=Path, metavar="FILE", help="SyncNet weights: lse_d, lse_c")
+    parser.add_argument("--syncnet-sha256", metavar="HASH")
+    parser.add_argument("--no-gallery", action="store_true", help="leave out gallery.html")
+    parser.add_argument(
+        "--max-length-difference", type=int, default=2, metavar="FRAMES", help="cut sides that differ less"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table and write the folder."""
+    model = {"--autoencoder": args.autoencoder, "--denoiser": args.denoiser, "--data": args.data}
+    given = [name for name, value in model.items() if value is not None]
+    if args.manifest is not None:
+        if given:
+            raise UserError(f"--manifest and {given[0]} exclude each other: evaluate files, or a checkpoint")
+        return evaluate_manifest(args)
+    if len(given) < len(model):
+        raise UserError("say what to evaluate: --manifest clips.csv, or --autoencoder, --denoiser and --data together")
+    from af.cli.evaluate_checkpoint import evaluate_checkpoint
+
+    return evaluate_checkpoint(args)
+
+
+def evaluate_manifest(args: argparse.Namespace) -> int:
+    """The folder-against-folder form."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from af.cli.manifest import read_manifest
+    from af.cli.measure import Measurer
+    from af.cli.report import write_report
+    from af.metrics.evaluation import Protocol
+
+    console = Console()
+    clips = read_manifest(args.manifest)
+    tools = build_tools(args)
+    measurer = Measurer(tools, args.out / "cache")
+    measured: list[tuple[ManifestClip, Measured]] = []
+    problems: dict[str, str] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("measuring clips", total=len(clips))
+        for clip in clips:
+            try:
+                result = measurer.measure(clip)
+                if measured and (first := measured[0][1].face) is not None and result.face not in (None, first):
+                    raise UserError(f"clip {clip.clip}: tracker {result.face!r} beside {first!r}; never mix them")
+                measured.append((clip, result))
+            except UserError as error:
+                problems[clip.clip] = str(error)
+                console.print(f"left out: {error}", style="yellow", highlight=False, markup=False)
+            progress.advance(task)
+    if not measured:
+        raise UserError(f"{args.manifest}: none of the {len(clips)} clips could be measured (see the lines above)")
+    protocol = Protocol(block=args.block, first_border=args.first_border, seed=args.seed)
+    rows, report, evaluated, missing = make_rows(measured, tools, protocol, args)
+    videos = None
+    if not args.no_gallery:
+        videos = {c.clip: {s: p for s in ("user", "generated", "true") if (p := c.video_file(s))} for c, _ in measured}
+    notes = {c.clip: m.notes for c, m in measured if m.notes}
+    write_report(
+        args.out,
+        rows,
+        report,
+        evaluated,
+        protocol,
+        title=f"Evaluation of {args.manifest.name}",
+        not_computed=missing,
+        problems=problems,
+        notes=notes,
+        videos=videos,
+        per_clip={c.clip: m.values for c, m in measured},
+        audio={c.clip: m.avatar_audio for c, m in measured},
+        console=console,
+    )
+    return 0
+
+
+def make_rows(measured, tools, protocol, args):
+    """(rows, parameter report or None, its clips, {metric: why it was not computed})."""
+    from af.metrics.evaluation import EvaluationClip
+    from af.metrics.pictures import border_rows, feature_rows, value_rows
+    from af.metrics.table import parameter_report
+
+    missing = reasons(measured, tools, args)
+    rows, report = [], None
+    complete = [(c, m) for c, m in measured if m.face is not None]
+    sound = all(m.avatar_audio is not None and m.user_audio is not None for _, m in complete)
+    own_sound = all(m.avatar_audio is not None for _, m in complete)
+    evaluated = [
+        EvaluationClip(
+            c.clip,
+            c.identity,
+            m.faces["user"],
+            m.faces["true"],
+            m.faces["generated"],
+            m.face,
+            m.avatar_audio if own_sound else None,
+            m.user_audio if sound else None,
+            c.phrase_ends,
+            c.session,
+        )
+        for c, m in complete
+    ]
+    if evaluated:
+        report = parameter_report(evaluated, protocol)
+        rows += report.rows
+    for extractor in tools.pictures:
+        sides = [
+            [m.features[f"{extractor.tag}/{side}"] for _, m in measured if f"{extractor.tag}/{side}" in m.features]
+            for side in ("true", "generated")
+        ]
+        if sides[0]:
+            rows += feature_rows(extractor.tag, extractor.kind, *sides, metric=extractor.metric, seed=protocol.seed)
+            if extractor.kind == "picture" and protocol.block:
+                rows += border_rows(extractor.tag, sides[0], sides[1], protocol.block, protocol.first_border)
+    names = {"csim": f"csim/{tools.embedder.tag}/vs_source"} if tools.embedder else {}
+    rows += value_rows([m.values for _, m in measured], names)
+    return rows, report, evaluated, missing
+
+
+def reasons(measured, tools, args) -> dict[str, str]:
+    """Why rows of the specification are absent from this evaluation."""
+    missing = {}
+    videos = any(c.video_file("generated") for c, _ in measured)
+    if not any(m.face is not None for _, m in measured):
+        why = "no face parameters: give arrays in the manifest, or --mediapipe face_landmarker.task"
+        for tag in ("rpcc", "tlcc", "sid", "var", "fd", "pfd", "reaction_gain", "lip", "mouth", "jerk"):
+            missing[tag] = why
+    else:
+        if any(m.avatar_audio is None for _, m in measured):
+            missing["lip"] = missing["reaction_gain"] = "a clip has no avatar audio (column audio)"
+        elif any(m.user_audio is None for _, m in measured):
+            missing["reaction_gain"] = "a clip has no user audio (column user_audio, or sound in the user video)"
+        face = next(m.face for _, m in measured if m.face is not None)
+        from af.metrics.evaluation import MOUTH_NAMES
+
+        if not set(MOUTH_NAMES) & set(face.names):
+            missing["lip"] = missing["mouth"] = f"no parameter called {' or '.join(MOUTH_NAMES)} (see --names)"
+        if any(c.phrase_ends is None for c, _ in measured):
+            missing["react"] = "known reactions need phrase_ends, which only synthetic dyads have"
+    if args.block is None:
+        missing["border_ratio"] = "the generator's block size is not given (--block)"
+    why = "the manifest has arrays, no videos" if not videos else ""
+    missing["fid_inception"] = why or "no weights: --inception weights-inception-2015-12-05-6726825d.pth"
+    missing["fvd_i3d"] = why or "no weights vouched for: --i3d i3d_torchscript.pt --i3d-sha256 HASH"
+    missing["csim"] = why or "no identity network: --embedder NAME=FILE.pt"
+    missing["lse_d, lse_c"] = why or "no weights: --syncnet syncnet_v2.model"
+    for extractor in tools.pictures if videos else ():
+        if extractor.metric:
+            missing.pop(extractor.metric.split("/")[0], None)
+    if videos and tools.embedder:
+        missing.pop("csim")
+    if videos and tools.syncnet:
+        missing.pop("lse_d, lse_c")
+    missing["drift, latency, speed"] = "measured on a running system, not on files"
+    return missing
+
+
+def build_tools(args: argparse.Namespace) -> Tools:
+    """The extractors that the options name, loaded; UserError says what is missing."""
+    from af.cli.measure import Tools
+    from af.metrics.extractors import file_hash, i3d, inception, mediapipe_face, thumbnail
+    from af.metrics.syncnet import load_syncnet
+
+    if args.mediapipe and args.synthetic_tracker:
+        raise UserError("--mediapipe and --synthetic-tracker exclude each other: never mix trackers in one table")
+    face: Extractor | None = None
+    if args.mediapipe:
+        face = mediapipe_face(args.mediapipe)
+    elif args.synthetic_tracker:
+        face = synthetic_tracker()
+    pictures = [thumbnail()]
+    if args.inception:
+        pictures.append(inception(args.inception))
+    if args.i3d:
+        pictures.append(i3d(args.i3d, args.i3d_sha256, stride=args.stride))
+    pictures += [named_network(text, "picture", args.network_size) for text in args.network]
+    pictures += [named_network(text, "video", args.network_size, args.stride) for text in args.video_network]
+    return Tools(
+        face=face,
+        pictures=pictures,
+        embedder=named_network(args.embedder, "identity", 112) if args.embedder else None,
+        syncnet=load_syncnet(args.syncnet, args.syncnet_sha256) if args.syncnet else None,
+        syncnet_version=file_hash(args.syncnet)[:8] if args.syncnet else "",
+        tracker_of_arrays=args.tracker,
+        expression=args.expression,
+        names=tuple(n.strip() for n in args.names.split(",")) if args.names else None,
+        max_length_difference=args.max_length_difference,
+    )
+
+
+def named_network(text: str, kind, size: int, stride: int = 16) -> Extractor:
+    """NAME=FILE as an extractor."""
+    from af.metrics.extractors import torch_module
+
+    name, separator, file = text.partition("=")
+    if not separator or not name or not file:
+        raise UserError(f"{text!r}: write NAME=FILE, e.g. arcface=arcface.pt")
+    return torch_module(Path(file), name, kind, size=size, stride=stride)
+
+
+def synthetic_tracker() -> Extractor:
+    """The tracker of the synthetic faces, which is shipped with the package."""
+    from af.metrics.extractors import callable_face
+    from af.models.tracker import load_tracker
+
+    tracker = load_tracker()
+    return callable_face(tracker.face_spec, tracker.track)

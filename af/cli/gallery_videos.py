@@ -1,0 +1,112 @@
+"""Small previews and curves for the gallery page."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from af.clock import FPS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from af.metrics.evaluation import EvaluationClip
+    from af.metrics.gallery import Curve
+    from af.metrics.rows import MetricRow
+
+#: The page holds its videos: about 0.1 MB a clip and second of three 192 px sides.
+LARGEST_SIDE, MOST_CLIPS = 192, 60
+CURVES = ("mouth_open", "jawOpen", "smile", "pitch", "roll")
+
+
+def make_gallery(
+    path: Path,
+    title: str,
+    clips: Sequence[EvaluationClip],
+    values: Mapping[str, Mapping[str, float]],
+    videos: Mapping[str, Mapping[str, Path | np.ndarray]],
+    audio: Mapping[str, np.ndarray | None],
+    rows: Sequence[MetricRow] = (),
+    console: Console | None = None,
+) -> Path:
+    """Write the page for the first `MOST_CLIPS` clips of `videos`; clips without videos keep their curves."""
+    from rich.progress import Progress
+
+    from af.metrics.gallery import GalleryClip, gallery_html
+    from af.metrics.rows import write_text
+
+    faces = {clip.name: clip for clip in clips}
+    names = list(dict.fromkeys([*videos, *faces]))[:MOST_CLIPS]
+    cards = []
+    with Progress(console=console, disable=console is None) as progress:
+        for name in progress.track(names, description="gallery"):
+            sides = {
+                side: preview(source, audio.get(name) if side == "generated" else None)
+                for side, source in videos.get(name, {}).items()
+            }
+            curves = face_curves(faces[name]) if name in faces else {}
+            posters = {side: first_frame(video) for side, video in sides.items()}
+            cards.append(GalleryClip(name, sides, values.get(name, {}), curves, posters))
+    shown = f"{len(cards)} clips" + (f" of {len(videos)}" if len(videos) > len(cards) else "")
+    write_text(path, gallery_html(title, f"{shown}: user | generated | true", cards, rows))
+    return path
+
+
+def preview(source: Path | np.ndarray, audio: np.ndarray | None) -> bytes:
+    """A small H.264 mp4 (no side above 192 px) of a video file or of uint8 frames, with sound if given."""
+    from af.data.media import iter_video, write_video
+
+    frames: Iterable[np.ndarray] = (
+        iter_video(source, max_side=LARGEST_SIDE) if isinstance(source, Path) else _small(source)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "preview.mp4"
+        write_video(file, frames, audio, crf=27)
+        return file.read_bytes()
+
+
+def first_frame(video: bytes) -> bytes:
+    """The first frame of an mp4 as JPEG: shown until the browser has decoded the video."""
+    import io
+
+    import av
+
+    with av.open(io.BytesIO(video)) as container:
+        image = next(container.decode(video=0)).to_image()
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _small(frames: np.ndarray) -> Iterator[np.ndarray]:
+    import cv2
+
+    height, width = frames.shape[1:3]
+    scale = LARGEST_SIDE / max(height, width)
+    for frame in frames:
+        yield (
+            frame
+            if scale >= 1
+            else cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        )
+
+
+def face_curves(clip: EvaluationClip) -> dict[str, Curve]:
+    """Mouth, smile and head of the three sides over time (the first parameters where none has such a name)."""
+    from af.metrics.gallery import Curve
+
+    known = [n for n in CURVES if n in clip.face.names]
+    chosen = known or [clip.face.names[0], clip.face.names[min(clip.face.expression, len(clip.face.names) - 1)]]
+    time = np.arange(len(clip.true)) / FPS
+    curves = {}
+    for name in chosen:
+        d = clip.face.names.index(name)
+        sides = {"true": clip.true[:, d], "generated": clip.generated[:, d]}
+        if name not in ("mouth_open", "jawOpen"):
+            sides["user"] = clip.user[:, d]
+        curves[name] = Curve(time, sides)
+    return curves

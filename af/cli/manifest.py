@@ -1,0 +1,105 @@
+"""The list of clips that `af evaluate` and `af study` read: CSV or JSON, one row a clip, paths relative to the file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from af.errors import UserError
+
+ARRAYS = (".npy", ".npz", ".csv")
+
+
+@dataclass(frozen=True)
+class ManifestClip:
+    """One row. Paths are absolute; a path with a suffix of `ARRAYS` holds face parameters (T, P), others are videos.
+
+    `clip` is a unique name, `user`/`true`/`generated` the three sides. Optional: `audio` (the avatar's; default: the
+    sound of the true video), `user_audio` (default: the sound of the user video), `*_face` parameter arrays beside the
+    videos, `source` portrait, `identity`, `session`, `phrase_ends` (frames, separated by spaces).
+    """
+
+    clip: str
+    user: Path
+    true: Path
+    generated: Path
+    audio: Path | None = None
+    user_audio: Path | None = None
+    user_face: Path | None = None
+    true_face: Path | None = None
+    generated_face: Path | None = None
+    source: Path | None = None
+    identity: str = ""
+    session: str = ""
+    phrase_ends: tuple[int, ...] | None = None
+
+    def face_file(self, side: str) -> Path | None:
+        """The array of parameters of a side, if the manifest names one."""
+        path: Path = getattr(self, side)
+        own: Path | None = getattr(self, f"{side}_face")
+        return own or (path if path.suffix.lower() in ARRAYS else None)
+
+    def video_file(self, side: str) -> Path | None:
+        """The video of a side, if the manifest names one."""
+        path: Path = getattr(self, side)
+        return None if path.suffix.lower() in ARRAYS else path
+
+
+REQUIRED = ("clip", "user", "true", "generated")
+OPTIONAL = tuple(f.name for f in fields(ManifestClip) if f.name not in REQUIRED)
+PATHS = ("user", "true", "generated", "audio", "user_audio", "user_face", "true_face", "generated_face", "source")
+
+
+def read_manifest(path: Path) -> list[ManifestClip]:
+    """Rows of a CSV (with a header) or JSON (a list of objects, or {"clips": [...]}) manifest.
+
+    Raises UserError naming the file, the row and the column. Files need not exist: that is each clip's own error.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; write one with the columns {', '.join(REQUIRED)}[, audio, …]")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            loaded = json.loads(text)
+            rows = loaded["clips"] if isinstance(loaded, dict) and "clips" in loaded else loaded
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise UserError(f"{path}: must hold a list of objects, one a clip")
+        else:
+            reader = csv.DictReader(text.splitlines(), skipinitialspace=True, restkey="(beyond the header)")
+            rows = list(reader)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix or 'CSV'} ({error})") from error
+    if not rows:
+        raise UserError(f"{path}: holds no clips")
+    clips: list[ManifestClip] = []
+    for number, row in enumerate(rows, 1):
+        clips.append(_clip(path, number, row))
+        if clips[-1].clip in {c.clip for c in clips[:-1]}:
+            raise UserError(f"{path}, clip {number}: the name {clips[-1].clip!r} appears twice; names must differ")
+    return clips
+
+
+def _clip(path: Path, number: int, row: dict) -> ManifestClip:
+    where = f"{path}, clip {number}"
+    unknown = [str(k) for k in row if k not in REQUIRED + OPTIONAL]
+    if unknown:
+        allowed = ", ".join(REQUIRED + OPTIONAL)
+        raise UserError(f"{where}: unknown column {', '.join(unknown)}; allowed are {allowed}")
+    missing = [k for k in REQUIRED if not str(row.get(k) or "").strip()]
+    if missing:
+        raise UserError(f"{where}: column {', '.join(missing)} is missing or empty")
+    values: dict = {k: str(v).strip() for k, v in row.items() if v not in (None, "", []) and k != "phrase_ends"}
+    for key in PATHS:
+        if key in values:
+            values[key] = (path.parent / values[key]).resolve()
+    ends = row.get("phrase_ends")
+    if ends not in (None, ""):
+        try:
+            values["phrase_ends"] = tuple(int(e) for e in (ends.split() if isinstance(ends, str) else ends))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: phrase_ends must be frame numbers, got {ends!r}") from error
+    values.setdefault("identity", values["clip"])
+    values.setdefault("session", values["clip"])
+    return ManifestClip(**values)

@@ -1,0 +1,86 @@
+"""Writes an evaluation: table, JSON, plots, TensorBoard, gallery. Used by every form of `af evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from af.metrics.evaluation import EvaluationClip, ParameterReport, Protocol
+    from af.metrics.rows import MetricRow
+
+
+def write_report(
+    out: Path,
+    rows: Sequence[MetricRow],
+    report: ParameterReport | None,
+    clips: Sequence[EvaluationClip],
+    protocol: Protocol,
+    *,
+    title: str,
+    not_computed: Mapping[str, str] | None = None,
+    problems: Mapping[str, str] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
+    videos: Mapping[str, Mapping[str, Path | np.ndarray]] | None = None,
+    per_clip: Mapping[str, Mapping[str, float]] | None = None,
+    audio: Mapping[str, np.ndarray | None] | None = None,
+    console: Console | None = None,
+) -> dict[str, Path]:
+    """Write metrics.json, metrics.md, clips.json, plots/, tensorboard/ and gallery.html; returns their paths.
+
+    `videos` {clip: {"user" | "generated" | "true": path or uint8 frames}} (None: no gallery), `audio` the avatars' 16 kHz
+    sound, `per_clip` further numbers of single clips, `problems` {clip: why it was left out}, `not_computed` {metric:
+    why}. Everything is written whole or not at all.
+    """
+    import json
+    import math
+
+    from af.metrics.plots import log_tensorboard, make_figures, save_figures
+    from af.metrics.rows import console_table, flat_metrics, markdown_table, write_text
+
+    values: dict[str, dict[str, float]] = {}
+    for name in [*(report.per_clip if report else {}), *(per_clip or {})]:
+        values[name] = dict(report.per_clip.get(name, {}) if report else {}) | dict((per_clip or {}).get(name, {}))
+    content: dict = dict(flat_metrics(rows))
+    content["protocol"] = {row.tag: row.protocol for row in rows}
+    content["not_computed"] = dict(not_computed or {})
+    content["left_out"] = dict(problems or {})
+    content["notes"] = {row.tag: row.note for row in rows if row.note} | {k: list(v) for k, v in (notes or {}).items()}
+    write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    finite = {n: {k: v if math.isfinite(v) else None for k, v in c.items()} for n, c in values.items()}
+    write_text(out / "clips.json", json.dumps(finite, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    figures = make_figures(report, clips, protocol.block, protocol.first_border) if report else {}
+    save_figures(out / "plots", figures)
+    pictures = "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)
+    lists = "".join(
+        f"\n## {head}\n\n"
+        + "".join(f"- `{k}`: {v if isinstance(v, str) else '; '.join(v)}\n" for k, v in items.items())
+        for head, items in (("Left out", problems), ("Not computed", not_computed), ("Remarks on clips", notes))
+        if items
+    )
+    write_text(out / "metrics.md", f"# {title}\n\n{markdown_table(rows)}{lists}{pictures}")
+    for old in (out / "tensorboard").glob("events.out.tfevents.*"):
+        old.unlink()  # one evaluation, one set of points
+    log_tensorboard(out / "tensorboard", rows, figures)
+    paths = {name: out / name for name in ("metrics.md", "metrics.json", "clips.json", "plots", "tensorboard")}
+    if videos is not None:
+        from af.cli.gallery_videos import make_gallery
+
+        paths["gallery.html"] = make_gallery(
+            out / "gallery.html", title, clips, values, videos, audio or {}, rows, console
+        )
+    if console is not None:
+        console.print(console_table(rows, title))
+        for name, reason in (problems or {}).items():
+            console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+        for reason in dict.fromkeys((not_computed or {}).values()):
+            names = ", ".join(name for name, why in (not_computed or {}).items() if why == reason)
+            console.print(f"not computed: {names} ({reason})", markup=False, highlight=False)
+        for path in paths.values():
+            console.print(str(path), markup=False, highlight=False)
+    return paths
