@@ -55,23 +55,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--pair", nargs=2, action="append", default=[], metavar=("USER", "AVATAR"), help="two videos (repeatable)")
     add("--side-by-side", action="append", default=[], metavar="VIDEO", help="one video with both (repeatable)")
     add("--manifest", metavar="FILE", help="list of conversations: .csv, .json or .jsonl")
-    add("--audio", nargs=2, action="append", default=[], metavar=("USER", "AVATAR"),
-        help="sound files, once for each conversation in order; - for the video's own, 'silence' for none")  # fmt: skip
-    add("--participants", nargs=2, action="append", default=[], metavar=("USER", "AVATAR"),
-        help="ids of the people, once for each conversation in order")  # fmt: skip
+    add(
+        "--audio",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("USER", "AVATAR"),
+        help="sound files, once for each conversation in order; - for the video's own, 'silence' for none",
+    )
+    add(
+        "--participants",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("USER", "AVATAR"),
+        help="ids of the people, once for each conversation in order",
+    )
     add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
     add("--out", required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
     add("--size", type=_positive(int), default=512, help="pixels of the square crops (default 512)")  # type: ignore[arg-type]
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--split", choices=("train", "val", "test"), default="train", help="where all goes (default train)")  # fmt: skip
-    where.add_argument("--split-by-identity", type=_fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people")  # fmt: skip
+    where.add_argument(
+        "--split", choices=("train", "val", "test"), default="train", help="where all goes (default train)"
+    )
+    where.add_argument(
+        "--split-by-identity", type=_fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people"
+    )
     add("--workers", type=_positive(int), default=1, help="processes (default 1)")  # type: ignore[arg-type]
     add("--margin", type=_positive(float), default=2.0, help="side of the crop in face sizes (default 2.0)")  # type: ignore[arg-type]
     add("--min-seconds", type=_positive(float), default=2.0, help="shortest clip (default 2)")  # type: ignore[arg-type]
     add("--max-seconds", type=_positive(float), default=20.0, help="longest clip; longer ones are divided (default 20)")  # type: ignore[arg-type]
     add("--length-tolerance", type=_positive(float), default=1.0, help="seconds by which files may differ (default 1)")  # type: ignore[arg-type]
     add("--detect-every", type=_positive(int), default=5, help="look for faces in every n-th frame (default 5)")  # type: ignore[arg-type]
-    add("--detector", choices=("haar", "mediapipe"), default="haar", help="haar needs no download; mediapipe sees turned faces")  # fmt: skip
+    add(
+        "--detector",
+        choices=("haar", "mediapipe"),
+        default="haar",
+        help="haar needs no download; mediapipe sees turned faces",
+    )
     add("--detector-model", metavar="FILE", help="model file of the mediapipe detector")
     add("--dataset", default="own", help="name recorded in the shards")
     add("--licence", default="unknown", help="licence recorded in the shards")
@@ -97,11 +118,17 @@ def run(args: argparse.Namespace) -> int:
     if args.max_seconds < args.min_seconds:
         raise UserError(f"--max-seconds {args.max_seconds:g} is less than --min-seconds {args.min_seconds:g}")
     options = IngestOptions(
-        size=args.size, margin=args.margin, min_s=args.min_seconds, max_s=args.max_seconds,
-        length_tolerance_s=args.length_tolerance, detect_every=args.detect_every, detector=args.detector,
+        size=args.size,
+        margin=args.margin,
+        min_s=args.min_seconds,
+        max_s=args.max_seconds,
+        length_tolerance_s=args.length_tolerance,
+        detect_every=args.detect_every,
+        detector=args.detector,
         detector_model=args.detector_model and str(Path(args.detector_model).absolute()),
-        dataset=args.dataset, licence=args.licence,
-    )  # fmt: skip
+        dataset=args.dataset,
+        licence=args.licence,
+    )
     report = run_ingest(
         sources, args.out, options, split=args.split, fractions=args.split_by_identity, workers=args.workers
     )
@@ -111,11 +138,16 @@ def run(args: argparse.Namespace) -> int:
         table.add_column(column, overflow="fold")
     for outcome in report.outcomes:
         dropped = ", ".join(f"{k} {v:.1f}" for k, v in outcome.dropped_s.items())
-        table.add_row(outcome.name, outcome.split, str(outcome.clips), f"{outcome.kept_s:.1f}", outcome.reason or dropped)  # fmt: skip
+        table.add_row(
+            outcome.name, outcome.split, str(outcome.clips), f"{outcome.kept_s:.1f}", outcome.reason or dropped
+        )
     Console().print(table)
     mixed = [s.name for s in sources if s.video and not s.stereo and not (s.audio_a and s.audio_b)]
     if mixed:
-        print(f"note: both people of {mixed[0]} get the same mixed sound; give --audio or --stereo to tell them apart", file=sys.stderr)  # fmt: skip
+        print(
+            f"note: both people of {mixed[0]} get the same mixed sound; give --audio or --stereo to tell them apart",
+            file=sys.stderr,
+        )
     if report.done_before:
         print(f"{report.done_before} of {len(sources)} were done before")
     for outcome in report.failed:

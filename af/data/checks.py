@@ -70,7 +70,9 @@ def check_member(file: Path | str, member: str, field: str, data: bytes, meta: C
         elif field.endswith(".flac"):
             samples = len(codecs.decode_audio(data))
             if samples != frames_to_samples(meta.frames):
-                raise ShardError(file, member, "wrong_length", f"{samples} samples, expected {frames_to_samples(meta.frames)}")  # fmt: skip
+                raise ShardError(
+                    file, member, "wrong_length", f"{samples} samples, expected {frames_to_samples(meta.frames)}"
+                )
         elif field.endswith(".mp4"):
             frames, height, width = codecs.video_shape(data)
             if frames != meta.frames:

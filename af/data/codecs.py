@@ -139,7 +139,9 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
             if file.format not in ("FLAC", "WAV"):
                 raise CodecError(f"sound format {file.format}: only FLAC and WAV are allowed")
             if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
-                raise CodecError(f"sound is {file.samplerate} Hz with {file.channels} channels, not {SAMPLE_RATE} Hz mono")  # fmt: skip
+                raise CodecError(
+                    f"sound is {file.samplerate} Hz with {file.channels} channels, not {SAMPLE_RATE} Hz mono"
+                )
             if file.frames > _MAX_FRAMES * SAMPLE_RATE // FPS:
                 raise CodecError(f"sound of {file.frames} samples")
             announced, samples = file.frames, file.read(dtype="float32")
@@ -164,9 +166,14 @@ class VideoEncoder:
     ) -> None:
         self._buffer = io.BytesIO()
         self._sink = VideoSink(
-            self._buffer, crf=crf, keyframe_interval=keyframe_interval, preset=preset, b_frames=0,
-            pixel_format=pixel_format, threads=threads,
-        )  # fmt: skip
+            self._buffer,
+            crf=crf,
+            keyframe_interval=keyframe_interval,
+            preset=preset,
+            b_frames=0,
+            pixel_format=pixel_format,
+            threads=threads,
+        )
 
     def add(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
         """Append one RGB frame."""

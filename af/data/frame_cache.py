@@ -100,7 +100,9 @@ class FrameCache:
                 with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
                     frames.tofile(temporary)
             except OSError as error:
-                raise UserError(f"{self.folder}: the cache of decoded frames cannot be written ({error.strerror})") from None  # fmt: skip
+                raise UserError(
+                    f"{self.folder}: the cache of decoded frames cannot be written ({error.strerror})"
+                ) from None
 
     def _make_room(self, wanted: int) -> None:
         found = []

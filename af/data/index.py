@@ -113,9 +113,13 @@ class Index:
         for entry in index.shards if check_files else ():
             tar = folder / entry.name
             if not tar.is_file():
-                raise UserError(f"{tar}: missing, though {INDEX_NAME} lists it; restore it or run: af shards index {folder}")  # fmt: skip
+                raise UserError(
+                    f"{tar}: missing, though {INDEX_NAME} lists it; restore it or run: af shards index {folder}"
+                )
             if tar.stat().st_size != entry.bytes:
-                raise UserError(f"{tar}: {tar.stat().st_size} bytes, {INDEX_NAME} says {entry.bytes}; run: af shards index {folder}")  # fmt: skip
+                raise UserError(
+                    f"{tar}: {tar.stat().st_size} bytes, {INDEX_NAME} says {entry.bytes}; run: af shards index {folder}"
+                )
         return index
 
 
@@ -160,7 +164,9 @@ def scan_tar(path: Path) -> Iterator[list[TarMember]]:
                     yield sample
                     sample = []
                 if not sample and key in seen:
-                    raise ShardError(path, info.name, "half_sample", "key occurs twice, or its members are not adjacent")  # fmt: skip
+                    raise ShardError(
+                        path, info.name, "half_sample", "key occurs twice, or its members are not adjacent"
+                    )
                 if any(m.field == field for m in sample):
                     raise ShardError(path, info.name, "bad_name", "the member occurs twice")
                 seen.add(key)

@@ -272,7 +272,9 @@ class ClipDataset(PlanDataset[ClipItem, list[ReadClip]]):
 # --------------------------------------------------------------------------------------------------------- loaders
 
 
-def _loader(dataset: PlanDataset, batches: Any, collate: Callable[[Any], Any], workers: int, seed: int, options: dict[str, Any]) -> DataLoader:  # fmt: skip
+def _loader(
+    dataset: PlanDataset, batches: Any, collate: Callable[[Any], Any], workers: int, seed: int, options: dict[str, Any]
+) -> DataLoader:
     if workers > 0:
         options = {"prefetch_factor": 4, "persistent_workers": True, **options}
     # an own generator: the DataLoader would draw its workers' seed from the global one, and shift all draws after it

@@ -132,7 +132,9 @@ class VideoSink:
         """Append sound in [-1, 1] at the declared rate."""
         if len(samples) == 0:
             return
-        block = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono")  # fmt: skip
+        block = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
+        )
         block.sample_rate, block.pts, block.time_base = self._audio.rate, self._samples, Fraction(1, self._audio.rate)
         self._samples += len(samples)
         self._container.mux(self._audio.encode(block))
@@ -173,9 +175,14 @@ def write_video(
         # str(...) may hold "%" or a protocol-like prefix ("a:b.mp4"): an open file avoids both
         with open(temporary, "wb") as file:
             sink = VideoSink(
-                file, crf=crf, keyframe_interval=2 * FPS, preset=preset, b_frames=2, pixel_format="yuv420p",
+                file,
+                crf=crf,
+                keyframe_interval=2 * FPS,
+                preset=preset,
+                b_frames=2,
+                pixel_format="yuv420p",
                 threads=threads,
-            )  # fmt: skip
+            )
             try:
                 if audio is not None:
                     sink.add_audio(sample_rate)
@@ -293,7 +300,9 @@ class _ToRgb:
         if self.max_side and max(height, width) > self.max_side:
             scale = self.max_side / max(height, width)
             height, width = max(1, round(height * scale)), max(1, round(width * scale))
-        rgb = self.reformatter.reformat(picture, width=width, height=height, format="rgb24", interpolation="AREA", threads=1)  # fmt: skip
+        rgb = self.reformatter.reformat(
+            picture, width=width, height=height, format="rgb24", interpolation="AREA", threads=1
+        )
         array: np.ndarray = rgb.to_ndarray()
         if turns := round((picture.rotation or 0) / 90) % 4:
             array = np.ascontiguousarray(np.rot90(array, turns))
@@ -320,10 +329,14 @@ def iter_video(path: Path | str, *, max_side: int | None = None) -> Iterator[UIn
         if n == 0:
             raise MediaError(path, "no_frames", "no picture could be decoded")
         if declared is not None and n / FPS < declared - 0.5:
-            raise MediaError(path, "truncated", f"cut off: says {declared:.2f} s but the pictures end at {n / FPS:.2f} s")  # fmt: skip
+            raise MediaError(
+                path, "truncated", f"cut off: says {declared:.2f} s but the pictures end at {n / FPS:.2f} s"
+            )
 
 
-def read_video(path: Path | str, *, start: int = 0, stop: int | None = None, max_side: int | None = None) -> UInt8[np.ndarray, "T Y X 3"]:  # fmt: skip
+def read_video(
+    path: Path | str, *, start: int = 0, stop: int | None = None, max_side: int | None = None
+) -> UInt8[np.ndarray, "T Y X 3"]:
     """Frames [start, stop) at 25 fps of a video, in memory at once (for short clips and tests; else `iter_video`)."""
     chosen: list[np.ndarray] = []
     with contextlib.closing(iter_video(path, max_side=max_side)) as frames:  # type: ignore[type-var]
@@ -381,7 +394,11 @@ def read_audio(path: Path | str, *, channel: int | None = None) -> Float32[np.nd
         out = np.concatenate(pieces)
         declared = _stream_s(container, stream)
         if declared is not None and seconds_to_samples(declared - 0.5) > len(out):
-            raise MediaError(path, "truncated", f"cut off: says {declared:.2f} s but the sound ends at {len(out) / SAMPLE_RATE:.2f} s")  # fmt: skip
+            raise MediaError(
+                path,
+                "truncated",
+                f"cut off: says {declared:.2f} s but the sound ends at {len(out) / SAMPLE_RATE:.2f} s",
+            )
         return np.clip(np.nan_to_num(out), -1.0, 1.0)
 
 

@@ -105,7 +105,9 @@ def run_parts(
     return PartsReport(made=len(todo), skipped=len(parts) - len(todo), results=results)
 
 
-def _run_pool(todo: Sequence[Part], work: Callable[..., Any], workers: int, finished: Callable[[Part, Any], None]) -> None:  # fmt: skip
+def _run_pool(
+    todo: Sequence[Part], work: Callable[..., Any], workers: int, finished: Callable[[Part, Any], None]
+) -> None:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread_each)
     waiting = iter(todo)

@@ -123,7 +123,9 @@ class EndlessPlan(Generic[Item]):
         self.index, self.seed, self.group_shards = index, seed, group_shards
         self._first = np.concatenate(([0], np.cumsum(counts)))  # number of each sample's first item, in file order
         if self._first[-1] == 0:
-            raise UserError(f"{index.folder}: {len(index.samples)} samples, none of which can be used for {type(self).__name__}")  # fmt: skip
+            raise UserError(
+                f"{index.folder}: {len(index.samples)} samples, none of which can be used for {type(self).__name__}"
+            )
         shard_of = np.array([s.shard for s in index.samples])
         self._shard_items = np.bincount(shard_of, weights=counts, minlength=len(index.shards)).astype(np.int64)
         # samples of a shard are adjacent in the index, so its items are one range of numbers
@@ -155,7 +157,9 @@ class EndlessPlan(Generic[Item]):
     def _epoch(self, epoch: int) -> tuple[list[np.ndarray], list[int]]:
         """Shards of each group, and the place of each group's first item in the epoch."""
         if epoch not in self._epochs:
-            order = np.argsort(mix_array(self.seed, epoch, _SHARDS, last=np.arange(len(self._shard_items))), kind="stable")  # fmt: skip
+            order = np.argsort(
+                mix_array(self.seed, epoch, _SHARDS, last=np.arange(len(self._shard_items))), kind="stable"
+            )
             order = order[self._shard_items[order] > 0]
             groups = [order[i : i + self.group_shards] for i in range(0, len(order), self.group_shards)]
             sizes = np.cumsum([0] + [int(self._shard_items[g].sum()) for g in groups])

@@ -77,7 +77,12 @@ class ClipMeta:
             require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
         require(self.split in SPLITS, "split", " | ".join(SPLITS), self.split)
         two = isinstance(self.participants, (tuple, list)) and len(self.participants) == 2
-        require(two and all(isinstance(p, str) and p for p in self.participants), "participants", "two ids", self.participants)  # fmt: skip
+        require(
+            two and all(isinstance(p, str) and p for p in self.participants),
+            "participants",
+            "two ids",
+            self.participants,
+        )
         object.__setattr__(self, "participants", tuple(self.participants))
         require(self.fps == FPS, "fps", str(FPS), self.fps)
         require(self.sample_rate == SAMPLE_RATE, "sample_rate", str(SAMPLE_RATE), self.sample_rate)
@@ -85,7 +90,12 @@ class ClipMeta:
         require(is_int(self.image_size) and self.image_size > 0, "image_size", "a positive integer", self.image_size)
         object.__setattr__(self, "valid", self._checked_valid())
         self._check_boxes()
-        require(isinstance(self.source, Mapping) and set(self.source) <= set(ROLES), "source", "text by role (a, b)", self.source)  # fmt: skip
+        require(
+            isinstance(self.source, Mapping) and set(self.source) <= set(ROLES),
+            "source",
+            "text by role (a, b)",
+            self.source,
+        )
         if self.time_range_s is not None:
             pair = isinstance(self.time_range_s, (tuple, list)) and len(self.time_range_s) == 2
             require(pair and all(map(is_number, self.time_range_s)), "time_range_s", "two numbers", self.time_range_s)
@@ -98,7 +108,9 @@ class ClipMeta:
     def _checked_valid(self) -> dict[str, Spans]:
         if self.valid is None:
             return dict.fromkeys(ROLES, ((0, self.frames),))
-        require(isinstance(self.valid, Mapping) and set(self.valid) == set(ROLES), "valid", "runs for a and b", self.valid)  # fmt: skip
+        require(
+            isinstance(self.valid, Mapping) and set(self.valid) == set(ROLES), "valid", "runs for a and b", self.valid
+        )
         checked: dict[str, Spans] = {}
         for role, runs in self.valid.items():
             pairs = all(isinstance(r, (tuple, list)) and len(r) == 2 and all(map(is_int, r)) for r in runs)

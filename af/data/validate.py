@@ -73,7 +73,9 @@ class _Checker:
             except ShardError as error:
                 self.add(error)
 
-    def _sample(self, path: Path, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Path]) -> None:  # fmt: skip
+    def _sample(
+        self, path: Path, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Path]
+    ) -> None:
         key = members[0].key
         check_fields(path, key, {m.field for m in members})
         described = next(m for m in members if m.field == "json")
@@ -86,7 +88,9 @@ class _Checker:
         for participant in meta.participants:
             self.people.setdefault(meta.split, {}).setdefault(participant, path)
         if path.parent.name in SPLITS and meta.split != path.parent.name:
-            self.add(ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, lies in {path.parent.name}"))  # fmt: skip
+            self.add(
+                ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, lies in {path.parent.name}")
+            )
         found = {"specs": specs_of(meta), "image_size": meta.image_size}
         for name, value in found.items():
             if expected.setdefault(name, value) != value:
@@ -112,13 +116,19 @@ class _Checker:
         for name in sorted(listed.keys() - present.keys()):
             self.problems.append(Problem(str(folder / name), "", "missing", f"listed in {INDEX_NAME} but not there"))
         for name in sorted(present.keys() - listed.keys()):
-            self.problems.append(Problem(str(present[name]), "", "not_indexed", f"not in {INDEX_NAME}; run: af shards index {folder}"))  # fmt: skip
+            self.problems.append(
+                Problem(str(present[name]), "", "not_indexed", f"not in {INDEX_NAME}; run: af shards index {folder}")
+            )
         for name in sorted(listed.keys() & present.keys()):
             size, wanted = present[name].stat().st_size, listed[name].bytes
             if size != wanted:
-                self.problems.append(Problem(str(present[name]), "", "checksum", f"{size} bytes, {INDEX_NAME} says {wanted}"))  # fmt: skip
+                self.problems.append(
+                    Problem(str(present[name]), "", "checksum", f"{size} bytes, {INDEX_NAME} says {wanted}")
+                )
             elif _sha256(present[name]) != listed[name].sha256:
-                self.problems.append(Problem(str(present[name]), "", "checksum", f"its SHA-256 is not the one in {INDEX_NAME}"))  # fmt: skip
+                self.problems.append(
+                    Problem(str(present[name]), "", "checksum", f"its SHA-256 is not the one in {INDEX_NAME}")
+                )
 
     def identities(self) -> None:
         splits = [s for s in SPLITS if s in self.people]

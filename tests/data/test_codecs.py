@@ -4,7 +4,6 @@ import io
 import pickle
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 import av
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from toy_shards import moving_picture
+from toy_videos import make_video
 
 from af.clock import FPS, SAMPLE_RATE
 from af.data import codecs
@@ -49,7 +49,9 @@ def clip_of_120() -> tuple[bytes, np.ndarray]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(hnp.arrays(st.sampled_from([np.float16, np.float32, np.int64, np.uint8, np.bool_]), hnp.array_shapes(max_side=5)))  # fmt: skip
+@given(
+    hnp.arrays(st.sampled_from([np.float16, np.float32, np.int64, np.uint8, np.bool_]), hnp.array_shapes(max_side=5))
+)
 def test_npy_round_trip(array):
     again = codecs.decode_npy(codecs.encode_npy(array))
     assert again.dtype == array.dtype
@@ -144,7 +146,10 @@ def test_colours_survive():
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(indices=st.lists(st.integers(0, 119), min_size=1, max_size=6), cut=st.tuples(st.integers(0, 119), st.integers(1, 30)))  # fmt: skip
+@given(
+    indices=st.lists(st.integers(0, 119), min_size=1, max_size=6),
+    cut=st.tuples(st.integers(0, 119), st.integers(1, 30)),
+)
 def test_any_frame_can_be_had_alone(indices, cut, clip_of_120):
     data, whole = clip_of_120
     assert [number_of(f) for f in whole] == list(range(120))
@@ -163,30 +168,6 @@ def test_broken_videos_are_refused():
 
 
 # --------------------------------------------------------------------------------------------------------- files
-
-
-def make_video(
-    path: Path,
-    times: list[Fraction],
-    frames: np.ndarray,
-    *,
-    rotate: int = 0,
-    codec: str = "libx264",
-    ticks: int = 90000,
-) -> None:
-    """A video whose frame i is shown at times[i] seconds."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 90000)
-        stream.options = {"crf": "10", "bf": "0"}
-        if rotate:
-            stream.set_display_rotation(rotate)
-        for time, frame in zip(times, frames, strict=True):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = round(time * 90000), Fraction(1, 90000)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
 
 
 @pytest.mark.parametrize("rate", [25, 30, Fraction(30000, 1001), 50, 60, 12, Fraction(15)])

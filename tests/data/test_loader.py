@@ -247,7 +247,11 @@ def test_corrupt_samples_are_replaced_in_a_fixed_way_and_counted(tmp_path, worke
     data = WindowDataset(folder, plan, frames=10)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        batches = list(itertools.islice(training_loader(data, 4, workers=workers, prefetch_factor=2) if workers else training_loader(data, 4), 6))  # fmt: skip
+        batches = list(
+            itertools.islice(
+                training_loader(data, 4, workers=workers, prefetch_factor=2) if workers else training_loader(data, 4), 6
+            )
+        )
     found = [origin(m[0]) for b in batches for m in b.avatar_motion]
     for position, where in enumerate(found):
         item = plan.item(position)

@@ -203,8 +203,15 @@ def test_fixed_items_cover_and_repeat():
     index = make_index([[130, 50], [99]])
     windows = fixed_windows(index, frames=50, block=10)
     assert [(w.sample, w.role, w.start) for w in windows] == [
-        (0, "a", 0), (0, "a", 50), (0, "b", 0), (0, "b", 50), (1, "a", 0), (1, "b", 0), (2, "a", 0), (2, "b", 0),
-    ]  # fmt: skip
+        (0, "a", 0),
+        (0, "a", 50),
+        (0, "b", 0),
+        (0, "b", 50),
+        (1, "a", 0),
+        (1, "b", 0),
+        (2, "a", 0),
+        (2, "b", 0),
+    ]
     assert windows == fixed_windows(index, frames=50, block=10)
     assert [w.start for w in fixed_windows(index, frames=45, block=10) if w.sample == 0 and w.role == "a"] == [0, 50]
     pairs = fixed_pairs(index, pairs_per_person=3)

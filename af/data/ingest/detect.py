@@ -72,7 +72,9 @@ class MediaPipeDetector:
             try:
                 from mediapipe.tasks.python import BaseOptions, vision
             except ImportError as error:
-                raise UserError(f"--detector mediapipe needs an extra: pip install 'avatar-forcing[mediapipe]' ({error})") from None  # fmt: skip
+                raise UserError(
+                    f"--detector mediapipe needs an extra: pip install 'avatar-forcing[mediapipe]' ({error})"
+                ) from None
             options = vision.FaceDetectorOptions(
                 base_options=BaseOptions(model_asset_path=str(self.model)), min_detection_confidence=0.5
             )
@@ -88,10 +90,15 @@ class MediaPipeDetector:
 
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
         found = [
-            (d.bounding_box.origin_x, d.bounding_box.origin_y, d.bounding_box.width, d.bounding_box.height,
-             max(d.categories[0].score, 1e-3))
+            (
+                d.bounding_box.origin_x,
+                d.bounding_box.origin_y,
+                d.bounding_box.width,
+                d.bounding_box.height,
+                max(d.categories[0].score, 1e-3),
+            )
             for d in self._load().detect(image).detections
-        ]  # fmt: skip
+        ]
         return np.asarray(found, np.float64).reshape(-1, 5)
 
 

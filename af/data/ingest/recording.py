@@ -73,7 +73,9 @@ def _half(frame: np.ndarray, role: str, side_by_side: bool) -> np.ndarray:
     return frame[:, :middle] if role == "a" else frame[:, middle:]
 
 
-def look_through(path: str, role: str, side_by_side: bool, detector: Detector, every: int) -> tuple[list[np.ndarray], list[int], list[int], int, tuple[int, int]]:  # fmt: skip
+def look_through(
+    path: str, role: str, side_by_side: bool, detector: Detector, every: int
+) -> tuple[list[np.ndarray], list[int], list[int], int, tuple[int, int]]:
     """(boxes at each look in full-frame pixels, frames looked at, scene cuts, number of frames, (height, width))."""
     from scenedetect import AdaptiveDetector, FrameTimecode
 
@@ -139,9 +141,15 @@ def examine(source: Source, options: IngestOptions, detector: Detector) -> Recor
         all_cuts.update(cuts)
         scene = np.searchsorted(np.asarray(sorted(cuts)), kept, side="right").tolist()
         tracks[role] = steady_crops(
-            follow(boxes[: len(kept)], scene), kept, frames, cuts, size,
-            margin=options.margin, smoothing_s=options.smoothing_s, bridged_gap_s=options.bridged_gap_s,
-        )  # fmt: skip
+            follow(boxes[: len(kept)], scene),
+            kept,
+            frames,
+            cuts,
+            size,
+            margin=options.margin,
+            smoothing_s=options.smoothing_s,
+            bridged_gap_s=options.bridged_gap_s,
+        )
         if not tracks[role].present.any():
             where = "" if not side_by_side else " in its left half" if role == "a" else " in its right half"
             raise MediaError(str(files[role]), "no_face", f"no face found{where} in {frames_to_seconds(frames):.1f} s")
@@ -152,18 +160,25 @@ def examine(source: Source, options: IngestOptions, detector: Detector) -> Recor
     kept_frames = sum(stop - start for start, stop in clips)
     missing = int(frames - both.sum())
     dropped = {"no_face": missing, "too_short": frames - missing - kept_frames}
-    audio = {r: np.zeros(frames_to_samples(frames), np.float32) if s is None else fit_audio(s, frames) for r, s in sounds.items()}  # fmt: skip
+    audio = {
+        r: np.zeros(frames_to_samples(frames), np.float32) if s is None else fit_audio(s, frames)
+        for r, s in sounds.items()
+    }
     return Recording(frames, tracks, scenes, audio, separation, tuple(clips), dropped)
 
 
-def _common_length(source: Source, pictures: Mapping[str, int], sounds: Mapping[str, np.ndarray | None], tolerance_s: float) -> int:  # fmt: skip
+def _common_length(
+    source: Source, pictures: Mapping[str, int], sounds: Mapping[str, np.ndarray | None], tolerance_s: float
+) -> int:
     """Frames that all files have; a part of a frame of sound counts. Raises `MediaError` when they differ too much."""
     lengths = {source.a or str(source.video): frames_to_seconds(pictures["a"])}
     lengths[source.b or str(source.video)] = frames_to_seconds(pictures["b"])
     shortest = min(pictures.values())
     for role, sound in sounds.items():
         if sound is not None:
-            path = (source.audio_a if role == "a" else source.audio_b) or f"the sound of {getattr(source, role) or source.video}"  # fmt: skip
+            path = (
+                source.audio_a if role == "a" else source.audio_b
+            ) or f"the sound of {getattr(source, role) or source.video}"
             lengths[path] = samples_to_seconds(len(sound))
             shortest = min(shortest, -(-len(sound) // frames_to_samples(1)))
     short, long = min(lengths, key=lambda k: lengths[k]), max(lengths, key=lambda k: lengths[k])

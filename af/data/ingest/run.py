@@ -92,7 +92,7 @@ def ingest_one(
         else:
             reason = "no_clip"
             faces = frames_to_seconds(recording.frames - recording.dropped["no_face"])
-            line = f"{source.name}: no stretch of {options.min_s:g} s with both faces and no scene cut ({faces:.1f} s with both faces)"  # fmt: skip
+            line = f"{source.name}: no stretch of {options.min_s:g} s with both faces and no scene cut ({faces:.1f} s with both faces)"
     except MediaError as error:
         reason, line = error.reason, str(error)
     except (UserError, OSError, MemoryError):
@@ -100,9 +100,17 @@ def ingest_one(
     except Exception as error:
         reason, line = "unexpected", f"{source.name}: {type(error).__name__}: {error}"
     outcome = Outcome(
-        source.name, split, source.participants, clips, kept_s, dropped_s, reason, line,
-        shard.name if clips else None, fingerprint,
-    )  # fmt: skip
+        source.name,
+        split,
+        source.participants,
+        clips,
+        kept_s,
+        dropped_s,
+        reason,
+        line,
+        shard.name if clips else None,
+        fingerprint,
+    )
     write_json(path, asdict(outcome))
 
 
@@ -128,7 +136,9 @@ def _same_options(out: Path, options: IngestOptions) -> None:
         now = options.to_json()
         changed = [f"{k} {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]
         if changed:
-            raise UserError(f"{out} was filled with other settings ({', '.join(changed)}): give another --out, or delete it")  # fmt: skip
+            raise UserError(
+                f"{out} was filled with other settings ({', '.join(changed)}): give another --out, or delete it"
+            )
     write_json(file, options.to_json())
 
 

@@ -119,7 +119,9 @@ def from_flags(
     videos = [{"a": a, "b": b} for a, b in pairs] + [{"video": v} for v in side_by_side]
     for name, given in (("--audio", audio), ("--participants", participants)):
         if given and len(given) != len(videos):
-            raise UserError(f"{name} is given {len(given)} times for {len(videos)} conversations: give it once for each, in order")  # fmt: skip
+            raise UserError(
+                f"{name} is given {len(given)} times for {len(videos)} conversations: give it once for each, in order"
+            )
     base = Path.cwd()
     sources = []
     for n, paths in enumerate(videos):

@@ -65,6 +65,13 @@ def _squares(boxes: np.ndarray) -> np.ndarray:
     return np.stack([x + width / 2, y + height / 2, (width + height) / 2, score], 1)
 
 
+def _smooth(values: np.ndarray, sigma: int) -> np.ndarray:
+    """Gaussian smoothing that leaves straight lines straight up to the ends (mirrored through the end points)."""
+    reach = min(3 * sigma, len(values) - 1)
+    longer = np.pad(values, reach, mode="reflect", reflect_type="odd") if reach else values
+    return gaussian_filter1d(longer, sigma, mode="nearest")[reach : reach + len(values)]
+
+
 def _without_outliers(path: np.ndarray) -> np.ndarray:
     """Boxes that stand alone, far from the median of their neighbours, become NaN."""
     path = path.copy()
@@ -114,7 +121,7 @@ def steady_crops(
         times = np.arange(start, stop)
         for k, sigma in ((0, smoothing_s), (1, smoothing_s), (2, 2 * smoothing_s)):
             values = np.interp(times, seen, np.log(boxes_seen[:, k]) if k == 2 else boxes_seen[:, k])
-            values = gaussian_filter1d(values, max(seconds_to_frames(sigma), 1e-3), mode="nearest")
+            values = _smooth(values, max(seconds_to_frames(sigma), 1))
             boxes[start:stop, k] = np.exp(values) if k == 2 else values
         # frames between looks, and up to one look before the first and after the last face, belong to them
         for first, last in zip([seen[0] - step, *seen], [*seen, seen[-1] + step], strict=True):
@@ -127,7 +134,9 @@ def steady_crops(
     return Track(np.stack([left, top, side], 1), present, valid)
 
 
-def crop(frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:  # fmt: skip
+def crop(
+    frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"], size: int
+) -> UInt8[np.ndarray, "size size 3"]:
     """The square `box` (x, y, side; fractions of pixels count, so that crops do not tremble) as size x size pixels."""
     x, y, side = (float(v) for v in box)
     shrink = max(1, int(side // size))
@@ -152,16 +161,22 @@ def crop(frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"], size
 def find_clips(
     present: Bool[np.ndarray, " T"], cuts: Sequence[int], *, minimum: int, maximum: int
 ) -> list[tuple[int, int]]:
-    """Runs of present frames without a cut inside, at least `minimum` frames, long ones in equal pieces <= `maximum`."""
+    """Runs of present frames without a cut inside, `minimum` to `maximum` frames long.
+
+    Longer runs are divided into equal pieces, or where these would be too short, into pieces of `maximum` frames.
+    """
     clips: list[tuple[int, int]] = []
     borders = [0, *sorted(c for c in set(cuts) if 0 < c < len(present)), len(present)]
     for start, stop in itertools.pairwise(borders):
         edges = np.flatnonzero(np.diff(np.concatenate(([0], present[start:stop].astype(np.int8), [0])))) + start
-        for first, last in edges.reshape(-1, 2):
-            length = int(last - first)
+        for first, last in edges.reshape(-1, 2).tolist():
+            length = last - first
             if length < minimum:
                 continue
             pieces = -(-length // maximum)
-            marks = [int(first) + length * k // pieces for k in range(pieces + 1)]
+            if length // pieces < minimum:
+                pieces = length // maximum
+                length = pieces * maximum
+            marks = [first + length * k // pieces for k in range(pieces + 1)]
             clips += list(itertools.pairwise(marks))
     return clips

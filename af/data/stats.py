@@ -1,0 +1,70 @@
+"""What is in a folder of shards, from its indexes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from af.clock import frames_to_seconds
+from af.data.index import Index, split_folders
+
+
+@dataclass(frozen=True)
+class SplitStats:
+    """Totals of one split folder. `fields`: samples that have each member; `valid`: share of frames with a face."""
+
+    folder: str
+    split: str
+    shards: int
+    samples: int
+    hours: float
+    people: int
+    sessions: int
+    gigabytes: float
+    image_size: int | None
+    clip_s: tuple[float, float, float]
+    valid: float
+    fields: dict[str, int]
+    gigabytes_by_field: dict[str, float]
+    specs: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def stats(root: Path | str) -> Sequence[SplitStats]:
+    """Totals of every split below `root` (or of `root`, if it is a split folder). Raises `UserError` without an index."""
+    return [_of(Index.load(folder)) for folder in split_folders(root)]
+
+
+def _of(index: Index) -> SplitStats:
+    seconds = [frames_to_seconds(s.frames) for s in index.samples] or [0.0]
+    fields: dict[str, int] = {}
+    sizes: dict[str, float] = {}
+    valid = 0
+    for sample in index.samples:
+        valid += sum(stop - start for runs in sample.valid.values() for start, stop in runs)
+        for name, (_, size) in sample.members.items():
+            fields[name] = fields.get(name, 0) + 1
+            sizes[name] = sizes.get(name, 0.0) + size / 1e9
+    return SplitStats(
+        folder=str(index.folder),
+        split=index.split,
+        shards=len(index.shards),
+        samples=len(index.samples),
+        hours=round(frames_to_seconds(index.frames) / 3600, 4),
+        people=len({p for s in index.samples for p in s.participants}),
+        sessions=len({s.session for s in index.samples}),
+        gigabytes=round(sum(s.bytes for s in index.shards) / 1e9, 6),
+        image_size=index.image_size,
+        clip_s=(round(min(seconds), 2), round(float(np.median(seconds)), 2), round(max(seconds), 2)),
+        valid=round(valid / max(2 * index.frames, 1), 4),
+        fields=dict(sorted(fields.items())),
+        gigabytes_by_field={name: round(size, 6) for name, size in sorted(sizes.items())},
+        specs=dict(index.specs),
+    )
