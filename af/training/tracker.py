@@ -1,0 +1,192 @@
+"""Training and checking the tracker of synthetic faces: freshly drawn people, wide ranges, degraded pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from af.data.synth.appearance import Appearance
+from af.data.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES, FACE_SPEC
+from af.data.synth.render import render
+from af.data.synth.session import simulate
+from af.models.tracker import IMAGE_SIZE, FaceTracker
+
+_FRAMES_A_PERSON = 32
+_BUFFER = 24_576  # rendered frames kept and drawn from
+_FRESH = 32  # of them replaced each step
+_BATCH = 128
+_LOW = np.array([FACE_RANGES[name][0] for name in FACE_NAMES], np.float32)
+_HIGH = np.array([FACE_RANGES[name][1] for name in FACE_NAMES], np.float32)
+# How far a parameter moves in conversations: what an error is measured against.
+_SPREAD = np.array([0.25, 0.3, 0.3, 0.3, 0.3, 0.4, 0.4, 0.15, 0.1, 0.12, 0.02, 0.02, 0.05], np.float32)
+
+
+def wide_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T P"]:
+    """Parameters over all of their ranges, independent; many faces have open eyes, shut mouths or no smile."""
+    face = rng.uniform(_LOW, _HIGH, (frames, len(FACE_NAMES))).astype(np.float32)
+    for name, share in (("blink", 0.5), ("mouth_open", 0.25), ("smile", 0.3), ("mouth_width", 0.2)):
+        face[rng.uniform(size=frames) < share, FACE_INDEX[name]] = 0
+    return face
+
+
+def conversation_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T P"]:
+    """Parameters as they occur in a conversation, a little spread out."""
+    session = simulate(int(rng.integers(1 << 40)), sound=False)
+    face = session.side("ab"[int(rng.integers(2))]).face
+    chosen = face[rng.integers(len(face), size=frames)]
+    moved = chosen + rng.normal(0, 0.25, chosen.shape).astype(np.float32) * _SPREAD
+    moved[:, FACE_INDEX["blink"]] = chosen[:, FACE_INDEX["blink"]]
+    return np.clip(moved, _LOW, _HIGH)
+
+
+def draw(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "T Y X 3"], Float32[np.ndarray, "T P"]]:
+    """Frames of a new person and their parameters, half of them wide, half from a conversation."""
+    half = _FRAMES_A_PERSON // 2
+    face = np.concatenate([wide_faces(rng, half), conversation_faces(rng, half)])
+    return render(face, Appearance.sample(rng), IMAGE_SIZE), face
+
+
+def degrade(images: Float[Tensor, "B 3 Y X"], generator: torch.Generator) -> Float[Tensor, "B 3 Y X"]:
+    """What generated or compressed pictures suffer: colour shift, blur, lost detail, block artefacts, noise.
+
+    Images in [-1, 1]; each is degraded on its own, some hardly at all.
+    """
+    count = len(images)
+
+    def uniform(low: float, high: float, *shape: int, n: int = count) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    def some(share: float) -> Tensor:
+        return torch.nonzero(torch.rand(count, generator=generator) < share).flatten()
+
+    images = images * uniform(0.9, 1.1, 3, 1, 1) * uniform(0.88, 1.12, 1, 1, 1) + uniform(-0.08, 0.08, 3, 1, 1)
+    if len(chosen := some(0.6)):
+        sharp = smooth = images[chosen]
+        for _ in range(2):
+            smooth = F.avg_pool2d(F.pad(smooth, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        images[chosen] = torch.lerp(sharp, smooth, uniform(0, 0.9, 1, 1, 1, n=len(chosen)))
+    if len(chosen := some(0.3)):
+        sharp = images[chosen]
+        small = F.interpolate(sharp, scale_factor=0.5, mode="area")
+        small = F.interpolate(small, sharp.shape[-2:], mode="bilinear", align_corners=False)
+        images[chosen] = torch.lerp(sharp, small, uniform(0.2, 0.9, 1, 1, 1, n=len(chosen)))
+    if len(chosen := some(0.2)):
+        images[chosen] = _requantised(images[chosen], uniform(0.02, 0.15, 1, 1, 1, n=len(chosen)))
+    if len(chosen := some(0.25)):
+        noise = torch.randn(images[chosen].shape, generator=generator)
+        images[chosen] += uniform(0, 0.04, 1, 1, 1, n=len(chosen)) * noise
+    return images.clamp(-1, 1)
+
+
+def _requantised(images: Tensor, step: Tensor) -> Tensor:
+    """Pictures after rounding the cosine transform of their 8×8 blocks, coarser for higher frequencies."""
+    n = torch.arange(8, dtype=torch.float32)
+    basis = torch.cos(torch.pi / 8 * (n + 0.5) * n[:, None]) * 0.5
+    basis[0] /= 2**0.5
+    count, channels, height, width = images.shape
+    blocks = images.reshape(count, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
+    step = step.reshape(-1, 1, 1, 1, 1, 1) * (0.5 + 0.25 * (n[:, None] + n))
+    spectrum = basis @ blocks @ basis.T
+    rounded = torch.round(spectrum / step) * step
+    return (basis.T @ rounded @ basis).transpose(3, 4).reshape(count, channels, height, width)
+
+
+def train_tracker(
+    out: Path, *, minutes: float = 15.0, seed: int = 0, version: str = "1", advance: Callable[[float, float], None] = lambda done, loss: None
+) -> int:  # fmt: skip
+    """Train for a time and write the weights to `out`; returns the steps done. `advance` gets (share done, loss)."""
+    rng = np.random.default_rng([seed, 1])
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FaceTracker(FACE_SPEC.names, FACE_SPEC.expression, version).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.spread.copy_(torch.from_numpy(_SPREAD))
+    model.centre.copy_(torch.tensor([0.0 if low < 0 else 0.2 for low in _LOW]))
+    fast_bfloat16 = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    pictures = np.empty((_BUFFER, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    faces = np.empty((_BUFFER, len(FACE_NAMES)), np.float32)
+    held, place, steps, begin = 0, 0, 0, time.monotonic()
+    while (done := (time.monotonic() - begin) / (60 * minutes)) < 1 or held < _BATCH:
+        for _ in range(_FRESH // _FRAMES_A_PERSON if held else 64):
+            pictures[place : place + _FRAMES_A_PERSON], faces[place : place + _FRAMES_A_PERSON] = draw(rng)
+            place = (place + _FRAMES_A_PERSON) % _BUFFER
+            held = min(held + _FRAMES_A_PERSON, _BUFFER)
+        for group in optimizer.param_groups:  # up in the first 2 %, then down by a cosine
+            group["lr"] = 2e-3 * min(1.0, done / 0.02 + 0.05) * (0.5 + 0.5 * np.cos(np.pi * min(done, 1.0)))
+        chosen = rng.integers(held, size=_BATCH)
+        images = torch.from_numpy(pictures[chosen]).permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1)
+        images = degrade(images, generator).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16):
+            predicted = model(images)
+        loss = tracking_loss(predicted, torch.from_numpy(faces[chosen]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        steps += 1
+        advance(min(done, 1.0), loss.item())
+    model.eval().save(out)
+    return steps
+
+
+def tracking_loss(predicted: Float[Tensor, "B P"], true: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
+    """Huber loss of the errors in units of the usual movement; the gaze of shut eyes cannot be seen and does not count."""
+    error = (predicted - true) / torch.from_numpy(_SPREAD)
+    weight = torch.ones_like(error)
+    seen = (1 - 1.4 * true[:, FACE_INDEX["blink"]]).clamp(min=0)
+    weight[:, FACE_INDEX["gaze_x"]] = seen
+    weight[:, FACE_INDEX["gaze_y"]] = seen
+    return (weight * F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=0.5)).mean()
+
+
+@dataclass(frozen=True)
+class TrackerCheck:
+    """R² per parameter (`names` order) on people never seen in training, over `frames` frames of each kind.
+
+    `clean` and `degraded`: conversations, as rendered and as `degrade` leaves them; `wide`: all ranges, clean.
+    """
+
+    names: tuple[str, ...]
+    clean: Float[np.ndarray, " P"]
+    degraded: Float[np.ndarray, " P"]
+    wide: Float[np.ndarray, " P"]
+    frames: int
+
+
+def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int = 20, seed: int = 0) -> TrackerCheck:
+    """Measure a tracker on held-out people (their seeds are apart from those of training)."""
+    rng = np.random.default_rng([seed, 2])
+    generator = torch.Generator().manual_seed(seed)
+    true: dict[str, list[np.ndarray]] = {"conversation": [], "wide": []}
+    found: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}
+    for _ in range(people):
+        person = Appearance.sample(rng)
+        session = simulate(int(rng.integers(1 << 40)), sound=False)
+        face = session.a.face[np.sort(rng.choice(session.frames, frames_each, replace=False))]
+        pictures = render(face, person, IMAGE_SIZE)
+        true["conversation"].append(face)
+        found["clean"].append(tracker.track(pictures))
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() * (2 / 255) - 1
+        spoiled = ((degrade(images, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        found["degraded"].append(tracker.track(spoiled))
+        face = wide_faces(rng, frames_each)
+        true["wide"].append(face)
+        found["wide"].append(tracker.track(render(face, person, IMAGE_SIZE)))
+    talk, wide = np.concatenate(true["conversation"]), np.concatenate(true["wide"])
+    scores = {k: r_squared(wide if k == "wide" else talk, np.concatenate(v)) for k, v in found.items()}
+    return TrackerCheck(FACE_NAMES, scores["clean"], scores["degraded"], scores["wide"], len(talk))
+
+
+def r_squared(true: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
+    """Share of the variance explained, per column; 1 is perfect, 0 as good as the mean."""
+    true, found = true.astype(np.float64), found.astype(np.float64)
+    return 1 - ((true - found) ** 2).sum(0) / ((true - true.mean(0)) ** 2).sum(0)
