@@ -49,6 +49,13 @@ class StepProgress(Callback):
         values = "  ".join(f"{k} {float(v):.3g}" for k, v in trainer.progress_bar_metrics.items() if k != "v_num")
         self._progress.update(self._task, completed=trainer.global_step, values=values)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One line a validation: also what a log file shows of a run."""
+        if self._progress is not None:
+            shown = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(("val/", "psnr"))}
+            values = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if k.count("/") < 2)
+            self._progress.console.print(f"step {trainer.global_step}: {values}", highlight=False)
+
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
