@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_import_rules_hold():
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("spelled", ["16000", "16_000"])
+def test_only_the_clock_spells_the_sample_rate(spelled):
+    files = [f for f in (ROOT / "af").rglob("*.py") if f.name != "clock.py"]
+    assert not [f for f in files if spelled in f.read_text()]
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from af.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

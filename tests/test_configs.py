@@ -1,0 +1,121 @@
+"""Every configuration composes; every experiment that fits on a laptop runs one step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from af.cli.config import compose, config_folder, instantiate, resolve
+from af.cli.main import main
+from af.errors import UserError
+from tests.conftest import AUTOENCODER, FEATURES
+
+EXPERIMENTS = sorted(p.stem for p in (config_folder() / "experiment").glob("*.yaml"))
+SMALL = {
+    "vae": ["model.image_size=32", "model.latent_dim=16", "model.directions=6", "model.channel_base=128"],
+    "denoiser": [
+        "model.motion_space.latent_dim=16",
+        "model.motion_space.directions=6",
+        "model.hidden=16",
+        "model.depth=1",
+        "model.heads=2",
+        "model.condition_dim=16",
+        "model.condition_heads=2",
+        "model.block_frames=5",
+        "model.window_frames=20",
+        "model.audio_feature_dim=64",
+        "features=logmel",
+        "features.block_frames=5",
+        "features.window_frames=20",
+    ],
+}
+ONE_STEP = [
+    "trainer=cpu",
+    "trainer.max_steps=1",
+    "trainer.val_check_interval=1",
+    "data.batch_size=2",
+    "data.workers=0",
+]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_resolves(experiment):
+    config = resolve(compose("train", [f"experiment={experiment}", "data.root=somewhere"]))
+    assert config["module"]["_target_"].startswith("af.")
+    assert config["trainer"]["max_steps"] > 0
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_one_step(experiment, dyads, latents, tmp_path):
+    stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x"]))["stage"]
+    root = {"vae": dyads, "denoiser": latents}[stage]
+    arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *SMALL[stage], *ONE_STEP]
+    assert main(["train", *arguments]) == 0
+    assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1
+    assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("group", ["model/autoencoder", "model/denoiser"])
+def test_every_model_is_built(group):
+    for file in sorted((config_folder() / group).glob("*.yaml")):
+        small = ["model.hidden=64", "model.depth=1"] if "denoiser" in group else ["model.channel_base=512"]
+        name, _, kind = group.partition("/")
+        config = resolve(compose("train", [f"+{group}@{name}={file.stem}", *_bare(), *small]))
+        assert sum(p.numel() for p in instantiate(config["model"]).parameters()) > 0, (kind, file)
+
+
+def _bare() -> list[str]:
+    """The training configuration without an experiment."""
+    return ["~experiment", "name=x", "trainer.max_steps=1"]
+
+
+@pytest.mark.parametrize("demo", sorted(p.stem for p in (config_folder() / "demo").glob("*.yaml")))
+def test_every_demo_has_stages_with_composable_commands(demo):
+    from af.cli.demo import stages
+
+    found = stages(resolve(compose("demo", [f"demo={demo}"])))
+    assert [s.name for s in found] == ["synth", "vae", "encode", "denoiser", "evaluate", "extract", "generate"]
+    for stage in found:
+        if stage.arguments[0] == "train":
+            resolve(compose("train", [a for a in stage.arguments[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("experiment=nothing", "nothing"),
+        ("module.learning=1", "learning"),
+        ("model.mask=sideways", "sideways"),
+        ("module.loss.kind=l3", "l3"),
+        ("module.dropout.user=2", "user"),
+    ],
+)
+def test_a_wrong_value_is_named_before_any_work(override, named, latents, tmp_path, capsys):
+    arguments = ["experiment=denoiser_demo", f"data.root={latents}", f"run={tmp_path}"]
+    assert main(["train", *arguments, override]) == 1
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_shards_of_other_features_are_refused_saying_both(latents, tmp_path, capsys):
+    arguments = ["experiment=denoiser_demo", f"data.root={latents}", f"run={tmp_path}"]
+    assert main(["train", *arguments]) == 1  # the demo's blocks have 10 frames, these shards' 5
+    error = capsys.readouterr().err
+    assert "block_frames" in error
+    assert str(FEATURES["block_frames"]) in error
+
+
+def test_a_folder_of_ones_own_configurations_comes_first(tmp_path):
+    own = tmp_path / "experiment"
+    own.mkdir()
+    (own / "mine.yaml").write_text("# @package _global_\ndefaults: [vae_demo]\nname: mine\n")
+    config = resolve(compose("train", ["experiment=mine", "data.root=x"], Path(tmp_path)))
+    assert config["name"] == "mine"
+    with pytest.raises(UserError, match="not a folder"):
+        compose("train", [], tmp_path / "absent")
+
+
+def test_the_tiny_autoencoder_of_the_tests_is_the_documented_class():
+    assert AUTOENCODER["_target_"] == resolve(compose("train", ["experiment=vae_demo"]))["model"]["_target_"]
