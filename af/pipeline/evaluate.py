@@ -47,7 +47,8 @@ class Reconstruction:
 
 def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D"]:
     """The noise of a clip: a function of its key and the seed, whatever it is batched with."""
-    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) ^ (seed << 32))
+    # torch's CPU generator keeps the lower 32 bits of a seed only
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
     return torch.randn(frames, dim, generator=generator)
 
 

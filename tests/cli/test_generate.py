@@ -1,0 +1,93 @@
+"""Files in, films out: lengths, sound in step, every input optional."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from af.cli.main import main
+from af.data.extract import extract
+from af.data.media import probe, read_audio, read_video
+
+
+@pytest.fixture(scope="module")
+def files(latents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    extract(latents / "test", 0, folder)
+    return folder
+
+
+@pytest.fixture
+def generate(autoencoder_folder, denoiser_folder, files, tmp_path):
+    def run(*inputs: str, out: str = "out.mp4") -> int:
+        models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder)]
+        portrait = ["--portrait", str(files / "avatar.png"), "--no-crop"]
+        return main(["generate", *models, *portrait, *inputs, "--out", str(tmp_path / out), "--steps", "2"])
+
+    return run
+
+
+def test_a_conversation_gives_a_film_with_sound_in_step(generate, files, tmp_path):
+    both = tmp_path / "both side by side, a=b.mp4"
+    inputs = ["--avatar-audio", str(files / "avatar.wav"), "--user-video", str(files / "user.mp4")]
+    assert generate(*inputs, "--side-by-side", str(both)) == 0
+    film = probe(tmp_path / "out.mp4")
+    assert film.video_s == pytest.approx(4.0, abs=0.001)
+    assert film.audio_s == pytest.approx(film.video_s, abs=0.04)
+    heard, said = read_audio(tmp_path / "out.mp4"), read_audio(files / "avatar.wav")
+    count = min(len(heard), len(said))
+    correlation = np.correlate(heard[:count], said[:count], "full")
+    assert abs(int(correlation.argmax()) - (count - 1)) <= 16  # a millisecond
+    pair = read_video(both)
+    assert pair.shape[0] == 100
+    assert pair.shape[2] == 2 * pair.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "frames"),
+    [
+        (["--avatar-audio", "avatar.wav"], 100),
+        (["--user-video", "user.mp4"], 100),
+        (["--user-audio", "user.wav"], 100),
+        (["--avatar-audio", "avatar.wav", "--seconds", "0.5"], 12),
+    ],
+    ids=["talking only", "listening only", "hearing only", "cut"],
+)
+def test_every_input_is_optional(generate, files, tmp_path, inputs, frames):
+    given = [str(files / i) if "." in i and i != "0.5" else i for i in inputs]
+    assert generate(*given) == 0
+    assert len(read_video(tmp_path / "out.mp4")) == frames
+
+
+def test_the_seed_decides(generate, files, tmp_path):
+    voice = ["--avatar-audio", str(files / "avatar.wav"), "--seconds", "1"]
+    for out, seed in (("a.mp4", "1"), ("b.mp4", "1"), ("c.mp4", "2")):
+        assert generate(*voice, "--seed", seed, out=out) == 0
+    a, b, c = (read_video(tmp_path / f"{n}.mp4") for n in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_what_is_missing_is_said(generate, files, tmp_path, capsys):
+    assert generate() == 1
+    assert "--avatar-audio" in capsys.readouterr().err
+    assert generate("--avatar-audio", str(files / "no such, file=.wav")) == 1
+    assert "no such, file=.wav" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_models_that_were_not_made_for_each_other_are_refused(
+    dyads, denoiser_folder, files, tmp_path, capsys
+):
+    import torch
+
+    from af.models.artifact import build, save_model
+    from tests.conftest import AUTOENCODER
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        save_model(tmp_path / "other", build(AUTOENCODER), AUTOENCODER, {})
+    models = ["--autoencoder", str(tmp_path / "other"), "--denoiser", str(denoiser_folder)]
+    inputs = ["--portrait", str(files / "avatar.png"), "--avatar-audio", str(files / "avatar.wav")]
+    assert main(["generate", *models, *inputs, "--out", str(tmp_path / "x.mp4")]) == 1
+    assert "another autoencoder" in capsys.readouterr().err
