@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,10 +100,9 @@ class FrameCache:
             try:
                 with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
                     frames.tofile(temporary)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder}: the cache of decoded frames cannot be written ({error.strerror})"
-                ) from None
+            except OSError as error:  # a full disk costs speed, not the run
+                self.max_bytes = 0
+                warnings.warn(f"{self.folder}: decoded frames are no longer cached ({error.strerror})", stacklevel=2)
 
     def _make_room(self, wanted: int) -> None:
         found = []

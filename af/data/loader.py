@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,12 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         self.image_size, self.regions, self.uint8 = index.image_size, regions, uint8
         self.cache: FrameCache | None = None
         if 2 * index.frames * self.image_size**2 * 3 <= cache_bytes:
-            self.cache = FrameCache(cache_folder or index.folder.parent / ".cache", cache_bytes)
+            try:
+                self.cache = FrameCache(cache_folder or index.folder.parent / ".cache", cache_bytes)
+            except UserError as error:
+                if cache_folder is not None:
+                    raise
+                warnings.warn(f"{error}; reading goes on without it, slower", stacklevel=2)
 
     @property
     def face_spec(self) -> FaceSpec | None:

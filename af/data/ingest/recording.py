@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from af.data.ingest.sources import SILENCE, Source
 from af.data.ingest.track import Track, crop, find_clips, follow, steady_crops
 from af.data.media import MediaError, fit_audio, iter_video, read_audio
 from af.data.schema import ROLES, ClipMeta, spans
+
+#: Told while a file is worked on: (what is done, frames so far).
+Watch = Callable[[str, int], None]
 
 _LOOK_SIDE = 360  # faces are looked for in frames scaled down to this
 _CUT_SIDE = 128
@@ -74,7 +77,7 @@ def _half(frame: np.ndarray, role: str, side_by_side: bool) -> np.ndarray:
 
 
 def look_through(
-    path: str, role: str, side_by_side: bool, detector: Detector, every: int
+    path: str, role: str, side_by_side: bool, detector: Detector, every: int, watch: Watch | None = None
 ) -> tuple[list[np.ndarray], list[int], list[int], int, tuple[int, int]]:
     """(boxes at each look in full-frame pixels, frames looked at, scene cuts, number of frames, (height, width))."""
     from scenedetect import AdaptiveDetector, FrameTimecode
@@ -91,6 +94,8 @@ def look_through(
         shrink = min(1.0, _CUT_SIDE / max(frame.shape[:2]))
         small = cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         cuts += [c.frame_num for c in cutter.process_frame(FrameTimecode(n - 1, float(FPS)), small[..., ::-1])]
+        if watch is not None and n % FPS == 0:
+            watch(f"looking for faces: {Path(path).name}", n)
         if (n - 1) % every == 0:
             found = np.asarray(detector(np.ascontiguousarray(frame)), np.float64).reshape(-1, 5)
             boxes.append(found * np.array([size[1] / frame.shape[1], size[0] / frame.shape[0]] * 2 + [1.0]))
@@ -121,7 +126,7 @@ def _sounds(source: Source) -> tuple[dict[str, np.ndarray | None], str]:
     return out, "mixed" if mixed else "stereo" if source.stereo and not all(given.values()) else "tracks"
 
 
-def examine(source: Source, options: IngestOptions, detector: Detector) -> Recording:
+def examine(source: Source, options: IngestOptions, detector: Detector, watch: Watch | None = None) -> Recording:
     """The first pass: everything needed to cut clips, without keeping a frame. Raises `MediaError` for bad input."""
     side_by_side = source.video is not None
     files = {"a": source.a or source.video, "b": source.b or source.video}
@@ -130,7 +135,7 @@ def examine(source: Source, options: IngestOptions, detector: Detector) -> Recor
     for role in ROLES:
         path = files[role]
         assert path is not None
-        looked[role] = look_through(path, role, side_by_side, detector, options.detect_every)
+        looked[role] = look_through(path, role, side_by_side, detector, options.detect_every, watch)
     frames = _common_length(source, {r: looked[r][3] for r in ROLES}, sounds, options.length_tolerance_s)
     tracks: dict[str, Track] = {}
     all_cuts: set[int] = set()
@@ -191,7 +196,7 @@ def _common_length(
 
 
 def cut_out(
-    source: Source, recording: Recording, options: IngestOptions, split: str
+    source: Source, recording: Recording, options: IngestOptions, split: str, watch: Watch | None = None
 ) -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
     """The second pass: samples for `write_shard`, one clip at a time."""
     side_by_side = source.video is not None
@@ -208,7 +213,11 @@ def cut_out(
                 for role, full in zip(ROLES, pair, strict=True):
                     frame = _half(full, role, side_by_side)
                     encoders[role].add(crop(frame, recording.tracks[role].boxes[n], options.size))
-            at = stop
+                if watch is not None and n % FPS == 0:
+                    watch(f"cutting clips: {Path(files['b']).name}", n)
+                at = n + 1
+            if at != stop:
+                raise MediaError(files["a"], "truncated", f"it or {files['b']} ended early on the second reading")
             meta = ClipMeta(
                 dataset=options.dataset,
                 licence=options.licence,

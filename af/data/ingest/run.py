@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +14,11 @@ from af.clock import frames_to_seconds
 from af.data.files import write_json
 from af.data.index import build_index, tars
 from af.data.ingest.detect import Detector, make_detector
-from af.data.ingest.recording import IngestOptions, cut_out, examine
+from af.data.ingest.recording import IngestOptions, Watch, cut_out, examine
 from af.data.ingest.sources import Source
 from af.data.ingest.splits import assign_splits
 from af.data.media import MediaError
-from af.data.parts import Part, run_parts
+from af.data.parts import Part, progress_bar, run_parts
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
 from af.errors import UserError
@@ -73,21 +74,29 @@ class IngestReport:
 
 
 def ingest_one(
-    path: Path, out: Path, source: Source, split: str, options: IngestOptions, detector: Detector | None = None
+    path: Path,
+    out: Path,
+    source: Source,
+    split: str,
+    options: IngestOptions,
+    detector: Detector | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Ingest one conversation: a shard in `out`/`split` when it gives clips, then its outcome as JSON in `path`.
 
-    Bad input is an outcome, not an error. `detector` None: the one that `options` name.
+    Bad input is an outcome, not an error. `detector` None: the one that `options` name. Raises `UserError` when the
+    output cannot be written.
     """
     shard = out / split / f"{source.id}.tar"
     fingerprint = source.fingerprint()
     shard.unlink(missing_ok=True)  # of an earlier state of the files
     clips, kept_s, dropped_s, reason, line = 0, 0.0, {}, None, ""
     try:
-        recording = examine(source, options, detector or make_detector(options.detector, options.detector_model))
+        finder = detector or make_detector(options.detector, options.detector_model)
+        recording = examine(source, options, finder, watch)
         dropped_s = {k: frames_to_seconds(n) for k, n in recording.dropped.items() if n}
         if recording.clips:
-            clips, frames = write_shard(shard, cut_out(source, recording, options, split))
+            clips, frames = write_shard(shard, cut_out(source, recording, options, split, watch))
             kept_s = frames_to_seconds(frames)
         else:
             reason = "no_clip"
@@ -95,7 +104,9 @@ def ingest_one(
             line = f"{source.name}: no stretch of {options.min_s:g} s with both faces and no scene cut ({faces:.1f} s with both faces)"
     except MediaError as error:
         reason, line = error.reason, str(error)
-    except (UserError, OSError, MemoryError):
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be written ({error.strerror or error})") from error
+    except (UserError, MemoryError):
         raise  # not this input's fault: stop
     except Exception as error:
         reason, line = "unexpected", f"{source.name}: {type(error).__name__}: {error}"
@@ -196,7 +207,15 @@ def run_ingest(
         if outcome is not None and on_outcome is not None:
             on_outcome(outcome)
 
-    done = run_parts(parts, ingest_one, workers=workers, description="conversations", on_result=tell)
+    with progress_bar() as bar:
+        work: Callable[..., None] = ingest_one
+        if workers <= 1:  # within this process: show how far into a file it is
+            inner = bar.add_task("", total=None, visible=False)
+            work = partial(
+                ingest_one,
+                watch=lambda step, frames: bar.update(inner, description=step, completed=frames, visible=True),
+            )
+        done = run_parts(parts, work, workers=workers, description="conversations", on_result=tell, progress=bar)
     outcomes = []
     for source in sources:
         outcome = objections.get(source.id) or _read_outcome(ledger / f"{source.id}.json")
