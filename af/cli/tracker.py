@@ -2,7 +2,7 @@
 
   af tracker check                                  R² of every parameter on people never seen in training
   af tracker check --weights my.safetensors
-  af tracker train --out my.safetensors --minutes 15 --seed 0
+  af tracker train --out my.safetensors --steps 4000 --seed 0
 
 The tracker reads the 13 face parameters from pictures, so that generated videos can be compared with true ones. It is
 trained on freshly drawn people, on pictures blurred, recoloured and compressed as generated ones may be. It knows
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="train | check")
     train = actions.add_parser("train", help="train new weights")
     train.add_argument("--out", type=Path, required=True, help="file for the weights (.safetensors)")
-    train.add_argument("--minutes", type=float, default=15.0, help="how long (default 15)")
+    train.add_argument("--steps", type=int, default=4000, help="default 4000: some ten minutes on one free core")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--version", default="1", help="named in the tags of all numbers made with it (default 1)")
     train.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
@@ -42,25 +42,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from af.errors import UserError
     from af.training.tracker import train_tracker
 
-    if args.minutes <= 0:
-        raise UserError(f"--minutes must be positive, got {args.minutes}")
-    columns = (TextColumn("training the tracker"), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    if args.steps < 1:
+        raise UserError(f"--steps must be positive, got {args.steps}")
+    columns = (TextColumn("training the tracker"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=1.0, loss=float("nan"))
+        task = progress.add_task("", total=args.steps, loss="")
         mean = 1.0
 
-        def advance(done: float, loss: float) -> None:
+        def advance(loss: float) -> None:
             nonlocal mean
             mean += 0.02 * (loss - mean)
-            progress.update(task, completed=done, loss=mean)
+            progress.update(task, advance=1, loss=f"loss {mean:.4f}")
 
-        steps = train_tracker(args.out, minutes=args.minutes, seed=args.seed, version=args.version, advance=advance)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB after {steps} steps; `af tracker check` measures it")
+        train_tracker(args.out, steps=args.steps, seed=args.seed, version=args.version, advance=advance)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; `af tracker check --weights {args.out}` measures it")
     return 0
 
 

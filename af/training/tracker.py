@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from af.data.synth.session import simulate
 from af.models.tracker import IMAGE_SIZE, FaceTracker
 
 _FRAMES_A_PERSON = 32
-_BUFFER = 24_576  # rendered frames kept and drawn from
-_FRESH = 32  # of them replaced each step
+_BUFFER = 16_384  # rendered frames kept and drawn from; a person's worth is replaced each step
 _BATCH = 128
+_RATE = 3e-3
 _LOW = np.array([FACE_RANGES[name][0] for name in FACE_NAMES], np.float32)
 _HIGH = np.array([FACE_RANGES[name][1] for name in FACE_NAMES], np.float32)
 # How far a parameter moves in conversations: what an error is measured against.
@@ -100,9 +100,12 @@ def _requantised(images: Tensor, step: Tensor) -> Tensor:
 
 
 def train_tracker(
-    out: Path, *, minutes: float = 15.0, seed: int = 0, version: str = "1", advance: Callable[[float, float], None] = lambda done, loss: None
-) -> int:  # fmt: skip
-    """Train for a time and write the weights to `out`; returns the steps done. `advance` gets (share done, loss)."""
+    out: Path, *, steps: int = 4000, seed: int = 0, version: str = "1", advance: Callable[[float], None] = lambda loss: None
+) -> None:  # fmt: skip
+    """Train and write the weights to `out`. `advance` is called once a step with the loss.
+
+    Pictures are drawn and degraded as training goes on, each used a few times before newer ones take its place.
+    """
     rng = np.random.default_rng([seed, 1])
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -110,32 +113,41 @@ def train_tracker(
         model = FaceTracker(FACE_SPEC.names, FACE_SPEC.expression, version).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.spread.copy_(torch.from_numpy(_SPREAD))
     model.centre.copy_(torch.tensor([0.0 if low < 0 else 0.2 for low in _LOW]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min(1.0, (i + 1) / (0.05 * steps + 1)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
+    )
     fast_bfloat16 = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    pictures = np.empty((_BUFFER, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    faces = np.empty((_BUFFER, len(FACE_NAMES)), np.float32)
-    held, place, steps, begin = 0, 0, 0, time.monotonic()
-    while (done := (time.monotonic() - begin) / (60 * minutes)) < 1 or held < _BATCH:
-        for _ in range(_FRESH // _FRAMES_A_PERSON if held else 64):
-            pictures[place : place + _FRAMES_A_PERSON], faces[place : place + _FRAMES_A_PERSON] = draw(rng)
-            place = (place + _FRAMES_A_PERSON) % _BUFFER
+    pictures = torch.empty((_BUFFER, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
+    faces = torch.empty((_BUFFER, len(FACE_NAMES)))
+    place = held = 0
+    for _ in range(steps):
+        for _ in range(1 if held else 1 + _BATCH // _FRAMES_A_PERSON):
+            frames, face = draw(rng)
+            here = slice(place, place + _FRAMES_A_PERSON)
+            pictures[here] = _to_bytes(degrade(_from_bytes(torch.from_numpy(frames).permute(0, 3, 1, 2)), generator))
+            faces[here] = torch.from_numpy(face)
+            place = here.stop % _BUFFER
             held = min(held + _FRAMES_A_PERSON, _BUFFER)
-        for group in optimizer.param_groups:  # up in the first 2 %, then down by a cosine
-            group["lr"] = 2e-3 * min(1.0, done / 0.02 + 0.05) * (0.5 + 0.5 * np.cos(np.pi * min(done, 1.0)))
-        chosen = rng.integers(held, size=_BATCH)
-        images = torch.from_numpy(pictures[chosen]).permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1)
-        images = degrade(images, generator).contiguous(memory_format=torch.channels_last)
+        chosen = torch.from_numpy(rng.integers(held, size=_BATCH))
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16):
-            predicted = model(images)
-        loss = tracking_loss(predicted, torch.from_numpy(faces[chosen]))
+            predicted = model(_from_bytes(pictures[chosen]).contiguous(memory_format=torch.channels_last))
+        loss = tracking_loss(predicted, faces[chosen])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-        steps += 1
-        advance(min(done, 1.0), loss.item())
+        schedule.step()
+        advance(loss.item())
     model.eval().save(out)
-    return steps
+
+
+def _from_bytes(images: Tensor) -> Tensor:
+    return images.float().mul_(2 / 255).sub_(1)
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    return images.add(1).mul_(127.5).round_().byte()
 
 
 def tracking_loss(predicted: Float[Tensor, "B P"], true: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
@@ -175,8 +187,8 @@ def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int =
         pictures = render(face, person, IMAGE_SIZE)
         true["conversation"].append(face)
         found["clean"].append(tracker.track(pictures))
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() * (2 / 255) - 1
-        spoiled = ((degrade(images, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        images = _from_bytes(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        spoiled = _to_bytes(degrade(images, generator)).permute(0, 2, 3, 1).numpy()
         found["degraded"].append(tracker.track(spoiled))
         face = wide_faces(rng, frames_each)
         true["wide"].append(face)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from scipy.ndimage import gaussian_filter1d
 
-from af.clock import FPS, seconds_to_frames
+from af.clock import FPS, frames_to_samples, seconds_to_frames
 from af.data.synth.appearance import Appearance
 from af.data.synth.face import FACE_NAMES, FACE_RANGES
 from af.data.synth.turns import ROLES, Phrase, Seed, plan_phrase, plan_turns, stream
@@ -113,7 +113,7 @@ class Session:
 
 
 def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool = True) -> Session:
-    """A conversation; the same seed and configuration give the same values. `sound` False leaves the tracks silent."""
+    """A conversation; the same seed and configuration give the same values. `sound` False: no voices."""
     frames = seconds_to_frames(config.seconds)
     rng = stream(seed, "expressiveness")
     low = rng.uniform() < config.low_expressiveness
@@ -141,8 +141,10 @@ def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool
         nods = _nods(stream(seed, "nods", role), ends, speaking[role], config.nod_answer, expressiveness)
         starts = [round(p.start_s * FPS) for p in spoken[partner]]
         face = _face(seed, role, config, spoken[role], speaking[role], starts, own_smiles, own_tilts, nods)
-        phrases = spoken[role] if sound else []
-        audio = speech(phrases, VoiceType.sample(stream(seed, "voice", role)), frames, stream(seed, "sound", role))
+        audio = np.zeros(frames_to_samples(frames), np.float32)
+        if sound:
+            voice = VoiceType.sample(stream(seed, "voice", role))
+            audio = speech(spoken[role], voice, frames, stream(seed, "sound", role))
         sides[role] = Side(
             appearance=Appearance.sample(stream(seed, "appearance", role)),
             face=face,
