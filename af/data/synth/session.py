@@ -174,7 +174,7 @@ def _spontaneous(
     while (start := seconds_to_frames(time)) < frames:
         if kind == "smile":
             amplitude = rng.uniform(0.6, 1.0) * (0.75 + 0.25 * expressiveness)
-            event = Event(start, float(amplitude), int(rng.integers(5, 8)), int(rng.integers(5, 12)), 8)
+            event = Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(5, 12)), 9)
         else:
             amplitude = rng.uniform(0.16, 0.28) * rng.choice([-1, 1])
             event = Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(6, 14)), 9)
