@@ -84,12 +84,14 @@ class Identity:
 class PairBatch(_TensorRecord):
     """Two frames of one person for the autoencoder: reconstruct `driving` from `source`'s appearance.
 
-    `weight` emphasises pixels (eyes, mouth) where a landmark source exists; None means 1 everywhere.
+    `weight` emphasises pixels (eyes, mouth) where a landmark source exists; None means 1 everywhere. `face` are the
+    driving frame's face parameters, where the shards have them and somebody asked.
     """
 
     source: Float[Tensor, "B 3 Y X"]
     driving: Float[Tensor, "B 3 Y X"]
     weight: Float[Tensor, "B 1 Y X"] | None = None
+    face: Float[Tensor, "B P"] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 class ReconstructionWeights:
     """Weight of every term of the autoencoder's objective, and the optimiser step it begins at.
 
-    `kl` grows linearly from 0 over `kl_warmup_steps`; 0 is the paper's autoencoder. R1 is applied every `r1_every`
+    `kl` grows linearly from 0 over `kl_warmup_steps`; 0 is the paper's autoencoder. `guide` weighs the face parameters
+    read from the coefficients (`FaceGuide`; 0: unsupervised, the paper). R1 is applied every `r1_every`
     steps, times `r1_every`. Raises ValueError for a negative weight.
     """
 
@@ -24,6 +25,7 @@ class ReconstructionWeights:
     kl: float = 0.0
     kl_warmup_steps: int = 0
     free_bits: float = 0.0
+    guide: float = 0.0
     adversarial: float = 0.0
     adversarial_start: int = 0
     r1: float = 10.0

@@ -48,19 +48,23 @@ class LevelModulation(NamedTuple):
 class Encoder(nn.Module):
     """Image to code and appearance features: 1x1 convolution, halving residual blocks down to 4 px, 4x4 convolution."""
 
-    def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int]) -> None:
+    def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int], normalised: bool) -> None:
         super().__init__()
         self.from_rgb = EqualConv2d(3, channels[image_size], 1, activate=True)
         sizes = [size for size in sorted(channels, reverse=True) if size > 4]
         self.down = nn.ModuleDict({str(size): ResidualDown(channels[size], channels[size // 2]) for size in sizes})
+        norms = {str(size): nn.BatchNorm2d(channels[size // 2]) for size in sizes} if normalised else {}
+        self.norms = nn.ModuleDict(norms)
         self.code = EqualConv2d(channels[4], latent_dim, 4)
 
     def forward(self, image: Float[Tensor, "B 3 Y X"]) -> tuple[Float[Tensor, "B D"], tuple[Tensor, ...]]:
         """The code and the features of every scale from 8 px to the full size."""
         x = self.from_rgb(image)
         features = [x]
-        for block in self.down.values():
+        for size, block in self.down.items():
             x = block(x)
+            if size in self.norms:
+                x = self.norms[size](x)
             features.append(x)
         return self.code(x).flatten(1).float(), tuple(reversed(features[:-1]))
 
@@ -152,6 +156,9 @@ class MotionAutoencoder(nn.Module):
     Channels at a resolution r are min(channel_base / r, max_channels), so a larger image size adds levels and keeps
     the shapes of the shared ones: a 256 px stage starts a 512 px one. The released model is the default.
 
+    Released: `motion_layers` 5, neither `paint` nor `normalised`. `normalised` puts batch normalisation into the image
+    encoder, which then learns small things (lips, lids) in a tenth of the steps.
+
     Raises ValueError for an impossible size. Source: arXiv 2601.00664 §3.1; LIA (arXiv 2203.09043) for the decoder.
     """
 
@@ -165,6 +172,7 @@ class MotionAutoencoder(nn.Module):
         motion_layers: int = 5,
         variational: bool = False,
         paint: bool = False,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
         if image_size < 16 or image_size & (image_size - 1):
@@ -177,7 +185,7 @@ class MotionAutoencoder(nn.Module):
         self.variational = variational
         sizes = [4 * 2**i for i in range(image_size.bit_length() - 2)]
         channels = {size: min(channel_base // size, max_channels) for size in sizes}
-        self.encoder = Encoder(image_size, latent_dim, channels)
+        self.encoder = Encoder(image_size, latent_dim, channels, normalised)
         hidden = [EqualLinear(latent_dim, latent_dim) for _ in range(motion_layers - 1)]
         self.motion_head = nn.Sequential(*hidden, EqualLinear(latent_dim, directions))
         if variational:

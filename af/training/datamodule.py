@@ -94,7 +94,7 @@ class PairData(_ShardData):
     """Pairs of frames of one person for the motion VAE.
 
     `regions` says how much each pixel counts, from the face parameters in the shards (None: all alike);
-    `cache_gb` bounds the cache of decoded clips on disk (0: none).
+    `faces` puts the driving frames' parameters into the batches; `cache_gb` bounds the cache of decoded clips on disk (0: none).
     """
 
     def __init__(
@@ -104,12 +104,14 @@ class PairData(_ShardData):
         batch_size: int = 32,
         pairs_per_person: int = 8,
         regions: Regions | None = None,
+        faces: bool = False,
         cache_gb: float = 8.0,
         workers: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(root, batch_size, workers, seed)
-        self.pairs_per_person, self.regions, self.cache_gb = pairs_per_person, regions, cache_gb
+        self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
+        self.regions, self.faces = regions, faces
 
     def provenance(self) -> dict[str, Any]:
         """The data's folder."""
@@ -129,7 +131,12 @@ class PairData(_ShardData):
 
     def _dataset(self, index: Index, plan: PairPlan | None = None) -> PairDataset:
         return PairDataset(
-            ShardReader(index), plan, cache_bytes=int(self.cache_gb * 2**30), regions=self.regions, uint8=True
+            ShardReader(index),
+            plan,
+            cache_bytes=int(self.cache_gb * 2**30),
+            regions=self.regions,
+            faces=self.faces,
+            uint8=True,
         )
 
 

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from af.errors import UserError
 from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from af.losses.guide import FaceGuide
 from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.training.callbacks import tensorboard
@@ -28,7 +29,8 @@ GRID_ROWS = 8
 class VaeModule(LightningModule):
     """Train a `MotionAutoencoder` on `PairBatch`es; with a `discriminator` also against it.
 
-    `weights` says which terms count and from which step; `perceptual` is a callable (prediction, target) -> distance.
+    `weights` says which terms count and from which step; `perceptual` is a callable (prediction, target) -> distance;
+    `guide` reads face parameters from the coefficients.
     Without a discriminator Lightning steps the one optimiser, and accumulation and clipping are the Trainer's. With
     one there are two optimisers, and both are this module's: `accumulate` batches a step, gradients clipped to
     `gradient_clip` (None: not). `trainer.global_step` counts the autoencoder's steps in both cases.
@@ -44,6 +46,7 @@ class VaeModule(LightningModule):
         weights: ReconstructionWeights,
         discriminator: nn.Module | None = None,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        guide: FaceGuide | None = None,
         lr: float = 2e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         warmup_steps: int = 0,
@@ -59,10 +62,12 @@ class VaeModule(LightningModule):
             raise ValueError("weights.perceptual and `perceptual` go together: give both or neither")
         if (weights.adversarial > 0) != (discriminator is not None):
             raise ValueError("weights.adversarial and `discriminator` go together: give both or neither")
+        if (weights.guide > 0) != (guide is not None):
+            raise ValueError("weights.guide and `guide` go together: give both or neither")
         if weights.kl > 0 and not autoencoder.variational:
             raise ValueError("weights.kl needs an autoencoder with variational=True")
         self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
-        self.weights = weights
+        self.guide, self.weights = guide, weights
         self.lr, self.betas = lr, (betas[0], betas[1])
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
         self.discriminator_lr = discriminator_lr
@@ -88,6 +93,11 @@ class VaeModule(LightningModule):
         if self.perceptual is not None and step >= weights.perceptual_start:
             terms["perceptual"] = self.perceptual(output.image, batch.driving)
             loss = loss + weights.perceptual * terms["perceptual"]
+        if self.guide is not None:
+            if batch.face is None:
+                raise UserError("weights.guide needs face parameters in the batches: set data.faces=true")
+            terms["guide"] = self.guide(output.coefficients, batch.face)
+            loss = loss + weights.guide * terms["guide"]
         if output.log_variance is not None:
             terms["kl"] = kl_to_standard_normal(output.coefficients, output.log_variance, weights.free_bits)
             loss = loss + weights.kl_at(step) * terms["kl"]
@@ -206,7 +216,8 @@ class VaeModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam for the autoencoder and, where there is one, the discriminator; warm-up and cosine by step."""
-        optimizers = [torch.optim.Adam(self.autoencoder.parameters(), lr=self.lr, betas=self.betas)]
+        players = [*self.autoencoder.parameters(), *(self.guide.parameters() if self.guide else ())]
+        optimizers = [torch.optim.Adam(players, lr=self.lr, betas=self.betas)]
         if self.discriminator is not None:
             parameters = self.discriminator.parameters()
             optimizers.append(torch.optim.Adam(parameters, lr=self.discriminator_lr, betas=self.discriminator_betas))
