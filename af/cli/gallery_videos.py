@@ -75,7 +75,7 @@ def first_frame(video: bytes) -> bytes:
 
     import av
 
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         image = next(container.decode(video=0)).to_image()
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

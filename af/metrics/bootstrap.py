@@ -59,12 +59,16 @@ def bootstrap(
     """95 % percentile interval; None with fewer than two clips (groups) or when too few resamples have a value."""
     if len(set(groups) if groups is not None else sums) < 2:
         return None
-    values = bootstrap_values(sums, finish, groups, resamples, seed)
-    values = values[np.isfinite(values)]
-    if len(values) < resamples // 2:
+    return interval_of(bootstrap_values(sums, finish, groups, resamples, seed))
+
+
+def interval_of(values: Float[np.ndarray, " R"]) -> Interval | None:
+    """Interval of bootstrap values; None when fewer than half of them are numbers."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < max(2, len(values) // 2):
         return None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high), float(values.std(ddof=1)))
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return Interval(float(low), float(high), float(finite.std(ddof=1)))
 
 
 def mean_sums(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:

@@ -55,11 +55,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """Rows, the curves behind them ({name: (x, {series: y})}) and each clip's own values (for sorting a gallery)."""
+    """Rows, the curves behind them ({name: (x, {series: y})}), each clip's own values (for sorting a gallery).
+
+    `draws`: bootstrap values by tag. Two reports on the same clips and seed draw the same clips (identities), so the
+    difference of their draws is the bootstrap of the difference.
+    """
 
     rows: list[MetricRow]
     curves: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
     per_clip: dict[str, dict[str, float]]
+    draws: dict[str, np.ndarray]
 
 
 def partners(clips: Sequence[EvaluationClip]) -> list[int] | None:

@@ -7,18 +7,25 @@ audio, lags 1 … L; (b) the same plus the user's motion and audio, lags 1 … L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from af.clock import FPS, seconds_to_frames
 from af.metrics.arrays import Array, Clip, Clips, as_paired, undefined
 from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+STRENGTHS = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
+#: Fifths of a second: lags 1–5, 6–10, … 46–50.
+LAG_BANDS = tuple(zip(range(1, 51, 5), range(6, 52, 5), strict=True))
+
+
+#: Columns and the strength of their penalty.
+Blocks = list[tuple[Int[np.ndarray, " C"], float]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,11 @@ class ReactionModel:
     `lags` frames of history (2 s by default), `folds` identity-disjoint folds, `shifts` circular shifts of the user by
     at least `min_shift` frames. Every clip is centred, then divided by the true data's deviations per dimension, so a
     clip's resting pose and level do not count.
+
+    `shift` says what the null moves. "user", the literal definition, breaks the dependence between the two voices along
+    with that between user and avatar: (b)'s own-audio part then misses its counterpart, the shifted error is too large
+    and even motion of another session gets a positive gain. "increment" (default) moves what (b) predicts beyond (a), the
+    user's news, and is zero on average for every avatar that is blind to the user.
     """
 
     lags: int = 50
@@ -64,6 +76,7 @@ class ReactionModel:
     min_frames: int = seconds_to_frames(8)
     strengths: Sequence[float] = STRENGTHS
     seed: int = 0
+    shift: Literal["increment", "user"] = "increment"
     _kept: list[int] = field(default_factory=list, init=False)
 
     def fit(
@@ -101,53 +114,58 @@ class ReactionModel:
             inputs = [np.concatenate([own[i], other[i]], axis=1) for i in index]
             grams.append(LaggedGram.of_clips(inputs, [targets[i] for i in index], self.lags))
         self._grams = grams
-        own_columns = np.tile(np.arange(own[0].shape[1] + other[0].shape[1]) < own[0].shape[1], self.lags)
-        self.strength_a, self._filters_a = self._select(np.flatnonzero(own_columns))
-        self.strength_b, self._filters_b = self._select(np.arange(own_columns.size))
+        channels, own_channels = own[0].shape[1] + other[0].shape[1], own[0].shape[1]
+        is_own = np.tile(np.arange(channels) < own_channels, self.lags)
+        self._columns = np.flatnonzero(is_own), np.flatnonzero(~is_own)
+        self.strength_a, self._filters_a = self._select(lambda s: [(self._columns[0], s)])
+        # The own audio keeps its strength; the user's block gets one of its own, so that what the user adds is not paid
+        # for by the rest, and a user who adds nothing is shrunk away.
+        self.strength_b, self._filters_b = self._select(lambda s: self._blocks(s))
         return self
+
+    def _blocks(self, strength: float, user: Int[np.ndarray, " C"] | None = None) -> Blocks:
+        """The columns of (b) with their strengths; `user` a part of the user's columns, None: all."""
+        return [(self._columns[0], self.strength_a), (self._columns[1] if user is None else user, strength)]
 
     def _targets(self, motion: list[Clip]) -> list[Clip]:
         return [(motion[i] - motion[i].mean(0)) / self._scale for i in self._kept]
 
-    def _select(self, columns: Float[np.ndarray, " C"]) -> tuple[float, list[Array]]:
+    def _select(self, blocks: Callable[[float], Blocks]) -> tuple[float, list[Array]]:
         """The ridge strength with the least error on held-out identities of the true data, and each fold's filter."""
         best: tuple[float, float, list[Array]] | None = None
-        total = sum(self._grams[1:], self._grams[0])
         for strength in self.strengths:
-            filters = [solve_ridge(total - held, columns, strength) for held in self._grams]
+            filters = self._fit_folds(blocks(strength))
             error = sum(held.error(w) for held, w in zip(self._grams, filters, strict=True))
             if best is None or error < best[0]:
                 best = (error, strength, filters)
         assert best is not None
         return best[1], best[2]
 
+    def _fit_folds(self, blocks: Blocks) -> list[Array]:
+        """A filter for each fold, fitted on the other folds' identities."""
+        total = sum(self._grams[1:], self._grams[0])
+        return [solve_ridge(total - held, blocks) for held in self._grams]
+
     def errors(self, avatar: Clips) -> Float[np.ndarray, "N E"]:
-        """Per kept clip: squared error of (a), of (b), of (b) with each shifted user; sums over frames and dims."""
-        avatars = as_paired(avatar=avatar)[0]
-        targets = self._targets(avatars)
+        """Per kept clip: squared error of (a), of (b), and of (b) with each shifted user; sums over frames and dims."""
+        targets = self._targets(as_paired(avatar=avatar)[0])
         rng = np.random.default_rng(self.seed)
         rows = []
-        own_dims = self._own[0].shape[1]
+        dims = self._own[0].shape[1]
         for i, target in enumerate(targets):
-            wa, wb = self._filters_a[self.fold[i]], self._filters_b[self.fold[i]]
-            inputs = np.concatenate([self._own[i], self._other[i]], axis=1)
-            only_own = lagged_filter(inputs[:, :own_dims], _part(wa, self.lags, slice(0, own_dims)))
-            own = lagged_filter(inputs[:, :own_dims], _part(wb, self.lags, slice(0, own_dims)))
-            # Filters run round the clip's end, so shifting the user is shifting the filter's output. Frames before
+            only_own = lagged_filter(self._own[i], _part(self._filters_a[self.fold[i]], self.lags, slice(0, dims)))
+            weights = self._filters_b[self.fold[i]]
+            own = lagged_filter(self._own[i], _part(weights, self.lags, slice(0, dims)))
+            other = lagged_filter(self._other[i], _part(weights, self.lags, slice(dims, None)))
+            # Filters run round the clip's end, so shifting the input is shifting the filter's output. Frames before
             # `lags` would look round the end and are not judged.
-            other = lagged_filter(inputs[:, own_dims:], _part(wb, self.lags, slice(own_dims, None)))
             frames = len(target)
             # Every clip shifts by the same share of its free range: one draw a shift, the same for every system.
             shares = (np.arange(self.shifts) + rng.random(self.shifts)) / self.shifts
             offsets = self.min_shift + np.floor(shares * (frames - 2 * self.min_shift + 1)).astype(int)
-            judged = slice(self.lags, None)
-            residual_own = (target - own)[judged]
-            rows.append(
-                [
-                    np.square((target - only_own)[judged]).sum(),
-                    *(np.square(residual_own - np.roll(other, o, axis=0)[judged]).sum() for o in (0, *offsets)),
-                ]
-            )
+            fixed, moving = (own, other) if self.shift == "user" else (only_own, own + other - only_own)
+            errors = [target - only_own, *(target - fixed - np.roll(moving, o, axis=0) for o in (0, *offsets))]
+            rows.append([np.square(e[self.lags :]).sum() for e in errors])
         return np.asarray(rows)
 
     def gain(self, avatar: Clips, resamples: int = 1000) -> ReactionGain:
@@ -162,19 +180,17 @@ class ReactionModel:
         strengths = (self.strength_a, self.strength_b)
         return ReactionGain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
 
-    def gain_by_lag(
-        self, avatar: Clips, bands: Sequence[tuple[int, int]] = tuple((i, i + 5) for i in range(1, 51, 5))
-    ) -> list[tuple[int, int, float]]:
+    def gain_by_lag(self, avatar: Clips, bands: Sequence[tuple[int, int]] = LAG_BANDS) -> list[tuple[int, int, float]]:
         """Gain when (b) sees the user only at lags lo … hi − 1, for each band (lo, hi), frames."""
         channels = self._own[0].shape[1] + self._other[0].shape[1]
         lag_of = np.repeat(np.arange(1, self.lags + 1), channels)
-        own = np.tile(np.arange(channels) < self._own[0].shape[1], self.lags)
+        user = np.zeros(lag_of.size, bool)
+        user[self._columns[1]] = True
         full, result = self._filters_b, []
         try:
             for low, high in bands:
-                columns = np.flatnonzero(own | ((lag_of >= low) & (lag_of < high)))
-                total = sum(self._grams[1:], self._grams[0])
-                self._filters_b = [solve_ridge(total - held, columns, self.strength_b) for held in self._grams]
+                columns = np.flatnonzero(user & (lag_of >= low) & (lag_of < high))
+                self._filters_b = self._fit_folds(self._blocks(self.strength_b, columns))
                 result.append((low, high, float(gain_from_errors(self.errors(avatar).sum(axis=0)))))
         finally:
             self._filters_b = full
@@ -207,17 +223,18 @@ def reaction_gain(
     lags: int = 50,
     folds: int = 5,
     shifts: int = 20,
+    shift: Literal["increment", "user"] = "increment",
     seed: int = 0,
     resamples: int = 1000,
 ) -> ReactionGain | None:
     """Reaction gain of `generated` in nats: fit on (user, true), judge the generated motion; 0 = blind to the user.
 
     E = squared error over standardised dims on clips of at least 8 s; ln(E_a/E_b) minus its mean over `shifts`
-    circular shifts of the user by at least 2 s; 95 % interval over identities. Audio is given as log-mel frames
+    circular shifts by at least 2 s of what the user adds (`ReactionModel`); 95 % interval over identities. Audio is given as log-mel frames
     (`af.metrics.audio.log_mel`). None, with a warning, with fewer than two identities that have such clips.
     Source: the idea of R-DGG. To judge several systems fit `ReactionModel` once.
     """
-    model = ReactionModel(lags=lags, folds=folds, shifts=shifts, seed=seed)
+    model = ReactionModel(lags=lags, folds=folds, shifts=shifts, shift=shift, seed=seed)
     model.fit(user, true, user_audio, avatar_audio, identities)
     if not model.usable:
         undefined("reaction_gain", f"fewer than two identities with clips of {model.min_frames} frames or more")

@@ -69,13 +69,19 @@ class LaggedGram:
         return float(self.yy - 2 * np.sum(weights * self.xy) + np.sum(weights * (self.xx @ weights)))
 
 
-def solve_ridge(gram: LaggedGram, columns: Int[np.ndarray, " C"], strength: float) -> Float[np.ndarray, "LC P"]:
-    """Weights over all columns, 0 outside `columns`; penalty = strength · frames · mean feature variance."""
+def solve_ridge(gram: LaggedGram, blocks: Sequence[tuple[Int[np.ndarray, " C"], float]]) -> Float[np.ndarray, "LC P"]:
+    """Weights over all columns, 0 outside the blocks of columns.
+
+    Each block has its own penalty: its strength times the mean squared norm of its columns, so that adding a block
+    under a large strength changes nothing.
+    """
     from scipy.linalg import cho_factor, cho_solve
 
+    columns = np.concatenate([block for block, _ in blocks])
+    norms = np.diagonal(gram.xx)
+    penalty = [np.full(len(block), strength * max(float(norms[block].mean()), 1e-12)) for block, strength in blocks]
     xx = gram.xx[np.ix_(columns, columns)]
-    penalty = strength * max(float(np.trace(xx)) / max(len(columns), 1), 1e-12)
-    xx[np.diag_indices_from(xx)] += penalty
+    xx[np.diag_indices_from(xx)] += np.concatenate(penalty)
     weights = np.zeros_like(gram.xy)
     weights[columns] = cho_solve(cho_factor(xx, lower=True, overwrite_a=True, check_finite=False), gram.xy[columns])
     return weights

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from af.metrics import coupling, diversity, frechet, lipsync, reaction, smoothness
 from af.metrics.arrays import Clip, UndefinedMetricWarning, nan_max, nan_mean
 from af.metrics.audio import log_mel
-from af.metrics.bootstrap import Interval, bootstrap, finish_mean, mean_sums
+from af.metrics.bootstrap import Interval, bootstrap_values, finish_mean, interval_of, mean_sums
 from af.metrics.evaluation import MOUTH_NAMES, EvaluationClip, ParameterReport, Protocol, fit_length, partners
 from af.metrics.rows import MetricRow
 
@@ -42,6 +42,7 @@ class _Report:
     rows: list[MetricRow] = field(default_factory=list)
     curves: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=dict)
     per_clip: dict[str, dict[str, float]] = field(default_factory=dict)
+    draws: dict[str, np.ndarray] = field(default_factory=dict)
 
     def run(self) -> ParameterReport:
         """Check, then one family after the other."""
@@ -84,7 +85,7 @@ class _Report:
         self.lips()
         for name, part in groups.items():
             self.smoothness(name, part)
-        return ParameterReport(self.rows, self.curves, self.per_clip)
+        return ParameterReport(self.rows, self.curves, self.per_clip, self.draws)
 
     def add(
         self,
@@ -112,7 +113,7 @@ class _Report:
             MetricRow(
                 tag,
                 value,
-                bootstrap(sums, finish, self.groups, self.protocol.resamples, self.protocol.seed),
+                self.interval(tag, sums, finish),
                 int(np.isfinite(own).sum()) if per_clip else len(self.clips),
                 ground,
                 None if null is None else float(finish(null.sum(axis=0))),
@@ -121,6 +122,14 @@ class _Report:
                 note=note,
             )
         )
+
+    def interval(self, tag: str, sums: Sums, finish: Finish) -> Interval | None:
+        """The bootstrap interval, its draws kept; None when there is nothing to resample."""
+        if len(set(self.groups) if self.groups is not None else sums) < 2:
+            return None
+        values = bootstrap_values(sums, finish, self.groups, self.protocol.resamples, self.protocol.seed)
+        self.draws[tag] = values
+        return interval_of(values)
 
     def coupling(self, name: str, part: slice) -> None:
         """rPCC in three poolings with both signed PCCs, and TLCC."""
@@ -264,6 +273,8 @@ class _Report:
             self.rows.append(MetricRow("reaction_gain", float("nan"), protocol=text, note=note))
             return
         own, true = (model.gain(m, self.protocol.resamples) for m in (self.generated, self.true))
+        if own.interval is not None:
+            self.draws["reaction_gain"] = own.draws(self.protocol.resamples, self.protocol.seed)
         shifted = [np.roll(g, len(g) // 2, axis=0) for g in self.generated]
         null = model.gain(shifted, self.protocol.resamples)
         self.rows.append(
@@ -319,6 +330,7 @@ class _Report:
         for clip, value in zip(self.clips, own.values, strict=True):
             self.per_clip[clip.name][tag] = float(value)
         error = own.standard_error
+        self.interval(tag, mean_sums(own.values), finish_mean)
         self.rows.append(
             MetricRow(
                 tag,
