@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 def stages(config: dict[str, Any]) -> list[Stage]:
     """The commands of the demo, in order."""
-    folder, data = Path(config["run"]), config["data"]
-    latents, example = config["latents"], folder / "example"
+    folder, data = Path(config["run"]), config["data_folder"]
+    latents, example = config["latents_folder"], folder / "example"
     vae, denoiser = folder / "vae", folder / "denoiser"
 
     def overrides(values: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from af.data.files import atomic_path
 from af.data.media import write_video
 from af.data.shards import Index, ShardReader
 from af.forcing.rollout import Guidance, block_sizes, rollout
-from af.metrics.table import EvaluationClip
+from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import image_array, image_tensor
