@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def fit(
     Raises UserError when the folder belongs to a run of another configuration.
     """
     folder = Path(folder)
+    _quiet()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     if rank == 0:
         _claim(folder, config)
@@ -73,6 +76,13 @@ def fit(
     if rank == 0:
         write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": time.monotonic() - start})
     return trainer
+
+
+def _quiet() -> None:
+    """Leave the console to the progress bar: no advertisements, no warnings about what is meant."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*LeafSpec.*", "Checkpoint directory .* exists", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> bool:
