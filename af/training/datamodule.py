@@ -24,7 +24,8 @@ from af.types import PairBatch
 
 
 class _ShardData(LightningDataModule):
-    """What both stages share. `batch_size` is the global one: with several ranks each reads its share.
+    """What both stages share. `batch_size` is the global one: with several ranks each reads its share. `validation`
+    names the split to validate on; without such a split there is no validation.
 
     The training position is the number of samples all ranks took so far; it is part of the checkpoint, so a run goes on
     with the very next sample, with any number of ranks and workers that divides the same global batch.
@@ -32,15 +33,15 @@ class _ShardData(LightningDataModule):
 
     validation_index: Index | None = None
 
-    def __init__(self, root: str | Path, batch_size: int, workers: int, seed: int) -> None:
+    def __init__(self, root: str | Path, batch_size: int, workers: int, seed: int, validation: str) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         self.root, self.batch_size, self.workers, self.seed = Path(root), batch_size, workers, seed
         self.start = 0
         self.train_index = Index.load(self.root / "train")
-        if (self.root / "val" / "index.json").is_file():
-            self.validation_index = Index.load(self.root / "val")
+        if (self.root / validation / "index.json").is_file():
+            self.validation_index = Index.load(self.root / validation)
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
@@ -108,8 +109,9 @@ class PairData(_ShardData):
         cache_gb: float = 8.0,
         workers: int = 1,
         seed: int = 0,
+        validation: str = "val",
     ) -> None:
-        super().__init__(root, batch_size, workers, seed)
+        super().__init__(root, batch_size, workers, seed, validation)
         self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
         self.regions, self.faces = regions, faces
 
@@ -156,8 +158,9 @@ class WindowData(_ShardData):
         batch_size: int = 8,
         workers: int = 1,
         seed: int = 0,
+        validation: str = "val",
     ) -> None:
-        super().__init__(root, batch_size, workers, seed)
+        super().__init__(root, batch_size, workers, seed, validation)
         self.window_frames = window_frames
         self.feature_spec, self.motion_spec = spec_of(self.train_index)
         require_spec(
