@@ -197,11 +197,18 @@ class ShardReader:
             )
         if not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"rows [{start}, {stop}) of {shape[0]}")
-        row = shape[1] * dtype.itemsize
-        data = self.read_bytes(i, field, offset + start * row, (stop - start) * row)
-        if len(data) != (stop - start) * row:
+        member, size = entry.members[field]
+        out = np.empty((stop - start, shape[1]), dtype)
+        at = offset + start * shape[1] * dtype.itemsize
+        if at + out.nbytes > size:
             raise self.error(i, field, "bad_npy", f"npy says {shape} {dtype} but is shorter")
-        return np.frombuffer(data, dtype).reshape(stop - start, shape[1])
+        if (
+            out.nbytes
+            and os.preadv(self._descriptor(entry.shard), [out.reshape(-1).view(np.uint8).data], member + at)
+            != out.nbytes
+        ):
+            raise self.error(i, field, "truncated", "the tar is cut off")
+        return out
 
     def read(self, i: int, fields: Collection[str] | None = None) -> Clip:
         """Sample i, decoded. `fields` among video, audio, motion, audio_features, face (None: all that are there).

@@ -244,7 +244,7 @@ def test_corrupt_samples_are_replaced_in_a_fixed_way_and_counted(tmp_path, worke
     folder = write_split(tmp_path / "train", [[30, 30], [30]], video=False)
     corrupt(folder, 1, "a.motion.npy")
     plan = WindowPlan(Index.load(folder), frames=10)
-    data = WindowDataset(folder, plan, frames=10)
+    data = WindowDataset(folder, plan, frames=10, max_bad_rate=0.1)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         batches = list(
