@@ -17,6 +17,7 @@ VERBS: dict[str, str] = {
     "encode": "add motion latents and audio features to shards",
     "generate": "portrait + voices + user video -> a video of the avatar",
     "evaluate": "the table of numbers for a checkpoint, with ground truth and null",
+    "study": "a blinded preference study of two systems: make the page, score the answers",
     "tracker": "train or check the small face tracker of the synthetic faces",
     "import-released": "turn your copy of a released checkpoint into a model folder",
     "bench": "speeds of this machine as JSON",
