@@ -208,11 +208,11 @@ class VaeModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log PSNR of all pixels of all pairs, over all ranks; `psnr/copy` is the source shown unchanged."""
         values = {name: metric.compute() for name, metric in self.validation.items()}  # type: ignore[operator]
-        self.log("val/l1", values["l1"])
-        self.log("psnr", psnr(values["squared_error"]), prog_bar=True)
-        self.log("psnr/copy", psnr(values["squared_error_copy"]))
+        self.log("val/l1", values["l1"], sync_dist=True)
+        self.log("psnr", psnr(values["squared_error"]), prog_bar=True, sync_dist=True)
+        self.log("psnr/copy", psnr(values["squared_error_copy"]), sync_dist=True)
         if self.validation["squared_error_emphasis"].update_called:
-            self.log("psnr/emphasis", psnr(values["squared_error_emphasis"]))
+            self.log("psnr/emphasis", psnr(values["squared_error_emphasis"]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Adam for the autoencoder and, where there is one, the discriminator; warm-up and cosine by step."""
