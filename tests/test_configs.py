@@ -14,7 +14,7 @@ from tests.conftest import AUTOENCODER, FEATURES
 
 EXPERIMENTS = sorted(p.stem for p in (config_folder() / "experiment").glob("*.yaml"))
 SMALL = {
-    "vae": ["model.image_size=32", "model.latent_dim=16", "model.directions=6", "model.channel_base=128"],
+    "vae": ["model.image_size=32", "model.latent_dim=16", "model.directions=14", "model.channel_base=128"],
     "denoiser": [
         "model.motion_space.latent_dim=16",
         "model.motion_space.directions=6",

@@ -24,6 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the new shards")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")
+    parser.add_argument(
+        "--bf16", action="store_true", help="run the autoencoder in bfloat16: faster, latents within 1 %%"
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     add_config_arguments(parser)
 
@@ -36,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
     indices = encode(
-        args.data, args.out, args.autoencoder, features, keep_video=not args.no_video, workers=args.workers
+        args.data,
+        args.out,
+        args.autoencoder,
+        features,
+        keep_video=not args.no_video,
+        bf16=args.bf16,
+        workers=args.workers,
     )
     for index in indices:
         print(f"{index.folder}: {len(index.samples)} clips, {index.frames} frames")

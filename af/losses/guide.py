@@ -1,4 +1,4 @@
-"""Face parameters read from the motion coefficients: guidance for runs too short to find expressions by themselves."""
+"""Motion coefficients tied to face parameters: guidance for runs too short to find expressions by themselves."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from torch import Tensor, nn
 
 
 class FaceGuide(nn.Module):
-    """Mean squared error of a linear reading of `parameters` face parameters from `directions` coefficients.
+    """Mean squared difference of the first P coefficients from the P standardised face parameters.
 
-    The parameters are standardised by their running mean and variance. Pixels alone say little about lips and lids:
-    they are few, and L1 asks for their median. The reading is used in training only and is not part of the model.
+    Pixels alone say little about lips and lids: they are few. The parameters are standardised by their running mean and
+    variance, so each of them moves its direction by as much as the others; coefficients beyond P stay free. Used in
+    training only, on shards that know the parameters; nothing of it is part of the model.
     """
 
-    def __init__(self, directions: int, parameters: int) -> None:
+    def __init__(self, parameters: int) -> None:
         super().__init__()
-        self.reading = nn.Linear(directions, parameters)
         self.standard = nn.BatchNorm1d(parameters, eps=1e-4, momentum=0.05, affine=False)
 
     def forward(self, coefficients: Float[Tensor, "B K"], face: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
-        """The error, about 1 for a reading that knows nothing."""
-        return (self.reading(coefficients.float()) - self.standard(face)).square().mean()
+        """The difference, about 1 for coefficients that know nothing. ValueError when K < P."""
+        if coefficients.shape[1] < face.shape[1]:
+            raise ValueError(f"{face.shape[1]} face parameters do not fit into {coefficients.shape[1]} coefficients")
+        return (coefficients[:, : face.shape[1]].float() - self.standard(face)).square().mean()

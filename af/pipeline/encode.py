@@ -39,13 +39,14 @@ def encode(
     features: Mapping[str, Any],
     *,
     keep_video: bool = True,
+    bf16: bool = False,
     workers: int = 1,
 ) -> list[Index]:
     """Encode every split of `source` into `out`; returns the new indices.
 
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
     With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist are
-    skipped, so a stopped job goes on. The statistics of the training motions are written beside the splits.
+    skipped, so a stopped job goes on. `bf16` runs the autoencoder in half precision (latents within about 1 %). The statistics of the training motions are written beside the splits.
     Raises UserError when `out` was made with other settings.
     """
     artifact = load_model(autoencoder)
@@ -54,6 +55,7 @@ def encode(
         "autoencoder": artifact.digest,
         "features": dict(features),
         "keep_video": keep_video,
+        "bf16": bf16,
     }
     _claim(out, settings)
     folders = split_folders(source)
@@ -61,7 +63,8 @@ def encode(
         index = Index.load(folder)
         parts = [
             Part(
-                out / index.split / shard.name, (str(folder), number, str(autoencoder), json.dumps(features), keep_video)
+                out / index.split / shard.name,
+                (str(folder), number, str(autoencoder), json.dumps(features), keep_video, bf16),
             )
             for number, shard in enumerate(index.shards)
         ]
@@ -74,7 +77,9 @@ def encode(
     return indices
 
 
-def encode_shard(path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool) -> int:
+def encode_shard(
+    path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, bf16: bool
+) -> int:
     """Write one encoded shard; returns its number of samples. Runs in worker processes, which keep their models."""
     model, motion_spec, extractor = _models(autoencoder, features)
     reader = ShardReader(folder)
@@ -97,7 +102,8 @@ def encode_shard(path: Path, folder: str, shard: int, autoencoder: str, features
                 assert person.audio is not None
                 if reader.has(i, f"{role}.face.npy"):
                     members[f"{role}.face.npy"] = reader.read_rows(i, f"{role}.face.npy", 0, entry.frames)
-                members[f"{role}.motion.npy"] = video_motion(model, person.video)
+                with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+                    members[f"{role}.motion.npy"] = video_motion(model, person.video)
                 members[f"{role}.audio.npy"] = extractor(torch.from_numpy(person.audio)).half().numpy()
             meta = replace(
                 reader.read_meta(i),

@@ -21,7 +21,7 @@ VAE = [
     "experiment=vae_demo",
     "model.image_size=32",
     "model.latent_dim=16",
-    "model.directions=6",
+    "model.directions=14",
     "model.channel_base=128",
     "model.max_channels=16",
 ]

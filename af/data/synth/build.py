@@ -26,7 +26,7 @@ from af.data.synth.turns import ROLES, stream
 from af.errors import UserError
 
 #: Changes whenever the same settings would give other bytes.
-GENERATOR_VERSION: Final = 1
+GENERATOR_VERSION: Final = 2
 SETTINGS_NAME: Final = "synth.json"
 _MEMBERS = dict[str, bytes | np.ndarray]
 

@@ -298,11 +298,11 @@ def _draw_nose(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette) -> Non
 
 def _draw_mouth(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette) -> None:
     smile, spread = pose.values["smile"], pose.values["mouth_width"]
-    opening = 0.30 * pose.values["mouth_open"] + 0.035 * np.maximum(smile, 0)
+    opening = 0.42 * pose.values["mouth_open"] + 0.04 * np.maximum(smile, 0)
     centre_y = 0.555 + 0.6 * a.chin
     x, y, narrow = pose.place(0, centre_y, 0.86)
-    half = a.mouth_width * (1 + 0.20 * spread + 0.34 * smile) * narrow
-    window = stack.window(x, y + 0.05, float(half.max()) * 1.1, 0.40)
+    half = 1.25 * a.mouth_width * (1 + 0.20 * spread + 0.34 * smile) * narrow
+    window = stack.window(x, y + 0.08, float(half.max()) * 1.1, 0.50)
     if window is None:
         return
     p, r = stack.local(window, x, y, half, 1.0)
@@ -310,9 +310,9 @@ def _draw_mouth(stack: Stack, pose: _Pose, a: Appearance, paint: _Palette) -> No
     squared = p * p
     arch = 1 - squared
     # Corners rise with the smile while the middle sinks a little.
-    r -= per_frame(0.05 * smile + 0.01) - squared * per_frame(0.19 * smile + 0.055)
+    r -= per_frame(0.07 * smile + 0.01) - squared * per_frame(0.27 * smile + 0.06)
     round_arch = arch * (1 + np.float32(0.7) * squared)
-    upper_lip, lower_lip = 0.085 * a.lip_fullness, 0.115 * a.lip_fullness
+    upper_lip, lower_lip = 0.10 * a.lip_fullness, 0.13 * a.lip_fullness
     upper = r + round_arch * per_frame(0.30 * opening)  # distance below the upper inner edge
     lower = round_arch * per_frame(0.70 * opening) - r  # distance above the lower inner edge
     # Lips are thinner when stretched by a smile.

@@ -1,0 +1,245 @@
+"""The autoencoder's training: the right parameters move, validation counts right, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from af.errors import UserError
+from af.losses.reconstruction import ReconstructionWeights
+from af.models.autoencoder import MotionAutoencoder
+from af.models.discriminator import Discriminator
+from af.training.vae import VaeModule
+from af.types import PairBatch
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+ADVERSARIAL = ReconstructionWeights(kl=1e-3, adversarial=0.1, r1_every=2)
+
+
+def _batches(count: int, size: int = 4, weighted: bool = False) -> list[PairBatch]:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(count):
+        source, driving = torch.rand(2, size, 3, 16, 16, generator=generator) * 2 - 1
+        weight = 1 + torch.rand(size, 1, 16, 16, generator=generator) if weighted else None
+        batches.append(PairBatch(source, driving, weight))
+    return batches
+
+
+def _module(weights: ReconstructionWeights | None = None, **options) -> VaeModule:
+    weights = weights or ReconstructionWeights()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = MotionAutoencoder(16, 12, 4, channel_base=64, max_channels=8, variational=weights.kl > 0)
+        if weights.adversarial > 0:
+            options["discriminator"] = Discriminator(16, channel_base=64, max_channels=8)
+    return VaeModule(autoencoder, weights=weights, **options)
+
+
+def _trainer(folder: Path, steps: int, **options) -> Trainer:
+    options = {"logger": False, "enable_checkpointing": False, **options}
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def _loader(batches: list[PairBatch]) -> DataLoader:
+    return DataLoader(batches, batch_size=None)
+
+
+def _weights(module: VaeModule) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_learns_one_pair(tmp_path):
+    ramp = torch.linspace(-1, 1, 16).expand(2, 3, 16, 16)
+    batches = [PairBatch(ramp, -ramp.transpose(2, 3))] * 40
+    module = _module(lr=1e-2)
+    with torch.no_grad():
+        before = module.reconstruction_loss(module.autoencoder(batches[0].source, batches[0].driving), batches[0])[0]
+    _trainer(tmp_path, 40).fit(module, _loader(batches))
+    after = module.reconstruction_loss(module.autoencoder(batches[0].source, batches[0].driving), batches[0])[0]
+    assert after < 0.5 * before
+
+
+def test_objective_is_the_weighted_sum_of_its_terms():
+    module = _module(
+        ReconstructionWeights(l1=2.0, kl=0.5, perceptual=3.0), perceptual=lambda a, b: (a - b).square().mean()
+    )
+    batch = _batches(1, weighted=True)[0]
+    with torch.no_grad():
+        loss, terms = module.reconstruction_loss(module.autoencoder(batch.source, batch.driving), batch)
+    assert loss.item() == pytest.approx(2 * terms["l1"] + 0.5 * terms["kl"] + 3 * terms["perceptual"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (ReconstructionWeights(kl=1.0), "variational"),
+        (ReconstructionWeights(perceptual=1.0), "perceptual"),
+        (ReconstructionWeights(adversarial=1.0), "discriminator"),
+    ],
+)
+def test_a_term_without_what_it_needs_is_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        VaeModule(MotionAutoencoder(16, 12, 4, channel_base=64), weights=weights)
+
+
+def test_both_players_move_and_steps_are_the_autoencoders(tmp_path):
+    module = _module(ADVERSARIAL, accumulate=2, gradient_clip=1.0)
+    before = _weights(module)
+    trainer = _trainer(tmp_path, 3)
+    trainer.fit(module, _loader(_batches(10)))
+    assert (trainer.global_step, module.batches_seen) == (3, 6)
+    still = [name for name, value in _weights(module).items() if value.equal(before[name])]
+    assert still == []
+
+
+def test_before_its_start_the_discriminator_rests(tmp_path):
+    alone, together = _module(), _module(ReconstructionWeights(adversarial=0.1, adversarial_start=2))
+    before = _weights(together)
+    for module in (alone, together):
+        _trainer(tmp_path, 2).fit(module, _loader(_batches(2)))
+    after = _weights(together)
+    assert all(after[name].equal(before[name]) for name in after if name.startswith("discriminator"))
+    for name, value in _weights(alone).items():
+        torch.testing.assert_close(value, after[name])
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    batches = _batches(2, size=4)
+    halves = [PairBatch(b.source[i : i + 2], b.driving[i : i + 2]) for b in batches for i in (0, 2)]
+    weights = ReconstructionWeights(adversarial=0.1, r1_every=1)
+    whole, parts = _module(weights), _module(weights, accumulate=2)
+    _trainer(tmp_path, 2).fit(whole, _loader(batches))
+    _trainer(tmp_path, 2).fit(parts, _loader(halves))
+    for name, value in _weights(whole).items():
+        torch.testing.assert_close(value, _weights(parts)[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("weights", [ReconstructionWeights(kl=1e-3, kl_warmup_steps=4), ADVERSARIAL])
+def test_resumed_is_uninterrupted(tmp_path, weights):
+    batches = _batches(6)
+
+    def fit(steps: int, start: int, checkpoint: Path | None) -> VaeModule:
+        module = _module(weights, warmup_steps=2)
+        saver = ModelCheckpoint(dirpath=tmp_path / "saved", save_last=True, every_n_train_steps=3, save_top_k=0)
+        trainer = _trainer(tmp_path, 6, callbacks=[saver], enable_checkpointing=True)
+        if steps < 6:
+            trainer.should_stop = False
+            batches_now = batches[:steps]
+            trainer.fit_loop.epoch_loop.max_steps = 6
+            trainer.fit_loop.max_epochs = 1
+        else:
+            batches_now = batches[start:]
+        trainer.fit(module, _loader(batches_now), ckpt_path=checkpoint, weights_only=True)
+        return module
+
+    whole = _weights(fit(6, 0, None))
+    (tmp_path / "saved" / "last.ckpt").unlink()
+    fit(3, 0, None)
+    resumed = _weights(fit(6, 3, tmp_path / "saved" / "last.ckpt"))
+    assert [name for name in whole if not whole[name].equal(resumed[name])] == []
+
+
+def test_validation_compares_with_showing_the_source(tmp_path):
+    module = _module()
+    batches = _batches(3, weighted=True)
+    trainer = _trainer(tmp_path, 1)
+    (values,) = trainer.validate(module, _loader(batches), verbose=False)
+    copied = torch.cat([(b.source - b.driving).square() for b in batches]).mean()
+    assert values["psnr/copy"] == pytest.approx((10 * (4 / copied).log10()).item(), rel=1e-5)
+    with torch.no_grad():
+        images = [module.autoencoder(b.source, b.driving).image.clamp(-1, 1) for b in batches]
+    squared = torch.cat([(i - b.driving).square() for i, b in zip(images, batches, strict=True)]).mean()
+    assert values["psnr"] == pytest.approx((10 * (4 / squared).log10()).item(), rel=1e-5)
+    assert {"val/l1", "psnr/emphasis"} <= values.keys()
+
+
+def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="tb")
+    trainer = _trainer(tmp_path, 2, logger=logger, val_check_interval=2)
+    trainer.fit(_module(ADVERSARIAL), _loader(_batches(2)), _loader(_batches(1)))
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
+    wanted = {"train/loss", "train/l1", "train/kl", "train/adversarial", "train/discriminator", "train/r1", "lr"}
+    assert wanted | {"grad_norm", "psnr", "psnr/copy", "val/kl"} <= set(events.Tags()["scalars"])
+    (picture,) = events.Images("source_driving_reconstruction")
+    assert (picture.width, picture.height) == (3 * 16, 4 * 16)
+
+
+def test_bfloat16_on_cpu_keeps_weights_and_motion_in_fp32(tmp_path):
+    module = _module(ReconstructionWeights(kl=1e-3), lr=1e-2)
+    _trainer(tmp_path, 3, precision="bf16-mixed").fit(module, _loader(_batches(3)))
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    directions = module.autoencoder.directions()
+    torch.testing.assert_close(directions.T @ directions, torch.eye(4), rtol=0, atol=1e-6)
+
+
+def test_float16_with_a_discriminator_is_refused():
+    module = _module(ADVERSARIAL)
+
+    class Fp16:
+        precision = "16-mixed"
+
+    module._trainer = Fp16()
+    with pytest.raises(UserError, match="bf16-mixed or 32-true"):
+        module.on_fit_start()
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_vae import ADVERSARIAL, _batches, _loader, _module
+from af.losses.reconstruction import ReconstructionWeights
+from af.types import PairBatch
+from lightning.pytorch import Trainer
+import os
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+share = slice(rank * 4 // world, (rank + 1) * 4 // world)
+batches = [PairBatch(b.source[share], b.driving[share]) for b in _batches(4)]
+torch.manual_seed(rank)  # the ranks' own seeds must not matter
+module = _module(ReconstructionWeights(adversarial=0.1, r1_every=2))
+if rank:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(1)  # nor their initial weights
+trainer = Trainer(accelerator="cpu", devices=world, strategy="ddp", max_steps=4, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                  use_distributed_sampler=False, default_root_dir={folder!r})
+trainer.fit(module, _loader(batches))
+torch.save(module.state_dict(), {folder!r} + f"/{{world}}_{{rank}}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_with_both_halves(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for ranks in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
+        launch[3:3] = ["--standalone"]
+        subprocess.run([*launch[:-2], str(script)], check=True, env=environment, timeout=300)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    for name, value in one.items():
+        assert first[name].equal(second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=2e-4, msg=name)
