@@ -79,7 +79,7 @@ def test_every_demo_has_stages_with_composable_commands(demo):
     assert [s.name for s in found] == ["synth", "vae", "encode", "denoiser", "evaluate", "extract", "generate"]
     for stage in found:
         if stage.arguments[0] == "train":
-            resolve(compose("train", [a for a in stage.arguments[1:]]))
+            resolve(compose("train", list(stage.arguments[1:])))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ PARTS = ("synth", "loader", "train", "rollout")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af bench`."""
     parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)} (default: all but rollout)")
-    parser.add_argument("--data", type=Path, help="split folder of encoded shards with videos (default: made on the spot)")
+    parser.add_argument(
+        "--data", type=Path, help="split folder of encoded shards with videos (default: made on the spot)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
     parser.add_argument("--size", default="demo", choices=("demo", "released"), help="network of the roll-out")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")

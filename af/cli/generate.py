@@ -50,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
+    from af.data.ingest.single import face_frames, read_portrait
     from af.data.media import probe, read_audio, write_video
     from af.data.parts import progress_bar
     from af.forcing.rollout import Guidance
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
     from af.pipeline.evaluate import enlarged
-    from af.data.ingest.single import face_frames, read_portrait
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device)

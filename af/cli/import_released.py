@@ -66,7 +66,12 @@ def _belongs(autoencoder: Path | None, wav2vec2: str | None) -> dict[str, Any]:
             raise UserError(f"--autoencoder {autoencoder} holds a {type(images.model).__name__}")
         model = images.model
         info["motion_spec"] = asdict(
-            MotionSpec(dim=model.latent_dim, directions=model.directions_count, autoencoder=images.digest, image_size=model.image_size)
+            MotionSpec(
+                dim=model.latent_dim,
+                directions=model.directions_count,
+                autoencoder=images.digest,
+                image_size=model.image_size,
+            )
         )
     if wav2vec2 is not None:
         features = Wav2Vec2Features(wav2vec2, mode="utterance")  # as released: the whole voice at once

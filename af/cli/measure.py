@@ -152,8 +152,13 @@ class Measurer:
             found = self._face(clip, side, videos[side], measured.notes)
             if found is not None:
                 faces[side], specs[side] = found
-        lengths = {side: len(faces[side]) for side in faces}
-        lengths |= {f"{side} video": len(v) for side, v in videos.items() if v is not None}
+        lengths = {}
+        for side in SIDES:
+            file, video, frames = clip.face_file(side), clip.video_file(side), videos[side]
+            if side in faces and file is not None:
+                lengths[f"{side} {file.name}"] = len(faces[side])
+            if frames is not None and video is not None:
+                lengths[f"{side} {video.name}"] = len(frames)
         measured.frames = self._common_length(clip, lengths, measured.notes)
         if len(faces) == 3:
             self._check_layouts(clip, specs, faces)

@@ -83,7 +83,9 @@ def _start_ranks(config: dict[str, Any], devices: int) -> None:
     from af.training.launch import write_json
 
     if config["trainer"].get("num_nodes", 1) != 1:
-        raise UserError("trainer.num_nodes > 1: start `torchrun --nnodes ... -m af.cli.main train ...` on every machine")
+        raise UserError(
+            "trainer.num_nodes > 1: start `torchrun --nnodes ... -m af.cli.main train ...` on every machine"
+        )
     resolved = Path(config["run"]) / "launch.json"
     write_json(resolved, config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]

@@ -122,7 +122,9 @@ class Avatar:
             count = min(count, frames - made)
             m = None if poses is None else torch.from_numpy(np.stack(list(islice(poses, count))))
             if a is None and u is None and m is None:
-                raise UserError("give the avatar's audio, the user's audio or the user's video: there is nothing to act on")
+                raise UserError(
+                    "give the avatar's audio, the user's audio or the user's video: there is nothing to act on"
+                )
             yield self.denoiser.condition(*(None if x is None else x[None].to(self.device) for x in (a, u, m)))
             made += count
 

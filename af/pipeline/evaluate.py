@@ -31,7 +31,7 @@ class RolloutSettings:
     """How clips are generated: Euler steps, guidance scales, seed, clips rolled out together."""
 
     steps: int = 8
-    guidance: Guidance = Guidance()
+    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
     seed: int = 0
     batch: int = 16
 
@@ -226,4 +226,3 @@ def psnr_each(images: UInt8[np.ndarray, "B Y X 3"], true: UInt8[np.ndarray, "B Y
     """PSNR of each image in dB."""
     error = np.square(images.astype(np.float32) - true.astype(np.float32)).mean(axis=(1, 2, 3))
     return (10 * np.log10(255.0**2 / np.maximum(error, 1e-3))).tolist()
-

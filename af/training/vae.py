@@ -139,7 +139,7 @@ class VaeModule(LightningModule):
             self._step_discriminator(self.optimizers(use_pl_optimizer=False)[1])  # type: ignore[index]
         self._log_gradient_norm()
         if self.gradient_clip is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+            torch.nn.utils.clip_grad_norm_(self.autoencoder.parameters(), self.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]

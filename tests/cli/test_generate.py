@@ -76,9 +76,7 @@ def test_what_is_missing_is_said(generate, files, tmp_path, capsys):
     assert not list(tmp_path.glob("*.mp4"))
 
 
-def test_models_that_were_not_made_for_each_other_are_refused(
-    dyads, denoiser_folder, files, tmp_path, capsys
-):
+def test_models_that_were_not_made_for_each_other_are_refused(dyads, denoiser_folder, files, tmp_path, capsys):
     import torch
 
     from af.models.artifact import build, save_model

@@ -25,7 +25,13 @@ def avatar(autoencoder_folder, denoiser_folder) -> Avatar:
 
 def run(avatar, latents, out, **settings):
     return evaluate_split(
-        avatar, Index.load(latents / "test"), tracker, FACE, out, settings=RolloutSettings(steps=2, **settings), videos=1
+        avatar,
+        Index.load(latents / "test"),
+        tracker,
+        FACE,
+        out,
+        settings=RolloutSettings(steps=2, **settings),
+        videos=1,
     )
 
 

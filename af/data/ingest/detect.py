@@ -36,8 +36,7 @@ class HaarDetector:
     def __call__(self, frame: UInt8[np.ndarray, "Y X 3"]) -> Float64[np.ndarray, "N 5"]:
         """Faces in an RGB frame; where none is seen, a second look with the contrast spread."""
         if self._cascade is None:
-            folder = Path(cv2.__file__).parent / "data"
-            self._cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_alt2.xml"))
+            self._cascade = _load_cascade()
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         smallest = max(24, min(grey.shape) // 8)
         for picture in (grey, cv2.equalizeHist(grey)):
@@ -48,6 +47,16 @@ class HaarDetector:
                 scores = np.maximum(np.asarray(weights, np.float64).reshape(-1, 1), 1e-3)
                 return np.concatenate([np.asarray(boxes, np.float64), scores], 1)
         return np.zeros((0, 5))
+
+
+def _load_cascade() -> Any:
+    file = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"
+    if not hasattr(cv2, "CascadeClassifier") or not file.is_file():
+        raise UserError(
+            f"OpenCV {cv2.__version__} has no Haar cascades (another package may have replaced it); "
+            "pip install --force-reinstall 'opencv-python-headless<5', or use --detector mediapipe"
+        )
+    return cv2.CascadeClassifier(str(file))
 
 
 class MediaPipeDetector:
@@ -105,6 +114,7 @@ class MediaPipeDetector:
 def make_detector(name: str, model: Path | str | None = None) -> Detector:
     """The detector called `name`: "haar" or "mediapipe" (with its `model` file). Raises `UserError`."""
     if name == "haar":
+        _load_cascade()  # fails before any work
         return HaarDetector()
     if name == "mediapipe":
         return MediaPipeDetector(model)
