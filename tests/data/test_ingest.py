@@ -502,6 +502,14 @@ def test_haar_sees_no_face_in_noise_and_travels():
     assert detector(frame).shape == (0, 5)
 
 
+def test_an_opencv_without_cascades_is_named(monkeypatch):
+    import cv2
+
+    monkeypatch.delattr(cv2, "CascadeClassifier")
+    with pytest.raises(UserError, match="opencv-python-headless<5"):
+        make_detector("haar")
+
+
 def test_mediapipe_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--detector-model FILE.*https://"):
         make_detector("mediapipe")
