@@ -69,12 +69,12 @@ class ModulatedProjection(nn.Module):
     """Modulated 1x1 convolution to a few channels, not demodulated, + bias.
 
     With so few outputs the per-sample weights are tiny: the input channels' factors go into them, and the convolution
-    is a batched matrix product over the pixels.
+    is a batched matrix product over the pixels. Starts at zero: a flow that starts as noise takes long to become one.
     """
 
     def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.style = EqualLinear(style_dim, inputs, bias=1.0)
         self.scale = 1 / math.sqrt(inputs)
