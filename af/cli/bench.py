@@ -1,7 +1,8 @@
 """Speeds of this machine, as JSON on standard output.
 
   af bench                       synth, loader and train: about a minute
-  af bench rollout               a roll-out block against the released scheme and against no cache (--size demo|released)
+  af bench rollout               a roll-out block against the released scheme and against no cache (--size small|released)
+  af bench vae                   decoding and encoding against per-sample weights
   af bench loader --data FOLDER  reading your own shards instead of synthetic ones
 
 Ratios are taken within one run. `--threads` sets the threads of the networks (default: all cores).
@@ -18,17 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PARTS = ("synth", "loader", "train", "rollout")
+PARTS = ("synth", "loader", "train", "rollout", "vae")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af bench`."""
-    parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)} (default: all but rollout)")
+    parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)} (default: synth, loader, train)")
     parser.add_argument(
         "--data", type=Path, help="split folder of encoded shards with videos (default: made on the spot)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
-    parser.add_argument("--size", default="demo", choices=("demo", "released"), help="network of the roll-out")
+    parser.add_argument("--size", default="small", choices=("small", "released"), help="networks of rollout and vae")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
 
 
@@ -106,6 +107,15 @@ def _rollout(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]
     from af.cli.bench_rollout import bench
 
     return bench(args.size)
+
+
+def _vae(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    from af.cli.bench_vae import bench
+    from af.cli.config import compose, resolve
+
+    model = {"small": "demo", "released": "released512"}[args.size]
+    group = [f"+model/autoencoder@model={model}", "~experiment", "name=bench", "trainer.max_steps=1"]
+    return bench(resolve(compose("train", group))["model"])
 
 
 def _example(folder: Path) -> Path:
