@@ -94,6 +94,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="haar needs no download; mediapipe sees turned faces",
     )
     add("--detector-model", metavar="FILE", help="model file of the mediapipe detector")
+    add(
+        "--crf",
+        type=int,
+        default=12,
+        choices=range(0, 41),
+        metavar="0..40",
+        help="H.264 quality, less is better and larger (default 12: about 4 GB an hour at 512 pixels)",
+    )
     add("--dataset", default="own", help="name recorded in the shards")
     add("--licence", default="unknown", help="licence recorded in the shards")
 
@@ -126,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         detect_every=args.detect_every,
         detector=args.detector,
         detector_model=args.detector_model and str(Path(args.detector_model).absolute()),
+        crf=args.crf,
         dataset=args.dataset,
         licence=args.licence,
     )

@@ -17,7 +17,7 @@ from af.cli.measure import fill_gaps, read_parameters
 from af.data.media import write_video
 from af.errors import UserError
 
-FRAMES, SIZE = 60, 48
+FRAMES, SIZE = 60, 48  # the shortest that every parameter metric but the reaction gain accepts
 
 
 def write_manifest(path: Path, rows: list[dict]) -> Path:
