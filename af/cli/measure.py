@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from af.cli.manifest import ManifestClip
-from af.clock import samples_to_frames
+from af.clock import frames_to_seconds, samples_to_seconds
 from af.errors import UserError
 from af.types import FaceSpec
 
@@ -235,8 +235,9 @@ class Measurer:
                     raise
                 measured.notes.append(f"{error.path}: no sound")
                 continue
-            if measured.frames and samples_to_frames(len(audio)) < measured.frames - 25:
-                measured.notes.append(f"{source}: sound ends {measured.frames / 25 - len(audio) / 16000:.1f} s early")
+            early = frames_to_seconds(measured.frames) - samples_to_seconds(len(audio))
+            if measured.frames and early > 1:
+                measured.notes.append(f"{source}: sound ends {early:.1f} s early")
             setattr(measured, name, audio)
 
     def _pictures(self, clip: ManifestClip, videos: dict[str, np.ndarray | None], measured: Measured) -> None:

@@ -158,9 +158,7 @@ def test_every_bad_input_is_named_and_loses_no_other_clip(folder, tmp_path, caps
         assert f"bad {name}" in message
     assert "only 1 frame" in numbers["left_out"]["single"]
     assert "still.npy: no parameter ever changes" in numbers["notes"]["constant"][0]
-    assert (
-        numbers["fd/exp/n"] == 5
-    )  # three good ones, the constant one, and the video without a tracker is not among them
+    assert numbers["fd/exp/n"] == 4  # three good ones and the constant one; the video has no tracker
     assert set(json.loads((out / "clips.json").read_text())) >= {"c0", "c1", "c2", "constant"}
 
 

@@ -22,7 +22,10 @@ SIZE, LATENT, DIRECTIONS = 16, 12, 4
 def _build(**options) -> MotionAutoencoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MotionAutoencoder(SIZE, LATENT, DIRECTIONS, channel_base=64, max_channels=8, **options)
+        model = MotionAutoencoder(SIZE, LATENT, DIRECTIONS, channel_base=64, max_channels=8, **options)
+        for level in model.decoder.levels.values():  # flows start at zero: nothing would move yet
+            torch.nn.init.normal_(level.flow.weight)
+        return model
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_stopped_evaluation_goes_on(avatar, latents, tmp_path):
     second = run(avatar, latents, tmp_path)
     assert kept[0].stat().st_mtime_ns == times[0]
     for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one.generated, other.generated)
+        np.testing.assert_allclose(one.generated, other.generated, atol=0.01)  # batched with other clips, or alone
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
 
 

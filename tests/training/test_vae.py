@@ -88,7 +88,7 @@ def test_objective_is_the_weighted_sum_of_its_terms():
     batch = _batches(1, weighted=True)[0]
     with torch.no_grad():
         loss, terms = module.reconstruction_loss(module.autoencoder(batch.source, batch.driving), batch)
-    assert loss.item() == pytest.approx(2 * terms["l1"] + 0.5 * terms["kl"] + 3 * terms["perceptual"], rel=1e-5)
+    assert loss.item() == pytest.approx(float(2 * terms["l1"] + 0.5 * terms["kl"] + 3 * terms["perceptual"]), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""The README keeps its word: every command in it is one the command line takes, and the sequences run."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import pytest
+
+from af.cli.config import compose, resolve
+from af.cli.main import VERBS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+OWN_VIDEOS = re.search(r"^<!-- own videos -->\n```sh\n(.*?)^```", README, re.M | re.S)
+ASSIGNMENT = re.compile(r"([A-Z_]+)=(\S+)")
+HOST = {"HOST": "machine1"}  # what the user's own shell knows
+
+
+def commands(block: str, **variables: str) -> list[list[str]]:
+    """The commands of a block, variables filled in; those given here win over the block's own lines."""
+    known, found = {**HOST, **variables}, []
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(Template(line).substitute(known) if line.lstrip()[:1] != "#" else "", comments=True)
+        if len(words) == 1 and (assigned := ASSIGNMENT.fullmatch(words[0])):
+            known.setdefault(assigned[1], assigned[2])
+        elif words:
+            found.append(words)
+    return found
+
+
+ALL = [words for language, block in BLOCKS if language == "sh" for words in commands(block)]
+# torchrun ... -m af.cli.main train ... is `af train ...` on every machine
+AF = [["af", *w[w.index("af.cli.main") + 1 :]] if w[0] == "torchrun" else w for w in ALL if w[0] in ("af", "torchrun")]
+
+
+def test_only_known_programs_are_named():
+    assert {words[0] for words in ALL} <= {"af", "make", "torchrun", "tensorboard", "."}
+    assert len(AF) >= 15
+    assert {words[1] for words in AF} >= set(VERBS) - {"demo", "synth"}  # make demo runs these two
+
+
+def test_make_targets_and_extras_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for words in ALL:
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.M), words
+            assert all(re.search(rf"^{w.partition('=')[0]} \?=", makefile, re.M) for w in words[2:]), words
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"avatar-forcing\[(\w+)\]", README)) <= set(extras)
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The arguments of `af ...`, as its verb parses them; SystemExit when it does not take them."""
+    module = importlib.import_module(f"af.cli.{words[1].replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"af {words[1]}", exit_on_error=True)
+    module.configure(parser)
+    return (parser.parse_args if parser._subparsers else parser.parse_intermixed_args)(words[2:])
+
+
+@pytest.mark.parametrize("words", AF, ids=lambda words: " ".join(words[:3]))
+def test_every_command_is_taken(words):
+    args = parsed(words)
+    if words[1] == "train":
+        config = resolve(compose("train", args.overrides, args.config_dir))
+        assert config["data"]["root"].startswith("data/")
+    if words[1] == "encode":
+        resolve(compose("encode", args.overrides, args.config_dir))
+
+
+def test_words_a_verb_does_not_take_are_noticed():
+    with pytest.raises(SystemExit):
+        parsed(["af", "evaluate", "--out", "x", "--manifesto", "clips.csv"])
+
+
+@pytest.mark.parametrize("choice", re.findall(r"DEMO=demo=(\w+)", README))
+def test_named_demos_exist(choice):
+    resolve(compose("demo", [f"demo={choice}"]))
+
+
+def test_named_files_exist():
+    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"`(\w+/[\w/]+\.(?:py|ipynb|yaml))`", README):
+        assert (ROOT / path).exists(), path
+    assert sum(f.stat().st_size for f in (ROOT / "docs").rglob("*") if f.is_file()) < 1_000_000
+
+
+def test_the_live_session_runs(autoencoder_folder, denoiser_folder):
+    (block,) = (block for language, block in BLOCKS if language == "python")
+    for name, folder in (("vae", autoencoder_folder), ("denoiser", denoiser_folder)):
+        assert f"runs/demo/{name}/export" in block
+        block = block.replace(f"runs/demo/{name}/export", str(folder))
+    rng, shown = np.random.default_rng(0), []
+
+    def microphone_and_camera():
+        for _ in range(4):
+            voices = (0.1 * rng.standard_normal((2, 3 * 640))).astype(np.float32)
+            yield *voices, rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+    portrait = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    names = {"portrait": portrait, "microphone_and_camera": microphone_and_camera, "show": shown.append}
+    exec(block, names)
+    assert [len(list(frames)) for frames in shown] == [5, 5]  # 12 frames in, two blocks of 5 out
+    assert names["session"].waiting_ms == 5 * 40
+
+
+TINY = {
+    "vae_demo": ["model.image_size=32", "model.latent_dim=16", "model.directions=6", "model.channel_base=128"],
+    "denoiser_demo": [
+        "model.motion_space.latent_dim=16", "model.motion_space.directions=6", "model.hidden=16", "model.depth=1",
+        "model.heads=2", "model.condition_dim=16",
+    ],
+}  # fmt: skip
+TWO_STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2", "data.workers=0"]
+
+
+@pytest.mark.slow
+def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch):
+    """The README's sequence as it stands, on drawn people filmed to files; only sizes and steps are made small."""
+    from af.data.ingest.splits import _by_hash
+    from af.data.media import read_video
+
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--train", "4", "--val", "1", "--test", "1", "--seconds", "4", "--size", "128", "--workers", "1"]
+    assert main(["synth", "--out", "drawn", *sizes]) == 0
+    videos = tmp_path / "my videos, 2 = all"
+    rows = []
+    for sample in range(4):
+        folder = videos / f"call {sample}"
+        assert main(["shards", "extract", "drawn/train", "--sample", str(sample), "--out", str(folder)]) == 0
+        # names whose hash puts the first two conversations into train, the others into val and test
+        wanted = ("train", "train", "val", "test")[sample]
+        name = next(n for n in map("person{}".format, range(1000)) if _by_hash(n, (0.8, 0.1, 0.1)) == wanted
+                    and n not in {row[2] for row in rows})  # fmt: skip
+        rows.append((f"call {sample}/user.mp4", f"call {sample}/avatar.mp4", name, f"{name} partner"))
+    with open(videos / "pairs.csv", "w", newline="") as file:
+        (header,) = (block.splitlines()[0].split(",") for language, block in BLOCKS if language == "csv")
+        csv.writer(file).writerows([header, *rows])
+
+    assert OWN_VIDEOS is not None
+    monkeypatch.setitem(HOST, "HOST", "")
+    done = []
+    for words in commands(OWN_VIDEOS[1], MANIFEST="pairs.csv"):
+        words = [str(videos / w) if w == "pairs.csv" else w for w in words]
+        if words[1] == "ingest":
+            words += ["--size", "32"]
+        if words[1] == "train":
+            words += [*TINY[words[2].removeprefix("experiment=")], *TWO_STEPS]
+        assert main(words[1:]) == 0, words
+        done.append(words[1])
+    assert done == ["ingest", "shards", "shards", "train", "encode", "train", "evaluate", "shards", "generate"]
+    film = read_video(Path("runs/mine/example/both.mp4"))
+    assert len(film) == len(read_video(Path("runs/mine/example/user.mp4"))) >= 50
+    assert (tmp_path / "runs/mine/evaluation/metrics.json").is_file()
+
+    # the other form of `af evaluate`, with the film just made
+    with open("clips.csv", "w", newline="") as file:
+        example = "runs/mine/example"
+        row = [
+            "one",
+            f"{example}/user.mp4",
+            f"{example}/avatar.mp4",
+            f"{example}/generated.mp4",
+            f"{example}/avatar.wav",
+        ]
+        csv.writer(file).writerows([["clip", "user", "true", "generated", "audio"], row])
+    (words,) = (w for w in AF if w[1] == "evaluate" and "--synthetic-tracker" in w)
+    assert main(words[1:]) == 0
+    assert Path("runs/comparison-synthetic/gallery.html").is_file()
