@@ -23,7 +23,7 @@ from af.pipeline.encode import image_array, image_tensor
 from af.types import Clip, FaceSpec
 
 Tracker = Callable[[UInt8[np.ndarray, "T Y X 3"]], Float[np.ndarray, "T P"]]
-FIELDS = frozenset({"video", "audio", "motion", "audio_features", "face"})
+FIELDS = frozenset({"video", "audio", "motion", "audio_features"})
 
 
 @dataclass(frozen=True)
