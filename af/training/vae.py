@@ -207,11 +207,12 @@ class VaeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log PSNR of all pixels of all pairs, over all ranks; `psnr/copy` is the source shown unchanged."""
-        values = {name: metric.compute() for name, metric in self.validation.items()}  # type: ignore[operator]
+        # Emphasis has no value when no batch had weights.
+        values = {name: metric.compute() for name, metric in self.validation.items() if metric.update_called}  # type: ignore[operator,union-attr]
         self.log("val/l1", values["l1"], sync_dist=True)
         self.log("psnr", psnr(values["squared_error"]), prog_bar=True, sync_dist=True)
         self.log("psnr/copy", psnr(values["squared_error_copy"]), sync_dist=True)
-        if self.validation["squared_error_emphasis"].update_called:
+        if "squared_error_emphasis" in values:
             self.log("psnr/emphasis", psnr(values["squared_error_emphasis"]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:

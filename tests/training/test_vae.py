@@ -140,24 +140,18 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 def test_resumed_is_uninterrupted(tmp_path, weights):
     batches = _batches(6)
 
-    def fit(steps: int, start: int, checkpoint: Path | None) -> VaeModule:
+    def fit(steps: int, checkpoint: Path | None = None) -> VaeModule:
         module = _module(weights, warmup_steps=2)
         saver = ModelCheckpoint(dirpath=tmp_path / "saved", save_last=True, every_n_train_steps=3, save_top_k=0)
-        trainer = _trainer(tmp_path, 6, callbacks=[saver], enable_checkpointing=True)
-        if steps < 6:
-            trainer.should_stop = False
-            batches_now = batches[:steps]
-            trainer.fit_loop.epoch_loop.max_steps = 6
-            trainer.fit_loop.max_epochs = 1
-        else:
-            batches_now = batches[start:]
-        trainer.fit(module, _loader(batches_now), ckpt_path=checkpoint, weights_only=True)
+        trainer = _trainer(tmp_path, steps, callbacks=[saver], enable_checkpointing=True)
+        share = batches[:steps] if checkpoint is None else batches[3:]
+        trainer.fit(module, _loader(share), ckpt_path=checkpoint, weights_only=True)
         return module
 
-    whole = _weights(fit(6, 0, None))
+    whole = _weights(fit(6))
     (tmp_path / "saved" / "last.ckpt").unlink()
-    fit(3, 0, None)
-    resumed = _weights(fit(6, 3, tmp_path / "saved" / "last.ckpt"))
+    fit(3)
+    resumed = _weights(fit(6, tmp_path / "saved" / "last.ckpt"))
     assert [name for name in whole if not whole[name].equal(resumed[name])] == []
 
 
