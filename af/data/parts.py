@@ -135,3 +135,5 @@ def _run_pool(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        for folder in {part.path.parent for part in todo}:  # what workers were stopped in the middle of
+            remove_stale(folder)

@@ -195,6 +195,7 @@ def test_variable_rate_keeps_the_clock(tmp_path):
         assert abs(times[number] - Fraction(n, FPS)) <= abs(times[nearest] - Fraction(n, FPS)) + Fraction(1, 500)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40))
 def test_constant_rate_takes_the_nearest_picture(steps):
     times = [Fraction(sum(steps[:i]), 1000) for i in range(len(steps))]

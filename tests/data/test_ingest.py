@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_videos import disc_detector, disc_video, make_video, scene, tone
 
@@ -82,6 +82,7 @@ def test_gaps_are_bridged_marked_and_cut():
     np.testing.assert_allclose(track.boxes[track.present], [[60, 50, 80]] * int(track.present.sum()), atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 8))
 def test_crops_lie_inside_the_frame(seed, margin):
     rng = np.random.default_rng(seed)
@@ -117,6 +118,7 @@ def test_crop_is_centred_to_a_fraction_of_a_pixel(side):
         np.testing.assert_allclose(centre, [32, 32], atol=0.15)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.booleans(), max_size=120),
     st.sets(st.integers(0, 119), max_size=4),
@@ -449,6 +451,7 @@ pairs_of_people = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(pairs_of_people, st.integers(0, 25))
 def test_no_person_is_in_two_splits(pairs, earlier):
     """Also when the second half comes in a later run."""

@@ -41,6 +41,7 @@ shard_lengths = st.lists(st.lists(st.integers(1, 300), min_size=0, max_size=4), 
 seeds = st.integers(0, 2**40)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=3), st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=9))
 def test_the_two_hashes_agree(prefix, values):
     many = mix_array(*prefix, last=np.array(values, np.int64))
@@ -181,6 +182,7 @@ def test_going_on_with_other_ranks_is_the_uninterrupted_order(seed, stopped_afte
     assert resumed == run(1, 12, 0, 10)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))
 def test_validation_sees_each_item_once(items, batch, world):
     clips = [ClipItem(n, n) for n in range(items)]

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_shards import AUDIO, FACE, MOTION, STREAMING, meta
 
@@ -37,6 +37,7 @@ def test_description_survives_json():
     assert not again.valid_mask("b").any()
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
 def test_spans_are_the_mask(mask):
     clip = meta(0, len(mask), 32, "train", valid={"a": spans(np.array(mask)), "b": ()})

@@ -386,6 +386,23 @@ def test_parts_are_made_once_and_go_on_after_a_failure(tmp_path, workers):
     assert run_parts(parts, _write_part).made == 0
 
 
+def _slow_or_failing_part(path: Path, fails: bool) -> None:
+    with atomic_path(path) as temporary:
+        if fails:
+            while not list(path.parent.glob(".slow.*.tmp")):
+                time.sleep(0.01)
+            raise UserError("this one fails")
+        temporary.write_text("half")
+        time.sleep(600)
+
+
+def test_workers_stopped_in_the_middle_leave_nothing(tmp_path):
+    parts = [Part(tmp_path / "slow", (False,)), Part(tmp_path / "failing", (True,))]
+    with pytest.raises(UserError, match="this one fails"):
+        run_parts(parts, _slow_or_failing_part, workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dead_worker_is_named_not_hung(tmp_path):
     parts = [Part(tmp_path / f"{n}.txt", ("die",)) for n in range(3)]
     with pytest.raises(UserError, match="worker process died"):
