@@ -158,6 +158,7 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch):
             words += [*TINY[words[2].removeprefix("experiment=")], *TWO_STEPS]
         assert main(words[1:]) == 0, words
         done.append(words[1])
+    assert {f.parent.name for f in Path("data/mine").glob("*/index.json")} == {"train", "val", "test"}
     assert done == ["ingest", "shards", "shards", "train", "encode", "train", "evaluate", "shards", "generate"]
     film = read_video(Path("runs/mine/example/both.mp4"))
     assert len(film) == len(read_video(Path("runs/mine/example/user.mp4"))) >= 50
