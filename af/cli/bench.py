@@ -3,6 +3,7 @@
   af bench                       synth, loader and train: about a minute
   af bench rollout               a roll-out block against the released scheme and against no cache (--size small|released)
   af bench vae                   decoding and encoding against per-sample weights
+  af bench metrics               rPCC, Var, FD, TLCC and more of 200 clips of 30 s with 56 parameters, on one core
   af bench loader --data FOLDER  reading your own shards instead of synthetic ones
 
 Ratios are taken within one run. `--threads` sets the threads of the networks (default: all cores).
@@ -19,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PARTS = ("synth", "loader", "train", "rollout", "vae")
+PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +117,12 @@ def _vae(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
     model = {"small": "demo", "released": "released512"}[args.size]
     group = [f"+model/autoencoder@model={model}", "~experiment", "name=bench", "trainer.max_steps=1"]
     return bench(resolve(compose("train", group))["model"])
+
+
+def _metrics(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    from af.cli.bench_metrics import bench
+
+    return bench()
 
 
 def _example(folder: Path) -> Path:

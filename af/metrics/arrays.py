@@ -28,7 +28,7 @@ def undefined(metric: str, reason: str) -> float:
 def as_array(values: np.ndarray | Tensor | Sequence[float]) -> Array:
     """Any array, tensor or list of numbers as float64 NumPy."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu().double().numpy()  # bfloat16 has no NumPy type
     return np.asarray(values, dtype=np.float64)
 
 
@@ -67,6 +67,30 @@ def as_paired(**named: Clips) -> list[list[Clip]]:
             if len(clip) != len(other):
                 raise ValueError(f"{name}[{i}] has {len(clip)} frames where {first}[{i}] has {len(other)}")
     return list(lists.values())
+
+
+def same_dims(**named: list[Clip]) -> None:
+    """Raises ValueError naming the argument whose clips have another number of dims than the first argument's."""
+    (first, reference), *others = named.items()
+    for name, clips in others:
+        if clips and reference and clips[0].shape[1] != reference[0].shape[1]:
+            raise ValueError(f"{name} has {clips[0].shape[1]} dims where {first} has {reference[0].shape[1]}")
+
+
+def left_out(metric: str, missing: int, count: int, reason: str, what: str = "clips") -> None:
+    """A warning that the metric's value is that of the others."""
+    warnings.warn(f"{metric}: {missing} of {count} {what} left out: {reason}", UndefinedMetricWarning, stacklevel=3)
+
+
+def mean_of_defined(metric: str, values: Array, reason: str, what: str = "clips") -> float:
+    """Mean of the values that are not NaN; a warning says how many are left out, or why there is none at all."""
+    values = np.asarray(values, np.float64)
+    missing = int(np.isnan(values).sum())
+    if missing == len(values):
+        return undefined(metric, reason if missing else f"no {what}")
+    if missing:
+        left_out(metric, missing, len(values), reason, what)
+    return float(np.nanmean(values))
 
 
 def safe_divide(numerator: Array, denominator: Array) -> Array:

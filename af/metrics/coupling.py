@@ -11,7 +11,17 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from af.metrics.arrays import Array, Clip, Clips, as_paired, safe_divide, undefined
+from af.metrics.arrays import (
+    Array,
+    Clip,
+    Clips,
+    as_paired,
+    left_out,
+    mean_of_defined,
+    safe_divide,
+    same_dims,
+    undefined,
+)
 
 Pooling = Literal["pooled", "clip", "dim"]
 #: Below this share of its mean square a variance computed from power sums is rounding noise: the series is constant.
@@ -37,7 +47,7 @@ def pcc_from_sums(sums: Float[np.ndarray, "... 6"]) -> Array:
 def pearson(a: Array, b: Array) -> float:
     """Pearson correlation of two flattened arrays (centred first); NaN without a warning when a side is constant."""
     a, b = a.ravel(), b.ravel()
-    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
@@ -50,24 +60,27 @@ def pcc(user: Clips, avatar: Clips, pooling: Pooling = "pooled") -> float:
     "dim": per dimension over all clips' frames, then mean. NaN with a warning where nothing varies.
     """
     users, avatars = as_paired(user=user, avatar=avatar)
+    same_dims(user=users, avatar=avatars)
     values = _pccs(users, avatars, pooling)
-    return float(np.nanmean(values)) if np.isfinite(values).any() else undefined(f"pcc ({pooling})", _CONSTANT_REASON)
+    return mean_of_defined(f"pcc ({pooling})", values, _CONSTANT_REASON, "dims" if pooling == "dim" else "clips")
 
 
-_CONSTANT_REASON = "a series is constant, not finite or shorter than 2 frames"
+_CONSTANT_REASON = "no clips, or a series is constant, not finite or shorter than 2 frames"
 
 
 def _pccs(users: list[Clip], avatars: list[Clip], pooling: Pooling) -> Float[np.ndarray, " N"]:
     """The correlations whose mean is the metric: one (pooled), one per clip, or one per dimension."""
+    if pooling not in ("pooled", "clip", "dim"):
+        raise ValueError(f"pooling must be 'pooled', 'clip' or 'dim', got {pooling!r}")
+    if not users:
+        return np.full(1, np.nan)
     if pooling == "clip":
         return np.array([pearson(x, a) for x, a in zip(users, avatars, strict=True)])
     if pooling == "dim":
         x, a = np.concatenate(users), np.concatenate(avatars)
         return np.array([pearson(x[:, d], a[:, d]) for d in range(x.shape[1])])
-    if pooling == "pooled":
-        flat_users, flat_avatars = (np.concatenate([c.ravel() for c in clips]) for clips in (users, avatars))
-        return np.array([pearson(flat_users, flat_avatars)])
-    raise ValueError(f"pooling must be 'pooled', 'clip' or 'dim', got {pooling!r}")
+    flat_users, flat_avatars = (np.concatenate([c.ravel() for c in clips]) for clips in (users, avatars))
+    return np.array([pearson(flat_users, flat_avatars)])
 
 
 def rpcc(user: Clips, true: Clips, generated: Clips, pooling: Pooling = "pooled") -> float:
@@ -78,13 +91,9 @@ def rpcc(user: Clips, true: Clips, generated: Clips, pooling: Pooling = "pooled"
     NaN with a warning where a correlation has no value. Source: DIM (pooled), DualTalk and R-DGG (clip).
     """
     users, trues, generateds = as_paired(user=user, true=true, generated=generated)
+    same_dims(user=users, true=trues, generated=generateds)
     residuals = np.abs(_pccs(users, trues, pooling) - _pccs(users, generateds, pooling))
-    missing = np.isnan(residuals)
-    if missing.all():
-        return undefined(f"rpcc ({pooling})", _CONSTANT_REASON)
-    if missing.any():
-        undefined(f"rpcc ({pooling})", f"{missing.sum()} of {len(missing)} left out: {_CONSTANT_REASON}")
-    return float(residuals[~missing].mean())
+    return mean_of_defined(f"rpcc ({pooling})", residuals, _CONSTANT_REASON, "dims" if pooling == "dim" else "clips")
 
 
 @dataclass(frozen=True)
@@ -117,34 +126,33 @@ def lagged_pearson(
     """Pearson of second[t + lag] with first[t] over the frames that overlap, for every lag −max_lag … max_lag.
 
     `valid` (T,) keeps only frames t of `first` (voiced frames). NaN where a side is constant or fewer than 3 frames
-    overlap. All dimensions and lags at once through FFTs of the centred series.
+    overlap. All dimensions and lags at once: sums of one series by running sums, of both through FFTs.
     """
-    frames, dims = first.shape
-    weight = np.ones(frames) if valid is None else np.asarray(valid, np.float64)
+    from scipy.fft import irfft, next_fast_len, rfft
+
+    frames = len(first)
+    weight = np.ones((frames, 1)) if valid is None else np.asarray(valid, np.float64)[:, None]
     # Centring and scaling over the whole clip first keeps the power sums small: no cancellation whatever the offset.
     first, second = ((s - s.mean(0)) / _spread(s) for s in (first, second))
-    first = first * weight[:, None]
-    size = 1 << int(np.ceil(np.log2(2 * frames + max_lag)))
+    first = first * weight
     lags = np.arange(-max_lag, max_lag + 1)
+    # Frames t of `first` for which t + lag lies inside the clip.
+    start, stop = np.clip(-lags, 0, frames), np.clip(frames - lags, 0, frames)
 
-    def cross(a: Array, b: Array) -> Array:
-        product = np.conj(np.fft.rfft(a, size, axis=0)) * np.fft.rfft(b, size, axis=0)
-        return np.fft.irfft(product, size, axis=0)[lags]
+    def summed(series: Array, shift: np.ndarray | int = 0) -> Array:
+        running = np.concatenate([np.zeros((1, series.shape[1])), series.cumsum(axis=0)])
+        return running[np.clip(stop + shift, 0, frames)] - running[np.clip(start + shift, 0, frames)]
 
-    ones, mask = np.ones((frames, 1)), weight[:, None]
-    n = np.round(cross(mask, ones))
-    sums = np.stack(
-        [
-            np.broadcast_to(n, (len(lags), dims)),
-            cross(first, ones),
-            cross(first**2, ones),
-            cross(mask, second),
-            cross(mask, second**2),
-            cross(first, second),
-        ],
-        axis=-1,
-    )
-    n, sx, sxx, sa, saa, sxa = np.moveaxis(sums, -1, 0)
+    size = next_fast_len(frames + max_lag, real=True)  # enough: what wraps round is beyond max_lag
+
+    def crossed(a: Array, b: Array) -> Array:
+        return irfft(np.conj(rfft(a, size, axis=0)) * rfft(b, size, axis=0), size, axis=0)[lags]
+
+    n, sx, sxx, sxa = summed(weight), summed(first), summed(first**2), crossed(first, second)
+    if valid is None:
+        sa, saa = summed(second, lags), summed(second**2, lags)
+    else:
+        sa, saa = crossed(weight, second), crossed(weight, second**2)
     vx, va = n * sxx - sx**2, n * saa - sa**2
     # The FFT's rounding is about 1e-15 of the whole clip's energy (n² after scaling): below 1e-12 nothing varies.
     varies = (n > 2) & (vx > 1e-12 * frames * n) & (va > 1e-12 * frames * n)
@@ -182,11 +190,14 @@ def tlcc(user: Clips, avatar: Clips, max_lag: int = 49) -> LagCurve:
     max_lag + 3 frames or without variation are left out with a warning. Source: REACT2024.
     """
     users, avatars = as_paired(user=user, avatar=avatar)
+    same_dims(user=users, avatar=avatars)
     curves = tlcc_curves(users, avatars, max_lag)
     bad = int(np.isnan(curves).any(axis=1).sum())
-    if bad:
-        reason = f"{bad} of {len(curves)} clips are constant, not finite or shorter than {max_lag + 3} frames"
-        undefined("tlcc", reason + " and left out" if bad < len(curves) else reason)
+    reason = f"constant, not finite or shorter than {max_lag + 3} frames"
+    if bad == len(curves):
+        undefined("tlcc", f"every clip is {reason}" if users else "no clips")
+    elif bad:
+        left_out("tlcc", bad, len(curves), reason)
     mean = curve_from_sums(curve_sums(curves).sum(axis=0))
     return LagCurve(np.arange(-max_lag, max_lag + 1), mean)
 

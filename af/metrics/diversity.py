@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from af.metrics.arrays import Clip, Clips, as_clips, safe_divide, undefined
+from af.metrics.arrays import Array, Clip, Clips, as_clips, mean_of_defined, nan_mean, safe_divide, same_dims, undefined
 
 
 def fit_clusters(true: Clips, clusters: int, name: str = "sid") -> Float[np.ndarray, "K D"] | None:
@@ -17,7 +17,10 @@ def fit_clusters(true: Clips, clusters: int, name: str = "sid") -> Float[np.ndar
     """
     from sklearn.cluster import KMeans
 
-    frames = np.concatenate(as_clips(true, "true"))
+    if not (clips := as_clips(true, "true")):
+        undefined(name, "no true clips")
+        return None
+    frames = np.concatenate(clips)
     if not np.isfinite(frames).all():
         undefined(name, "true frames are not finite")
         return None
@@ -37,7 +40,7 @@ def cluster_counts(clip: Clip, centres: Float[np.ndarray, "K D"]) -> Int[np.ndar
 def entropy_bits(counts: Float[np.ndarray, "... K"]) -> Float[np.ndarray, ...]:
     """Shannon entropy of histograms, in bits; NaN for an empty one."""
     p = safe_divide(counts, np.asarray(counts).sum(axis=-1, keepdims=True))
-    return -np.sum(np.where(p > 0, p * np.log2(np.where(p > 0, p, 1.0)), p * 0.0), axis=-1)
+    return -np.sum(np.where(p > 0, p * np.log2(np.where(p > 0, p, 1.0)), p * 0.0), axis=-1) + 0.0  # no −0
 
 
 def sid(true: Clips, generated: Clips, clusters: int) -> float:
@@ -46,7 +49,8 @@ def sid(true: Clips, generated: Clips, clusters: int) -> float:
     Bound: log2(clusters). Higher is richer; compare with `sid(true, true, clusters)`. NaN with a warning when the
     clusters cannot be fitted. Source: DIM (40 clusters for expression, 20 for pose); the paper states 15 and 9.
     """
-    generated = as_clips(generated, "generated")
+    true, generated = as_clips(true, "true"), as_clips(generated, "generated")
+    same_dims(true=true, generated=generated)
     centres = fit_clusters(true, clusters)
     if centres is None:
         return float("nan")
@@ -57,7 +61,13 @@ def sid(true: Clips, generated: Clips, clusters: int) -> float:
 
 def clip_variances(clips: list[Clip]) -> Float[np.ndarray, "N D"]:
     """Variance over time (ddof 0) of each clip and feature; NaN rows for clips of fewer than 2 frames."""
-    return np.stack([c.var(axis=0) if len(c) > 1 else np.full(c.shape[1], np.nan) for c in clips])
+    return np.array([c.var(axis=0) if len(c) > 1 else np.full(c.shape[1], np.nan) for c in clips])
+
+
+def variance_ratio(own: Float[np.ndarray, "... D"], true: Float[np.ndarray, "... D"]) -> Array:
+    """Quotient of variances (or of their sums); NaN for parameters whose true variance is rounding at most."""
+    varies = true > 1e-18
+    return safe_divide(np.where(varies, own, 0.0), np.where(varies, true, 0.0))
 
 
 def variance(clips: Clips, pooling: Literal["clip", "pooled"] = "clip") -> float:
@@ -66,14 +76,17 @@ def variance(clips: Clips, pooling: Literal["clip", "pooled"] = "clip") -> float
     "clip": over time per feature, mean over features, then clips (paper, DualTalk). "pooled": of everything flattened
     (DIM). NaN with a warning without a clip of 2 frames.
     """
+    if pooling not in ("clip", "pooled"):
+        raise ValueError(f"pooling must be 'clip' or 'pooled', got {pooling!r}")
     arrays = as_clips(clips)
     if not any(len(c) > 1 for c in arrays):
         return undefined("var", "no clip has 2 frames")
+    if not all(np.isfinite(c).all() for c in arrays) and pooling == "pooled":
+        return undefined("var (pooled)", "values are not finite")
     if pooling == "pooled":
         return float(np.concatenate([c.ravel() for c in arrays]).var())
-    if pooling != "clip":
-        raise ValueError(f"pooling must be 'clip' or 'pooled', got {pooling!r}")
-    return float(np.nanmean(clip_variances(arrays).mean(axis=1)))
+    values = [v.mean() if np.isfinite(v).all() else np.nan for v in clip_variances(arrays)]
+    return mean_of_defined("var", np.array(values), "fewer than 2 frames, or values are not finite")
 
 
 def var_ratio(true: Clips, generated: Clips) -> Float[np.ndarray, " D"]:
@@ -81,8 +94,9 @@ def var_ratio(true: Clips, generated: Clips) -> Float[np.ndarray, " D"]:
 
     NaN, with a warning, for parameters that do not vary in the true clips.
     """
-    true_variance = np.nanmean(clip_variances(as_clips(true, "true")), axis=0)
-    ratio = safe_divide(np.nanmean(clip_variances(as_clips(generated, "generated")), axis=0), true_variance)
+    trues, generateds = as_clips(true, "true"), as_clips(generated, "generated")
+    same_dims(true=trues, generated=generateds)
+    ratio = variance_ratio(*(nan_mean(clip_variances(side).T) for side in (generateds, trues)))
     if np.isnan(ratio).any():
         undefined("var_ratio", f"parameters {np.flatnonzero(np.isnan(ratio)).tolist()} do not vary in the true clips")
     return ratio

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from af.metrics.reaction import LAG_BANDS, ReactionModel
 from af.metrics.rows import MetricRow
 from af.types import FaceSpec
 
@@ -49,8 +50,17 @@ class Protocol:
     smile_lag: int = 11
     tilt_lag: int = 12
     mel_bands: int = 8
+    gain_bands: tuple[tuple[int, int], ...] = LAG_BANDS
     resamples: int = 1000
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted on the true clips alone: several systems on the same clips can be judged by one fit."""
+
+    centres: Mapping[str, Float[np.ndarray, "K D"] | None]
+    reaction: ReactionModel | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class ParameterReport:
     curves: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
     per_clip: dict[str, dict[str, float]]
     draws: dict[str, np.ndarray]
+    fitted: Fitted
 
 
 def partners(clips: Sequence[EvaluationClip]) -> list[int] | None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from af.metrics.arrays import Clip, Clips, as_array, as_clips, as_paired, undefined
+from af.metrics.arrays import (
+    Array,
+    Clip,
+    Clips,
+    as_array,
+    as_clips,
+    as_paired,
+    mean_of_defined,
+    safe_divide,
+    same_dims,
+    undefined,
+)
 
 
 def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D R"]:
@@ -25,11 +36,18 @@ def frechet_distance(
 
     The trace of the root is the sum of the roots of the eigenvalues of the symmetric product L1ᵀ Σ2 L1, Σ1 = L1 L1ᵀ
     (taken as singular values of L1ᵀ L2): real for singular covariances too, where a matrix square root turns complex.
+    NaN with a warning for values that are not finite. Raises ValueError naming an argument of another shape.
     """
-    mean1, cov1, mean2, cov2 = (as_array(a) for a in (mean1, cov1, mean2, cov2))
-    if not all(np.isfinite(a).all() for a in (mean1, cov1, mean2, cov2)):
-        return float("nan")
-    cov1, cov2 = np.atleast_2d(cov1), np.atleast_2d(cov2)
+    mean1, mean2 = (np.atleast_1d(as_array(mean)) for mean in (mean1, mean2))
+    cov1, cov2 = (np.atleast_2d(as_array(cov)) for cov in (cov1, cov2))
+    dims = mean1.size
+    for name, array, shape in (
+        ("mean1", mean1, (dims,)), ("cov1", cov1, (dims, dims)), ("mean2", mean2, (dims,)), ("cov2", cov2, (dims, dims))
+    ):  # fmt: skip
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape} where {shape} belongs to {dims} dims of mean1")
+        if not np.isfinite(array).all():
+            return undefined("frechet distance", f"{name} is not finite")
     root1, root2 = _root(cov1), _root(cov2)
     cross = np.linalg.svd(root1.T @ root2, compute_uv=False).sum() if root1.size and root2.size else 0.0
     distance = float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * cross)
@@ -41,21 +59,39 @@ def gaussian(frames: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"],
     return frames.mean(0), np.atleast_2d(np.cov(frames, rowvar=False))
 
 
+def gaussian_sums(rows: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " S"]:
+    """n, Σ, ΣΣᵀ of rows, S = 1 + D + D²: they add up over clips and ranks."""
+    return np.concatenate([[len(rows)], rows.sum(axis=0), (rows.T @ rows).ravel()])
+
+
+def gaussian_from_sums(
+    sums: Float[np.ndarray, " S"], dims: int
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
+    """Mean and covariance (ddof 1) from `gaussian_sums`; NaN below 2 rows."""
+    n, total, squares = sums[0], sums[1 : 1 + dims], sums[1 + dims :].reshape(dims, dims)
+    mean = safe_divide(total, np.full(dims, n))
+    return mean, safe_divide(squares - n * np.outer(mean, mean), np.full((dims, dims), max(n - 1, 0.0)))
+
+
+def distance_from_sums(sums: Float[np.ndarray, "... E"], dims: int) -> Array:
+    """Fréchet distance of two sides' `gaussian_sums`, one after the other; NaN (no warning) below 2 rows on a side."""
+    flat = np.asarray(sums).reshape(-1, 2, sums.shape[-1] // 2)
+    values = [
+        frechet_distance(*gaussian_from_sums(a, dims), *gaussian_from_sums(b, dims)) if min(a[0], b[0]) > 1 else np.nan
+        for a, b in flat
+    ]
+    return np.asarray(values).reshape(sums.shape[:-1])
+
+
 def clip_frechet(first: Clip, second: Clip) -> float:
     """Fréchet distance between the frames of two clips; NaN (no warning) with fewer than 2 frames."""
-    if min(len(first), len(second)) < 2:
+    if min(len(first), len(second)) < 2 or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return float("nan")
     return frechet_distance(*gaussian(first), *gaussian(second))
 
 
-def _mean_over_clips(name: str, values: list[float]) -> float:
-    missing = int(np.isnan(values).sum())
-    if missing or not values:
-        reason = f"{missing} of {len(values)} clips have fewer than 2 frames or values that are not finite"
-        if missing == len(values):
-            return undefined(name, reason)
-        undefined(name, reason + " and are left out")
-    return float(np.nanmean(values))
+#: Why a clip has no distance.
+_NO_DISTANCE = "fewer than 2 frames, or values are not finite"
 
 
 def fd(true: Clips, generated: Clips) -> float:
@@ -66,7 +102,9 @@ def fd(true: Clips, generated: Clips) -> float:
     trues, generateds = as_clips(true, "true"), as_clips(generated, "generated")
     if len(trues) != len(generateds):
         raise ValueError(f"generated has {len(generateds)} clips where true has {len(trues)}")
-    return _mean_over_clips("fd", [clip_frechet(t, g) for t, g in zip(trues, generateds, strict=True)])
+    same_dims(true=trues, generated=generateds)
+    values = [clip_frechet(t, g) for t, g in zip(trues, generateds, strict=True)]
+    return mean_of_defined("fd", np.array(values), _NO_DISTANCE)
 
 
 def pfd(user: Clips, true: Clips, generated: Clips) -> float:
@@ -75,11 +113,12 @@ def pfd(user: Clips, true: Clips, generated: Clips) -> float:
     Sees whether the avatar's covariance with the user (at lag 0) is the true one. Source: DIM.
     """
     users, trues, generateds = as_paired(user=user, true=true, generated=generated)
+    same_dims(true=trues, generated=generateds)
     values = [
         clip_frechet(np.concatenate([x, y], 1), np.concatenate([x, g], 1))
         for x, y, g in zip(users, trues, generateds, strict=True)
     ]
-    return _mean_over_clips("pfd", values)
+    return mean_of_defined("pfd", np.array(values), _NO_DISTANCE)
 
 
 def kernel_distance(

@@ -168,21 +168,13 @@ class FrechetFeatures(SumsMetric):
         rows = as_array(batch if features is None else features(batch))
         if rows.ndim != 2 or rows.shape[1] != self.dims:
             raise ValueError(f"features must be (N, {self.dims}), got {rows.shape}")
-        sums = np.concatenate([[len(rows)], rows.sum(axis=0), (rows.T @ rows).ravel()])
+        sums = frechet.gaussian_sums(rows)
         zeros = np.zeros_like(sums)
         self.add(np.concatenate([sums, zeros] if real else [zeros, sums]))
 
     def finish(self, sums: Float[np.ndarray, " S"]) -> float:
         """Fréchet distance of the two sets; NaN below 2 rows on a side."""
-        sides = [_moments(part, self.dims) for part in np.split(sums, 2)]
-        return frechet.frechet_distance(*sides[0], *sides[1])
-
-
-def _moments(sums: Array, dims: int) -> tuple[Array, Array]:
-    """Mean and covariance (ddof 1) from n, Σ, ΣΣᵀ; NaN below 2 rows."""
-    n, total, squares = sums[0], sums[1 : 1 + dims], sums[1 + dims :].reshape(dims, dims)
-    mean = safe_divide(total, np.full(dims, n))
-    return mean, safe_divide(squares - n * np.outer(mean, mean), np.full((dims, dims), max(n - 1, 0.0)))
+        return float(frechet.distance_from_sums(sums, self.dims))
 
 
 class KernelDistance(GatheredMetric):
@@ -237,15 +229,21 @@ class DriftMetric(SumsMetric):
                 part = slice(w * self.window_frames, (w + 1) * self.window_frames)
                 x = clip[part]
                 light = np.zeros(0) if values is None else as_array(values)[part]
-                sums[w] = np.concatenate([[light.sum(), light.size, len(x)], x.sum(0), (x.T @ x).ravel()])
+                sums[w] = np.concatenate([[light.sum(), light.size], frechet.gaussian_sums(x)])
             self.add(sums.ravel())
 
     def finish(self, sums: Float[np.ndarray, " S"]) -> dict[str, Array]:
         """Distances to the training coefficients, and sharpness relative to the first window."""
         rows = sums.reshape(self.windows, -1)
-        moments = [_moments(row[2:], self.dims) for row in rows]
         sharp = safe_divide(rows[:, 0], rows[:, 1])
-        distance = np.array([frechet.frechet_distance(*m, *self._training) for m in moments])
+        distance = np.array(
+            [
+                frechet.frechet_distance(*frechet.gaussian_from_sums(row[2:], self.dims), *self._training)
+                if row[2] > 1
+                else np.nan
+                for row in rows
+            ]
+        )
         return {"distance": distance, "sharpness": safe_divide(sharp, np.broadcast_to(sharp[:1], sharp.shape))}
 
 

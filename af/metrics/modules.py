@@ -7,7 +7,7 @@ distributed validation) and call `compute` on all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,7 @@ class VarRatio(SumsMetric):
     def finish(self, sums: Float[np.ndarray, " S"]) -> Float[np.ndarray, " D"]:
         """Ratio of the means over clips."""
         own, true = sums[: self.dims], sums[self.dims :]
-        return np.where(true > 1e-18, own / np.where(true > 1e-18, true, 1.0), np.nan)
+        return diversity.variance_ratio(own, true)
 
 
 class BorderRatio(SumsMetric):
@@ -320,3 +320,26 @@ class Latency(SumsMetric):
             "mean_ms": mean * FRAME_MS + float(finish_mean(sums)),
             "worst_ms": worst * FRAME_MS + float(self.worst),
         }
+
+
+class RealTimeFactor(SumsMetric):
+    """`speed/rtf` in all and `speed/rtf/<stage>`: compute time over media time of all clips."""
+
+    def __init__(self, stages: Sequence[str] = ("features", "motion", "decoding"), **kwargs: Any):
+        self.stages = tuple(stages)
+        super().__init__(len(self.stages) + 1, **kwargs)
+
+    def update(self, compute_s: Mapping[str, float], frames: int) -> None:
+        """Add seconds of computing by stage (a stage left out took none) for `frames` frames of media."""
+        if unknown := set(compute_s) - set(self.stages):
+            raise ValueError(f"unknown stage {sorted(unknown)[0]!r}; this metric has {', '.join(self.stages)}")
+        self.add(np.array([*(compute_s.get(stage, 0.0) for stage in self.stages), frames]))
+
+    def finish(self, sums: Float[np.ndarray, " S"]) -> dict[str, float]:
+        """Factors; NaN without a frame."""
+        from af.metrics.latency import real_time_factor
+
+        seconds = dict(zip(self.stages, sums[:-1].tolist(), strict=True))
+        if not sums[-1]:
+            return {"speed/rtf": float("nan")}
+        return real_time_factor(seconds, int(sums[-1]))

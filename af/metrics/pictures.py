@@ -18,25 +18,6 @@ INTERVAL_DIMS = 256
 FRECHET_RESAMPLES = 200
 
 
-def _gaussian_sums(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, " S"]:
-    return np.concatenate([[len(rows)], rows.sum(0), (rows.T @ rows).ravel()])
-
-
-def _distance(sums: Array, dims: int) -> Array:
-    """Fréchet distance from two sides' sums, over any leading axes."""
-    flat = sums.reshape(-1, sums.shape[-1])
-    values = []
-    for row in flat:
-        sides = []
-        for part in np.split(row, 2):
-            n, mean = part[0], part[1 : 1 + dims] / max(part[0], 1)
-            squares = part[1 + dims :].reshape(dims, dims)
-            sides += [mean, (squares - n * np.outer(mean, mean)) / max(n - 1, 1)]
-        enough = row[0] > 1 and row[len(row) // 2] > 1
-        values.append(frechet.frechet_distance(*sides) if enough else np.nan)
-    return np.asarray(values).reshape(sums.shape[:-1])
-
-
 def feature_rows(
     tag: str,
     kind: Literal["picture", "video"],
@@ -64,9 +45,12 @@ def feature_rows(
     if len(sides[0]) == len(sides[1]) > 1:
         if dims <= INTERVAL_DIMS:
             sums = np.stack(
-                [np.concatenate([_gaussian_sums(a), _gaussian_sums(b)]) for a, b in zip(*sides, strict=True)]
+                [
+                    np.concatenate([frechet.gaussian_sums(a), frechet.gaussian_sums(b)])
+                    for a, b in zip(*sides, strict=True)
+                ]
             )
-            interval = bootstrap(sums, lambda s: _distance(s, dims), None, resamples, seed)
+            interval = bootstrap(sums, lambda s: frechet.distance_from_sums(s, dims), None, resamples, seed)
         halves = [np.concatenate(sides[0][i::2]) for i in (0, 1)]
         null = frechet.frechet_distance(*frechet.gaussian(halves[0]), *frechet.gaussian(halves[1]))
     first, second = (np.concatenate(side) for side in sides)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from af.clock import FPS, seconds_to_frames
-from af.metrics.arrays import Array, Clip, Clips, as_paired, undefined
+from af.metrics.arrays import Array, Clip, Clips, as_clips, as_paired, undefined
 from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
 
@@ -78,6 +78,8 @@ class ReactionModel:
     seed: int = 0
     shift: Literal["increment", "user"] = "increment"
     _kept: list[int] = field(default_factory=list, init=False)
+    _shapes: list[tuple[int, ...]] = field(default_factory=list, init=False)
+    _bands: dict[tuple[int, int], list[Array]] = field(default_factory=dict, init=False)
 
     def fit(
         self, user: Clips, true: Clips, user_audio: Clips, avatar_audio: Clips, identities: Sequence[str]
@@ -97,6 +99,7 @@ class ReactionModel:
             for i, parts in enumerate(zip(users, trues, user_mels, avatar_mels, strict=True))
             if len(parts[0]) >= self.min_frames and all(np.isfinite(p).all() for p in parts)
         ]
+        self._shapes, self._bands = [t.shape for t in trues], {}
         self.identities = [identities[i] for i in self._kept]
         self.usable = len(set(self.identities)) >= 2
         if not self.usable:
@@ -147,8 +150,17 @@ class ReactionModel:
         return [solve_ridge(total - held, blocks) for held in self._grams]
 
     def errors(self, avatar: Clips) -> Float[np.ndarray, "N E"]:
-        """Per kept clip: squared error of (a), of (b), and of (b) with each shifted user; sums over frames and dims."""
-        targets = self._targets(as_paired(avatar=avatar)[0])
+        """Per kept clip: squared error of (a), of (b), and of (b) with each shifted user; sums over frames and dims.
+
+        Raises ValueError naming a clip that is not of the shape of the true clip it was fitted beside.
+        """
+        clips = as_clips(avatar, "avatar")
+        if len(clips) != len(self._shapes):
+            raise ValueError(f"avatar has {len(clips)} clips where the model was fitted on {len(self._shapes)}")
+        for i, (clip, shape) in enumerate(zip(clips, self._shapes, strict=True)):
+            if clip.shape != shape:
+                raise ValueError(f"avatar[{i}] has shape {clip.shape} where the true clip has {shape}")
+        targets = self._targets(clips)
         rng = np.random.default_rng(self.seed)
         rows = []
         dims = self._own[0].shape[1]
@@ -176,7 +188,7 @@ class ReactionModel:
         value = float(gain_from_errors(total))
         interval = bootstrap(grouped, gain_from_errors, resamples=resamples, seed=self.seed)
         if not np.isfinite(value):
-            undefined("reaction_gain", "the avatar's motion is not finite")
+            undefined("reaction_gain", "the avatar's motion is not finite, or never changes")
         strengths = (self.strength_a, self.strength_b)
         return ReactionGain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
 
@@ -189,8 +201,10 @@ class ReactionModel:
         full, result = self._filters_b, []
         try:
             for low, high in bands:
-                columns = np.flatnonzero(user & (lag_of >= low) & (lag_of < high))
-                self._filters_b = self._fit_folds(self._blocks(self.strength_b, columns))
+                if (low, high) not in self._bands:
+                    columns = np.flatnonzero(user & (lag_of >= low) & (lag_of < high))
+                    self._bands[low, high] = self._fit_folds(self._blocks(self.strength_b, columns))
+                self._filters_b = self._bands[low, high]
                 result.append((low, high, float(gain_from_errors(self.errors(avatar).sum(axis=0)))))
         finally:
             self._filters_b = full
@@ -226,19 +240,20 @@ def reaction_gain(
     shift: Literal["increment", "user"] = "increment",
     seed: int = 0,
     resamples: int = 1000,
-) -> ReactionGain | None:
+) -> ReactionGain:
     """Reaction gain of `generated` in nats: fit on (user, true), judge the generated motion; 0 = blind to the user.
 
     E = squared error over standardised dims on clips of at least 8 s; ln(E_a/E_b) minus its mean over `shifts`
     circular shifts by at least 2 s of what the user adds (`ReactionModel`); 95 % interval over identities. Audio is given as log-mel frames
-    (`af.metrics.audio.log_mel`). None, with a warning, with fewer than two identities that have such clips.
+    (`af.metrics.audio.log_mel`). NaN, with a warning, with fewer than two identities that have such clips.
     Source: the idea of R-DGG. To judge several systems fit `ReactionModel` once.
     """
     model = ReactionModel(lags=lags, folds=folds, shifts=shifts, shift=shift, seed=seed)
     model.fit(user, true, user_audio, avatar_audio, identities)
     if not model.usable:
         undefined("reaction_gain", f"fewer than two identities with clips of {model.min_frames} frames or more")
-        return None
+        nan = float("nan")
+        return ReactionGain(nan, None, nan, nan, np.zeros((0, 2 + shifts)), (), (nan, nan))
     return model.gain(generated, resamples)
 
 

@@ -38,7 +38,7 @@ def border_ratio(clips: Clips, block: int, first: int | None = None) -> float:
     The blocks begin at frame 0, or, when the first window is longer, the first border is at frame `first`. NaN with a
     warning when no border lies inside a clip or nothing moves.
     """
-    sums = np.sum([border_sums(c, block, first) for c in as_clips(clips)], axis=0)
+    sums = sum((border_sums(c, block, first) for c in as_clips(clips)), np.zeros(4))
     value = float(border_from_sums(sums))
     return value if np.isfinite(value) else undefined("border_ratio", "no border inside a clip, or no motion elsewhere")
 
@@ -51,7 +51,9 @@ def jerk_sums(clip: Clip) -> Float[np.ndarray, " 2"]:
 
 def jerk(clips: Clips) -> float:
     """Mean norm (over dims) of the third difference, units/s³ at 25 fps; compare with the true motion's."""
-    total, count = np.sum([jerk_sums(c) for c in as_clips(clips)], axis=0)
+    total, count = sum((jerk_sums(c) for c in as_clips(clips)), np.zeros(2))
+    if not np.isfinite(total):
+        return undefined("jerk", "values are not finite")
     return float(total / count) if count else undefined("jerk", "no clip has 4 frames")
 
 

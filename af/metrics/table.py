@@ -14,7 +14,7 @@ from af.metrics import coupling, diversity, frechet, lipsync, reaction, smoothne
 from af.metrics.arrays import Clip, UndefinedMetricWarning, nan_max, nan_mean
 from af.metrics.audio import log_mel
 from af.metrics.bootstrap import Interval, bootstrap_values, finish_mean, interval_of, mean_sums
-from af.metrics.evaluation import MOUTH_NAMES, EvaluationClip, ParameterReport, Protocol, fit_length, partners
+from af.metrics.evaluation import MOUTH_NAMES, EvaluationClip, Fitted, ParameterReport, Protocol, fit_length, partners
 from af.metrics.rows import MetricRow
 
 Sums = Float[np.ndarray, "N S"]
@@ -30,15 +30,23 @@ def evaluate_parameters(clips: Sequence[EvaluationClip], protocol: Protocol | No
     return parameter_report(clips, protocol).rows
 
 
-def parameter_report(clips: Sequence[EvaluationClip], protocol: Protocol | None = None) -> ParameterReport:
-    """`evaluate_parameters` with the curves and the values of single clips."""
-    return _Report(clips, protocol or Protocol()).run()
+def parameter_report(
+    clips: Sequence[EvaluationClip], protocol: Protocol | None = None, fitted: Fitted | None = None
+) -> ParameterReport:
+    """`evaluate_parameters` with the curves and the values of single clips.
+
+    `fitted` (of an earlier report with the same true clips, users, sound and protocol) spares the fitting.
+    """
+    return _Report(clips, protocol or Protocol(), fitted).run()
 
 
 @dataclass
 class _Report:
     clips: Sequence[EvaluationClip]
     protocol: Protocol
+    fitted: Fitted | None = None
+    centres: dict[str, Float[np.ndarray, "K D"] | None] = field(default_factory=dict)
+    model: reaction.ReactionModel | None = None
     rows: list[MetricRow] = field(default_factory=list)
     curves: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=dict)
     per_clip: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -85,7 +93,7 @@ class _Report:
         self.lips()
         for name, part in groups.items():
             self.smoothness(name, part)
-        return ParameterReport(self.rows, self.curves, self.per_clip, self.draws)
+        return ParameterReport(self.rows, self.curves, self.per_clip, self.draws, Fitted(self.centres, self.model))
 
     def add(
         self,
@@ -196,9 +204,14 @@ class _Report:
             text = f"K = {clusters}, bound {np.log2(clusters):.3f} bits, k-means on true frames"
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UndefinedMetricWarning)
-                centres = diversity.fit_clusters(y, clusters, tag)
+                centres = self.fitted.centres[tag] if self.fitted else diversity.fit_clusters(y, clusters, tag)
+            self.centres[tag] = centres
             if centres is None:
-                self.rows.append(MetricRow(tag, float("nan"), protocol=text, note=str(caught[-1].message)))
+                self.rows.append(
+                    MetricRow(
+                        tag, float("nan"), protocol=text, note=str(caught[-1].message) if caught else "no clusters"
+                    )
+                )
                 continue
             true, own = (
                 np.stack([diversity.cluster_counts(c, centres) for c in clips]).astype(float) for clips in (y, g)
@@ -218,15 +231,14 @@ class _Report:
         both = np.concatenate([np.nan_to_num(own_variance), np.nan_to_num(true_variance)], axis=1)
 
         def ratios(s: np.ndarray) -> np.ndarray:
-            varies = s[..., dims:] > 1e-18
-            return np.where(varies, s[..., :dims] / np.where(varies, s[..., dims:], 1.0), np.nan)
+            return diversity.variance_ratio(s[..., :dims], s[..., dims:])
 
         self.add(f"var_ratio/{name}", both, lambda s: nan_mean(ratios(s)), true=1.0, protocol="mean over parameters")
         for d, parameter in enumerate(self.face.names[part]):
             self.add(
                 f"var_ratio/{parameter}",
                 both[:, [d, dims + d]],
-                lambda s: np.where(s[..., 1] > 1e-18, s[..., 0] / np.maximum(s[..., 1], 1e-18), np.nan),
+                lambda s: diversity.variance_ratio(s[..., 0], s[..., 1]),
                 true=1.0,
                 protocol="generated / true variance over time",
                 per_clip=False,
@@ -261,12 +273,16 @@ class _Report:
         if any(c.avatar_audio is None or c.user_audio is None for c in self.clips):
             return
         bands = self.protocol.mel_bands
-        mels = [
-            [log_mel(getattr(c, side), len(c.user), bands) for c in self.clips]
-            for side in ("user_audio", "avatar_audio")
-        ]
-        model = reaction.ReactionModel(seed=self.protocol.seed)
-        model.fit(self.user, self.true, mels[0], mels[1], self.identities)
+        if self.fitted and self.fitted.reaction:
+            model = self.fitted.reaction
+        else:
+            mels = [
+                [log_mel(getattr(c, side), len(c.user), bands) for c in self.clips]
+                for side in ("user_audio", "avatar_audio")
+            ]
+            model = reaction.ReactionModel(seed=self.protocol.seed)
+            model.fit(self.user, self.true, mels[0], mels[1], self.identities)
+        self.model = model
         text = f"ridge, lags 1–{model.lags}, {bands} mel bands, {model.shifts} shifts, interval over identities; nats"
         if not model.usable:
             note = f"fewer than two identities with clips of {model.min_frames} frames"
@@ -292,7 +308,12 @@ class _Report:
                 null_standard_error=None if null.interval is None else null.interval.standard_error,
             )
         )
-        by_lag = {name: model.gain_by_lag(m) for name, m in (("true", self.true), ("generated", self.generated))}
+        if not self.protocol.gain_bands:
+            return
+        by_lag = {
+            name: model.gain_by_lag(m, self.protocol.gain_bands)
+            for name, m in (("true", self.true), ("generated", self.generated))
+        }
         middle = np.array([(lo + hi - 1) / 2 / 25 for lo, hi, _ in by_lag["true"]])
         self.curves["reaction_gain"] = (middle, {k: np.array([v for *_, v in rows]) for k, rows in by_lag.items()})
 

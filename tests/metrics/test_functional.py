@@ -21,6 +21,7 @@ from af.metrics.functional import (
     pcc,
     pfd,
     psnr,
+    reaction_gain,
     real_time_factor,
     rpcc,
     sid,
@@ -69,6 +70,44 @@ def test_perfect_copy_is_zero_and_tensors_equal_arrays(rng):
     assert_allclose(fd(true, true), 0, atol=1e-9)
     tensors = [[torch.from_numpy(c) for c in side] for side in (user, true)]
     assert rpcc(*tensors, tensors[0]) == rpcc(user, true, user)
+
+
+DEFINITIONS = {
+    "rpcc": lambda x, y, g: rpcc(x, y, g),
+    "rpcc clip": lambda x, y, g: rpcc(x, y, g, pooling="clip"),
+    "rpcc dim": lambda x, y, g: rpcc(x, y, g, pooling="dim"),
+    "sid": lambda x, y, g: sid(y, g, clusters=4),
+    "variance": lambda x, y, g: variance(g),
+    "variance pooled": lambda x, y, g: variance(g, pooling="pooled"),
+    "var_ratio": lambda x, y, g: var_ratio(y, g),
+    "fd": lambda x, y, g: fd(y, g),
+    "pfd": lambda x, y, g: pfd(x, y, g),
+    "tlcc": lambda x, y, g: tlcc(x, g, max_lag=20).correlation,
+    "jerk": lambda x, y, g: jerk(g),
+    "border_ratio": lambda x, y, g: border_ratio(g, block=10),
+    "reaction_gain": lambda x, y, g: reaction_gain(x, y, g, y, g, ["a", "b", "c"], lags=5, shifts=3).value,
+}
+
+
+@pytest.mark.parametrize("call", DEFINITIONS.values(), ids=DEFINITIONS)
+def test_every_kind_of_array_gives_the_same_value(rng, call):
+    sides = [[rng.normal(size=(n, 3)).astype(np.float32) for n in (210, 225, 240)] for _ in range(3)]
+    expected = call(*sides)
+    assert np.isfinite(expected).all()
+    # clips of unequal lengths, float32 values: float64 arithmetic whatever the container
+    assert_allclose(call(*([c.astype(np.float64) for c in side] for side in sides)), expected, rtol=1e-12)
+    assert_allclose(call(*([torch.from_numpy(c) for c in side] for side in sides)), expected, rtol=1e-12)
+    graph = [[torch.from_numpy(c).double().requires_grad_() for c in side] for side in sides]
+    assert_allclose(call(*graph), expected, rtol=1e-12)
+    halves = [[torch.from_numpy(c).bfloat16() for c in side] for side in sides]
+    assert_allclose(call(*halves), call(*([c.float() for c in side] for side in halves)), rtol=1e-12)
+
+
+def test_one_array_is_one_clip_and_three_axes_are_several(rng):
+    x, y, g = rng.normal(size=(3, 4, 60, 2))
+    assert rpcc(x[0], y[0], g[0]) == rpcc([x[0]], [y[0]], [g[0]])
+    assert rpcc(x, y, g, "clip") == rpcc(list(x), list(y), list(g), "clip")
+    assert variance(torch.from_numpy(g)) == variance(list(g))
 
 
 @pytest.mark.parametrize("delay", [-7, 0, 11, 49])
@@ -122,12 +161,33 @@ def test_frechet_closed_forms(rng):
     mean = np.array([1.0, -2.0, 0.5])
     expected = np.sum(mean**2) + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
     assert_allclose(frechet_distance(mean, np.diag(a), np.zeros(3), np.diag(b)), expected)
-    for dims in (2, 5, 30):
+    for dims in (1, 2, 5, 30):
         first, second = (m @ m.T for m in rng.normal(size=(2, dims, dims)))
         m1, m2 = rng.normal(size=(2, dims))
         root = sqrtm(first @ second).real
         expected = np.sum((m1 - m2) ** 2) + np.trace(first + second - 2 * root)
         assert_allclose(frechet_distance(m1, first, m2, second), expected, rtol=1e-7)
+
+
+def test_frechet_takes_tensors_and_names_a_wrong_shape(rng):
+    mean, cov = torch.zeros(3), torch.eye(3)
+    assert frechet_distance(mean, cov, mean + 2, 4 * cov) == pytest.approx(3 * 4 + 3 * (1 - 2) ** 2)
+    assert frechet_distance(0.0, 1.0, 1.0, 4.0) == pytest.approx(1 + 1)
+    with pytest.raises(ValueError, match=r"mean2 has shape \(2,\)"):
+        frechet_distance(np.zeros(3), np.eye(3), np.zeros(2), np.eye(2))
+    with pytest.raises(ValueError, match=r"cov1 has shape \(1, 3\)"):
+        frechet_distance(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3))
+    with pytest.warns(UndefinedMetricWarning, match="cov2 is not finite"):
+        assert np.isnan(frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.nan)))
+
+
+def test_fd_by_hand():
+    # one dim, ddof 1: means 1 and 4, variances 1 and 4; the second clip pair is equal
+    true = [np.array([[0.0], [1.0], [2.0]]), np.array([[5.0], [7.0]])]
+    generated = [np.array([[2.0], [4.0], [6.0]]), np.array([[5.0], [7.0]])]
+    assert_allclose(fd(true, generated), ((4 - 1) ** 2 + (2 - 1) ** 2 + 0) / 2)
+    # the user adds a dim that both sides share
+    assert_allclose(pfd([np.zeros((3, 1)), np.ones((2, 1))], true, generated), (9 + 1) / 2)
 
 
 def test_frechet_of_singular_covariances_is_finite_and_symmetric(rng):
@@ -237,8 +297,26 @@ def test_one_frame_has_no_value(call):
         assert np.isnan(call(ONE_FRAME))
 
 
-def test_nan_in_is_nan_out_never_a_number():
+@pytest.mark.parametrize(("name", "call"), list(DEFINITIONS.items())[:-1])
+def test_no_clips_have_no_value(name, call):
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(call([], [], [])).all()
+
+
+@pytest.mark.parametrize("name", ["rpcc clip", "variance", "fd", "pfd", "tlcc"])
+def test_a_clip_with_nan_is_left_out_and_counted(rng, name):
+    x, y, g = ([rng.normal(size=(80, 2)) for _ in range(3)] for _ in range(3))
+    expected = DEFINITIONS[name](x[:2], y[:2], g[:2])
+    g[2][7, 1] = np.nan
+    with pytest.warns(UndefinedMetricWarning, match="1 of 3 clips left out"):
+        assert_allclose(DEFINITIONS[name](x, y, g), expected)
+
+
+def test_nan_in_is_nan_out_never_a_number(rng):
     bad = [np.full((60, 2), np.nan)]
+    for name in ("rpcc", "rpcc dim", "variance pooled", "sid", "jerk", "border_ratio"):
+        with pytest.warns(UndefinedMetricWarning):
+            assert np.isnan(DEFINITIONS[name]([rng.normal(size=(60, 2))], [rng.normal(size=(60, 2))], bad)), name
     with pytest.warns(UndefinedMetricWarning):
         assert np.isnan(rpcc(bad, bad, bad))
     with pytest.warns(UndefinedMetricWarning):
@@ -250,3 +328,19 @@ def test_shapes_that_do_not_match_name_the_clip():
         rpcc([np.ones((2, 1)), np.ones((3, 1))], [np.ones((2, 1)), np.ones((3, 1))], [np.ones((2, 1))] * 2)
     with pytest.raises(ValueError, match=r"clips\[1\] has 2 dims"):
         variance([np.ones((2, 1)), np.ones((3, 2))])
+    three, two = [np.ones((9, 3))], [np.ones((9, 2))]
+    for call in (lambda: rpcc(three, three, two), lambda: fd(three, two), lambda: pfd(two, three, two),
+                 lambda: sid(three, two, 2), lambda: var_ratio(three, two)):  # fmt: skip
+        with pytest.raises(ValueError, match="generated has 2 dims where"):
+            call()
+    with pytest.raises(ValueError, match="avatar has 2 dims where user has 3"):
+        tlcc(three, two)
+    with pytest.raises(ValueError, match="generated has 2 clips where true has 1"):
+        fd(three, three * 2)
+    with pytest.raises(ValueError, match=r"user\[0\] must be \(frames, dims\), got shape \(2, 2, 2\)"):
+        tlcc([np.ones((2, 2, 2))], three)
+    assert fd([rng_clip(9)], [rng_clip(12)]) > 0  # distributions need no equal lengths
+
+
+def rng_clip(frames: int) -> np.ndarray:
+    return np.random.default_rng(frames).normal(size=(frames, 2))

@@ -32,6 +32,7 @@ from af.metrics.modules import (
     MeanPerItem,
     MouthCorr,
     React,
+    RealTimeFactor,
     Variance,
     VarRatio,
 )
@@ -71,6 +72,7 @@ def run_all(mine: list[int]) -> dict[str, np.ndarray]:
         "lip": LipSync(),
         "mouth": MouthCorr(),
         "smile": React("smile"),
+        "nod": React("nod"),
         "mean": MeanPerItem(lambda clip: clip[:, 0]),
         "latency": Latency(10),
         "sid": SID(DIMS, 6),
@@ -78,6 +80,7 @@ def run_all(mine: list[int]) -> dict[str, np.ndarray]:
         "gain": ReactionGainMetric(DIMS, 3, model),
         "fd_img": FrechetFeatures(DIMS),
         "kd": KernelDistance(DIMS, subset=50, subsets=5),
+        "speed": RealTimeFactor(("motion", "decoding")),
         "drift": DriftMetric(np.full(DIMS, 2.0), np.eye(DIMS), 2, 100),
     }
     for i in mine:
@@ -87,7 +90,10 @@ def run_all(mine: list[int]) -> dict[str, np.ndarray]:
         metrics["tlcc"].update(x, g)
         metrics["fd"].update(y, g)
         metrics["var_ratio"].update(y, g)
-        for name in ("var", "var pooled", "border", "jerk", "sid streaming", "drift"):
+        metrics["drift"].update(g, [g[0][:, 0] ** 2])
+        metrics["speed"].update({"motion": 0.1 * (i + 1), "decoding": 2.0}, len(g[0]))
+        metrics["nod"].update([range(20, 200, 40 + i)], y, g, [range(10, 200, 50)])
+        for name in ("var", "var pooled", "border", "jerk", "sid streaming"):
             metrics[name].update(g)
         metrics["lip"].update([g[0][:, 0]], a)
         metrics["mouth"].update([y[0][:, 0]], [g[0][:, 0]])
@@ -112,8 +118,8 @@ def run_all(mine: list[int]) -> dict[str, np.ndarray]:
     return values
 
 
-# Clips by rank: very uneven, and in the group of three one rank has none.
-SHARES = {2: [[0, 2, 3, 4, 5, 6], [1]], 3: [[], [6, 1, 2, 3], [0, 4, 5]]}
+# Clips by rank: all on one, very uneven, and in the group of three one rank has none.
+SHARES = {1: [[*range(CLIPS)]], 2: [[0, 2, 3, 4, 5, 6], [1]], 3: [[], [6, 1, 2, 3], [0, 4, 5]]}
 
 
 def worker(rank: int, folder: str) -> None:
@@ -163,6 +169,8 @@ def test_classes_equal_the_functions(single):
         "mean ": np.mean(np.concatenate(g)[:, 0]),
         "latency worst_ms": 400 + 6.5,
         "latency mean_ms": 220 + 3.25,
+        "speed speed/rtf": (0.1 * 28 + 2.0 * CLIPS) / (sum(map(len, g)) / 25),
+        "speed speed/rtf/motion": 0.1 * 28 / (sum(map(len, g)) / 25),
     }
     frames = [np.concatenate(side) for side in (y, g)]
     moments = [part for f in frames for part in (f.mean(0), np.cov(f, rowvar=False))]

@@ -94,6 +94,14 @@ def test_gain_on_synthetic_conversations():
         assert gain.interval.high < reactive.interval.low
 
 
+def test_avatars_of_another_shape_are_refused_by_name(world):
+    model, _, true, *_ = world
+    with pytest.raises(ValueError, match="avatar has 23 clips where the model was fitted on 24"):
+        model.gain(true[1:])
+    with pytest.raises(ValueError, match=r"avatar\[2\] has shape \(299, 3\) where the true clip has \(300, 3\)"):
+        model.gain([*true[:2], true[2][1:], *true[3:]])
+
+
 def test_gain_grows_with_the_share_of_the_reaction(world):
     model, _, true, blind, *_ = world
     values = [model.gain([b + s * (t - b) for t, b in zip(true, blind, strict=True)]).value for s in (0, 0.3, 0.6, 1)]
@@ -112,7 +120,9 @@ def test_shifting_the_filter_output_is_shifting_the_user(world):
 def test_one_identity_has_no_gain(world):
     _, user, true, _, user_audio, avatar_audio, _ = world
     with pytest.warns(UndefinedMetricWarning, match="two identities"):
-        assert reaction_gain(user, true, true, user_audio, avatar_audio, ["one"] * len(user)) is None
+        gain = reaction_gain(user, true, true, user_audio, avatar_audio, ["one"] * len(user))
+    assert np.isnan(gain.value)
+    assert gain.interval is None
 
 
 def test_react_correlation_reads_the_lag_and_skips_constant_sessions():
