@@ -1,41 +1,67 @@
-"""Condition dropping: which signals of which sequences the denoiser does without in a training step.
+"""Condition dropping: which signals the denoiser does without, in a training step or in a whole roll-out.
 
-Drops are drawn per sequence and applied by selecting zeros, never by skipping an encoder, so that under DDP every
-parameter is used in every step whatever was drawn.
+Drops are applied by selecting zeros, never by skipping an encoder, so that under DDP every parameter is used in every
+step whatever was drawn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from af.errors import UserError
 from af.forcing.guidance import drop_condition
 from af.types import Condition
+
+SIGNALS: Final = tuple(f.name for f in fields(Condition))
+PER: Final = ("sequence", "block")
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What was dropped, per sequence (True = dropped)."""
+    """What was dropped (True): signals frame by frame, the reference of a whole sequence."""
 
-    avatar_audio: Bool[Tensor, " B"]
-    user_audio: Bool[Tensor, " B"]
-    user_motion: Bool[Tensor, " B"]
+    avatar_audio: Bool[Tensor, "B T"]
+    user_audio: Bool[Tensor, "B T"]
+    user_motion: Bool[Tensor, "B T"]
     reference: Bool[Tensor, " B"]
 
-    def cases(self) -> dict[str, Bool[Tensor, " B"]]:
+    def cases(self) -> dict[str, Bool[Tensor, "B T"]]:
         """The cases losses are logged for: everything there, no user at all, no avatar audio, nothing but noise."""
-        user = self.user_audio & self.user_motion
+        reference = self.reference[:, None].expand_as(self.user_audio)
         return {
-            "all_present": ~(self.avatar_audio | self.user_audio | self.user_motion | self.reference),
+            "all_present": ~(self.avatar_audio | self.user_audio | self.user_motion | reference),
             "no_avatar_audio": self.avatar_audio,
             "no_user_audio": self.user_audio,
             "no_user_motion": self.user_motion,
-            "no_user": user,
-            "no_reference": self.reference,
+            "no_user": self.user_audio & self.user_motion,
+            "no_reference": reference,
         }
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A factor on drop probabilities: linear from `start` to `end` over the first `over` of the training, then `end`."""
+
+    start: float = 0.0
+    end: float = 1.0
+    over: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.start, self.end) < 0:
+            raise ValueError(f"a ramp's start and end must not be negative, got {self.start} and {self.end}")
+        if not 0 < self.over <= 1:
+            raise ValueError(f"a ramp's `over` must be in (0, 1], got {self.over}")
+
+    def __call__(self, progress: float) -> float:
+        """The factor at `progress` (0 at the first step, 1 at the last)."""
+        return self.start + (self.end - self.start) * min(progress / self.over, 1.0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,8 @@ class ConditionDropout:
 
     `user` drops the user's audio and motion together, `everything` all three signals: the guidance branches
     (nothing), (avatar audio alone) and (user alone) are otherwise met in 0.1 %, 0.9 % and 8.1 % of the windows only.
+    Signals are drawn `per` sequence, or per block of `block_frames` (the reference, which has no time, per sequence).
+    `schedule` multiplies every probability over the training, up to 1.
     """
 
     avatar_audio: float = 0.1
@@ -52,22 +80,49 @@ class ConditionDropout:
     reference: float = 0.1
     user: float = 0.0
     everything: float = 0.0
+    per: str = "sequence"
+    block_frames: int = 1
+    schedule: Ramp | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
+        for name in _PROBABILITIES:
+            if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"drop probability {name} must be in [0, 1], got {value}")
+        if self.per not in PER:
+            raise UserError(f"condition dropout: unknown per {self.per!r}; allowed: {', '.join(PER)}")
+        if self.block_frames < 1:
+            raise ValueError(f"block_frames must be at least 1, got {self.block_frames}")
 
-    def draw(self, batch: int, generator: torch.Generator) -> Dropped:
-        """One draw for `batch` sequences, on the generator's device."""
-        uniform = torch.rand(6, batch, generator=generator, device=generator.device)
+    @classmethod
+    def never(cls) -> ConditionDropout:
+        """Nothing is dropped."""
+        return cls(0, 0, 0, 0)
+
+    def at(self, progress: float) -> ConditionDropout:
+        """The probabilities that hold at `progress` (0 … 1) of the training."""
+        if self.schedule is None:
+            return self
+        factor = self.schedule(progress)
+        scaled = {name: min(1.0, factor * getattr(self, name)) for name in _PROBABILITIES}
+        return replace(self, schedule=None, **scaled)  # type: ignore[arg-type]
+
+    def draw(self, batch: int, frames: int, *, generator: torch.Generator) -> Dropped:
+        """One draw for `batch` sequences of `frames` frames, on the generator's device (the schedule is `at`'s)."""
+        size = frames if self.per == "sequence" else self.block_frames
+        draws = -(-frames // size)
+        uniform = torch.rand(6, batch, draws, generator=generator, device=generator.device)
+        reference = uniform[3, :, 0] < self.reference
+        uniform = uniform.repeat_interleave(size, 2)[..., :frames]
         user, everything = uniform[4] < self.user, uniform[5] < self.everything
         return Dropped(
             avatar_audio=(uniform[0] < self.avatar_audio) | everything,
             user_audio=(uniform[1] < self.user_audio) | user | everything,
             user_motion=(uniform[2] < self.user_motion) | user | everything,
-            reference=uniform[3] < self.reference,
+            reference=reference,
         )
+
+
+_PROBABILITIES: Final = ("avatar_audio", "user_audio", "user_motion", "reference", "user", "everything")
 
 
 def drop(
@@ -81,3 +136,27 @@ def drop(
         user_motion=dropped.user_motion,
     )
     return present, torch.where(dropped.reference[:, None], torch.zeros_like(reference), reference)
+
+
+def signal_subsets() -> list[tuple[str, ...]]:
+    """All 2³ subsets of the signals, the full one first."""
+    return [chosen for n in range(len(SIGNALS), -1, -1) for chosen in combinations(SIGNALS, n)]
+
+
+def subset_name(signals: Collection[str]) -> str:
+    """How a subset is called: "avatar_audio+user_motion", or "none"."""
+    return "+".join(s for s in SIGNALS if s in signals) or "none"
+
+
+def named_subset(name: str) -> tuple[str, ...]:
+    """The subset that `subset_name` calls so. UserError for a signal that does not exist."""
+    chosen = () if name == "none" else tuple(name.split("+"))
+    if unknown := [s for s in chosen if s not in SIGNALS]:
+        raise UserError(f"unknown signal {unknown[0]!r}; allowed: none, or some of {'+'.join(SIGNALS)}")
+    return tuple(s for s in SIGNALS if s in chosen)
+
+
+def keep_signals(condition: Condition, signals: Collection[str]) -> Condition:
+    """The condition with every signal but those named replaced by zeros."""
+    values = {name: getattr(condition, name) for name in SIGNALS}
+    return Condition(**{name: x if name in signals else torch.zeros_like(x) for name, x in values.items()})

@@ -75,14 +75,14 @@ def combine(velocities: Float[Tensor, "R T D"], branches: Sequence[Branch]) -> F
 def drop_condition(
     condition: Condition,
     *,
-    avatar_audio: Bool[Tensor, " B"] | None = None,
-    user_audio: Bool[Tensor, " B"] | None = None,
-    user_motion: Bool[Tensor, " B"] | None = None,
+    avatar_audio: Bool[Tensor, "B T"] | None = None,
+    user_audio: Bool[Tensor, "B T"] | None = None,
+    user_motion: Bool[Tensor, "B T"] | None = None,
 ) -> Condition:
-    """Zero the signals of the sequences marked True. Selection, not branching: every parameter stays in the graph."""
+    """Zero the signals in the frames marked True. Selection, not branching: every parameter stays in the graph."""
 
     def dropped(signal: Tensor, drop: Tensor | None) -> Tensor:
-        return signal if drop is None else torch.where(drop[:, None, None], torch.zeros_like(signal), signal)
+        return signal if drop is None else torch.where(drop[..., None], torch.zeros_like(signal), signal)
 
     return Condition(
         dropped(condition.avatar_audio, avatar_audio),

@@ -68,7 +68,9 @@ def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, second
 
     def loss() -> Tensor:
         generator = step_generator(0, 0, 0)
-        losses, _, _ = module.velocity_losses(window, generator, module.dropout.draw(batch, generator))
+        losses, _, _ = module.velocity_losses(
+            window, generator, module.dropout.draw(batch, frames, generator=generator)
+        )
         return losses.mean()
 
     return _step(loss, optimizer, batch, seconds)

@@ -57,14 +57,8 @@ class DenoiserModule(LightningModule):
         self, batch: DyadBatch, generator: torch.Generator, dropped: Dropped
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""
-        space = self.denoiser.motion_space
-        clean = space.to_model(batch.avatar_motion)
-        condition = Condition(
-            self.denoiser.audio_projection(batch.avatar_audio),
-            self.denoiser.audio_projection(batch.user_audio),
-            space.to_model(batch.user_motion),
-        )
-        condition, reference = drop(condition, space.to_model(batch.reference), dropped)
+        clean = self.denoiser.motion_space.to_model(batch.avatar_motion)
+        condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         flow_time = self.flow_times(*clean.shape[:2], generator=generator, device=clean.device)
         noisy = interpolate(noise, clean, flow_time)
@@ -74,25 +68,34 @@ class DenoiserModule(LightningModule):
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One step; losses are logged for every case of dropped signals."""
+        return self.denoising_loss(batch, self.next_generator())
+
+    def next_generator(self) -> torch.Generator:
+        """The generator of this step and rank; counts the batch."""
         generator = step_generator(self.seed, self.batches_seen, self.global_rank, self.device)
         self.batches_seen += 1
-        dropped = self.dropout.draw(batch.avatar_motion.shape[0], generator)
+        return generator
+
+    def denoising_loss(self, batch: DyadBatch, generator: torch.Generator) -> Tensor:
+        """L_DF with drops as they are due at this point of the training."""
+        dropout = self.dropout.at(self.trainer.global_step / max(1, self.trainer.max_steps - 1))
+        dropped = dropout.draw(*batch.valid.shape, generator=generator)
         losses, _, valid = self.velocity_losses(batch, generator, dropped)
         loss = valid_mean(losses, valid)
         if self._logging_step():
             self.log("train/loss", loss, prog_bar=True)
             for name, case in dropped.cases().items():
-                if (valid & case[:, None]).any():
-                    self.log(f"train/loss_by_case/{name}", valid_mean(losses, valid & case[:, None]))
+                if (valid & case).any():
+                    self.log(f"train/loss_by_case/{name}", valid_mean(losses, valid & case))
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
         """Loss with every signal, with no user, and by noise level; the same draws at every validation."""
         generator = step_generator(self.seed + 1, batch_idx, self.global_rank, self.device)
-        size = batch.avatar_motion.shape[0]
-        for name, probabilities in (("loss", ConditionDropout(0, 0, 0, 0)), ("loss_no_user", _NO_USER)):
-            losses, flow_time, valid = self.velocity_losses(batch, generator, probabilities.draw(size, generator))
+        for name, dropout in (("loss", ConditionDropout.never()), ("loss_no_user", _NO_USER)):
+            dropped = dropout.draw(*batch.valid.shape, generator=generator)
+            losses, flow_time, valid = self.velocity_losses(batch, generator, dropped)
             count = valid.sum()
             if count == 0:
                 continue
@@ -135,6 +138,12 @@ class DenoiserModule(LightningModule):
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)
+
+
+def conditioned(denoiser: MotionDenoiser, batch: DyadBatch) -> tuple[Condition, Tensor]:
+    """Condition and reference of a batch in the denoiser's own space, nothing dropped."""
+    condition = denoiser.condition(batch.avatar_audio, batch.user_audio, batch.user_motion)
+    return condition, denoiser.motion_space.to_model(batch.reference)
 
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:

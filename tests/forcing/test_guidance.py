@@ -44,9 +44,9 @@ def test_dropped_signals_are_zeros_in_their_branch(random_inputs) -> None:
         assert torch.equal(batch.user_motion[rows], condition.user_motion * user)
 
 
-def test_drop_condition_per_sequence(random_inputs) -> None:
+def test_drop_condition_by_frame(random_inputs) -> None:
     condition, _, _ = random_inputs(4, 0)
-    dropped = drop_condition(condition, user_motion=torch.tensor([True, False]))
+    dropped = drop_condition(condition, user_motion=torch.tensor([[True], [False]]).expand(2, 4))
     assert torch.equal(dropped.avatar_audio, condition.avatar_audio)
     assert torch.equal(dropped.user_audio, condition.user_audio)
     assert (dropped.user_motion[0] == 0).all()
