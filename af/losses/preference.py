@@ -1,0 +1,126 @@
+"""Preference losses on velocity errors (method §5): implicit margins of winner over loser, and DPO, IPO or hinge on them.
+
+An error is that of `af.losses.velocity.velocity_error`: L1 (the paper), **mean over dims** (the paper leaves mean or sum
+open; the scale of β belongs to this choice: with the sum over D dims the same β would act D times as strongly).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from af.errors import UserError
+
+KINDS: Final = ("dpo", "ipo", "hinge")
+UNITS: Final = ("frame", "block", "sequence")
+#: A decision is saturated when its sigmoid is outside [1/20, 19/20]: at most a fifth of the gradient at margin 0 is left.
+SATURATED_AT: Final = math.log(19)
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """Velocity errors per frame of policy and reference on winner and loser, under one noise and one flow time."""
+
+    policy_winner: Float[Tensor, "B T"]
+    policy_loser: Float[Tensor, "B T"]
+    reference_winner: Float[Tensor, "B T"]
+    reference_loser: Float[Tensor, "B T"]
+
+    def margin(self) -> Float[Tensor, "B T"]:
+        """Δ_l − Δ_w with Δ = policy's error − reference's: positive where the policy moved towards the winner."""
+        return (self.policy_loser - self.reference_loser) - (self.policy_winner - self.reference_winner)
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Margins of the units that a loss decides on; units without a counted frame are False in `counted`."""
+
+    values: Float[Tensor, "B U"]
+    counted: Bool[Tensor, "B U"]
+
+    def mean(self, values: Float[Tensor, "B U"]) -> Float[Tensor, ""]:
+        """Mean of something over the counted units; 0 (with gradients of 0) when there is none."""
+        return values.where(self.counted, values.new_zeros(())).sum() / self.counted.sum().clamp_min(1)
+
+
+def pooled_margins(
+    margin: Float[Tensor, "B T"], counted: Bool[Tensor, "B T"], *, per: str = "frame", block_frames: int = 1
+) -> Margins:
+    """Margins per `frame`, or their means over the counted frames of a `block` of `block_frames`, or of a `sequence`.
+
+    Numbers in frames that do not count do no harm, NaN included. UserError for an unknown unit.
+    """
+    _known("per", per, UNITS)
+    frames = margin.shape[1]
+    size = {"frame": 1, "block": block_frames, "sequence": frames}[per]
+    short = -frames % size  # a last, partial block is filled with frames that do not count
+    kept = F.pad(margin.where(counted, margin.new_zeros(())), (0, short)).unflatten(1, (-1, size))
+    count = F.pad(counted, (0, short)).unflatten(1, (-1, size)).sum(-1)
+    return Margins(kept.sum(-1) / count.clamp_min(1), count > 0)
+
+
+def preference_losses(margin: Tensor, *, beta: float, kind: str = "dpo") -> Tensor:
+    """Loss of every unit from its margin m, in terms of the implicit reward margin β·m.
+
+    `dpo` −log σ(βm): log 2 at m = 0, where its slope is −β/2. `ipo` (βm − ½)²: pulls m to 1/(2β) and not beyond (Azar et
+    al. 2023, times β² so that one weight suits all kinds; ¼ and −β at 0). `hinge` max(0, 1 − βm) (SLiC, Zhao et al. 2023;
+    1 and −β at 0). UserError for an unknown kind.
+    """
+    _known("kind", kind, KINDS)
+    reward = beta * margin
+    if kind == "dpo":
+        return -F.logsigmoid(reward)
+    if kind == "ipo":
+        return (reward - 0.5).square()
+    return F.relu(1 - reward)
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """Mean over units of their losses: the mean of log σ, never log σ of a mean.
+
+    `per` says what decides as one: every frame (the paper's), the mean over a block, or over the window. `beta` is
+    constant, in 1 / velocity error (mean over dims).
+    """
+
+    kind: str = "dpo"
+    beta: float = 1000.0
+    per: str = "frame"
+
+    def __post_init__(self) -> None:
+        _known("kind", self.kind, KINDS)
+        _known("per", self.per, UNITS)
+        if not self.beta > 0:
+            raise UserError(f"preference loss: beta is {self.beta}; it must be positive")
+
+    def margins(self, errors: PairErrors, counted: Bool[Tensor, "B T"], block_frames: int) -> Margins:
+        """The margins it decides on."""
+        return pooled_margins(errors.margin(), counted, per=self.per, block_frames=block_frames)
+
+    def __call__(self, margins: Margins) -> Float[Tensor, ""]:
+        """The loss."""
+        return margins.mean(preference_losses(margins.values, beta=self.beta, kind=self.kind))
+
+    def diagnostics(self, margins: Margins) -> dict[str, Tensor]:
+        """What a preference run is watched by: mean margin and reward margin β·m, accuracy (a tie is half right), and
+        the share of units whose sigmoid is saturated (see `SATURATED_AT`).
+        """
+        values = margins.values.detach()
+        right = (values > 0).to(values.dtype) + 0.5 * (values == 0).to(values.dtype)
+        saturated = ((self.beta * values).abs() > SATURATED_AT).to(values.dtype)
+        return {
+            "margin": margins.mean(values),
+            "reward_margin": margins.mean(self.beta * values),
+            "accuracy": margins.mean(right),
+            "saturated": margins.mean(saturated),
+        }
+
+
+def _known(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"preference loss: unknown {name} {value!r}; allowed: {', '.join(allowed)}")
