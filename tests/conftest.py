@@ -108,3 +108,13 @@ def denoiser_folder(tmp_path_factory, latents) -> Path:
     }
     save_model(folder, model, DENOISER, info)
     return folder
+
+
+@pytest.fixture(scope="session")
+def losers(tmp_path_factory, latents, denoiser_folder) -> Path:
+    """Losers of the conversations: the denoiser without the user's signals."""
+    from af.pipeline.losers import LoserSettings, make_losers
+
+    folder = tmp_path_factory.mktemp("losers")
+    make_losers(latents, folder, denoiser_folder, LoserSettings("drop_user", steps=2))
+    return folder

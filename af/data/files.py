@@ -7,9 +7,11 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from af.errors import UserError
 
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp$")
 
@@ -64,3 +66,16 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Write `value` as JSON, atomically. NaN and infinity are refused (they are not JSON)."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+
+
+def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings` to `file` in the folder they made, or see that they are the ones that made it: UserError if not."""
+    if not file.is_file():
+        write_json(file, dict(settings))
+        return
+    known = json.loads(file.read_text())
+    if different := [k for k in settings if known.get(k) != settings[k]]:
+        raise UserError(
+            f"{file.parent} was made with other settings (different: {', '.join(different)}); "
+            "choose another --out, or --overwrite"
+        )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import load_file, save_file
 
-from af.data.files import atomic_path, write_json
+from af.data.files import atomic_path, claim_folder
 from af.data.index import Index, build_index
 from af.data.parts import Part, run_parts
 from af.data.schema import ROLES, ClipMeta
@@ -57,7 +57,7 @@ def encode(
         "keep_video": keep_video,
         "bf16": bf16,
     }
-    _claim(out, settings)
+    claim_folder(out / SETTINGS_NAME, settings)
     folders = split_folders(source)
     for folder in folders:
         index = Index.load(folder)
@@ -188,17 +188,3 @@ def _motions(index: Index) -> Iterator[torch.Tensor]:
     for i, entry in enumerate(index.samples):
         for role in ROLES:
             yield torch.from_numpy(reader.read_rows(i, f"{role}.motion.npy", 0, entry.frames).copy())
-
-
-def _claim(out: Path, settings: Mapping[str, Any]) -> None:
-    file = out / SETTINGS_NAME
-    if file.is_file():
-        known = json.loads(file.read_text())
-        different = [k for k in settings if known.get(k) != settings[k]]
-        if different:
-            raise UserError(
-                f"{out} was encoded with other settings (different: {', '.join(different)}); "
-                "choose another --out, or --overwrite"
-            )
-    else:
-        write_json(file, dict(settings))

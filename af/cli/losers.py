@@ -1,0 +1,66 @@
+"""Make losers for the preference stage: the same avatars in the same conversations, moving worse.
+
+  af losers --data data/demo-latents --denoiser runs/demo/denoiser/export --source drop_user --out data/demo-losers
+  af losers --data data/demo-latents --denoiser runs/demo/denoiser/export --source weak --user 0.5 --out data/weak
+  af losers --data data/demo-latents --files my_motions --source file --out data/my-losers
+
+Sources:
+  drop_user  the denoiser itself, rolled out without the user's signals
+  talking    another denoiser, trained on the avatar's audio alone (experiment=denoiser_demo module.dropout.user=1)
+  weak       the denoiser with a guidance scale for the user between 0 and 1 (--user, default 0.5)
+  shuffled   the denoiser reacting to the user of another conversation (--user, default 1)
+  file       arrays KEY.a.npy and KEY.b.npy (frames x motion latent) from a folder (--files)
+
+Each shard of the data becomes one of losers; shards that exist are skipped, so a stopped job goes on where it was. Give
+the folder to the stage as data.losers=FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from af.errors import UserError
+
+_USER = {"weak": 0.5, "shuffled": 1.0}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af losers`."""
+    parser.add_argument("--data", type=Path, required=True, help="folder written by `af encode`")
+    parser.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser that makes them")
+    parser.add_argument("--files", type=Path, metavar="FOLDER", help="arrays, with --source file")
+    parser.add_argument("--source", default="drop_user", help="drop_user (default), talking, weak, shuffled or file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the losers")
+    parser.add_argument("--splits", default="train,val", help="splits to make losers for (default train,val)")
+    parser.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
+    parser.add_argument("--user", type=float, help="scale of the user's signals (weak: 0.5, shuffled: 1)")
+    parser.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of whose user is taken (default 0)")
+    parser.add_argument("--batch", type=int, default=32, help="clips rolled out together (default 32)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the losers of every split asked for."""
+    from af.pipeline.losers import LoserSettings, make_losers
+
+    model = args.files if args.source == "file" else args.denoiser
+    if model is None:
+        raise UserError(f"--source {args.source} needs {'--files' if args.source == 'file' else '--denoiser'}")
+    settings = LoserSettings(
+        source=args.source,
+        audio=args.guidance_audio,
+        user=_USER.get(args.source, 0.0) if args.user is None else args.user,
+        steps=args.steps,
+        seed=args.seed,
+        batch=args.batch,
+    )
+    if args.overwrite and args.out.exists():
+        shutil.rmtree(args.out)
+    splits = [name.strip() for name in args.splits.split(",")]
+    for index in make_losers(args.data, args.out, model, settings, splits=splits, workers=args.workers):
+        print(f"{index.folder}: losers of {len(index.samples)} clips, {index.frames} frames")
+    return 0

@@ -1,0 +1,230 @@
+"""Losers for the preference stage: motion of the same avatars in the same conversations, but worse, into shards.
+
+One output shard an input shard, in parts that can be stopped (as `af encode`); a sample keeps its key and holds the
+motion of both people, each as the avatar, and in its json how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from af.data.files import claim_folder
+from af.data.index import Index, build_index
+from af.data.parts import Part, run_parts
+from af.data.plan import mix
+from af.data.schema import ROLES, ClipMeta
+from af.data.shards import ShardReader, split_folders, write_shard
+from af.errors import UserError
+from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.models.artifact import load_model
+from af.models.denoiser import MotionDenoiser
+from af.pipeline.encode import spec_of
+from af.pipeline.evaluate import clip_noise
+from af.specs import FeatureSpec, MotionSpec, require_spec
+
+SETTINGS_NAME: Final = "losers.json"
+SOURCES: Final = ("drop_user", "talking", "weak", "shuffled", "file")
+
+
+@dataclass(frozen=True)
+class LoserSettings:
+    """How losers are made: by the denoiser itself without the user's signals (`drop_user`), by another one trained on the
+    avatar's audio alone (`talking`), with a weakened user (`weak`), with the user of another conversation (`shuffled`), or
+    from arrays (`file`). `user` is the guidance scale of the user's signals: 0 < user < 1 for `weak`, above 0 for
+    `shuffled`, 0 for the others.
+    """
+
+    source: str
+    audio: float = 2.0
+    user: float = 0.0
+    steps: int = 8
+    seed: int = 0
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise UserError(f"--source: unknown source {self.source!r}; allowed: {', '.join(SOURCES)}")
+        allowed = {"weak": (0 < self.user < 1, "between 0 and 1"), "shuffled": (self.user > 0, "above 0")}
+        fine, expected = allowed.get(self.source, (self.user == 0, "0"))
+        if not fine:
+            raise UserError(f"--user: {self.user} with --source {self.source}; it must be {expected}")
+        if self.batch < 1:
+            raise UserError(f"--batch: {self.batch}; it must be at least 1")
+
+
+def make_losers(
+    source: Path,
+    out: Path,
+    model: Path,
+    settings: LoserSettings,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    workers: int = 1,
+) -> list[Index]:
+    """Write losers for every sample of the encoded shards in `source`; returns the new indices.
+
+    `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist are
+    skipped, so a stopped job goes on. Raises UserError when `out` was made with other settings or the denoiser knows
+    other latents or features.
+    """
+    folders = [f for f in split_folders(source) if Index.load(f).split in splits]
+    if not folders:
+        raise UserError(f"{source} has none of the splits {', '.join(splits)}")
+    digest = None
+    if settings.source != "file":
+        digest = _denoiser(str(model))[1]
+        for folder in folders:
+            _require_specs(Index.load(folder), model)
+    made_with = {"data": str(Path(source).resolve()), "model": digest or str(Path(model).resolve()), **asdict(settings)}
+    claim_folder(out / SETTINGS_NAME, made_with)
+    indices = []
+    for folder in folders:
+        index = Index.load(folder)
+        parts = [
+            Part(out / index.split / shard.name, (str(folder), number, str(model), json.dumps(asdict(settings))))
+            for number, shard in enumerate(index.shards)
+        ]
+        run_parts(parts, loser_shard, workers=workers, description=f"losers of {index.split}")
+        indices.append(build_index(out / index.split))
+    return indices
+
+
+def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str) -> int:
+    """Write one shard of losers; returns its number of samples. Runs in worker processes, which keep their model."""
+    made = LoserSettings(**json.loads(settings))
+    reader = ShardReader(folder)
+    numbers = [i for i, entry in enumerate(reader.index.samples) if entry.shard == shard]
+    turns = [(i, role) for i in numbers for role in ROLES]
+    if made.source == "file":
+        motions = {turn: _from_file(reader, *turn, Path(model)) for turn in turns}
+    else:
+        motions = _rolled_out(reader, turns, model, made)
+
+    def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
+        _, motion_spec = spec_of(reader.index)
+        for i in numbers:
+            provenance: dict[str, Any] = {**asdict(made), "model": model}
+            if made.source == "shuffled":
+                provenance["user_of"] = {
+                    role: reader.index.samples[_stranger(reader.index, i, made.seed)].key for role in ROLES
+                }
+            meta = replace(
+                reader.read_meta(i),
+                motion_spec=motion_spec,
+                audio_spec=None,
+                face_spec=None,
+                crop_boxes={},
+                extra={"loser": provenance},
+            )
+            yield reader.index.samples[i].key, meta, {f"{role}.motion.npy": motions[i, role] for role in ROLES}
+
+    return write_shard(path, samples())[0]
+
+
+def _rolled_out(
+    reader: ShardReader, turns: Sequence[tuple[int, str]], model: str, settings: LoserSettings
+) -> dict[tuple[int, str], np.ndarray]:
+    """Motion of every (sample, avatar's role), rolled out in batches of clips of one length."""
+    by_length: dict[int, list[tuple[int, str]]] = {}
+    for turn in turns:
+        by_length.setdefault(reader.index.samples[turn[0]].frames, []).append(turn)
+    motions: dict[tuple[int, str], np.ndarray] = {}
+    for group in by_length.values():
+        for start in range(0, len(group), settings.batch):
+            chosen = group[start : start + settings.batch]
+            motions.update(zip(chosen, _roll_out(reader, chosen, model, settings), strict=True))
+    return motions
+
+
+@torch.inference_mode()
+def _roll_out(
+    reader: ShardReader, turns: Sequence[tuple[int, str]], model: str, settings: LoserSettings
+) -> Float[np.ndarray, "B T D"]:
+    denoiser, _ = _denoiser(model)
+    device, space = next(denoiser.parameters()).device, denoiser.motion_space
+
+    def stacked(rows: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(rows).astype(np.float32)).to(device)
+
+    def signal(part: str, whose: str) -> Tensor:
+        found = []
+        for i, avatar in turns:
+            role = avatar if whose == "avatar" else ROLES[1 - ROLES.index(avatar)]
+            frames = reader.index.samples[i].frames
+            j = _stranger(reader.index, i, settings.seed) if whose == "user" and settings.source == "shuffled" else i
+            rows = reader.read_rows(j, f"{role}.{part}.npy", 0, reader.index.samples[j].frames)
+            found.append(rows[np.arange(frames) % len(rows)])  # a stranger's clip is cut, or begins again
+        return stacked(found)
+
+    references = []
+    for i, role in turns:
+        frame = next((first for first, _ in reader.index.samples[i].valid[role]), 0)
+        references.append(reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0])
+    condition = denoiser.condition(signal("audio", "avatar"), signal("audio", "user"), signal("motion", "user"))
+    frames = sum(block_sizes(condition.frames, denoiser.layout))
+    noise = [clip_noise(f"{reader.index.samples[i].key}/{role}", settings.seed, frames, space.dim) for i, role in turns]
+    motion = rollout(
+        denoiser,
+        condition,
+        space.to_model(stacked(references)),
+        steps=settings.steps,
+        guidance=Guidance(audio=settings.audio, user=settings.user),
+        noise=torch.stack(noise).to(device),
+    )
+    return space.from_model(motion).float().cpu().numpy()
+
+
+def _stranger(index: Index, i: int, seed: int) -> int:
+    """Another sample, of another session and without any of the same people where there is one; by hash of the key."""
+    own = index.samples[i]
+
+    def nearness(j: int) -> int:
+        other = index.samples[j]
+        return 2 * (other.session == own.session) + bool(set(other.participants) & set(own.participants))
+
+    others = [j for j in range(len(index.samples)) if j != i]
+    if not others:
+        raise UserError(f"{index.folder}: --source shuffled needs at least two conversations in a split")
+    least = min(map(nearness, others))
+    strangers = [j for j in others if nearness(j) == least]
+    return strangers[mix(seed, zlib.crc32(own.key.encode())) % len(strangers)]
+
+
+def _from_file(reader: ShardReader, i: int, role: str, folder: Path) -> Float[np.ndarray, "T D"]:
+    entry = reader.index.samples[i]
+    file = folder / f"{entry.key}.{role}.npy"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: --source file needs KEY.a.npy and KEY.b.npy for every sample")
+    array = np.load(file, allow_pickle=False)
+    dim = MotionSpec.from_json(reader.index.specs["motion"]).dim
+    if array.shape != (entry.frames, dim):
+        raise UserError(f"{file}: shape {array.shape}, expected {(entry.frames, dim)} (frames x motion latent)")
+    return array.astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _denoiser(folder: str) -> tuple[MotionDenoiser, str]:
+    artifact = load_model(folder)
+    if not isinstance(artifact.model, MotionDenoiser):
+        raise UserError(f"{folder} is not a denoiser but {type(artifact.model).__name__}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return artifact.model.to(device), artifact.digest
+
+
+def _require_specs(index: Index, model: Path) -> None:
+    info = load_model(model).info
+    audio, motion = spec_of(index)
+    remedy = "Give the shards that this denoiser was trained on, or shards encoded alike."
+    require_spec(audio, FeatureSpec.from_json(info["feature_spec"]), where=str(index.folder), remedy=remedy)
+    require_spec(motion, MotionSpec.from_json(info["motion_spec"]), where=str(index.folder), remedy=remedy)
