@@ -99,7 +99,8 @@ class DyadBatch(_TensorRecord):
     """Windows of conversations for the denoiser. Audio features are raw (F dims), motion is the autoencoder's latent.
 
     `reference` is the motion of the portrait: a frame of the same clip, outside the window where there is one.
-    `valid` is False on frames without a tracked face and on padding.
+    `valid` is False on frames without a tracked face and on padding. Where somebody asked: `loser` is motion of the same
+    avatar in the same frames that is to be preferred less, `listening` is True where the avatar does not speak.
     """
 
     avatar_motion: Float[Tensor, "B T D"]
@@ -108,6 +109,8 @@ class DyadBatch(_TensorRecord):
     user_audio: Float[Tensor, "B T F"]
     reference: Float[Tensor, "B D"]
     valid: Bool[Tensor, "B T"]
+    loser: Float[Tensor, "B T D"] | None = None
+    listening: Bool[Tensor, "B T"] | None = None
 
 
 @dataclass(frozen=True)

@@ -40,18 +40,27 @@ ONE_STEP = [
 ]
 
 
+def start(experiment: str, denoiser: Path) -> list[str]:
+    """What an experiment needs that starts from a model."""
+    return [f"start={denoiser}"] if experiment.startswith("preference") else []
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_resolves(experiment):
-    config = resolve(compose("train", [f"experiment={experiment}", "data.root=somewhere"]))
+def test_every_experiment_composes_and_resolves(experiment, denoiser_folder):
+    config = resolve(
+        compose("train", [f"experiment={experiment}", "data.root=somewhere", *start(experiment, denoiser_folder)])
+    )
     assert config["module"]["_target_"].startswith("af.")
     assert config["trainer"]["max_steps"] > 0
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_one_step(experiment, dyads, latents, tmp_path):
-    stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x"]))["stage"]
-    root = {"vae": dyads, "denoiser": latents}[stage]
-    arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *SMALL[stage], *ONE_STEP]
+def test_every_experiment_runs_one_step(experiment, dyads, latents, losers, denoiser_folder, tmp_path):
+    begin = start(experiment, denoiser_folder)
+    stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x", *begin]))["stage"]
+    root = {"vae": dyads, "denoiser": latents, "preference": latents}[stage]
+    small = {**SMALL, "preference": [*begin, f"data.losers={losers}"]}[stage]
+    arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *small, *ONE_STEP]
     assert main(["train", *arguments]) == 0
     assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1
     assert (tmp_path / "export" / "model.safetensors").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,31 @@ def compose(name: str, overrides: list[str], config_dir: Path | None = None) -> 
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    register_resolvers()
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
             return hydra.compose(name, [*search, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the configuration does not compose: {error}") from error
+
+
+def register_resolvers() -> None:
+    """`${saved_model:FOLDER,KEY}`: an entry of a model folder's model.json, so that a stage can start from a model."""
+    from omegaconf import OmegaConf
+
+    def saved_model(folder: str, key: str) -> Any:
+        file = Path(folder) / "model.json"
+        if not file.is_file():
+            raise UserError(
+                f"{folder} is not a model folder: {file.name} is missing; training writes one as RUN/export"
+            )
+        value = json.loads(file.read_text()).get(key)
+        if value is None:
+            raise UserError(f"{file} says nothing about {key!r}: this model cannot be trained on")
+        return OmegaConf.create(value)
+
+    OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)
 
 
 def resolve(config: Any) -> dict[str, Any]:

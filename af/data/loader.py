@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from af.data import codecs
 from af.data.dataset import BadSamples, Counted, PlanDataset
 from af.data.frame_cache import FrameCache
+from af.data.index import Index
 from af.data.plan import ClipItem, EndlessPlan, OnceBatchSampler, PairItem, PlanBatchSampler, WindowItem
+from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.errors import UserError
 from af.specs import FaceSpec, FeatureSpec, MotionSpec, require_spec
@@ -38,6 +41,11 @@ __all__ = [
 ]
 
 _GIB: Final = 2**30
+
+_CLIPS_HEARD: Final = 8192
+
+#: In which frames nobody speaks: (voice (S,), number of frames T) -> (T,).
+Listening = Callable[[Float32[np.ndarray, " S"], int], Bool[np.ndarray, " T"]]
 
 #: Pixels to emphasise: (face parameters (P,), image size) -> weights (Y, X) for that frame.
 Regions = Callable[[Float32[np.ndarray, " P"], int], Float32[np.ndarray, "Y X"]]
@@ -171,14 +179,18 @@ class _Window:
     reference: Tensor
     valid: Tensor
     counted: bool
+    loser: Tensor | None = None
+    listening: Tensor | None = None
 
 
 class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     """Windows of `frames` frames for the denoiser, from shards with motion latents and audio features.
 
     Frames are `valid` where both faces were tracked; windows that reach past the clip are padded with zeros that are
-    not. Raises `UserError` when the shards lack latents or features, or when they were made by others than
-    `motion_spec` and `audio_spec` (None: any).
+    not. `losers` are shards of the same samples (by key) with the motion of losers; `listening` says, from a clip's
+    voice and its number of frames, in which of them its owner does not speak. Raises `UserError` when the shards lack
+    latents or features, when they were made by others than `motion_spec` and `audio_spec` (None: any), or when losers
+    are missing.
     """
 
     def __init__(
@@ -189,6 +201,8 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         frames: int = 50,
         motion_spec: MotionSpec | None = None,
         audio_spec: FeatureSpec | None = None,
+        losers: Path | str | None = None,
+        listening: Listening | None = None,
         max_bad_rate: float = 0.01,
     ) -> None:
         reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
@@ -204,6 +218,23 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             require_spec(self.motion_spec, motion_spec, where=where, remedy=remedy)
         if audio_spec is not None:
             require_spec(self.audio_spec, audio_spec, where=where, remedy=remedy)
+        self.listening, self._heard = listening, OrderedDict[int, dict[str, np.ndarray]]()
+        self.losers = None if losers is None else ShardReader(losers)
+        if self.losers is not None:
+            self._loser_of = self._matched(self.losers.index)
+
+    def _matched(self, losers: Index) -> list[int]:
+        """The number of every sample's loser."""
+        found = MotionSpec.from_json(losers.specs.get("motion"))
+        remedy = "Make them again from these shards: af losers"
+        require_spec(found, self.motion_spec, where=str(losers.folder), remedy=remedy)
+        numbers = {sample.key: n for n, sample in enumerate(losers.samples)}
+        for sample in self.reader.index.samples:
+            n = numbers.get(sample.key)
+            if n is None or losers.samples[n].frames != sample.frames:
+                what = "has no loser for" if n is None else "has a loser of another length for"
+                raise UserError(f"{losers.folder} {what} {self.reader.index.folder}/{sample.key}. {remedy}")
+        return [numbers[sample.key] for sample in self.reader.index.samples]
 
     def _read(self, item: WindowItem) -> _Window:
         i, avatar, user = item.sample, item.role, "b" if item.role == "a" else "a"
@@ -223,16 +254,38 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             reference=torch.from_numpy(reference[0]).float(),
             valid=torch.from_numpy(valid & item.counted),
             counted=item.counted,
+            loser=self._loser(item, start, stop),
+            listening=self._listening(i, avatar, start, stop),
         )
 
-    def _rows(self, i: int, field: str, start: int, stop: int, dim: int) -> Tensor:
-        rows = self.reader.read_rows(i, field, start, stop)
+    def _loser(self, item: WindowItem, start: int, stop: int) -> Tensor | None:
+        if self.losers is None:
+            return None
+        number, field = self._loser_of[item.sample], f"{item.role}.motion.npy"
+        return self._rows(number, field, start, stop, self.motion_spec.dim, self.losers)
+
+    def _listening(self, i: int, avatar: str, start: int, stop: int) -> Tensor | None:
+        if self.listening is None:
+            return None
+        if i not in self._heard:  # of whole clips: how loud speech is shows in them
+            clip, frames = self.reader.read(i, {"audio"}), self.reader.index.samples[i].frames
+            voices = {role: clip.person(role).audio for role in ROLES}
+            self._heard[i] = {role: self.listening(v, frames) for role, v in voices.items() if v is not None}
+            if len(self._heard) > _CLIPS_HEARD:
+                self._heard.popitem(last=False)
+        mask = np.zeros(self.frames, bool)
+        mask[: stop - start] = self._heard[i][avatar][start:stop]
+        return torch.from_numpy(mask)
+
+    def _rows(self, i: int, field: str, start: int, stop: int, dim: int, reader: ShardReader | None = None) -> Tensor:
+        reader = reader or self.reader
+        rows = reader.read_rows(i, field, start, stop)
         if rows.shape[1] != dim:
-            raise self.reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers a frame, not {dim}")
+            raise reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers a frame, not {dim}")
         out = torch.from_numpy(rows).float()
         # a sum is finite only if every number is, and fifty times faster than looking at each
         if not torch.isfinite(out.sum()):
-            raise self.reader.error(i, field, "not_finite", "holds NaN or infinity")
+            raise reader.error(i, field, "not_finite", "holds NaN or infinity")
         return out if len(out) == self.frames else torch.nn.functional.pad(out, (0, 0, 0, self.frames - len(out)))
 
     def _tracked(self, i: int, role: str, start: int, stop: int) -> np.ndarray:
@@ -243,12 +296,16 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
 
     def _blank(self, item: WindowItem) -> _Window:
         motion, audio = torch.zeros(self.frames, self.motion_spec.dim), torch.zeros(self.frames, self.audio_spec.dim)
-        return _Window(motion, audio, motion, audio, motion[0], torch.zeros(self.frames, dtype=torch.bool), False)
+        nothing = torch.zeros(self.frames, dtype=torch.bool)
+        loser = None if self.losers is None else motion
+        listening = None if self.listening is None else nothing
+        return _Window(motion, audio, motion, audio, motion[0], nothing, False, loser, listening)
 
     def collate(self, samples: Sequence[_Window]) -> DyadBatch:
         """Stack windows."""
-        names = ("avatar_motion", "avatar_audio", "user_motion", "user_audio", "reference", "valid")
-        return DyadBatch(**{name: torch.stack([getattr(s, name) for s in samples]) for name in names})
+        columns = {f.name: [getattr(s, f.name) for s in samples] for f in fields(DyadBatch)}
+        stacked: dict[str, Any] = {name: None if v[0] is None else torch.stack(v) for name, v in columns.items()}
+        return DyadBatch(**stacked)
 
 
 # ------------------------------------------------------------------------------------------------------ whole clips

@@ -48,6 +48,13 @@ def voiced_frames(envelope: Float[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
     return envelope >= max(VOICED_SHARE * float(np.percentile(envelope, 95)), SILENCE)
 
 
+def listening_frames(audio: Series, frames: int, margin_frames: int = 12) -> Bool[np.ndarray, " T"]:
+    """Frames in which the owner of the voice listens: no speech in them, nor within `margin_frames` (half a second)."""
+    from scipy.ndimage import binary_dilation
+
+    return ~binary_dilation(voiced_frames(speech_envelope(audio, frames)), iterations=margin_frames)
+
+
 def lip_curve(mouth: Series, audio: Series, max_lag: int = 10) -> Float[np.ndarray, " L"]:
     """Pearson of mouth[t + lag] with envelope[t] over voiced frames t, for lags −max_lag … max_lag; NaN if undefined."""
     mouth = as_array(mouth).ravel()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -57,6 +58,16 @@ def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: 
     os.replace(temporary, weights)
     os.replace(text, folder / "model.json")
     return digest
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all weights and buffers."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def load_model(folder: str | Path) -> Artifact:

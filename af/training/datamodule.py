@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from af.data.loader import PairDataset, Regions, WindowDataset, pairs_to_float, 
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import ShardReader
 from af.errors import UserError
+from af.metrics.lipsync import listening_frames
 from af.models.motion_space import MotionStatistics
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import read_statistics, spec_of
-from af.specs import require_spec
+from af.specs import MotionSpec, require_spec
 from af.types import PairBatch
 
 
@@ -145,7 +147,9 @@ class PairData(_ShardData):
 class WindowData(_ShardData):
     """Windows of conversations for the denoiser, from shards written by `af encode`.
 
-    `features` is the extractor the model is built for: shards made with another one are refused.
+    `features` is the extractor the model is built for, `motion_spec` (as JSON; None: any) the latents it knows: shards
+    made with others are refused. `losers` is a folder written by `af losers`, `listening` marks the frames in which the
+    avatar does not speak; both are for the preference stage.
     """
 
     def __init__(
@@ -155,6 +159,9 @@ class WindowData(_ShardData):
         window_frames: int,
         block_frames: int,
         features: SpeechFeatures,
+        motion_spec: Mapping[str, Any] | None = None,
+        losers: str | Path | None = None,
+        listening: bool = False,
         batch_size: int = 8,
         workers: int = 1,
         seed: int = 0,
@@ -169,6 +176,15 @@ class WindowData(_ShardData):
             where=str(self.root),
             remedy="Encode the data again, or choose the features they were made with.",
         )
+        if motion_spec is not None:
+            require_spec(
+                self.motion_spec,
+                MotionSpec.from_json(motion_spec),
+                where=str(self.root),
+                remedy="Encode the data with the autoencoder that the model's own latents came from.",
+            )
+        self.features = features
+        self.losers, self.listening = None if losers is None else Path(losers), listening
         self.block_frames = self.feature_spec.block_frames or 1
         if self.feature_spec.block_frames not in (None, block_frames):
             raise UserError(
@@ -198,4 +214,8 @@ class WindowData(_ShardData):
         return self._validation_loader(self._dataset(self.validation_index), items)
 
     def _dataset(self, index: Index, plan: WindowPlan | None = None) -> WindowDataset:
-        return WindowDataset(ShardReader(index), plan, frames=self.window_frames)
+        losers = None if self.losers is None else self.losers / index.folder.name
+        if losers is not None and plan is None and not losers.is_dir():
+            losers = None  # validation without losers: the stage then shows training pairs alone
+        listening = listening_frames if self.listening else None
+        return WindowDataset(ShardReader(index), plan, frames=self.window_frames, losers=losers, listening=listening)

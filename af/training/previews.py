@@ -29,15 +29,22 @@ from af.types import Clip
 class Previews(Callback):
     """At the start the mask and the noise levels; after each validation a few conversations, rolled out.
 
-    Shown are the first `clips` validation clips, `frames` frames each, person b as the avatar: the largest
+    With `before` they are drawn at the start too: what a preference stage starts from. Shown are the first `clips` validation clips, `frames` frames each, person b as the avatar: the largest
     coefficients as curves and, with an `autoencoder` (model folder), an animation user | generated | true.
     """
 
     def __init__(
-        self, autoencoder: str | None = None, clips: int = 2, frames: int = 150, steps: int = 8, curves: int = 6
+        self,
+        autoencoder: str | None = None,
+        clips: int = 2,
+        frames: int = 150,
+        steps: int = 8,
+        curves: int = 6,
+        before: bool = False,
     ) -> None:
         self.autoencoder = autoencoder
         self.clips, self.frames, self.steps, self.curves = clips, frames, steps, curves
+        self.before = before
         self._decoder: MotionAutoencoder | None = None  # kept out of the module tree, checkpoint and averages
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -54,6 +61,8 @@ class Previews(Callback):
         add_image(writer, "attention_mask", mask_image(mask, denoiser.mask, layout.block_frames), trainer.global_step)
         levels = module.flow_times(16, layout.window_frames, generator=step_generator(module.seed, 0, 0))
         add_image(writer, "noise_levels", noise_level_image(levels), trainer.global_step)
+        if self.before and trainer.global_step == 0:
+            self.on_validation_epoch_end(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Roll out and draw (the averaged weights are in the module at this point)."""

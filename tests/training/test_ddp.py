@@ -13,9 +13,11 @@ from .test_resume import DENOISER, SHORT, VAE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "denoiser"])
-def test_two_ranks_train_and_continue(stage, dyads, latents, tmp_path):
-    arguments, root = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents)}[stage]
+@pytest.mark.parametrize("stage", ["vae", "denoiser", "preference"])
+def test_two_ranks_train_and_continue(stage, dyads, latents, losers, denoiser_folder, tmp_path):
+    preference = ["experiment=preference_demo", f"start={denoiser_folder}", f"data.losers={losers}"]
+    stages = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents), "preference": (preference, latents)}
+    arguments, root = stages[stage]
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     command = [sys.executable, "-m", "af.cli.main", "train", *arguments, *SHORT, f"data.root={root}", *ddp]
     command.append(f"run={tmp_path}")

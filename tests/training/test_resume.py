@@ -48,9 +48,11 @@ SHORT = [
 ]
 
 
-@pytest.fixture(params=["vae", "denoiser"])
-def arguments(request, dyads, latents) -> list[str]:
-    stage, root = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents)}[request.param]
+@pytest.fixture(params=["vae", "denoiser", "preference"])
+def arguments(request, dyads, latents, losers, denoiser_folder) -> list[str]:
+    preference = ["experiment=preference_demo", f"start={denoiser_folder}", f"data.losers={losers}"]
+    stages = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents), "preference": (preference, latents)}
+    stage, root = stages[request.param]
     return [*stage, *SHORT, f"data.root={root}"]
 
 

@@ -1,0 +1,255 @@
+"""Preference stage: direct preference optimisation of the denoiser, winners true and losers without the user (method §5).
+
+L = denoising_weight · L_DF + weight · L_DPO. Winner and loser are motions of the same avatar in the same frames, noised
+with one noise and one flow time per block, and judged by the policy and by a frozen copy of the model the stage started
+from, all with every condition present (L_DF alone has condition drops, unless `pair_dropout` says otherwise).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from af.errors import UserError
+from af.forcing.dropout import ConditionDropout, drop
+from af.forcing.path import interpolate, target_velocity
+from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.losses.preference import Margins, PairErrors, PreferenceLoss
+from af.losses.velocity import valid_mean, velocity_error
+from af.models.denoiser import MotionDenoiser
+from af.training.denoiser import DenoiserModule, conditioned
+from af.training.randomness import step_generator
+from af.training.reference import FrozenReference
+from af.types import DyadBatch
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What one look at winners and losers gives: errors, how far the policy's velocities are from the reference's (mean
+    square over dims, on winners: what a Kullback-Leibler divergence of the flows grows with), the frames that count.
+    """
+
+    errors: PairErrors
+    distance: Float[Tensor, "B T"]
+    counted: Bool[Tensor, "B T"]
+
+
+@dataclass(frozen=True)
+class OnlineLosers:
+    """Losers made while training, from the batch's own window: every `every_n_steps` steps, which alone then have a
+    preference term. `by` the reference or the policy as it is; `user` 0 drops the user's signals, above it weakens them.
+    """
+
+    every_n_steps: int = 1
+    by: Literal["reference", "policy"] = "reference"
+    steps: int = 8
+    audio: float = 2.0
+    user: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1:
+            raise UserError(f"online.every_n_steps: {self.every_n_steps}; it must be at least 1")
+        if self.by not in ("reference", "policy"):
+            raise UserError(f"online.by: unknown {self.by!r}; allowed: reference, policy")
+        if not 0 <= self.user < 1:
+            raise UserError(f"online.user: {self.user}; a loser's share of the user is at least 0 and below 1")
+
+    @torch.no_grad()
+    def __call__(self, denoiser: MotionDenoiser, batch: DyadBatch, generator: torch.Generator) -> Tensor:
+        """Motion latents of the batch's avatars."""
+        frames = sum(block_sizes(batch.valid.shape[1], denoiser.layout))
+        noise = torch.randn((len(batch.valid), frames, denoiser.dim), generator=generator, device=generator.device)
+        guidance = Guidance(audio=self.audio, user=self.user)
+        with torch.autocast(noise.device.type, enabled=False):
+            condition, reference = conditioned(denoiser, batch)
+            motion = rollout(denoiser, condition, reference, steps=self.steps, guidance=guidance, noise=noise)
+        return denoiser.motion_space.from_model(motion)
+
+
+class PreferenceModule(DenoiserModule):
+    """`DenoiserModule` with the preference term. Options of the denoising term are the base class's.
+
+    `error` is the kind of velocity error the margins are made of (the paper: l1). With `listening_only` frames in which
+    the avatar speaks do not count. `online` makes the losers; without, they come with the batch.
+    """
+
+    def __init__(
+        self,
+        denoiser: MotionDenoiser,
+        reference: FrozenReference,
+        *,
+        preference: PreferenceLoss,
+        weight: float = 0.1,
+        denoising_weight: float = 1.0,
+        error: str = "l1",
+        listening_only: bool = False,
+        online: OnlineLosers | None = None,
+        pair_dropout: ConditionDropout | None = None,
+        **denoising: Any,
+    ) -> None:
+        super().__init__(denoiser, **denoising)
+        if weight < 0 or denoising_weight < 0 or weight + denoising_weight == 0:
+            raise UserError(f"weight: {weight}, denoising_weight: {denoising_weight}; neither negative, not both 0")
+        self.reference, self.preference, self.online = reference, preference, online
+        self.weight, self.denoising_weight, self.error = weight, denoising_weight, error
+        self.listening_only = listening_only
+        self.pair_dropout = pair_dropout or ConditionDropout.never()
+        self.winner_excess: float | None = None  # of this step; None: it had no preference term
+        velocity_error(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), kind=error)  # a wrong name fails now
+
+    def on_fit_start(self) -> None:
+        """The reference is where the policy is, and what it was."""
+        self.reference.to(self.device)
+        self.reference.check()
+
+    def on_train_end(self) -> None:
+        """The reference has not moved."""
+        self.reference.check()
+
+    def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
+        """One step of both terms."""
+        step, generator = self.batches_seen, self.next_generator()
+        loss = batch.avatar_motion.new_zeros(())
+        if self.denoising_weight:
+            loss = self.denoising_weight * self.denoising_loss(batch, generator)
+        loser, self.winner_excess = self._loser(batch, step, generator), None
+        if loser is None:
+            return loss
+        pairs = self.pairs(batch, loser, generator)
+        margins = self._margins(pairs)
+        preference = self.preference(margins)
+        self.winner_excess = self._winner_excess(pairs)
+        if self._logging_step():
+            self.log("train/preference/loss", preference, prog_bar=True)
+            for name, value in self._diagnostics(pairs, margins).items():
+                self.log(f"train/preference/{name}", value)
+        return loss + self.weight * preference
+
+    def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
+        """The base class's losses, and the pairs' numbers where the validation data has losers."""
+        super().validation_step(batch, batch_idx)
+        generator = step_generator(self.seed + 2, batch_idx, self.global_rank, self.device)
+        loser = batch.loser if self.online is None else self.online(self.reference.denoiser, batch, generator)
+        if loser is None:
+            return
+        pairs = self.pairs(batch, loser, generator)
+        count = int(pairs.counted.sum())
+        if count:
+            margins = self._margins(pairs)
+            values = {"loss": self.preference(margins), **self._diagnostics(pairs, margins)}
+            for name, value in values.items():
+                self.log(f"val/preference/{name}", value, batch_size=count, sync_dist=True)
+
+    def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], generator: torch.Generator) -> Pairs:
+        """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four."""
+        policy, reference = self.denoiser, self.reference.denoiser
+        winner = policy.motion_space.to_model(batch.avatar_motion)
+        clean = torch.cat((winner, policy.motion_space.to_model(loser)))
+        noise = torch.randn(winner.shape, generator=generator, device=winner.device, dtype=winner.dtype).repeat(2, 1, 1)
+        flow_time = self.flow_times(*winner.shape[:2], generator=generator, device=winner.device).repeat(2, 1)
+        dropped = self.pair_dropout.draw(*batch.valid.shape, generator=generator)
+        noisy, target = interpolate(noise, clean, flow_time), target_velocity(noise, clean)
+
+        def velocity(model: MotionDenoiser) -> Tensor:
+            condition, portrait = drop(*conditioned(model, batch), dropped)
+            twice = type(condition)(**{name: x.repeat(2, 1, 1) for name, x in vars(condition).items()})
+            return model(noisy, flow_time, twice, portrait.repeat(2, 1))
+
+        ours = velocity(policy)
+        with torch.no_grad():
+            theirs = velocity(reference)
+        (policy_winner, policy_loser), (reference_winner, reference_loser) = (
+            velocity_error(v, target, kind=self.error).chunk(2) for v in (ours, theirs)
+        )
+        distance = velocity_error(ours.detach(), theirs, kind="l2").chunk(2)[0]
+        errors = PairErrors(policy_winner, policy_loser, reference_winner, reference_loser)
+        return Pairs(errors, distance, self._counted(batch))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of the reference the hash alone."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reference_sha256"] = self.reference.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run goes on with the reference it was started with, or not at all."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["reference_sha256"] != self.reference.digest:
+            raise UserError(
+                "start: the model there is not the one this run was started from (sha256 of its weights "
+                f"{self.reference.digest[:12]}… instead of {checkpoint['reference_sha256'][:12]}…); "
+                "put that one back, or choose another run=FOLDER"
+            )
+
+    def _loser(self, batch: DyadBatch, step: int, generator: torch.Generator) -> Tensor | None:
+        if self.online is None:
+            if batch.loser is None:
+                raise UserError("data.losers is not set and module.online neither: make losers with `af losers`")
+            return batch.loser
+        if step % self.online.every_n_steps:
+            return None
+        model = self.denoiser if self.online.by == "policy" else self.reference.denoiser
+        return self.online(model, batch, generator)
+
+    def _counted(self, batch: DyadBatch) -> Tensor:
+        if not self.listening_only:
+            return batch.valid
+        if batch.listening is None:
+            raise UserError("module.listening_only needs data.listening=true")
+        return batch.valid & batch.listening
+
+    def _margins(self, pairs: Pairs) -> Margins:
+        return self.preference.margins(pairs.errors, pairs.counted, self.denoiser.layout.block_frames)
+
+    def _diagnostics(self, pairs: Pairs, margins: Margins) -> dict[str, Tensor]:
+        errors = {f"error/{name}": valid_mean(e.detach(), pairs.counted) for name, e in vars(pairs.errors).items()}
+        drift = valid_mean(pairs.distance, pairs.counted)
+        return {**self.preference.diagnostics(margins), **errors, "drift": drift}
+
+    def _winner_excess(self, pairs: Pairs) -> float:
+        sums = torch.stack(
+            [valid_mean(e.detach(), pairs.counted) for e in (pairs.errors.policy_winner, pairs.errors.reference_winner)]
+        )
+        policy, reference = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
+        return policy / reference - 1 if reference else 0.0
+
+
+class StopOnDrift(Callback):
+    """Stop when the policy's error on winners is more than `tolerance` (a share) above the reference's for `steps`
+    preference steps in a row: the margin then grows by unlearning the loser and the winner alike.
+    """
+
+    def __init__(self, steps: int = 200, tolerance: float = 0.05) -> None:
+        if steps < 1 or tolerance < 0:
+            raise ValueError(f"steps must be at least 1 and tolerance not negative, got {steps} and {tolerance}")
+        self.steps, self.tolerance = steps, tolerance
+        self.in_a_row = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Count, and stop when it is enough (all ranks see the same number)."""
+        assert isinstance(pl_module, PreferenceModule)
+        if pl_module.winner_excess is None:
+            return
+        self.in_a_row = self.in_a_row + 1 if pl_module.winner_excess > self.tolerance else 0
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("train/preference/winner_excess", pl_module.winner_excess)
+        if self.in_a_row >= self.steps:
+            trainer.should_stop = True
+            if trainer.global_rank == 0:
+                print(
+                    f"stopped at step {trainer.global_step}: for {self.steps} steps the winner's error was more than "
+                    f"{self.tolerance:.0%} above the reference's (a smaller module.preference.beta or module.weight "
+                    "drifts less)"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long it has lasted."""
+        return {"in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.in_a_row = int(state_dict["in_a_row"])

@@ -1,0 +1,174 @@
+"""The preference stage: it starts at log 2, leaves the reference alone, and stops when the winner is unlearnt."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from af.cli.config import compose, instantiate, resolve
+from af.cli.main import main
+from af.data.index import Index
+from af.data.loader import WindowDataset
+from af.data.plan import fixed_windows
+from af.data.shards import ShardReader
+from af.errors import UserError
+from af.losses.velocity import valid_mean
+from af.metrics.lipsync import listening_frames
+from af.models.artifact import load_model, weights_digest
+from af.training.reference import FrozenReference
+
+SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=6", "trainer.val_check_interval=3"]
+
+
+@pytest.fixture
+def arguments(latents, losers, denoiser_folder, tmp_path) -> list[str]:
+    preference = ["experiment=preference_demo", f"start={denoiser_folder}", f"data.losers={losers}"]
+    return [*preference, *SHORT, f"data.root={latents}", f"run={tmp_path / 'run'}"]
+
+
+@pytest.fixture
+def batch(latents, losers):
+    index = Index.load(latents / "train")
+    dataset = WindowDataset(index.folder, frames=20, losers=losers / "train", listening=listening_frames)
+    items = fixed_windows(index, frames=20, block=5)
+    return dataset.collate([dataset[item] for item in items])
+
+
+def module_of(arguments, *overrides):
+    return instantiate(resolve(compose("train", [*arguments, *overrides]))["module"])
+
+
+@pytest.mark.parametrize("per", ["frame", "block", "sequence"])
+def test_the_policy_starts_at_the_reference_with_log_2(arguments, batch, per):
+    module = module_of(arguments, f"module.preference.per={per}", "module.preference.beta=1000")
+    pairs = module.pairs(batch, batch.loser, torch.Generator().manual_seed(0))
+    assert (pairs.errors.margin() == 0).all()
+    assert (pairs.distance == 0).all()
+    margins = module.preference.margins(pairs.errors, pairs.counted, 5)
+    assert module.preference(margins).item() == pytest.approx(math.log(2), abs=1e-6)  # rounding of the mean
+    assert not pairs.errors.policy_winner.equal(pairs.errors.policy_loser)
+
+
+def test_one_noise_and_flow_time_for_winner_and_loser(arguments, batch):
+    """A loser that is the winner gives the winner's errors, to the last bit."""
+    errors = module_of(arguments).pairs(batch, batch.avatar_motion, torch.Generator().manual_seed(0)).errors
+    assert errors.policy_winner.equal(errors.policy_loser)
+    assert errors.reference_winner.equal(errors.reference_loser)
+
+
+def test_a_step_prefers_the_winner(arguments, batch):
+    module = module_of(arguments)
+    optimizer = torch.optim.SGD(module.denoiser.parameters(), lr=1e-4)
+
+    def margins():
+        pairs = module.pairs(batch, batch.loser, torch.Generator().manual_seed(0))
+        return module.preference.margins(pairs.errors, pairs.counted, 5)
+
+    module.preference(margins()).backward()
+    optimizer.step()
+    after = margins()
+    assert module.preference(after).item() < math.log(2)
+    assert module.preference.diagnostics(after)["margin"] > 0
+
+
+def test_the_reference_is_untouched_and_outside_of_everything_that_is_saved(arguments, denoiser_folder, tmp_path):
+    before = weights_digest(load_model(denoiser_folder).model)
+    assert main(["train", *arguments]) == 0
+    run = tmp_path / "run"
+    assert weights_digest(load_model(denoiser_folder).model) == before
+    assert weights_digest(load_model(run / "export").model) != before
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["reference_sha256"] == before
+    assert all(name.startswith("denoiser.") for name in checkpoint["state_dict"])
+    count = len(list(load_model(denoiser_folder).model.parameters()))
+    assert len(checkpoint["optimizer_states"][0]["param_groups"][0]["params"]) == count
+    (averaged,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("Ema"))
+    assert len(averaged["average"]) == count
+
+
+def test_a_touched_reference_is_noticed(denoiser_folder):
+    reference = FrozenReference.load(denoiser_folder)
+    reference.check()
+    with torch.no_grad():
+        next(reference.denoiser.parameters()).add_(1e-6)
+    with pytest.raises(RuntimeError, match="changed"):
+        reference.check()
+    reference = FrozenReference.load(denoiser_folder)
+    reference.denoiser.train()
+    with pytest.raises(RuntimeError, match="frozen"):
+        reference.check()
+
+
+def test_a_run_does_not_go_on_with_another_reference(arguments, denoiser_folder, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    start = tmp_path / "start"
+    shutil.copytree(denoiser_folder, start)
+    arguments = [*arguments, f"start={start}"]
+    assert main(["train", *arguments]) == 0
+    (tmp_path / "run" / "done.json").unlink()
+    weights = load_file(start / "model.safetensors")
+    weights["head.bias"] += 1
+    save_file(weights, start / "model.safetensors")
+    assert main(["train", *arguments]) == 1
+    assert "not the one this run was started from" in capsys.readouterr().err
+
+
+def test_drift_stops_the_run(arguments, tmp_path, capsys):
+    wild = ["module.denoising_weight=0", "module.weight=100", "module.lr=0.5", "trainer.max_steps=60"]
+    assert main(["train", *arguments, *wild, "callbacks.stop_on_drift.steps=3"]) == 0
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["steps"] < 60
+    assert "above the reference's" in capsys.readouterr().out
+
+
+def test_losers_made_on_line_need_no_shards(arguments, tmp_path):
+    online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2, steps: 2, by: policy}"
+    assert main(["train", *arguments, "data.losers=null", online]) == 0
+    assert (tmp_path / "run" / "export" / "model.json").is_file()
+
+
+def test_without_losers_it_says_how_to_make_them(arguments, capsys):
+    assert main(["train", *arguments, "data.losers=null"]) == 1
+    assert "af losers" in capsys.readouterr().err
+
+
+def test_only_listening_frames_count(arguments, batch):
+    module = module_of(arguments, "module.listening_only=true")
+    pairs = module.pairs(batch, batch.loser, torch.Generator().manual_seed(0))
+    assert pairs.counted.equal(batch.valid & batch.listening)
+    assert pairs.counted.sum() < batch.valid.sum()
+    config = resolve(compose("train", [*arguments, "module.listening_only=true"]))
+    assert config["data"]["listening"]
+    assert valid_mean(pairs.distance, pairs.counted).item() == 0
+
+
+def test_listening_is_where_nobody_spoke_for_half_a_second():
+    voice = torch.zeros(100 * 640).numpy()
+    voice[40 * 640 : 60 * 640] = 0.3
+    listening = listening_frames(voice, 100)
+    assert listening[:27].all()
+    assert listening[73:].all()
+    assert not listening[29:71].any()
+    assert listening_frames(voice * 0, 100).all()
+
+
+def test_losers_of_other_shards_are_refused(latents, losers, tmp_path):
+    with pytest.raises(UserError, match="has no loser for"):
+        WindowDataset(ShardReader(latents / "train"), frames=20, losers=losers / "val")
+
+
+def test_the_policy_is_in_training_mode(arguments):
+    module = module_of(arguments)
+    assert module.denoiser.training
+    assert not module.reference.denoiser.training
+
+
+def test_the_model_is_that_of_the_start(arguments, denoiser_folder):
+    config = resolve(compose("train", arguments))
+    assert config["model"] == json.loads((denoiser_folder / "model.json").read_text())["model"]
+    with pytest.raises(UserError, match="nowhere"):
+        resolve(compose("train", [*arguments, "start=nowhere"]))
