@@ -142,7 +142,8 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     videos = None
     if not args.no_gallery:
         videos = {c.clip: {s: p for s in ("user", "generated", "true") if (p := c.video_file(s))} for c, _ in measured}
-    notes = {c.clip: m.notes for c, m in measured if m.notes}
+    notes = {c.clip: [*m.notes, *_silent(m, [m for _, m in measured])] for c, m in measured}
+    notes = {clip: texts for clip, texts in notes.items() if texts}
     write_report(
         args.out,
         rows,
@@ -161,6 +162,15 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     return 0
 
 
+def _silent(clip: Measured, clips: list[Measured]) -> list[str]:
+    """A remark on a clip that lacks a voice which others have: it does not count in the rows that need it."""
+    return [
+        f"no {name.replace('_', ' ')}: does not count in {rows}"
+        for name, rows in (("avatar_audio", "lip and reaction_gain"), ("user_audio", "reaction_gain"))
+        if getattr(clip, name) is None and any(getattr(c, name) is not None for c in clips)
+    ]
+
+
 def make_rows(measured, tools, protocol, args):
     """(rows, parameter report or None, its clips, {metric: why it was not computed})."""
     from af.metrics.evaluation import EvaluationClip
@@ -170,8 +180,6 @@ def make_rows(measured, tools, protocol, args):
     missing = reasons(measured, tools, args)
     rows, report = [], None
     complete = [(c, m) for c, m in measured if m.face is not None]
-    sound = all(m.avatar_audio is not None and m.user_audio is not None for _, m in complete)
-    own_sound = all(m.avatar_audio is not None for _, m in complete)
     evaluated = [
         EvaluationClip(
             c.clip,
@@ -180,8 +188,8 @@ def make_rows(measured, tools, protocol, args):
             m.faces["true"],
             m.faces["generated"],
             m.face,
-            m.avatar_audio if own_sound else None,
-            m.user_audio if sound else None,
+            m.avatar_audio,
+            m.user_audio,
             c.phrase_ends,
             c.session,
         )
@@ -213,16 +221,16 @@ def reasons(measured, tools, args) -> dict[str, str]:
         for tag in ("rpcc", "tlcc", "sid", "var", "fd", "pfd", "reaction_gain", "lip", "mouth", "jerk"):
             missing[tag] = why
     else:
-        if any(m.avatar_audio is None for _, m in measured):
-            missing["lip"] = missing["reaction_gain"] = "a clip has no avatar audio (column audio)"
-        elif any(m.user_audio is None for _, m in measured):
-            missing["reaction_gain"] = "a clip has no user audio (column user_audio, or sound in the user video)"
+        if all(m.avatar_audio is None for _, m in measured):
+            missing["lip"] = missing["reaction_gain"] = "no clip has avatar audio (column audio)"
+        elif all(m.user_audio is None or m.avatar_audio is None for _, m in measured):
+            missing["reaction_gain"] = "no clip has user audio (column user_audio, or sound in the user video)"
         face = next(m.face for _, m in measured if m.face is not None)
         from af.metrics.evaluation import MOUTH_NAMES
 
         if not set(MOUTH_NAMES) & set(face.names):
             missing["lip"] = missing["mouth"] = f"no parameter called {' or '.join(MOUTH_NAMES)} (see --names)"
-        if any(c.phrase_ends is None for c, _ in measured):
+        if all(c.phrase_ends is None for c, _ in measured):
             missing["react"] = "known reactions need phrase_ends, which only synthetic dyads have"
     if args.block is None:
         missing["border_ratio"] = "the generator's block size is not given (--block)"

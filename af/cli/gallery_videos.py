@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from af.clock import FPS
+from af.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,10 +45,13 @@ def make_gallery(
     cards = []
     with Progress(console=console, disable=console is None) as progress:
         for name in progress.track(names, description="gallery"):
-            sides = {
-                side: preview(source, audio.get(name) if side == "generated" else None)
-                for side, source in videos.get(name, {}).items()
-            }
+            sides = {}
+            for side, source in videos.get(name, {}).items():
+                try:
+                    sides[side] = preview(source, audio.get(name) if side == "generated" else None)
+                except UserError as error:  # a side no metric had to read
+                    if console is not None:
+                        console.print(f"not in the gallery: {error}", style="yellow", markup=False, highlight=False)
             curves = face_curves(faces[name]) if name in faces else {}
             posters = {side: first_frame(video) for side, video in sides.items()}
             cards.append(GalleryClip(name, sides, values.get(name, {}), curves, posters))

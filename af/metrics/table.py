@@ -269,29 +269,31 @@ class _Report:
         )
 
     def reaction_gain(self) -> None:
-        """Reaction gain of generated and true motion, and by lag."""
-        if any(c.avatar_audio is None or c.user_audio is None for c in self.clips):
+        """Reaction gain of generated and true motion, and by lag, over the clips with both voices."""
+        heard = [i for i, c in enumerate(self.clips) if c.avatar_audio is not None and c.user_audio is not None]
+        if not heard:
             return
+        user, truth, generated = ([side[i] for i in heard] for side in (self.user, self.true, self.generated))
         bands = self.protocol.mel_bands
         if self.fitted and self.fitted.reaction:
             model = self.fitted.reaction
         else:
             mels = [
-                [log_mel(getattr(c, side), len(c.user), bands) for c in self.clips]
+                [log_mel(getattr(self.clips[i], side), len(self.clips[i].user), bands) for i in heard]
                 for side in ("user_audio", "avatar_audio")
             ]
             model = reaction.ReactionModel(seed=self.protocol.seed)
-            model.fit(self.user, self.true, mels[0], mels[1], self.identities)
+            model.fit(user, truth, mels[0], mels[1], [self.identities[i] for i in heard])
         self.model = model
         text = f"ridge, lags 1–{model.lags}, {bands} mel bands, {model.shifts} shifts, interval over identities; nats"
         if not model.usable:
             note = f"fewer than two identities with clips of {model.min_frames} frames"
             self.rows.append(MetricRow("reaction_gain", float("nan"), protocol=text, note=note))
             return
-        own, true = (model.gain(m, self.protocol.resamples) for m in (self.generated, self.true))
+        own, true = (model.gain(m, self.protocol.resamples) for m in (generated, truth))
         if own.interval is not None:
             self.draws["reaction_gain"] = own.draws(self.protocol.resamples, self.protocol.seed)
-        shifted = [np.roll(g, len(g) // 2, axis=0) for g in self.generated]
+        shifted = [np.roll(g, len(g) // 2, axis=0) for g in generated]
         null = model.gain(shifted, self.protocol.resamples)
         self.rows.append(
             MetricRow(
@@ -312,14 +314,14 @@ class _Report:
             return
         by_lag = {
             name: model.gain_by_lag(m, self.protocol.gain_bands)
-            for name, m in (("true", self.true), ("generated", self.generated))
+            for name, m in (("true", truth), ("generated", generated))
         }
         middle = np.array([(lo + hi - 1) / 2 / 25 for lo, hi, _ in by_lag["true"]])
         self.curves["reaction_gain"] = (middle, {k: np.array([v for *_, v in rows]) for k, rows in by_lag.items()})
 
     def known_reactions(self) -> None:
         """react/*: the reactions whose causes the synthetic dyads know."""
-        if any(c.phrase_ends is None for c in self.clips):
+        if all(c.phrase_ends is None for c in self.clips):
             return
         names, p = self.face.names, self.protocol
         for tag, parameter, lag in (("smile", "smile", p.smile_lag), ("tilt", "roll", p.tilt_lag)):
@@ -375,9 +377,10 @@ class _Report:
         if mouth is None:
             return
         true, own = ([c[:, mouth] for c in clips] for clips in (self.true, self.generated))
-        if all(c.avatar_audio is not None for c in self.clips):
+        if any(c.avatar_audio is not None for c in self.clips):
             lag = self.protocol.lip_max_lag
-            audio = [np.asarray(c.avatar_audio, np.float64) for c in self.clips]
+            silence = np.zeros(0)  # a clip without sound has no curve and does not count
+            audio = [silence if c.avatar_audio is None else np.asarray(c.avatar_audio, np.float64) for c in self.clips]
             other = [lipsync.shifted(a) for a in audio]
             sums = {
                 key: coupling.curve_sums(np.stack([lipsync.lip_curve(m, a, lag) for m, a in zip(*pair, strict=True)]))

@@ -158,8 +158,50 @@ def test_every_bad_input_is_named_and_loses_no_other_clip(folder, tmp_path, caps
         assert f"bad {name}" in message
     assert "only 1 frame" in numbers["left_out"]["single"]
     assert "still.npy: no parameter ever changes" in numbers["notes"]["constant"][0]
-    assert numbers["fd/exp/n"] == 4  # three good ones and the constant one; the video has no tracker
+    assert "broken.mp4" in numbers["left_out"]["bad video"]
+    assert numbers["fd/exp/n"] == 4  # three good ones and the constant one
     assert set(json.loads((out / "clips.json").read_text())) >= {"c0", "c1", "c2", "constant"}
+
+
+def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_path, capsys):
+    row = {"clip": "good", "user": "user, one.mp4", "true": "true clip.mp4", "generated": "generated=1.mp4"}
+    frames = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
+    for name, part in (("one frame", frames[:1]), ("long", np.concatenate([frames, frames[:9]]))):
+        write_video(folder / f"{name}.mp4", part)
+    whole = (folder / "true clip.mp4").read_bytes()
+    for name, content in (
+        ("cut", whole[: len(whole) // 3]),
+        ("zeros", b"\0" * 5000),
+        ("words", b"hello"),
+        ("empty", b""),
+    ):
+        (folder / f"{name}.mp4").write_bytes(content)
+    (folder / "words.wav").write_text("hello")
+    bad = {
+        "generated": {"nowhere.mp4": "nowhere.mp4", "one frame.mp4": "lengths differ", "long.mp4": "differ by 9 frames",
+                      "empty.mp4": "the file is empty", **dict.fromkeys(("cut.mp4", "zeros.mp4", "words.mp4"), "cut off")},
+        "true": {"zeros.mp4": "cut off", "nowhere.mp4": "nowhere.mp4"},
+        "user": {"zeros.mp4": "cut off", "nowhere.mp4": "nowhere.mp4"},
+        "audio": {"words.wav": "cut off", "nowhere.wav": "nowhere.wav"},
+        "source": {"words.mp4": "not readable as a picture"},
+    }  # fmt: skip
+    expected = {f"{side} {file}": words for side, files in bad.items() for file, words in files.items()}
+    rows = [row] + [row | {"clip": f"{side} {file}", side: file} for side, files in bad.items() for file in files]
+    torch.jit.save(
+        torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten())), tmp_path / "id.pt"
+    )
+    command = ["evaluate", "--manifest", str(write_manifest(folder / "bad videos.csv", rows))]
+    options = ["--out", str(tmp_path / "out"), "--embedder", f"stand-in={tmp_path / 'id.pt'}"]
+    assert main([*command, *options]) == 0
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(numbers["left_out"]) == set(expected)
+    for name, words in expected.items():
+        assert name.split(" ", 1)[1] in numbers["left_out"][name]
+        assert words in numbers["left_out"][name], numbers["left_out"][name]
+    assert numbers["ssim/n"] == 1
+    assert set(json.loads((tmp_path / "out" / "clips.json").read_text())) == {"good"}
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert all(f"left out {name}:" in printed for name in expected)
 
 
 def test_a_stopped_evaluation_goes_on_and_a_changed_file_is_measured_again(folder, tmp_path, monkeypatch):

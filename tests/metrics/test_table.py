@@ -102,6 +102,25 @@ def test_rows_without_input_are_left_out_and_without_a_value_say_why(clips):
     assert flat_metrics(rows.values())["rpcc/exp"] is None  # JSON knows no NaN
 
 
+def test_clips_without_sound_or_phrase_ends_do_not_count_and_cost_the_others_nothing(clips, report):
+    """As if they were not there, in the rows that need what they lack."""
+    bare = [replace(c, name=f"bare {c.name}", avatar_audio=None, user_audio=None, phrase_ends=None) for c in clips[:3]]
+    rows = {row.tag: row for row in parameter_report([*clips, *bare], QUICK).rows}
+    before = {row.tag: row for row in report.rows}
+    for tag in ("lip/corr", "reaction_gain"):
+        assert rows[tag].value == pytest.approx(before[tag].value), tag
+        assert rows[tag].n == before[tag].n
+    assert np.isfinite(rows["react/nod"].value)
+    assert rows["react/nod"].n == 10
+    assert rows["rpcc/exp"].n == 13
+
+
+def test_what_was_fitted_on_the_truth_can_be_used_again(clips, report):
+    again = parameter_report(clips, QUICK, report.fitted)
+    assert [row.value for row in again.rows] == [row.value for row in report.rows]
+    assert again.fitted.reaction is report.fitted.reaction
+
+
 def test_a_bad_layout_or_another_tracker_is_refused_by_name(clips):
     with pytest.raises(ValueError, match="c1: tracker 'other/1'"):
         evaluate_parameters([clips[0], replace(clips[1], face=replace(FACE, tracker="other/1"))])
