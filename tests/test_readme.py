@@ -131,18 +131,18 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch):
     from af.data.media import read_video
 
     monkeypatch.chdir(tmp_path)
-    sizes = ["--train", "4", "--val", "1", "--test", "1", "--seconds", "4", "--size", "128", "--workers", "1"]
+    sizes = ["--train", "6", "--val", "1", "--test", "1", "--seconds", "4", "--size", "128", "--workers", "1"]
     assert main(["synth", "--out", "drawn", *sizes]) == 0
     videos = tmp_path / "my videos, 2 = all"
     rows = []
-    for sample in range(4):
-        folder = videos / f"call {sample}"
+    for call, sample in enumerate((0, 1, 3, 5)):  # the detector loses faces of 2 and 4
+        folder = videos / f"call {call}"
         assert main(["shards", "extract", "drawn/train", "--sample", str(sample), "--out", str(folder)]) == 0
         # names whose hash puts the first two conversations into train, the others into val and test
-        wanted = ("train", "train", "val", "test")[sample]
+        wanted = ("train", "train", "val", "test")[call]
         name = next(n for n in map("person{}".format, range(1000)) if _by_hash(n, (0.8, 0.1, 0.1)) == wanted
                     and n not in {row[2] for row in rows})  # fmt: skip
-        rows.append((f"call {sample}/user.mp4", f"call {sample}/avatar.mp4", name, f"{name} partner"))
+        rows.append((f"call {call}/user.mp4", f"call {call}/avatar.mp4", name, f"{name} partner"))
     with open(videos / "pairs.csv", "w", newline="") as file:
         (header,) = (block.splitlines()[0].split(",") for language, block in BLOCKS if language == "csv")
         csv.writer(file).writerows([header, *rows])

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     import torch
 
-    from af.data.files import write_json
     from af.errors import UserError
+    from af.files import write_json
 
     parts = args.parts or ["synth", "loader", "train"]
     if unknown := sorted(set(parts) - set(PARTS)):

@@ -100,8 +100,7 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
     """Write report.md and metrics.json of the run and print both as a table."""
     from rich.table import Table
 
-    from af.data.files import write_json
-    from af.metrics.rows import write_text
+    from af.files import write_json, write_text
 
     folder = Path(config["run"])
     evaluation = folder / "evaluation"

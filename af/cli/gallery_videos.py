@@ -37,8 +37,8 @@ def make_gallery(
     """Write the page for the first `MOST_CLIPS` clips of `videos`; clips without videos keep their curves."""
     from rich.progress import Progress
 
+    from af.files import write_text
     from af.metrics.gallery import GalleryClip, gallery_html
-    from af.metrics.rows import write_text
 
     faces = {clip.name: clip for clip in clips}
     names = list(dict.fromkeys([*videos, *faces]))[:MOST_CLIPS]

@@ -332,7 +332,7 @@ def _portrait(clip: ManifestClip) -> np.ndarray:
 
 
 def _save(path: Path, measured: Measured) -> None:
-    from af.data.files import atomic_path
+    from af.files import atomic_path
 
     arrays = {f"face/{k}": v for k, v in measured.faces.items()}
     arrays |= {f"feature/{k}": v for k, v in measured.features.items()}

@@ -37,11 +37,11 @@ def write_report(
     sound, `per_clip` further numbers of single clips, `problems` {clip: why it was left out}, `not_computed` {metric:
     why}. Everything is written whole or not at all.
     """
-    import json
     import math
 
+    from af.files import write_json, write_text
     from af.metrics.plots import log_tensorboard, make_figures, save_figures
-    from af.metrics.rows import console_table, flat_metrics, markdown_table, write_text
+    from af.metrics.rows import console_table, flat_metrics, markdown_table
 
     values: dict[str, dict[str, float]] = {}
     for name in [*(report.per_clip if report else {}), *(per_clip or {})]:
@@ -51,9 +51,9 @@ def write_report(
     content["not_computed"] = dict(not_computed or {})
     content["left_out"] = dict(problems or {})
     content["notes"] = {row.tag: row.note for row in rows if row.note} | {k: list(v) for k, v in (notes or {}).items()}
-    write_text(out / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_json(out / "metrics.json", content)
     finite = {n: {k: v if math.isfinite(v) else None for k, v in c.items()} for n, c in values.items()}
-    write_text(out / "clips.json", json.dumps(finite, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_json(out / "clips.json", finite)
     figures = make_figures(report, clips, protocol.block, protocol.first_border) if report else {}
     save_figures(out / "plots", figures)
     pictures = "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from af.errors import UserError
+from af.files import write_json
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
         finally:
             entry = {"arguments": list(stage.arguments), "seconds": spent + time.monotonic() - start, "done": False}
             done[stage.name] = entry
-            _write(record, done)
+            write_json(record, done)
         entry["peak_memory_gb"] = max(peak, known.get("peak_memory_gb", 0.0) if known else 0.0)
         if code:
             raise UserError(f"stage {stage.name} failed (exit {code}): af {' '.join(stage.arguments)}")
         entry["done"] = True
-        _write(record, done)
+        write_json(record, done)
     return {s.name: StageResult(done[s.name]["seconds"], done[s.name]["peak_memory_gb"]) for s in stages}
 
 
@@ -102,10 +103,3 @@ def resident_gb(pid: int) -> float:
     except psutil.NoSuchProcess:
         return 0.0
     return total / 2**30
-
-
-def _write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

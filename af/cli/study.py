@@ -72,12 +72,10 @@ def paired_videos(a: Path, b: Path, user: Path | None) -> list[tuple[str, Path, 
 
 def make_study(args: argparse.Namespace) -> int:
     """Write the page and the key."""
-    import json
-
     from rich.console import Console
     from rich.progress import Progress
 
-    from af.metrics.rows import write_text
+    from af.files import write_json, write_text
     from af.metrics.study import StudyKey, study_html
 
     rng = np.random.default_rng(args.seed)
@@ -120,7 +118,7 @@ def make_study(args: argparse.Namespace) -> int:
     page = args.out / "study.html"
     write_text(page, study_html(study, args.title, [trials[i] for i in order]))
     key = StudyKey(study, systems, key_trials, checks).to_json()
-    write_text(args.out / "key.json", json.dumps(key, indent=1) + "\n")
+    write_json(args.out / "key.json", key)
     print(f"{page}: {len(pairs)} comparisons and {len(checks)} checks; give this file to the raters")
     print(f"{args.out / 'key.json'}: keep it; af study score needs it")
     return 0
@@ -170,7 +168,7 @@ def score_study(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from af.metrics.rows import write_text
+    from af.files import write_json, write_text
     from af.metrics.study import StudyKey, score_answers, score_markdown
 
     def load(path: Path):
@@ -198,6 +196,6 @@ def score_study(args: argparse.Namespace) -> int:
     if args.out:
         write_text(args.out / "score.md", f"# {score.a} against {score.b}\n\n{text}")
         plain = json.loads(json.dumps(asdict(score)), parse_constant=lambda _: None)
-        write_text(args.out / "score.json", json.dumps(plain, indent=1) + "\n")
+        write_json(args.out / "score.json", plain)
         print(f"written to {args.out}: score.md, score.json")
     return 0

@@ -80,7 +80,7 @@ def _is_rank() -> bool:
 
 def _start_ranks(config: dict[str, Any], devices: int) -> None:
     """Replace this process by torchrun on the resolved configuration: it is composed once, by one process."""
-    from af.training.launch import write_json
+    from af.files import write_json
 
     if config["trainer"].get("num_nodes", 1) != 1:
         raise UserError(

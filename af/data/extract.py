@@ -8,11 +8,11 @@ import cv2
 import soundfile
 
 from af.clock import SAMPLE_RATE
-from af.data.files import atomic_path
 from af.data.media import write_video
 from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.errors import UserError
+from af.files import atomic_path
 
 #: What a person is called in the files: person a is the user, person b the avatar, as in evaluation.
 NAMES = {"a": "user", "b": "avatar"}

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt8
 
-from af.data.files import atomic_path, remove_stale
 from af.errors import UserError
+from af.files import atomic_path, remove_stale
 
 _OPEN_FILES: Final = 128
 _SUFFIX: Final = ".frames"

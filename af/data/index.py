@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from af.data import codecs
 from af.data.checks import ShardError, check_fields
-from af.data.files import write_json
 from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, Spans
 from af.errors import UserError
+from af.files import write_json
 from af.specs import SchemaError
 
 INDEX_NAME: Final = "index.json"

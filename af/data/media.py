@@ -21,8 +21,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from af.clock import FPS, SAMPLE_RATE, frames_to_samples, seconds_to_samples
-from af.data.files import atomic_path
 from af.errors import UserError
+from af.files import atomic_path
 
 #: Sound that starts later than the clock says by more than this gets silence before it (dropped packets).
 _GAP_S = 0.04

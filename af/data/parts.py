@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from af.data.files import remove_stale
 from af.errors import UserError
+from af.files import remove_stale
 
 
 @dataclass(frozen=True)

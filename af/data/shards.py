@@ -18,10 +18,10 @@ from webdataset.writer import TarWriter
 from af.clock import frames_to_samples
 from af.data import codecs
 from af.data.checks import ShardError, check_array, check_fields
-from af.data.files import atomic_path
 from af.data.index import Index, SampleEntry, ShardEntry, build_index, read_meta, split_folders
 from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
 from af.data.validate import Problem, Report, validate
+from af.files import atomic_path
 from af.types import Clip, Person
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from af.clock import FPS
+from af.files import atomic_path
 from af.metrics.evaluation import MOUTH_NAMES, EvaluationClip, ParameterReport
 from af.metrics.rows import MetricRow, flat_metrics, markdown_table
 
@@ -117,13 +117,11 @@ def make_figures(
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     """Write each figure as PNG (temporary name, then replace)."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         path = folder / f"{name}.png"
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
         paths.append(path)
     return paths
 

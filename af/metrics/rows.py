@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from af.files import write_json, write_text
 from af.metrics.bootstrap import Interval
 
 if TYPE_CHECKING:
@@ -110,14 +109,6 @@ def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol:
     return table
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: temporary name in the same folder, then replace."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_metrics(
     folder: Path,
     rows: Sequence[MetricRow],
@@ -126,6 +117,6 @@ def write_metrics(
 ) -> tuple[Path, Path]:
     """Write `metrics.json` (flat, with `extra` entries such as seconds/<stage>) and `metrics.md`; returns both paths."""
     json_path, markdown_path = folder / "metrics.json", folder / "metrics.md"
-    write_text(json_path, json.dumps(flat_metrics(rows) | dict(extra or {}), indent=2, allow_nan=False) + "\n")
+    write_json(json_path, flat_metrics(rows) | dict(extra or {}))
     write_text(markdown_path, f"# {title}\n\n{markdown_table(rows)}")
     return json_path, markdown_path

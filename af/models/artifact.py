@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from af.errors import UserError
+from af.files import atomic_path, write_json
 
 FORMAT = 1
 
@@ -46,17 +46,11 @@ def build(config: Mapping[str, Any]) -> Any:
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """Write both files atomically; returns the SHA-256 of the weights file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
-    temporary = weights.with_suffix(".tmp")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(state, temporary)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    description = {"format": FORMAT, "model": dict(config), "sha256": digest, **info}
-    text = folder / "model.json.tmp"
-    text.write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(temporary, weights)
-    os.replace(text, folder / "model.json")
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    write_json(folder / "model.json", {"format": FORMAT, "model": dict(config), "sha256": digest, **info})
     return digest
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from af.errors import UserError
+from af.files import atomic_path
 from af.types import FaceSpec
 
 TRACKER_NAME: Final = "synthetic-tracker"
@@ -98,7 +99,6 @@ class FaceTracker(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the fused network in half precision with its names and version, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().half().contiguous() for name, value in self.fused().state_dict().items()}
         metadata = {
             "format": f"{TRACKER_NAME}/1",
@@ -106,9 +106,8 @@ class FaceTracker(nn.Module):
             "names": json.dumps(list(self.face_spec.names)),
             "expression": str(self.face_spec.expression),
         }
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(state, temporary, metadata)
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            save_file(state, temporary, metadata)
 
 
 def shipped_weights() -> Path:

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import load_file, save_file
 
-from af.data.files import atomic_path, claim_folder
 from af.data.index import Index, build_index
 from af.data.parts import Part, run_parts
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.errors import UserError
+from af.files import atomic_path, claim_folder
 from af.models.artifact import build, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics

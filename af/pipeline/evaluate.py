@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from af.data.files import atomic_path
 from af.data.media import write_video
 from af.data.shards import Index, ShardReader
+from af.files import atomic_path
 from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder

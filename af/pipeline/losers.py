@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from af.data.files import claim_folder
 from af.data.index import Index, build_index
 from af.data.parts import Part, run_parts
 from af.data.plan import mix
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.errors import UserError
+from af.files import claim_folder
 from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.models.artifact import load_model
 from af.models.denoiser import MotionDenoiser

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.clock import frames_to_seconds
-from af.data.files import write_json
 from af.data.index import build_index, tars
 from af.data.ingest.detect import Detector, make_detector
 from af.data.ingest.recording import IngestOptions, Watch, cut_out, examine
@@ -22,6 +21,7 @@ from af.data.parts import Part, progress_bar, run_parts
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
 from af.errors import UserError
+from af.files import write_json
 
 LEDGER: Final = ".ingest"
 REPORT: Final = "ingest_report.json"

@@ -13,7 +13,6 @@ import numpy as np
 
 from af.clock import frames_to_seconds
 from af.data.codecs import encode_audio, encode_video
-from af.data.files import write_json
 from af.data.index import Index
 from af.data.parts import Part, PartsReport, run_parts
 from af.data.schema import SPLITS, ClipMeta
@@ -24,6 +23,7 @@ from af.data.synth.render import render
 from af.data.synth.session import Session, SessionConfig, simulate
 from af.data.synth.turns import ROLES, stream
 from af.errors import UserError
+from af.files import write_json
 
 #: Changes whenever the same settings would give other bytes.
 GENERATOR_VERSION: Final = 2

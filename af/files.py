@@ -62,10 +62,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Write `value` as JSON, atomically. NaN and infinity are refused (they are not JSON)."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
