@@ -82,5 +82,5 @@ def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
     if different := [k for k in settings if known.get(k) != settings[k]]:
         raise UserError(
             f"{file.parent} was made with other settings (different: {', '.join(different)}); "
-            "choose another --out, or --overwrite"
+            "choose another folder, or delete that one"
         )

@@ -4,6 +4,8 @@ A checkpoint on the held-out conversations of a split:
 
     af evaluate --autoencoder runs/vae/export --denoiser runs/denoiser/export --data data/latents/test --out runs/evaluation
 
+With --conditions all: a table of what it makes of every subset of avatar_audio, user_audio and user_motion.
+
 A folder of anybody's videos or parameter arrays, listed in a manifest (CSV or JSON, paths relative to it):
 
     clip,user,true,generated,audio
@@ -55,6 +57,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
     model.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
     model.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
+    model.add_argument(
+        "--conditions",
+        metavar="all|NAMES",
+        help="signals the model gets, e.g. avatar_audio+user_motion; all: a table of"
+        " every subset (default: all three signals)",
+    )
     files = parser.add_argument_group("a folder of anybody's videos or arrays")
     files.add_argument("--manifest", type=Path, help="CSV or JSON list of clips")
     configure_files(files)
@@ -111,9 +119,9 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from af.cli.evaluation_report import write_report
     from af.cli.manifest import read_manifest
     from af.cli.measure import Measurer
-    from af.cli.report import write_report
     from af.metrics.evaluation import Protocol
 
     console = Console()

@@ -64,7 +64,8 @@ def flat_metrics(rows: Iterable[MetricRow]) -> dict[str, float | None]:
     return flat
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """A number for a table: four digits; – for None, n/a for NaN and infinity."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -77,10 +78,10 @@ def _number(value: float | None) -> str:
 def row_cells(row: MetricRow) -> list[str]:
     """The cells of a row under `HEADER`."""
     arrow = {"lower": " ↓", "higher": " ↑", "true": ""}[row.better]
-    interval = f"{_number(row.interval.low)} … {_number(row.interval.high)}" if row.interval else "–"
+    interval = f"{number_text(row.interval.low)} … {number_text(row.interval.high)}" if row.interval else "–"
     values = [(row.value, row.standard_error), (row.ground_truth, row.true_standard_error)]
     values.append((row.null, row.null_standard_error))
-    generated, true, null = (_number(v) + (f" ± {_number(e)}" if e is not None else "") for v, e in values)
+    generated, true, null = (number_text(v) + (f" ± {number_text(e)}" if e is not None else "") for v, e in values)
     return [row.tag + arrow, generated, interval, true, null, str(row.n)]
 
 
@@ -115,8 +116,9 @@ def write_metrics(
     extra: Mapping[str, Any] | None = None,
     title: str = "Evaluation",
 ) -> tuple[Path, Path]:
-    """Write `metrics.json` (flat, with `extra` entries such as seconds/<stage>) and `metrics.md`; returns both paths."""
+    """Write `metrics.json` (flat, which way is `better`, `extra` entries such as seconds/<stage>) and `metrics.md`; returns both paths."""
     json_path, markdown_path = folder / "metrics.json", folder / "metrics.md"
-    write_json(json_path, flat_metrics(rows) | dict(extra or {}))
+    content = {**flat_metrics(rows), "better": {row.tag: row.better for row in rows}, **(extra or {})}
+    write_json(json_path, content)
     write_text(markdown_path, f"# {title}\n\n{markdown_table(rows)}")
     return json_path, markdown_path

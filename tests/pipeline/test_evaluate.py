@@ -76,3 +76,36 @@ def test_the_command_writes_numbers_and_films(autoencoder_folder, denoiser_folde
     assert "react/smile" in metrics
     assert (tmp_path / "metrics.md").read_text().startswith("#")
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_every_subset_of_the_signals_in_one_table(autoencoder_folder, denoiser_folder, latents, tmp_path):
+    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "--steps", "1"]
+    arguments = ["evaluate", *models, "--data", str(latents / "test"), "--out", str(tmp_path), "--videos", "0"]
+    assert main([*arguments, "--conditions", "all", "--limit", "2"]) == 0
+    table = json.loads((tmp_path / "conditions" / "table.json").read_text())["table"]
+    names = {record["setting"] for record in table}
+    assert len(names) == 8
+    assert {"avatar_audio+user_audio+user_motion", "avatar_audio", "none"} < names
+    assert (tmp_path / "conditions" / "table.md").read_text().count("\n| ") >= 10
+    assert main([*arguments, "--conditions", "avatar_audio+smell"]) == 1
+
+
+def test_signals_that_are_left_out_do_not_matter(avatar, latents):
+    from dataclasses import replace
+
+    from af.data.shards import ShardReader
+    from af.pipeline.evaluate import FIELDS, _roll_out
+
+    reader = ShardReader(latents / "test")
+    clips = [reader.read(i, FIELDS) for i in range(2)]
+    strangers = [replace(clip, a=other.a) for clip, other in zip(clips, reversed(clips), strict=True)]
+    alone = RolloutSettings(steps=2, signals=("avatar_audio",))
+    assert _roll_out(clips, avatar, "b", alone).equal(_roll_out(strangers, avatar, "b", alone))
+
+
+def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_folder, latents, tmp_path, capsys):
+    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "--videos", "0"]
+    arguments = ["evaluate", *models, "--data", str(latents / "test"), "--out", str(tmp_path), "--limit", "1"]
+    assert main([*arguments, "--steps", "1"]) == 0
+    assert main([*arguments, "--steps", "2"]) == 1
+    assert "steps" in capsys.readouterr().err

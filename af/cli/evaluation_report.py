@@ -47,6 +47,7 @@ def write_report(
     for name in [*(report.per_clip if report else {}), *(per_clip or {})]:
         values[name] = dict(report.per_clip.get(name, {}) if report else {}) | dict((per_clip or {}).get(name, {}))
     content: dict = dict(flat_metrics(rows))
+    content["better"] = {row.tag: row.better for row in rows}
     content["protocol"] = {row.tag: row.protocol for row in rows}
     content["not_computed"] = dict(not_computed or {})
     content["left_out"] = dict(problems or {})
