@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a machine without a GPU
 PIP_ARGS ?=
-# make demo DEMO="demo=long" runs the longer one
+# overrides of conf/demo, for instance make demo DEMO=demo=tiny to try the plumbing
 DEMO ?=
 BIN := .venv/bin
 

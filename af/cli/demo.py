@@ -1,7 +1,6 @@
 """The whole main job on synthetic conversations: generate, train the VAE, encode, train the denoiser, evaluate, film.
 
   af demo                     about a quarter of an hour on two CPU cores
-  af demo demo=long           longer training, all three reactions
   af demo demo=tiny           a minute, for trying the plumbing
 
 Everything lands in runs/demo (run=FOLDER for another place) and data/demo. A stopped demo continues where it was.
