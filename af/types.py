@@ -71,6 +71,27 @@ class Condition(_TensorRecord):
             self.avatar_audio[:, start:stop], self.user_audio[:, start:stop], self.user_motion[:, start:stop]
         )
 
+    def last(self, frames: int) -> Condition:
+        """The newest `frames` frames, or all."""
+        return self.window(max(0, self.frames - frames), self.frames)
+
+    def then(self, other: Condition) -> Condition:
+        """This one and `other` after it."""
+        return Condition(
+            torch.cat((self.avatar_audio, other.avatar_audio), 1),
+            torch.cat((self.user_audio, other.user_audio), 1),
+            torch.cat((self.user_motion, other.user_motion), 1),
+        )
+
+    def beside(self, *others: Condition) -> Condition:
+        """One batch of this and `others`, which have equally many frames."""
+        every = (self, *others)
+        return Condition(
+            torch.cat([c.avatar_audio for c in every]),
+            torch.cat([c.user_audio for c in every]),
+            torch.cat([c.user_motion for c in every]),
+        )
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -111,6 +132,17 @@ class DyadBatch(_TensorRecord):
     valid: Bool[Tensor, "B T"]
     loser: Float[Tensor, "B T D"] | None = None
     listening: Bool[Tensor, "B T"] | None = None
+
+    def first(self, frames: int) -> DyadBatch:
+        """The first `frames` frames of every window."""
+        return DyadBatch(
+            self.avatar_motion[:, :frames],
+            self.avatar_audio[:, :frames],
+            self.user_motion[:, :frames],
+            self.user_audio[:, :frames],
+            self.reference,
+            self.valid[:, :frames],
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from af.clock import frames_to_seconds
 from af.forcing.guidance import Guidance, branch_conditions, combine
-from af.forcing.path import schedule
 from af.forcing.rollout import BlockSampler
 from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser
@@ -40,7 +39,8 @@ class ReleasedScheme:
         self, denoiser: MotionDenoiser, reference: Float[Tensor, "B D"], steps: int, guidance: Guidance
     ) -> None:
         self.denoiser, self.reference = denoiser, reference
-        self.steps, self.branches = schedule("uniform", steps), guidance.branches()
+        self.branches = guidance.branches()
+        self.times, self.sizes = [i / steps for i in range(steps)], [1 / steps] * steps
         self.frames = 0
         self.offset = reference.new_zeros(reference.shape[0], 0, reference.shape[-1])
         self.signals: Condition | None = None
@@ -57,7 +57,7 @@ class ReleasedScheme:
                 *(torch.cat(pair, 1) for pair in zip(_signals(self.signals), _signals(condition), strict=True))
             )
         x = torch.cat((self.offset, noise), 1)
-        for t, size in zip((*self.steps.flow_times, 1.0), (*self.steps.step_sizes, 0.0), strict=True):
+        for t, size in zip((*self.times, 1.0), (*self.sizes, 0.0), strict=True):
             velocity = self._pass(x, t, offset, signals)[0]
             x = torch.cat((x[:, :offset], x[:, offset:] + size * velocity[:, offset:]), 1)
         _, own, condition_keys = self._pass(x, 1.0, offset, signals)  # the store pass
@@ -76,7 +76,7 @@ class ReleasedScheme:
         frames = torch.arange(stop - x.shape[1], stop)
         cached = 0 if self.past is None else self.past[0].keys.shape[2]
         reached = 0 if self.condition_past is None else self.condition_past[0].keys.shape[2]
-        plan = denoiser.plan(
+        plans = denoiser.plans(
             frames,
             torch.arange(stop - x.shape[1] - cached, stop),
             torch.arange(stop - x.shape[1] - reached, stop),
@@ -89,8 +89,8 @@ class ReleasedScheme:
         h = denoiser.embed(x.repeat(branches, 1, 1), denoiser.embed_reference(self.reference).repeat(branches, 1, 1))
         own = []
         for i, block in enumerate(denoiser.blocks):
-            h, made = block(h, modulation, plan, seen[i], None if self.past is None else self.past[i])
-            own.append(KeysValues(rotate(made.keys, plan.rope), made.values))
+            h, made = block(h, modulation, plans[i], seen[i], None if self.past is None else self.past[i])
+            own.append(KeysValues(rotate(made.keys, plans[i].rope), made.values))
         return combine(denoiser.head_velocity(h, modulation), self.branches), own, condition
 
 

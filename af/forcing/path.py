@@ -1,7 +1,8 @@
-"""The straight path from noise to motion, and the points in flow time at which a sampler stands."""
+"""The straight path from noise to motion, the points in flow time at which a sampler stands, and the solvers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from af.errors import UserError
 
-SCHEDULES: Final = ("uniform", "released")
+SCHEDULES: Final = ("uniform", "released", "pyramid")
+SOLVERS: Final = ("euler", "heun")
 _TABLE_SIZE: Final = 1000
 
 
@@ -28,31 +30,111 @@ def target_velocity(noise: Float[Tensor, "B T D"], clean: Float[Tensor, "B T D"]
     return clean - noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
-    """Flow times of the evaluations (0 = noise) and the length of the Euler step after each. Both have `steps` entries."""
+    """A step matrix, steps × frames: where a sampler stands. One column stands for all frames of a block.
 
-    flow_times: tuple[float, ...]
-    step_sizes: tuple[float, ...]
+    `flow_times`: the flow time each frame is evaluated at (0 = noise). `step_sizes`: how far it goes from there; 0 for
+    a frame that waits or is finished. Each column's steps add up to 1.
+    """
+
+    flow_times: Float[Tensor, "S F"]
+    step_sizes: Float[Tensor, "S F"]
+
+    @property
+    def steps(self) -> int:
+        """Rows of the matrix."""
+        return self.flow_times.shape[0]
+
+    def of(self, frames: int) -> Schedule:
+        """The matrix for `frames` frames: a column for each, blocks one like the other. ValueError if they do not fit."""
+        columns = self.flow_times.shape[1]
+        if frames % columns:
+            raise ValueError(f"a step matrix of {columns} frames does not fit {frames} frames")
+        times = 1 if columns == 1 else frames // columns
+        rows = (self.steps, frames)
+        return Schedule(self.flow_times.repeat(1, times).expand(rows), self.step_sizes.repeat(1, times).expand(rows))
 
 
-def schedule(name: str, steps: int) -> Schedule:
-    """`steps` Euler steps from 0 to 1. UserError for an unknown name or steps < 1.
+def step_matrix(levels: Float[Tensor, "R F"] | Sequence[Sequence[float]]) -> Schedule:
+    """The schedule through flow times `levels`: R − 1 steps, one column a frame of a block (or one for all).
+
+    Every column must begin at 0 (noise), end at 1 (clean) and never fall. UserError otherwise.
+    """
+    matrix = torch.as_tensor(levels, dtype=torch.float64)
+    if matrix.ndim != 2 or matrix.shape[0] < 2:
+        raise UserError(
+            f"schedule: a step matrix has at least two rows and a column a frame, got {tuple(matrix.shape)}"
+        )
+    steps = matrix.diff(dim=0)
+    if (matrix[0] != 0).any() or (matrix[-1] != 1).any() or not (steps >= 0).all():
+        raise UserError("schedule: every frame of a step matrix begins at flow time 0, ends at 1 and never goes back")
+    return Schedule(matrix[:-1], steps)
+
+
+def pyramid(steps: int, frames: int, stagger: float = 1.0) -> Schedule:
+    """Earlier frames of a block are clean earlier: the last one starts when the first has gone `stagger` of its way.
+
+    `stagger` 0 is the uniform schedule, 1 lets the last frame start when the first is clean. The number of evaluations
+    is `steps` all the same, so each frame's own steps are longer. UserError for a negative `stagger`.
+    """
+    if stagger < 0:
+        raise UserError(f"schedule: stagger {stagger}; it must not be negative")
+    start = stagger * torch.arange(frames, dtype=torch.float64) / max(1, frames - 1)
+    clock = (1 + stagger) * torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps
+    levels = (clock - start).clamp(0, 1)
+    levels[-1] = 1  # of the last frames 1 up to rounding
+    return step_matrix(levels)
+
+
+def schedule(name: str, steps: int, frames: int = 1) -> Schedule:
+    """`steps` steps from 0 to 1 for blocks of `frames` frames. UserError for an unknown name or steps < 1.
 
     `uniform`: equal steps. `released`: evaluated at the same times, but step lengths come from a table of 1000 float32
-    noise levels looked up by the nearest timestep (released.md; `steps` = nfe − 2).
+    noise levels looked up by the nearest timestep (released.md; `steps` = nfe − 2). `pyramid`: see there.
     """
     if name not in SCHEDULES:
         raise UserError(f"schedule: unknown schedule {name!r}; allowed: {', '.join(SCHEDULES)}")
     if steps < 1:
-        raise UserError(f"steps: {steps}; at least one Euler step is needed")
+        raise UserError(f"steps: {steps}; at least one step is needed")
+    if name == "pyramid":
+        return pyramid(steps, frames)
     if name == "uniform":
-        return Schedule(tuple(i / steps for i in range(steps)), (1 / steps,) * steps)
+        return step_matrix(torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps)
     tau = torch.linspace(1000, 0, steps + 1)
     table = torch.linspace(1, 0, _TABLE_SIZE)
     # argmin takes the first of equal minima on CPU, which is the released tie rule
     sigma = table[(1000 * table - tau[:, None]).abs().argmin(1)].double()
-    return Schedule(
-        tuple((1 - tau[:-1].double() / 1000).tolist()),
-        tuple((sigma[:-1] - sigma[1:]).tolist()),
-    )
+    return Schedule((1 - tau[:-1, None].double() / 1000), (sigma[:-1] - sigma[1:])[:, None])
+
+
+def integrate(
+    velocity: Callable[[Float[Tensor, "B F D"], int], Float[Tensor, "B F D"]],
+    noise: Float[Tensor, "B F D"],
+    steps: Schedule,
+    solver: str = "euler",
+) -> Float[Tensor, "B F D"]:
+    """From noise to motion along `velocity(x, row)`, the velocity at the flow times of a row of the matrix.
+
+    `euler`: one evaluation a step. `heun`: two, the mean of the velocities at both ends of the step (second order); a
+    step that ends at the clean end is Euler's, because there is no velocity there (Karras et al. 2022).
+    UserError for an unknown solver.
+    """
+    check_solver(solver)
+    steps = steps.of(noise.shape[1])
+    sizes = steps.step_sizes.to(noise)[..., None]
+    x = noise
+    for row in range(steps.steps):
+        v = velocity(x, row)
+        if solver == "heun" and row + 1 < steps.steps:
+            later = velocity(x + sizes[row] * v, row + 1)
+            arrived = (steps.flow_times[row + 1] == 1).to(noise.device)[:, None]
+            v = torch.where(arrived, v, (v + later) / 2)
+        x = x + sizes[row] * v
+    return x
+
+
+def check_solver(solver: str) -> None:
+    """UserError naming what is allowed unless there is a solver of that name."""
+    if solver not in SOLVERS:
+        raise UserError(f"solver: unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class AudioProjection(nn.Sequential):
 class DualMotionEncoder(nn.Module):
     """User motion hears user audio ("what the user does"), then avatar audio looks at the result (method §3).
 
-    Both attentions take the same mask; None = every frame sees every frame given (the released behaviour).
+    Each attention has a mask; None = every frame sees every frame given (the released behaviour).
     """
 
     def __init__(self, motion_dim: int, dim: int, heads: int, hidden: int) -> None:
@@ -41,13 +43,16 @@ class DualMotionEncoder(nn.Module):
         self.out = nn.Linear(dim, hidden)
 
     def forward(
-        self, condition: Condition, mask: Bool[Tensor, "T T"] | None, rope: RotaryTable | None = None
+        self,
+        condition: Condition,
+        masks: Sequence[Bool[Tensor, "T T"] | None] = (None, None),
+        rope: RotaryTable | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Condition vectors; a dropped signal comes as zeros and goes through all the same.
 
         Without `rope` the attentions know the order of frames through the mask alone (paper and released model).
         """
         motion = self.motion_embedder(condition.user_motion)
-        user = F.silu(self.user_norm(motion + self.user_attention(motion, condition.user_audio, mask, rope)))
+        user = F.silu(self.user_norm(motion + self.user_attention(motion, condition.user_audio, masks[0], rope)))
         avatar = condition.avatar_audio
-        return self.out(F.silu(self.avatar_norm(avatar + self.avatar_attention(avatar, user, mask, rope))))
+        return self.out(F.silu(self.avatar_norm(avatar + self.avatar_attention(avatar, user, masks[1], rope))))

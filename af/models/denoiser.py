@@ -18,13 +18,15 @@ from af.models.condition import AudioProjection, DualMotionEncoder
 from af.models.motion_space import MotionSpace
 from af.nn.attention import head_size
 from af.nn.kv_cache import KeysValues, WindowLayout
-from af.nn.masks import attention_mask, cross_window, mask_rule
+from af.nn.masks import BLOCK_RULES, attention_mask, cross_window, mask_rule
 from af.nn.rope import rotary_table
+from af.nn.rows import repeat_rows
 from af.nn.transformer import AttentionPlan, ForcingBlock, Modulation, modulate, norm
 from af.types import Condition
 
 TIME_FREQUENCIES = 128
 TIME_SCALE = 1000.0
+LOOK_AHEAD_LAYERS = ("all", "first")
 
 
 class TimeEmbedding(nn.Module):
@@ -49,8 +51,10 @@ class MotionDenoiser(nn.Module):
 
     `motion_space` says in which space it works (its `dim` is D here); `window_frames` N, `block_frames` B and
     `look_ahead` l in frames; `mask` names a rule of `af.nn.masks`; `condition_reach` is the half-width of the
-    cross-attention's window (default l). With `causal_condition` the condition encoder obeys `mask` too; without, it
-    is unmasked as in the released model. The paper's condition encoder knows no positions: it sees what the user did, not
+    cross-attention's window (default l). `look_ahead_layers` "first" lets only the first block (and the first attention
+    of the condition encoder) look ahead: stacked over all of them, training sees depth · l frames that do not exist yet
+    when generating. With `causal_condition` the condition encoder obeys `mask` too; without, it is unmasked as in the
+    released model. The paper's condition encoder knows no positions: it sees what the user did, not
     when; `condition_positions` adds rotary ones (ours). Raises UserError for sizes that do not fit together.
     """
 
@@ -66,6 +70,7 @@ class MotionDenoiser(nn.Module):
         look_ahead: int = 2,
         window_frames: int = 50,
         mask: str = "block_lookahead",
+        look_ahead_layers: str = "all",
         causal_condition: bool = True,
         condition_positions: bool = False,
         condition_reach: int | None = None,
@@ -75,6 +80,14 @@ class MotionDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         mask_rule(mask)
+        if mask in BLOCK_RULES and window_frames % block_frames:
+            raise UserError(
+                f"window_frames: {window_frames}; with mask {mask} it must be a multiple of block_frames ({block_frames})"
+            )
+        if look_ahead_layers not in LOOK_AHEAD_LAYERS:
+            raise UserError(
+                f"look_ahead_layers: {look_ahead_layers!r}; allowed: {', '.join(LOOK_AHEAD_LAYERS)} (layers that look ahead)"
+            )
         if head_size(hidden, heads) % 2:
             raise UserError(
                 f"heads: {heads} heads of a width of {hidden} give odd heads; rotary positions need even ones"
@@ -87,7 +100,7 @@ class MotionDenoiser(nn.Module):
         space = MotionSpace("identity", 512) if motion_space is None else motion_space
         reach = look_ahead if condition_reach is None else condition_reach
         self.layout = WindowLayout(block_frames, look_ahead, window_frames, reach)
-        self.mask, self.causal_condition = mask, causal_condition
+        self.mask, self.look_ahead_layers, self.causal_condition = mask, look_ahead_layers, causal_condition
         self.condition_positions, self.condition_heads = condition_positions, condition_heads
         self.dim, self.hidden, self.heads, self.depth = space.dim, hidden, heads, depth
         self.motion_space = space
@@ -125,7 +138,7 @@ class MotionDenoiser(nn.Module):
             self.embed(noisy, self.embed_reference(reference)),
             self.modulation(flow_time),
             self.condition_keys(self.encode_condition(condition)),
-            self.plan(frames, frames, frames),
+            self.plans(frames, frames, frames),
         )
 
     # The parts, in the order in which `forward` uses them.
@@ -160,65 +173,76 @@ class MotionDenoiser(nn.Module):
     def modulation(self, flow_time: Float[Tensor, "B T"]) -> Modulation:
         """What flow time does to each frame in every block and in the head."""
         embedding = F.silu(self.time_embedding(flow_time))
-        return Modulation(*self.block_modulation(embedding).chunk(6, -1), *self.head_modulation(embedding).chunk(2, -1))
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.block_modulation(embedding).chunk(6, -1)
+        head_shift, head_scale = self.head_modulation(embedding).chunk(2, -1)
+        return Modulation(shift, 1 + scale, gate, mlp_shift, 1 + mlp_scale, mlp_gate, head_shift, 1 + head_scale)
 
     def encode_condition(self, condition: Condition, first_position: int = 0) -> Float[Tensor, "B T C"]:
         """One vector a frame; frames stand at first_position, … for the mask rule (used when causal)."""
         frames = first_position + torch.arange(condition.frames, device=condition.user_motion.device)
-        mask = self._self_mask(frames, frames) if self.causal_condition else None
+        masks = self._self_masks(frames, frames, 2) if self.causal_condition else (None, None)
         rope = None
         if self.condition_positions:
             dim = self.condition_encoder.out.in_features
             rope = rotary_table(frames, dim // self.condition_heads, dtype=self._table_dtype())
-        return self.condition_encoder(condition, mask, rope)
+        return self.condition_encoder(condition, masks, rope)
 
     def condition_keys(self, vectors: Float[Tensor, "B T C"]) -> list[KeysValues]:
         """Cross-attention keys and values of every block."""
         return [block.cross_attention.keys_values(vectors) for block in self._blocks()]
 
-    def plan(self, frames: Int[Tensor, " T"], keys: Int[Tensor, " K"], condition: Int[Tensor, " C"]) -> AttentionPlan:
-        """Rotary angles of `frames` and their masks to `keys` (past, then the frames themselves) and `condition`."""
-        return AttentionPlan(
-            rotary_table(frames, self.hidden // self.heads, dtype=self._table_dtype()),
-            self._self_mask(frames, keys),
-            cross_window(frames, condition, self.layout.condition_reach),
-        )
+    def plans(
+        self, frames: Int[Tensor, " T"], keys: Int[Tensor, " K"], condition: Int[Tensor, " C"]
+    ) -> list[AttentionPlan]:
+        """Rotary angles of `frames` and their masks to `keys` (past, then the frames themselves) and `condition`, a block."""
+        rope = rotary_table(frames, self.hidden // self.heads, dtype=self._table_dtype())
+        cross = cross_window(frames, condition, self.layout.condition_reach)
+        return [AttentionPlan(rope, mask, cross) for mask in self._self_masks(frames, keys, self.depth)]
 
     def velocity(
         self,
         x: Float[Tensor, "B T C"],
         modulation: Modulation,
         condition: Sequence[KeysValues],
-        plan: AttentionPlan,
+        plans: Sequence[AttentionPlan],
         past: Sequence[KeysValues] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """Velocity of embedded frames `x`; `past` are keys (rotated) and values of earlier frames, a block each."""
-        for i, block in enumerate(self._blocks()):
-            x, _ = block(x, modulation, plan, condition[i], past[i] if past else None)
-        return self.head_velocity(x, modulation)
+        newest: int | None = None,
+    ) -> Float[Tensor, "R t D"]:
+        """Velocity of embedded frames `x`, of the `newest` alone if given; `past`: keys (rotated) and values of earlier ones.
+
+        `condition` and `past` may have R rows, a multiple of B: guidance branches, for which what they share is
+        computed once. `modulation` has a single row then.
+        """
+        *blocks, last = self._blocks()
+        for i, block in enumerate(blocks):
+            x, _ = block(x, modulation, plans[i], condition[i], past[i] if past else None)
+        x, _ = last(x, modulation, plans[-1], condition[-1], past[-1] if past else None, newest)
+        return self.head_velocity(x, modulation if newest is None else modulation.frames(slice(-newest, None)))
 
     def head_velocity(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T D"]:
         """The head: features after the last block -> velocity."""
-        return self.head(modulate(norm(x), modulation.head_shift, modulation.head_scale))
+        return self.head(modulate(norm(x), modulation.head_shift, modulation.head_gain))
 
     def keys_values(
         self,
         x: Float[Tensor, "B T C"],
         modulation: Modulation,
         condition: Sequence[KeysValues],
-        plan: AttentionPlan,
+        plans: Sequence[AttentionPlan],
         past: Sequence[KeysValues] | None = None,
     ) -> list[KeysValues]:
         """The frames' own self-attention keys (before rotation) and values in every block: the store pass.
 
-        The last block stops at its keys: nothing after them is stored.
+        The last block stops at its keys: nothing after them is stored. R rows, as in `velocity`.
         """
         stored = []
         *blocks, last = self._blocks()
         for i, block in enumerate(blocks):
-            x, own = block(x, modulation, plan, condition[i], past[i] if past else None)
+            x, own = block(x, modulation, plans[i], condition[i], past[i] if past else None)
             stored.append(own)
-        return [*stored, last.project(x, modulation)[1]]
+        stored.append(last.project(x, modulation)[1])
+        rows = condition[0].keys.shape[0]
+        return [KeysValues(repeat_rows(own.keys, rows), repeat_rows(own.values, rows)) for own in stored]
 
     def _table_dtype(self) -> torch.dtype:
         return torch.promote_types(self.input.weight.dtype, torch.float32)
@@ -226,5 +250,12 @@ class MotionDenoiser(nn.Module):
     def _blocks(self) -> list[ForcingBlock]:
         return list(self.blocks)  # type: ignore[arg-type]
 
-    def _self_mask(self, q: Tensor, k: Tensor) -> Tensor:
-        return attention_mask(self.mask, q, k, block_frames=self.layout.block_frames, look_ahead=self.layout.look_ahead)
+    def _self_masks(self, q: Tensor, k: Tensor, layers: int) -> list[Tensor]:
+        """Masks of as many layers of self-attention, one after the other."""
+
+        def mask(look_ahead: int) -> Tensor:
+            return attention_mask(self.mask, q, k, block_frames=self.layout.block_frames, look_ahead=look_ahead)
+
+        first = mask(self.layout.look_ahead)
+        deeper = first if self.look_ahead_layers == "all" else mask(0)
+        return [first, *[deeper] * (layers - 1)]

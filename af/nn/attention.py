@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from af.errors import UserError
 from af.nn.kv_cache import KeysValues
 from af.nn.rope import RotaryTable, rotate
+from af.nn.rows import repeat_rows
 
 
 def head_size(hidden: int, heads: int) -> int:
@@ -52,11 +53,27 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "T K"] | None,
         past: KeysValues | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Attention of the frames' queries to `past` (keys already rotated) and to themselves; K = past + T."""
-        keys, values = rotate(own.keys, rope), own.values
-        if past is not None:
-            keys, values = torch.cat((past.keys, keys), 2), torch.cat((past.values, values), 2)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(rotate(q, rope), keys, values, attn_mask=mask)))
+        """Attention of queries to `past` (keys already rotated) and to the frames themselves; K = past + T.
+
+        `q` may be of the newest frames only; `past` may have more rows than the frames, the first ones being theirs.
+        """
+        first = own.keys.shape[2] - q.shape[2]
+        keys, values = after(past, rotate(own.keys, rope), own.values)
+        attended = F.scaled_dot_product_attention(
+            rotate(q, rope.frames(first)), keys, values, attn_mask=None if mask is None else mask[first:]
+        )
+        return self.proj(merge_heads(attended))
+
+
+def after(past: KeysValues | None, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the past (its first rows) and after them these, in the past's own room if it has any."""
+    if past is None:
+        return keys, values
+    rows, frames = keys.shape[0], keys.shape[2]
+    if past.room:
+        past.keys[:rows, :, -frames:], past.values[:rows, :, -frames:] = keys, values
+        return past.keys[:rows], past.values[:rows]
+    return torch.cat((past.keys[:rows], keys), 2), torch.cat((past.values[:rows], values), 2)
 
 
 class CrossAttention(nn.Module):
@@ -78,8 +95,8 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T C"], condition: KeysValues, mask: Bool[Tensor, "T K"] | None
     ) -> Float[Tensor, "B T C"]:
-        """Attention of x to the condition."""
-        q = split_heads(self.q(x), self.heads)
+        """Attention of x to the condition, in as many rows as the condition has (a multiple of x's)."""
+        q = repeat_rows(split_heads(self.q(x), self.heads), condition.keys.shape[0])
         return self.proj(
             merge_heads(F.scaled_dot_product_attention(q, condition.keys, condition.values, attn_mask=mask))
         )

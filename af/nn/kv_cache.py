@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from af.errors import UserError
 from af.nn.rope import RotaryTable, rotate
+from af.nn.rows import divide_rows, join_rows
 
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of one attention layer."""
+    """Keys and values of one attention layer. The last `room` frames are free, for those of the frames of a pass."""
 
     keys: Float[Tensor, "B H T C"]
     values: Float[Tensor, "B H T C"]
+    room: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,8 @@ class WindowLayout:
             raise UserError(f"block_frames: {b} is not a block size; it must be at least 1")
         if not 0 <= lookahead <= b:
             raise UserError(f"look_ahead: {lookahead} frames; it must lie between 0 and block_frames ({b})")
-        if n % b or n < b + lookahead:
-            raise UserError(
-                f"window_frames: {n}; it must be a multiple of block_frames ({b}) and hold a block and its "
-                f"look-ahead ({b + lookahead})"
-            )
+        if n < b + lookahead:
+            raise UserError(f"window_frames: {n}; it must hold a block and its look-ahead ({b + lookahead})")
         if self.condition_reach < 0:
             raise UserError(f"condition_reach: {self.condition_reach} frames; it must not be negative")
 
@@ -69,10 +69,13 @@ class RollingCache:
     """Newest `capacity` frames of keys (before rotation) and values of every self-attention layer.
 
     Keys are kept unrotated, so that positions can be counted from the window instead of from the start of the world.
+    The first `pinned` frames are never forgotten (attention sinks, Xiao et al. 2023); they count as held.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, pinned: int = 0) -> None:
+        if not 0 <= pinned <= capacity:
+            raise UserError(f"pinned frames (anchor.sink_frames): {pinned}; the cache holds {capacity}")
+        self.capacity, self.pinned = capacity, pinned
         self._keys: Float[Tensor, "L B H T C"] | None = None
         self._values: Float[Tensor, "L B H T C"] | None = None
 
@@ -90,17 +93,43 @@ class RollingCache:
         added = torch.stack(new)
         added = added[..., : added.shape[-2] - drop_last, :]
         grown = added if held is None else torch.cat((held, added), -2)
+        forgotten = max(0, grown.shape[-2] - self.capacity)
+        if forgotten and self.pinned:
+            return torch.cat((grown[..., : self.pinned, :], grown[..., self.pinned + forgotten :, :]), -2)
         # a slice would keep the dropped frames alive (and, in a graph, their history)
-        return grown[..., max(0, grown.shape[-2] - self.capacity) :, :].contiguous()
+        return grown[..., forgotten:, :].contiguous()
 
-    def rotated(self, table: RotaryTable) -> list[KeysValues] | None:
-        """What attention reads: keys turned to the positions of `table` (one row a held frame); None when empty."""
+    def rotated(self, table: RotaryTable, room: int = 0) -> list[KeysValues] | None:
+        """What attention reads: keys turned to the positions of `table` (one row a held frame); None when empty.
+
+        With `room` for the frames of a pass nothing is copied in the passes that follow, but they cannot be
+        differentiated.
+        """
         if self._keys is None or self._values is None or self.frames == 0:
             return None
-        return [
-            KeysValues(k, v) for k, v in zip(rotate(self._keys, table).unbind(), self._values.unbind(), strict=True)
-        ]
+        keys, values = rotate(self._keys, table), self._values
+        if room:
+            keys, values = F.pad(keys, (0, 0, 0, room)), F.pad(values, (0, 0, 0, room))
+        return [KeysValues(k, v, room) for k, v in zip(keys.unbind(), values.unbind(), strict=True)]
 
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(t.nbytes for t in (self._keys, self._values) if t is not None)
+
+    @staticmethod
+    def join(caches: Sequence[RollingCache], branches: int) -> RollingCache:
+        """One cache of the sequences of all, which hold equally many frames."""
+        whole = RollingCache(caches[0].capacity, caches[0].pinned)
+        if caches[0].frames:
+            whole._keys = join_rows([c._keys for c in caches if c._keys is not None], branches, 1)
+            whole._values = join_rows([c._values for c in caches if c._values is not None], branches, 1)
+        return whole
+
+    def divide(self, sizes: Sequence[int], branches: int) -> list[RollingCache]:
+        """The inverse of `join`: `sizes` sequences each."""
+        parts = [RollingCache(self.capacity, self.pinned) for _ in sizes]
+        if self._keys is not None and self._values is not None:
+            keys, values = (divide_rows(t, sizes, branches, 1) for t in (self._keys, self._values))
+            for part, k, v in zip(parts, keys, values, strict=True):
+                part._keys, part._values = k, v
+        return parts

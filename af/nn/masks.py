@@ -54,6 +54,10 @@ def mask_rule(name: str) -> MaskRule:
     return RULES[name]
 
 
+BLOCK_RULES: Final = ("block_causal", "block_lookahead")
+"""The rules that ask which block a frame is in."""
+
+
 def attention_mask(
     name: str, q: Int[Tensor, " Q"], k: Int[Tensor, " K"], *, block_frames: int, look_ahead: int
 ) -> Bool[Tensor, "Q K"]:

@@ -12,34 +12,37 @@ from torch import Tensor, nn
 from af.nn.attention import CrossAttention, SelfAttention
 from af.nn.kv_cache import KeysValues
 from af.nn.rope import RotaryTable
+from af.nn.rows import repeat_rows
 
 NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """What flow time does to every frame: shifts, scales and gates of the blocks (shared by all) and of the head.
+    """What flow time does to every frame: shifts, gains and gates of the blocks (shared by all) and of the head.
+
+    A gain is 1 + scale, the network's output being the scale.
 
     The batch may be 1 where every sequence has the same flow times.
     """
 
     attention_shift: Float[Tensor, "B T C"]
-    attention_scale: Float[Tensor, "B T C"]
+    attention_gain: Float[Tensor, "B T C"]
     attention_gate: Float[Tensor, "B T C"]
     mlp_shift: Float[Tensor, "B T C"]
-    mlp_scale: Float[Tensor, "B T C"]
+    mlp_gain: Float[Tensor, "B T C"]
     mlp_gate: Float[Tensor, "B T C"]
     head_shift: Float[Tensor, "B T C"]
-    head_scale: Float[Tensor, "B T C"]
+    head_gain: Float[Tensor, "B T C"]
 
-    def frames(self, index: Int[Tensor, " t"]) -> Modulation:
+    def frames(self, index: Int[Tensor, " t"] | slice) -> Modulation:
         """The modulation of the frames `index`, in that order (frames may repeat)."""
         return Modulation(*(getattr(self, f.name)[:, index] for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Where the frames of a pass stand: their rotary angles and who sees whom."""
+    """Where the frames of a pass stand: their rotary angles and who sees whom in one block."""
 
     rope: RotaryTable
     self_mask: Bool[Tensor, "T K"]
@@ -52,10 +55,10 @@ def norm(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
 
 
 def modulate(
-    x: Float[Tensor, "B T C"], shift: Float[Tensor, "B T C"], scale: Float[Tensor, "B T C"]
+    x: Float[Tensor, "B T C"], shift: Float[Tensor, "B T C"], gain: Float[Tensor, "B T C"]
 ) -> Float[Tensor, "B T C"]:
-    """x · (1 + scale) + shift."""
-    return torch.addcmul(x + shift, x, scale)
+    """x · gain + shift."""
+    return torch.addcmul(shift, x, gain)
 
 
 class FeedForward(nn.Module):
@@ -64,11 +67,12 @@ class FeedForward(nn.Module):
     def __init__(self, hidden: int, ratio: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(hidden, round(hidden * ratio))
+        self.activation = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(round(hidden * ratio), hidden)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """The same function of every frame."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class ForcingBlock(nn.Module):
@@ -82,7 +86,7 @@ class ForcingBlock(nn.Module):
 
     def project(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> tuple[Tensor, KeysValues]:
         """Queries, keys and values of the self-attention: all that storing a frame needs of the last block."""
-        return self.attention.project(modulate(norm(x), modulation.attention_shift, modulation.attention_scale))
+        return self.attention.project(modulate(norm(x), modulation.attention_shift, modulation.attention_gain))
 
     def forward(
         self,
@@ -91,11 +95,18 @@ class ForcingBlock(nn.Module):
         plan: AttentionPlan,
         condition: KeysValues,
         past: KeysValues | None = None,
-    ) -> tuple[Float[Tensor, "B T C"], KeysValues]:
-        """The frames after the block, and their own keys (before rotation) and values."""
+        newest: int | None = None,
+    ) -> tuple[Float[Tensor, "R t C"], KeysValues]:
+        """The frames after the block (the `newest` ones alone, if given), and the keys (before rotation) and values of all.
+
+        The condition may have R rows, a multiple of B: branches that share x up to here part at the cross-attention.
+        """
         q, own = self.project(x, modulation)
+        if newest is not None:
+            q, x, modulation = q[:, :, -newest:], x[:, -newest:], modulation.frames(slice(-newest, None))
         attended = self.attention.attend(q, own, plan.rope, plan.self_mask, past)
         x = torch.addcmul(x, modulation.attention_gate, attended)
-        x = x + self.cross_attention(norm(x), condition, plan.cross_mask)
-        mixed = self.mlp(modulate(norm(x), modulation.mlp_shift, modulation.mlp_scale))
+        crossed = self.cross_attention(norm(x), condition, plan.cross_mask[plan.cross_mask.shape[0] - x.shape[1] :])
+        x = repeat_rows(x, crossed.shape[0]) + crossed
+        mixed = self.mlp(modulate(norm(x), modulation.mlp_shift, modulation.mlp_gain))
         return torch.addcmul(x, modulation.mlp_gate, mixed), own

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from af.errors import UserError
-from af.forcing.path import interpolate, schedule, target_velocity
+from af.forcing.path import integrate, interpolate, pyramid, schedule, step_matrix, target_velocity
 
 
 def test_ends_of_the_path(generator: torch.Generator) -> None:
@@ -24,19 +26,93 @@ def test_velocity_leads_from_any_point_to_the_clean_end(generator: torch.Generat
 
 
 def test_uniform_steps() -> None:
-    assert schedule("uniform", 4).flow_times == (0, 0.25, 0.5, 0.75)
-    assert schedule("uniform", 4).step_sizes == (0.25,) * 4
+    assert schedule("uniform", 4).flow_times.tolist() == [[0], [0.25], [0.5], [0.75]]
+    assert schedule("uniform", 4).step_sizes.tolist() == [[0.25]] * 4
 
 
 def test_released_table() -> None:
     got = schedule("released", 8)
     table = torch.linspace(1, 0, 1000)[[0, 125, 250, 375, 499, 624, 749, 874, 999]].double()
-    torch.testing.assert_close(torch.tensor(got.step_sizes).double(), table[:-1] - table[1:])
-    assert got.flow_times == pytest.approx([i / 8 for i in range(8)], abs=1e-7)
-    assert sum(got.step_sizes) == pytest.approx(1)
+    torch.testing.assert_close(got.step_sizes[:, 0], table[:-1] - table[1:])
+    assert got.flow_times[:, 0].tolist() == pytest.approx([i / 8 for i in range(8)], abs=1e-7)
+    assert float(got.step_sizes.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 10])
+@pytest.mark.parametrize("stagger", [0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_pyramid_finishes_earlier_frames_first(steps: int, stagger: float, frames: int) -> None:
+    got = pyramid(steps, frames, stagger)
+    assert got.flow_times.shape == (steps, frames)
+    torch.testing.assert_close(got.step_sizes.sum(0), torch.ones(frames, dtype=torch.float64))
+    assert (got.flow_times.diff(dim=1) <= 1e-12).all()  # never behind the frame after it
+    assert (got.flow_times[0] == 0).all()
+
+
+def test_pyramid_by_hand() -> None:
+    got = pyramid(4, 3, stagger=1.0)
+    expected = [[0, 0, 0], [0.5, 0, 0], [1, 0.5, 0], [1, 1, 0.5]]
+    assert got.flow_times.tolist() == expected
+    assert torch.equal(pyramid(4, 3, 0).flow_times, schedule("uniform", 4).of(3).flow_times)
+
+
+def test_a_matrix_of_one_block_serves_several() -> None:
+    matrix = pyramid(4, 3)
+    assert torch.equal(matrix.of(6).flow_times, torch.cat((matrix.flow_times, matrix.flow_times), 1))
+    with pytest.raises(ValueError, match="3 frames does not fit 4"):
+        matrix.of(4)
+
+
+def solve(steps: int, solver: str, matrix=None) -> torch.Tensor:
+    """x' = x·cos(3t) from x(0) = 1 over [0, 1], three frames: x(1) = exp(sin(3)/3)."""
+    matrix = schedule("uniform", steps) if matrix is None else matrix
+    times = matrix.of(3).flow_times
+    return integrate(
+        lambda x, row: x * torch.cos(3 * times[row])[:, None], torch.ones(1, 3, 1, dtype=torch.float64), matrix, solver
+    )
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_the_solvers(solver: str, order: int) -> None:
+    """Halving the steps divides the error by 2^order."""
+    exact = torch.tensor(3.0, dtype=torch.float64).sin().div(3).exp()
+    errors = [(solve(steps, solver) - exact).abs().max().item() for steps in (32, 64, 128)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.1)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_frames_go_their_own_ways(solver: str) -> None:
+    """Frames of a matrix that do not influence each other are what each of them is alone."""
+    matrix = pyramid(12, 3, stagger=0.5)
+    together = solve(12, solver, matrix)
+    for n in range(3):
+        column = step_matrix(torch.cat((matrix.flow_times[:, n], torch.ones(1)))[:, None])
+        alone = solve(12, solver, column)
+        torch.testing.assert_close(together[0, n], alone[0, n])
+
+
+def test_heun_evaluates_twice_but_for_the_last_step() -> None:
+    rows = []
+    integrate(lambda x, row: rows.append(row) or x, torch.ones(1, 1, 1), schedule("uniform", 3), "heun")
+    assert rows == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [([[0.0, 0.0]], "at least two rows"), ([[0.0], [0.9]], "begins at flow time 0, ends at 1"),
+     ([[0.1], [1.0]], "begins"), ([[0.0], [0.6], [0.5], [1.0]], "never goes back")],
+)  # fmt: skip
+def test_wrong_matrices_are_named(levels: list, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        step_matrix(levels)
 
 
 @pytest.mark.parametrize(("name", "steps", "message"), [("cosine", 8, "cosine"), ("uniform", 0, "steps: 0")])
 def test_wrong_values_are_named(name: str, steps: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         schedule(name, steps)
+    with pytest.raises(UserError, match="stagger -1"):
+        pyramid(4, 2, -1)
+    with pytest.raises(UserError, match=r"'rk4'; allowed: euler, heun"):
+        integrate(lambda x, row: x, torch.ones(1, 1, 1), schedule("uniform", 1), "rk4")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.forcing.rollout import BlockSampler, Guidance, block_sizes, draw_noise, rollout, rollout_blocks
+from af.forcing.path import pyramid, step_matrix
+from af.forcing.rollout import Anchor, BlockSampler, Guidance, block_sizes, draw_noise, rollout, rollout_blocks
 from af.types import Condition
 
 SIGNALS = [f.name for f in fields(Condition)]
@@ -138,7 +139,7 @@ def test_memory_and_speed_do_not_depend_on_the_position(small_denoiser, random_i
             block = sampler.step(condition, noise)
             if i > 5:
                 sampler.commit()
-                sizes.add((sampler._cache.nbytes(), sampler._history.frames, len(sampler._geometries)))
+                sizes.add((sampler.state.cache.nbytes(), sampler.state.history.frames, len(sampler._geometries)))
         assert sampler.frames == 5_400
     assert torch.isfinite(block).all()
     assert len(sizes) == 1
@@ -163,6 +164,111 @@ def test_evaluations_are_not_wasted(small_denoiser, random_inputs, monkeypatch) 
     }  # fmt: skip
 
 
+def test_a_matrix_of_equal_columns_is_the_uniform_schedule(small_denoiser, random_inputs) -> None:
+    denoiser = small_denoiser()
+    condition, reference, noise = random_inputs(12, 12)
+    plain = rollout(denoiser, condition, reference, steps=4, noise=noise)
+    rows = step_matrix(torch.arange(5)[:, None].expand(5, 3) / 4)
+    assert torch.equal(rollout(denoiser, condition, reference, schedule=rows, noise=noise), plain)
+
+
+@pytest.mark.parametrize("prime", ["block", "joint"])
+def test_a_pyramid_evaluates_every_frame_at_its_own_flow_time(small_denoiser, random_inputs, prime: str) -> None:
+    """The first window against the same steps by `forward`, which takes any flow time per frame."""
+    denoiser = small_denoiser()
+    (size, *_) = block_sizes(12, denoiser.layout, prime)
+    condition, reference, noise = random_inputs(size, size)
+    got = rollout(
+        denoiser, condition, reference, steps=3, schedule="pyramid", noise=noise, prime=prime,
+        guidance=Guidance.conditional(),
+    )  # fmt: skip
+    matrix, x = pyramid(3, 3).of(size), noise
+    with torch.no_grad():
+        for times, sizes in zip(matrix.flow_times, matrix.step_sizes, strict=True):
+            v = denoiser(x, times.expand(2, size), condition, reference)
+            x = x + sizes[:, None] * v
+    torch.testing.assert_close(got, x)
+    plain = rollout(denoiser, condition, reference, steps=3, noise=noise, prime=prime, guidance=Guidance.conditional())
+    assert not torch.allclose(got, plain, atol=1e-3)
+
+
+def test_heun_converges_faster_than_euler(small_denoiser, random_inputs) -> None:
+    denoiser = small_denoiser()
+    with torch.no_grad():
+        denoiser.time_embedding.fc1.weight.zero_()  # with random weights time is a wave of 1,000 radians
+    condition, reference, noise = random_inputs(9, 9)
+
+    def run(steps: int, solver: str) -> torch.Tensor:
+        return rollout(denoiser, condition, reference, steps=steps, solver=solver, noise=noise)
+
+    exact = run(128, "heun")
+    errors = {solver: (run(16, solver) - exact).norm().item() for solver in ("euler", "heun")}
+    assert errors["heun"] < 0.2 * errors["euler"]
+
+
+def test_taking_over_motion_goes_on_as_if_it_had_been_generated(small_denoiser, random_inputs) -> None:
+    """No drift of caches: a fresh roll-out that is given what lies within reach goes on like one that ran for long."""
+    denoiser = small_denoiser(depth=2)
+    frames = 60 * denoiser.layout.block_frames
+    condition, reference, noise = random_inputs(frames, frames)
+    motion = rollout(denoiser, condition, reference, steps=2, noise=noise)
+    # a frame sees a window back in every layer, and so does what it sees there; the condition encoder has two
+    reach = (denoiser.depth + 3) * denoiser.layout.window_frames
+    start, size = frames - 6 - reach, denoiser.layout.block_frames
+    with torch.no_grad():
+        fresh = BlockSampler(denoiser, reference, steps=2)
+        for n in range(start, frames - 6, size):
+            fresh.give(condition.window(n, n + size), motion[:, n : n + size])
+        for n in (frames - 6, frames - 3):
+            got = fresh.step(condition.window(n, n + size), noise[:, n : n + size])
+            torch.testing.assert_close(got, motion[:, n : n + size], atol=1e-10, rtol=1e-10)
+
+
+def test_the_anchor_pins_the_portrait_and_changes_what_follows(small_denoiser, random_inputs) -> None:
+    denoiser = small_denoiser()
+    condition, reference, noise = random_inputs(30, 30)
+    plain = rollout(denoiser, condition, reference, steps=2, noise=noise)
+    assert torch.equal(rollout(denoiser, condition, reference, steps=2, noise=noise, anchor=Anchor()), plain)
+    with torch.no_grad():
+        sampler = BlockSampler(denoiser, reference, steps=2, anchor=Anchor(sink_frames=2))
+        held = []
+        for n in range(0, 30, 3):
+            block = sampler.step(condition.window(n, n + 3), noise[:, n : n + 3])
+            sampler.commit()
+            held.append(sampler.state.cache._keys[..., :2, :])
+            assert sampler.state.cache.frames <= denoiser.layout.cached_frames
+    assert all(torch.equal(h, held[0]) for h in held)
+    assert not torch.allclose(block, plain[:, 27:], atol=1e-4)
+
+
+def test_the_anchor_pulls_the_running_mean_to_the_portrait(small_denoiser, random_inputs) -> None:
+    denoiser = small_denoiser()
+    condition, reference, noise = random_inputs(90, 90)
+
+    def distance(pull: float) -> float:
+        motion = rollout(
+            denoiser, condition, reference, steps=4, noise=noise, anchor=Anchor(pull=pull, horizon_frames=12)
+        )
+        return (motion[:, 30:].mean(1) - reference).norm().item()
+
+    distances = [distance(pull) for pull in (0.0, 0.5, 1.0)]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.8 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pull": -1.0}, r"anchor\.pull: -1"),
+        ({"sink_frames": -1}, r"anchor\.sink_frames"),
+        ({"horizon_frames": 0}, "horizon"),
+    ],
+)
+def test_wrong_anchors_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Anchor(**settings)
+
+
 def test_wrong_use_is_said(small_denoiser, random_inputs) -> None:
     denoiser = small_denoiser()
     condition, reference, noise = random_inputs(10, 10)
@@ -170,8 +276,13 @@ def test_wrong_use_is_said(small_denoiser, random_inputs) -> None:
         rollout(denoiser, condition, reference, noise=noise)
     with pytest.raises(UserError, match=r"'all'.*block, joint"):
         rollout(denoiser, condition, reference, prime="all")
-    with pytest.raises(UserError, match=r"'linear'.*uniform, released"):
+    with pytest.raises(UserError, match=r"'linear'.*uniform, released, pyramid"):
         rollout(denoiser, condition, reference, schedule="linear")
+    with pytest.raises(UserError, match=r"'rk4'.*euler, heun"):
+        rollout(denoiser, condition, reference, solver="rk4")
+    uneven = small_denoiser(mask="bidirectional", block_frames=9, window_frames=11, look_ahead=2)
+    with pytest.raises(UserError, match="11 frames is not a multiple of 9"):
+        rollout(uneven, condition, reference, prime="joint")
     with pytest.raises(UserError, match="steps"):
         rollout(denoiser, condition, reference, steps=0)
     with pytest.raises(ValueError, match="at least one frame"):

@@ -28,6 +28,16 @@ def table(denoiser, frames: torch.Tensor):
     return rotary_table(frames, dim // denoiser.condition_heads, dtype=torch.float64)
 
 
+def rules_by_layer(denoiser, frames: torch.Tensor, layers: int) -> list[torch.Tensor]:
+    """Look-ahead in every layer, or in the first alone."""
+    first = denoiser.layout.look_ahead
+    deeper = first if denoiser.look_ahead_layers == "all" else 0
+    return [
+        attention_mask(denoiser.mask, frames, frames, block_frames=denoiser.layout.block_frames, look_ahead=n)
+        for n in (first, *[deeper] * (layers - 1))
+    ]
+
+
 def encode(denoiser, raw: Condition, windows: list[Window]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each window the frames its cross-attention can reach and their vectors."""
     layout, encoded = denoiser.layout, []
@@ -36,14 +46,14 @@ def encode(denoiser, raw: Condition, windows: list[Window]) -> list[tuple[torch.
         if denoiser.causal_condition:
             begin = max(0, window.stop - layout.window_frames)
             frames = torch.arange(begin, window.stop)
-            mask = attention_mask(
-                denoiser.mask, frames, frames, block_frames=layout.block_frames, look_ahead=layout.look_ahead
-            )
-            vectors = denoiser.condition_encoder(raw.window(begin, window.stop), mask, table(denoiser, frames))
+            masks = rules_by_layer(denoiser, frames, 2)
+            vectors = denoiser.condition_encoder(raw.window(begin, window.stop), masks, table(denoiser, frames))
             vectors = vectors[:, first - begin :]
         else:
             frames = torch.arange(window.start, window.stop)
-            vectors = denoiser.condition_encoder(raw.window(window.start, window.stop), None, table(denoiser, frames))
+            vectors = denoiser.condition_encoder(
+                raw.window(window.start, window.stop), (None, None), table(denoiser, frames)
+            )
             if encoded:
                 before, old = encoded[-1]
                 kept = (before >= first) & (before < window.start)
@@ -63,25 +73,22 @@ def velocity(denoiser, latents, times, raw: Condition, reference, windows: list[
     condition_position = torch.cat([frames for frames, _ in encoded])
     condition_owner = torch.cat([torch.full_like(frames, i) for i, (frames, _) in enumerate(encoded)])
 
-    rule = attention_mask(
-        denoiser.mask, position, position, block_frames=layout.block_frames, look_ahead=layout.look_ahead
-    )
+    rules = rules_by_layer(denoiser, position, denoiser.depth)
     same = owner[:, None] == owner[None]
     earlier = owner[None] < owner[:, None]
     was_stored = (position < stop[owner] - layout.look_ahead)[None]
     not_evicted = position[None] >= (stop[owner] - layout.window_frames)[:, None]
-    self_mask = rule & (same | (earlier & was_stored & not_evicted))
+    visible = same | (earlier & was_stored & not_evicted)
     near = (condition_position[None] - position[:, None]).abs() <= layout.condition_reach
     cross_mask = near & (condition_owner[None] == owner[:, None])
 
-    plan = AttentionPlan(
-        rotary_table(position, denoiser.hidden // denoiser.heads, dtype=torch.float64), self_mask, cross_mask
-    )
+    rope = rotary_table(position, denoiser.hidden // denoiser.heads, dtype=torch.float64)
+    plans = [AttentionPlan(rope, rule & visible, cross_mask) for rule in rules]
     out = denoiser.velocity(
         denoiser.embed(latents, denoiser.embed_reference(reference)),
         denoiser.modulation(times),
         denoiser.condition_keys(vectors),
-        plan,
+        plans,
     )
     return out[:, owner == len(windows) - 1]
 
@@ -128,7 +135,7 @@ def test_caches_change_nothing(small_denoiser, random_inputs, mask: str, causal_
 @pytest.mark.parametrize(
     "sizes",
     [{"look_ahead": 0}, {"look_ahead": 3}, {"look_ahead": 2, "condition_reach": 5}, {"look_ahead": 0, "condition_reach": 2},
-     {"look_ahead": 2, "condition_positions": True}, {"block_frames": 1, "look_ahead": 1, "window_frames": 6}, {"block_frames": 6, "look_ahead": 2, "window_frames": 12}],
+     {"look_ahead": 2, "condition_positions": True}, {"look_ahead": 2, "look_ahead_layers": "first"}, {"block_frames": 1, "look_ahead": 1, "window_frames": 6}, {"block_frames": 6, "look_ahead": 2, "window_frames": 12}],
 )  # fmt: skip
 @pytest.mark.parametrize("causal_condition", [True, False])
 def test_other_sizes(small_denoiser, random_inputs, sizes: dict, causal_condition: bool) -> None:

@@ -64,6 +64,19 @@ def test_look_ahead_adds_up_over_layers_and_stops_there(inputs) -> None:
     assert torch.equal(dependence(denoiser, inputs, "user_audio"), ahead <= 3)
 
 
+def test_look_ahead_in_the_first_layer_alone_does_not_add_up(inputs) -> None:
+    """Three blocks see l ahead, and what they know of the condition 2·l: encoder and window."""
+    ahead = torch.arange(FRAMES)[None] - torch.arange(FRAMES)[:, None]
+    every = make(mask="frame_lookahead", look_ahead=1, depth=3)
+    first = make(mask="frame_lookahead", look_ahead=1, depth=3, look_ahead_layers="first")
+    assert torch.equal(dependence(every, inputs, "noisy"), ahead <= 3)
+    assert torch.equal(dependence(first, inputs, "noisy"), ahead <= 1)
+    assert torch.equal(dependence(first, inputs, "user_audio"), ahead <= 2)
+    block = make(mask="block_lookahead", look_ahead=1, depth=3, look_ahead_layers="first")
+    positions = torch.arange(FRAMES)
+    assert torch.equal(dependence(block, inputs, "noisy"), positions[None] < (positions[:, None] // 4 + 1) * 4 + 1)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_condition_encoder_obeys_the_mask_only_when_causal(inputs, causal: bool) -> None:
     denoiser = make(mask="block_causal", look_ahead=0, causal_condition=causal)
@@ -142,7 +155,7 @@ def test_bf16_autocast_is_close(inputs) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"mask": "causal"}, "'causal'"), ({"heads": 3}, "3 does not divide"), ({"hidden": 34, "heads": 2}, "odd heads"),
-     ({"window_frames": 13}, "window_frames: 13"), ({"look_ahead": 5}, "look_ahead: 5")],
+     ({"window_frames": 13}, "window_frames: 13"), ({"look_ahead_layers": "last"}, "'last'; allowed: all, first"), ({"look_ahead": 5}, "look_ahead: 5")],
 )  # fmt: skip
 def test_wrong_values_are_named(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):

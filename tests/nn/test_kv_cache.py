@@ -17,7 +17,7 @@ def test_paper_sizes() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((0, 0, 50, 2), "block_frames"), ((10, 11, 50, 2), "look_ahead"), ((10, 2, 45, 2), "window_frames: 45"),
+    [((0, 0, 50, 2), "block_frames"), ((10, 11, 50, 2), "look_ahead"),
      ((10, 2, 10, 2), "hold a block"), ((10, 2, 50, -1), "condition_reach")],
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_named(sizes: tuple[int, int, int, int], message: str) -> None:
@@ -46,6 +46,40 @@ def test_keeps_the_newest_frames_and_drops_the_unfinished_ones(capacity: int, dr
         assert layer.keys[0, 0, :, 0].tolist() == [k + 1000 * i for k in kept]
         assert layer.values[1, 2, :, 3].tolist() == [-k - 1000 * i for k in kept]
     assert cache.nbytes() == 2 * 2 * 2 * 3 * len(kept) * 4 * 4
+
+
+def test_pinned_frames_are_never_forgotten() -> None:
+    cache = RollingCache(6, pinned=2)
+    for start in (0, 5, 10):
+        cache.append(layers(start, 5), drop_last=1)
+    (held, _) = cache.rotated(rotary_table(torch.zeros(6, dtype=torch.long), 4))
+    assert held.keys[0, 0, :, 0].tolist() == [0, 1, 10, 11, 12, 13]
+    with pytest.raises(UserError, match=r"sink_frames\): 7; the cache holds 6"):
+        RollingCache(6, pinned=7)
+
+
+def test_room_for_the_frames_of_a_pass() -> None:
+    cache = RollingCache(5)
+    cache.append(layers(0, 5))
+    table = rotary_table(torch.arange(5), 4)
+    for plain, roomy in zip(cache.rotated(table), cache.rotated(table, room=3), strict=True):
+        assert roomy.keys.shape[2] == 8
+        assert torch.equal(roomy.keys[:, :, :5], plain.keys)
+        assert torch.equal(roomy.values[:, :, :5], plain.values)
+
+
+def test_joined_caches_are_their_sequences_and_divide_again(generator: torch.Generator) -> None:
+    """Rows are branch by branch: two branches of one and of two sequences."""
+    parts = []
+    for sequences in (1, 2):
+        parts.append(RollingCache(4))
+        parts[-1].append([KeysValues(*torch.randn(2, 2 * sequences, 3, 4, 6, generator=generator)) for _ in range(2)])
+    table = rotary_table(torch.arange(4), 6)
+    alone = [part.rotated(table)[1].keys.unflatten(0, (2, -1)) for part in parts]
+    whole = RollingCache.join(parts, 2)
+    assert torch.equal(whole.rotated(table)[1].keys.unflatten(0, (2, -1)), torch.cat(alone, 1))
+    for part, again in zip(alone, whole.divide([1, 2], 2), strict=True):
+        assert torch.equal(again.rotated(table)[1].keys.unflatten(0, (2, -1)), part)
 
 
 def test_keys_turn_values_do_not(generator: torch.Generator) -> None:

@@ -1,0 +1,37 @@
+"""Holding a long roll-out to the portrait's pose and expression, against slow drift (an option; off by default)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from af.errors import UserError
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Two ways, which can be combined.
+
+    `sink_frames`: so many frames of the portrait's motion, held still with every signal dropped, stay in the caches for
+    ever as the oldest frames (attention sinks, Xiao et al. 2023). `pull`: a guidance term that takes from the velocity
+    this share of how far the running mean of the motion, over about `horizon_frames`, is away from the portrait's.
+    """
+
+    sink_frames: int = 0
+    pull: float = 0.0
+    horizon_frames: int = 250
+
+    def __post_init__(self) -> None:
+        if self.sink_frames < 0:
+            raise UserError(f"anchor.sink_frames: {self.sink_frames}; it must not be negative")
+        if self.pull < 0:
+            raise UserError(f"anchor.pull: {self.pull}; it must not be negative")
+        if self.horizon_frames < 1:
+            raise UserError(f"anchor.horizon_frames: {self.horizon_frames}; it must be positive")
+
+    def running_mean(self, mean: Float[Tensor, "B D"], block: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """The running mean after a block."""
+        kept = (1 - 1 / self.horizon_frames) ** block.shape[1]
+        return kept * mean + (1 - kept) * block.mean(1)

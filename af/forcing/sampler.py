@@ -1,0 +1,254 @@
+"""The sampler of a block roll-out: its state, one block at a time (method §4, paper Algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from af.forcing.anchor import Anchor
+from af.forcing.guidance import Guidance, branch_conditions, combine
+from af.forcing.path import Schedule, check_solver, integrate
+from af.forcing.path import schedule as make_schedule
+from af.nn.kv_cache import KeysValues, RollingCache, WindowLayout
+from af.nn.rope import RotaryTable, rotary_table
+from af.nn.transformer import AttentionPlan, Modulation
+from af.types import Condition
+
+
+class Denoiser(Protocol):
+    """What the roll-out needs of a denoiser (`af.models.denoiser.MotionDenoiser` has it)."""
+
+    dim: int
+    hidden: int
+    heads: int
+    causal_condition: bool
+    layout: WindowLayout
+
+    def embed_reference(self, reference: Tensor) -> Tensor: ...  # noqa: D102
+    def embed(self, noisy: Tensor, reference: Tensor) -> Tensor: ...  # noqa: D102
+    def modulation(self, flow_time: Tensor) -> Modulation: ...  # noqa: D102
+    def encode_condition(self, condition: Condition, first_position: int = 0) -> Tensor: ...  # noqa: D102
+    def condition_keys(self, vectors: Tensor) -> list[KeysValues]: ...  # noqa: D102
+    def plans(self, frames: Tensor, keys: Tensor, condition: Tensor) -> list[AttentionPlan]: ...  # noqa: D102
+    def velocity(  # noqa: D102
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        condition: Sequence[KeysValues],
+        plans: Sequence[AttentionPlan],
+        past: Sequence[KeysValues] | None = None,
+        newest: int | None = None,
+    ) -> Tensor: ...
+    def keys_values(  # noqa: D102
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        condition: Sequence[KeysValues],
+        plans: Sequence[AttentionPlan],
+        past: Sequence[KeysValues] | None = None,
+    ) -> list[KeysValues]: ...
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A finished block that is not in the caches yet."""
+
+    latents: Float[Tensor, "B T D"]
+    condition: list[KeysValues]
+    past: list[KeysValues] | None
+    plans: list[AttentionPlan]
+
+
+@dataclass
+class State:
+    """What a roll-out carries from block to block, for B sequences; caches have R rows, branch by branch."""
+
+    portrait: Float[Tensor, "B D"]
+    reference: Float[Tensor, "B 1 C"]  # the same, embedded
+    mean: Float[Tensor, "B D"]  # of the motion, for the anchor
+    cache: RollingCache
+    history: Condition | None = None  # signals that later blocks still look at
+    vectors: Float[Tensor, "R T C"] | None = None  # encoded condition kept, where it is not recomputed
+    offset: Float[Tensor, "B l D"] | None = None
+    pending: Pending | None = None
+
+
+class BlockSampler:
+    """The state of a roll-out: give it the condition and the noise of the next block, take the block's motion.
+
+    Everything is batched: B sequences times the guidance branches run in one pass. Memory does not grow with time.
+    `step` takes `block_frames` frames; the first one may take a whole window at once (prime="joint").
+    A block enters the caches when it is needed, or earlier by `commit` (a live session has time for it then).
+    `schedule` names one of `af.forcing.path` or is a step matrix for the frames of a block (`steps` is not used then).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        reference: Float[Tensor, "B D"],
+        *,
+        steps: int = 8,
+        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+        schedule: str | Schedule = "uniform",
+        solver: str = "euler",
+        anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
+    ) -> None:
+        check_solver(solver)
+        self.denoiser, self.layout = denoiser, denoiser.layout
+        self.branches = guidance.branches()
+        self.settings = (steps, guidance, schedule, solver, anchor)  # equal: can be sampled together
+        named = make_schedule(schedule, steps, self.layout.block_frames) if isinstance(schedule, str) else schedule
+        self._schedule, self._solver, self._anchor = named.of(self.layout.block_frames), solver, anchor
+        self._device = reference.device
+        # the modulation of every flow time that occurs, once for the whole roll-out; the last one is 1 (clean)
+        times = torch.cat((self._schedule.flow_times.flatten(), torch.ones(1, dtype=torch.float64)))
+        distinct, self._row_times = (t.to(self._device) for t in torch.unique(times, return_inverse=True))
+        self._modulation = denoiser.modulation(distinct[None])
+        # these depend on a few sizes only and become constant once the caches are full
+        self._geometries: dict[tuple[int, int, int], tuple[list[AttentionPlan], RotaryTable]] = {}
+        self._step_modulations: dict[tuple[int, int], list[Modulation]] = {}
+        cache = RollingCache(self.layout.cached_frames, anchor.sink_frames)
+        self.state = State(reference, denoiser.embed_reference(reference), reference, cache)
+        self.frames = 0
+
+    def step(self, condition: Condition, noise: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Motion of the next T frames (clean, the denoiser's space), from their condition and their noise.
+
+        T is block_frames; at the start any multiple of it up to window_frames. ValueError otherwise.
+        """
+        new = self._check(condition, noise)
+        state, anchor = self.state, self._anchor
+        keys, plans, past = self._prepare(condition, new)
+        modulations = self._modulations(0 if state.offset is None else state.offset.shape[1], new)
+        pull = anchor.pull * (state.mean - state.portrait)[:, None]
+
+        def velocity(x: Tensor, row: int) -> Tensor:
+            embedded = self.denoiser.embed(self._after_offset(x), state.reference)
+            branches = self.denoiser.velocity(embedded, modulations[row], keys, plans, past, new)
+            guided = combine(branches, self.branches)
+            return guided - pull if anchor.pull else guided
+
+        motion = integrate(velocity, noise, self._schedule, self._solver)
+        self._finish(motion, keys, plans, past)
+        return motion
+
+    def give(self, condition: Condition, motion: Float[Tensor, "B T D"]) -> None:
+        """Take over motion that exists (of a recording, of an earlier session) as if it had been generated."""
+        new = self._check(condition, motion)
+        self._finish(motion, *self._prepare(condition, new))
+
+    def commit(self) -> None:
+        """Put the newest block into the caches (one pass at t = 1); nothing to do when it is there already."""
+        state, block = self.state, self.state.pending
+        if block is None:
+            return
+        state.pending = None
+        stored = self._stored(block.latents, block.condition, block.plans, block.past)
+        # the last look_ahead frames have not seen their own look-ahead: the next block computes them again
+        state.cache.append(stored, drop_last=self.layout.look_ahead)
+
+    def _stored(
+        self,
+        latents: Tensor,
+        keys: list[KeysValues],
+        plans: list[AttentionPlan],
+        past: list[KeysValues] | None,
+    ) -> list[KeysValues]:
+        """Keys and values of clean frames."""
+        clean = self._modulation.frames(torch.full((latents.shape[1],), -1, device=self._device))
+        return self.denoiser.keys_values(self.denoiser.embed(latents, self.state.reference), clean, keys, plans, past)
+
+    def _check(self, condition: Condition, frames: Tensor) -> int:
+        new, b = frames.shape[1], self.layout.block_frames
+        if condition.frames != new:
+            raise ValueError(f"condition of {condition.frames} frames, noise of {new}")
+        if new != b and (self.frames or new % b or not b <= new <= self.layout.window_frames):
+            raise ValueError(f"{new} frames in a step; a block has {b} (the first step: a multiple up to the window)")
+        return new
+
+    def _after_offset(self, x: Tensor) -> Tensor:
+        return x if self.state.offset is None else torch.cat((self.state.offset, x), 1)
+
+    def _finish(
+        self, motion: Tensor, keys: list[KeysValues], plans: list[AttentionPlan], past: list[KeysValues] | None
+    ) -> None:
+        state, kept = self.state, self.layout.look_ahead
+        latents = self._after_offset(motion)
+        state.pending = Pending(latents, keys, past, plans) if self.layout.cached_frames else None
+        state.offset = latents[:, latents.shape[1] - kept :] if kept else None
+        state.mean = self._anchor.running_mean(state.mean, motion) if self._anchor.pull else state.mean
+        self.frames += motion.shape[1]
+
+    def _prepare(
+        self, condition: Condition, new: int
+    ) -> tuple[list[KeysValues], list[AttentionPlan], list[KeysValues] | None]:
+        """Everything about the next block that does not depend on the step; the block before enters the caches."""
+        self.commit()
+        if not self.frames and self._anchor.sink_frames:
+            self._pin(condition)
+        layout, denoiser, state = self.layout, self.denoiser, self.state
+        offset = 0 if state.offset is None else state.offset.shape[1]
+        signals = condition if state.history is None else state.history.then(condition)
+        if denoiser.causal_condition:
+            # an encoding of the same window that self-attention sees, which is cheap enough to be made anew
+            signals = signals.last(layout.window_frames)
+            first = layout.window_frames - signals.frames
+            vectors = denoiser.encode_condition(branch_conditions(signals, self.branches), first)
+            vectors = vectors[:, max(0, vectors.shape[1] - layout.condition_reach - offset - new) :]
+            state.history = signals.last(layout.block_position)
+        else:
+            # released: these frames alone, and the few before them as they were encoded in their own block
+            signals = signals.last(offset + new)
+            vectors = denoiser.encode_condition(branch_conditions(signals, self.branches))
+            vectors = vectors if state.vectors is None else torch.cat((state.vectors, vectors), 1)
+            stop = vectors.shape[1] - layout.look_ahead
+            state.vectors = vectors[:, max(0, stop - layout.condition_reach) : stop]
+            state.history = signals.last(layout.look_ahead)
+        plans, past_rope = self._geometry(offset + new, state.cache.frames, vectors.shape[1])
+        room = 0 if torch.is_grad_enabled() else offset + new
+        return denoiser.condition_keys(vectors), plans, state.cache.rotated(past_rope, room)
+
+    def _pin(self, condition: Condition) -> None:
+        """The anchor's frames: the portrait's motion with every signal dropped, the oldest in the cache for ever."""
+        count = self._anchor.sink_frames
+
+        def nothing(signal: Tensor) -> Tensor:
+            return signal.new_zeros(len(self.branches) * signal.shape[0], count, signal.shape[2])
+
+        dropped = Condition(
+            nothing(condition.avatar_audio), nothing(condition.user_audio), nothing(condition.user_motion)
+        )
+        keys = self.denoiser.condition_keys(self.denoiser.encode_condition(dropped))
+        plans, _ = self._geometry(count, 0, count)
+        held = self.state.portrait[:, None].expand(-1, count, -1)
+        self.state.cache.append(self._stored(held, keys, plans, None))
+
+    def _geometry(self, current: int, cached: int, condition: int) -> tuple[list[AttentionPlan], RotaryTable]:
+        """Positions count back from the end of the window, so every block of a long roll-out has the same ones."""
+        sizes, end = (current, cached, condition), self.layout.window_frames
+
+        def last(count: int, stop: int) -> Int[Tensor, " T"]:
+            return torch.arange(stop - count, stop, device=self._device)
+
+        if sizes not in self._geometries:
+            plans = self.denoiser.plans(last(current, end), last(cached + current, end), last(condition, end))
+            turns = plans[0].rope.turns
+            past = rotary_table(last(cached, end - current), 2 * turns.shape[1], dtype=turns.real.dtype)
+            self._geometries[sizes] = plans, past
+        return self._geometries[sizes]
+
+    def _modulations(self, offset: int, new: int) -> list[Modulation]:
+        """Modulation of every row of the step matrix: the offset is clean, the block's frames at their flow times."""
+        if (offset, new) not in self._step_modulations:
+            clean = self._row_times[-1:].expand(offset)
+            rows = self._row_times[:-1].unflatten(0, (self._schedule.steps, -1))
+            blocks = new // self.layout.block_frames
+            self._step_modulations[offset, new] = [
+                self._modulation.frames(torch.cat((clean, row.repeat(blocks)))) for row in rows
+            ]
+        return self._step_modulations[offset, new]
