@@ -6,6 +6,11 @@ A checkpoint on the held-out conversations of a split:
 
 With --conditions all: a table of what it makes of every subset of avatar_audio, user_audio and user_motion.
 
+The same without decoding a frame, for many models on one autoencoder (synthetic shards know the faces that it is
+fitted to; how well it reads them is in metrics.json as readout_r2/NAME):
+
+    af evaluate --readout data/latents/train --denoiser runs/denoiser/export --data data/latents/test --out runs/evaluation
+
 A folder of anybody's videos or parameter arrays, listed in a manifest (CSV or JSON, paths relative to it):
 
     clip,user,true,generated,audio
@@ -52,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--autoencoder", type=Path, metavar="FOLDER", help="model folder of the motion VAE")
     model.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser")
     model.add_argument("--data", type=Path, metavar="FOLDER", help="encoded shards of a split")
+    model.add_argument(
+        "--readout",
+        type=Path,
+        metavar="FOLDER",
+        help="instead of --autoencoder: read faces from the latents by a linear fit on this split (train), in seconds",
+    )
+    model.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     model.add_argument("--limit", type=int, metavar="N", help="only the first N conversations")
     model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
     model.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
@@ -101,14 +113,19 @@ def configure_files(parser: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the folder."""
-    model = {"--autoencoder": args.autoencoder, "--denoiser": args.denoiser, "--data": args.data}
+    faces = "--readout" if args.autoencoder is None and args.readout is not None else "--autoencoder"
+    model = {faces: args.autoencoder or args.readout, "--denoiser": args.denoiser, "--data": args.data}
     given = [name for name, value in model.items() if value is not None]
+    if args.autoencoder is not None and args.readout is not None:
+        raise UserError("--autoencoder and --readout exclude each other: decode and track, or read the latents")
     if args.manifest is not None:
         if given:
             raise UserError(f"--manifest and {given[0]} exclude each other: evaluate files, or a checkpoint")
         return evaluate_manifest(args)
     if len(given) < len(model):
-        raise UserError("say what to evaluate: --manifest clips.csv, or --autoencoder, --denoiser and --data together")
+        raise UserError(
+            "say what to evaluate: --manifest clips.csv, or --autoencoder (or --readout), --denoiser and --data together"
+        )
     from af.cli.evaluate_checkpoint import evaluate_checkpoint
 
     return evaluate_checkpoint(args)

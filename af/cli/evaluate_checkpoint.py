@@ -4,84 +4,111 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from af.data.index import Index
     from af.metrics.rows import MetricRow
+    from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
-    from af.pipeline.evaluate import RolloutSettings, Tracker
-    from af.types import FaceSpec
+    from af.pipeline.evaluate import RolloutSettings
+    from af.pipeline.faces import FaceSource
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> int:
-    """Generate, decode, track, compare; print and write the table, the videos and TensorBoard's copy of the numbers."""
-    import torch
+    """Generate, read the faces, compare; print and write the table, the videos and TensorBoard's copy of the numbers."""
+    from rich.console import Console
 
-    from af.data.index import Index
-    from af.forcing.dropout import SIGNALS, named_subset, signal_subsets
+    from af.forcing.dropout import SIGNALS, named_subset
     from af.forcing.rollout import Guidance
-    from af.models.tracker import load_tracker
-    from af.pipeline.avatar import Avatar
-    from af.pipeline.encode import spec_of
-    from af.pipeline.evaluate import RememberingTracker, RolloutSettings
+    from af.metrics.rows import console_table, write_metrics
+    from af.pipeline.evaluate import RolloutSettings
+    from af.pipeline.faces import LatentReadout
 
     every = args.conditions == "all"
     signals = SIGNALS if every or args.conditions is None else named_subset(args.conditions)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    avatar = Avatar.load(args.autoencoder, args.denoiser, device)
-    index = Index.load(args.data)
-    spec_of(index)
     guidance = Guidance(audio=args.guidance_audio, user=args.guidance_user)
     settings = RolloutSettings(steps=args.steps, guidance=guidance, seed=args.seed, signals=signals)
-    tracker = load_tracker()
-    read = RememberingTracker(tracker.track) if every else tracker.track
+    subject = _load(args)
+    if args.overwrite and args.out.exists():
+        shutil.rmtree(args.out)
     if every:
-        return _every_subset(avatar, index, read, tracker.face_spec, settings, signal_subsets(), args)
-    from rich.console import Console
-
-    from af.metrics.rows import console_table, write_metrics
-
+        return _every_subset(subject, settings, args)
     start = time.monotonic()
-    rows = _rows(avatar, index, read, tracker.face_spec, settings, args.out, args, videos=args.videos)
-    count = _count(index, args)
-    extra = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
-    rows = [_reconstruction(avatar, index, args), *rows]
+    rows = _rows(subject, settings, args.out, args, videos=args.videos)
+    count = _count(subject.index, args)
+    extra: dict[str, float] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
+    if subject.avatar is not None:
+        rows = [_reconstruction(subject.avatar, subject.index, args), *rows]
+    if isinstance(subject.faces, LatentReadout):
+        extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
     write_metrics(args.out, rows, extra, title=f"{args.denoiser} on {args.data}")
     _to_tensorboard(args.out, rows, args)
     Console().print(console_table(rows))
-    print(f"written to {args.out}: metrics.json, metrics.md, videos/")
+    print(f"written to {args.out}: metrics.json, metrics.md{'' if subject.avatar is None else ', videos/'}")
     return 0
 
 
-def _every_subset(
-    avatar: Avatar,
-    index: Index,
-    tracker: Tracker,
-    face: FaceSpec,
-    settings: RolloutSettings,
-    subsets: list[tuple[str, ...]],
-    args: argparse.Namespace,
-) -> int:
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated on what, and where faces come from; `avatar` where frames are decoded."""
+
+    denoiser: MotionDenoiser
+    faces: FaceSource
+    index: Index
+    avatar: Avatar | None
+    digests: dict[str, str]
+
+
+def _load(args: argparse.Namespace) -> _Subject:
+    import torch
+
+    from af.data.index import Index
+    from af.models.tracker import load_tracker
+    from af.pipeline.avatar import Avatar
+    from af.pipeline.encode import spec_of
+    from af.pipeline.faces import LatentReadout, RememberingTracker, TrackedFaces
+    from af.pipeline.loading import load_denoiser, require_specs
+    from af.specs import require_spec
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    index = Index.load(args.data)
+    denoiser, artifact = load_denoiser(args.denoiser)
+    require_specs(index, artifact)
+    motion_spec = spec_of(index)[1]
+    digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
+    if args.autoencoder is not None:
+        avatar = Avatar.load(args.autoencoder, args.denoiser, device)
+        tracker = load_tracker()
+        read = RememberingTracker(tracker.track) if args.conditions == "all" else tracker.track
+        return _Subject(avatar.denoiser, TrackedFaces(avatar, read, tracker.face_spec), index, avatar, digests)
+    faces = LatentReadout.fit(Index.load(args.readout))
+    remedy = "Give a split of the same latents to --readout."
+    require_spec(faces.motion_spec, motion_spec, where=str(args.readout), remedy=remedy)
+    return _Subject(denoiser.to(device), faces, index, None, digests)
+
+
+def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.Namespace) -> int:
     """The 2³ table: what the model makes of every subset of its signals."""
     from rich.console import Console
 
     from af.cli.comparison_files import write_comparison
-    from af.forcing.dropout import subset_name
+    from af.forcing.dropout import SIGNALS, signal_subsets, subset_name
     from af.metrics.comparison import Comparison, Setting
     from af.metrics.rows import write_metrics
 
     found = []
-    for signals in subsets:
+    for signals in signal_subsets():
         name, console = subset_name(signals), Console(stderr=True)
         out = args.out / "conditions" / name
         if not (out / "metrics.json").is_file():
             console.print(f"signals: {name}", highlight=False)
-            videos = args.videos if len(signals) == len(subsets[0]) else 0
-            rows = _rows(avatar, index, tracker, face, replace(settings, signals=signals), out, args, videos=videos)
+            videos = args.videos if len(signals) == len(SIGNALS) else 0
+            rows = _rows(subject, replace(settings, signals=signals), out, args, videos=videos)
             write_metrics(out, rows, {"signals": list(signals)}, title=f"{args.denoiser} with {name}")
         found.append(Setting(name, (json.loads((out / "metrics.json").read_text()),)))
     comparison = Comparison.of(found)
@@ -93,15 +120,7 @@ def _every_subset(
 
 
 def _rows(
-    avatar: Avatar,
-    index: Index,
-    tracker: Tracker,
-    face: FaceSpec,
-    settings: RolloutSettings,
-    out: Path,
-    args: argparse.Namespace,
-    *,
-    videos: int,
+    subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
 ) -> list[MetricRow]:
     from rich.console import Console
 
@@ -114,17 +133,16 @@ def _rows(
         **asdict(settings),
         "signals": list(settings.signals),
         "data": str(args.data.resolve()),
+        "faces": subject.faces.spec.tracker,
+        **subject.digests,
     }
-    for name in ("autoencoder", "denoiser"):
-        made_with[name] = json.loads((getattr(args, name) / "model.json").read_text())["sha256"]
     claim_folder(out / "evaluation.json", made_with)  # clips kept there belong to these settings
     with progress_bar() as progress:
-        task = progress.add_task("rolling out and decoding", total=_count(index, args))
+        task = progress.add_task("rolling out", total=_count(subject.index, args))
         clips = evaluate_split(
-            avatar,
-            index,
-            tracker,
-            face,
+            subject.denoiser,
+            subject.index,
+            subject.faces,
             out,
             settings=settings,
             limit=args.limit,
@@ -132,7 +150,7 @@ def _rows(
             advance=lambda: progress.advance(task),
         )
     with Console(stderr=True).status("computing the numbers"):
-        return evaluate_parameters(clips, Protocol(block=avatar.denoiser.layout.block_frames))
+        return evaluate_parameters(clips, Protocol(block=subject.denoiser.layout.block_frames))
 
 
 def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> MetricRow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from af.forcing.dropout import SIGNALS, keep_signals
 from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
-from af.pipeline.avatar import Avatar
+from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import image_array, image_tensor
+from af.pipeline.faces import SIDES, FaceSource
 from af.types import Clip, FaceSpec
 
-Tracker = Callable[[UInt8[np.ndarray, "T Y X 3"]], Float[np.ndarray, "T P"]]
-FIELDS = frozenset({"video", "audio", "motion", "audio_features"})
+FIELDS = frozenset({"audio", "motion", "audio_features"})
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,6 @@ class Reconstruction:
     pairs: int
 
 
-class RememberingTracker:
-    """A tracker that reads the same frames once: the true ones and the user's, when a split is evaluated repeatedly."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._known: dict[bytes, np.ndarray] = {}
-
-    def __call__(self, frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[np.ndarray, "T P"]:
-        """Face parameters of the frames."""
-        key = hashlib.blake2b(np.ascontiguousarray(frames).data).digest()
-        if key not in self._known:
-            self._known[key] = self._tracker(frames)
-        return self._known[key]
-
-
 def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D"]:
     """The noise of a clip: a function of its key and the seed, whatever it is batched with."""
     # torch's CPU generator keeps the lower 32 bits of a seed only
@@ -71,10 +55,9 @@ def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D
 
 
 def evaluate_split(
-    avatar: Avatar,
+    denoiser: MotionDenoiser,
     index: Index,
-    tracker: Tracker,
-    face: FaceSpec,
+    faces: FaceSource,
     out: Path,
     *,
     settings: RolloutSettings = RolloutSettings(),
@@ -85,9 +68,8 @@ def evaluate_split(
 ) -> list[EvaluationClip]:
     """Generate the avatar of every clip and read its face; returns what the metrics need.
 
-    Faces of generated frames, of true frames and of the user come from the same `tracker` on decoded video. Results of
-    single clips are kept in `out`/clips, so a stopped evaluation goes on. The first `videos` clips are written as mp4:
-    user | generated | true, with both voices. `advance` is called once a clip.
+    Results of single clips are kept in `out`/clips, so a stopped evaluation goes on. Where `faces` decodes frames, the
+    first `videos` clips are written as mp4: user | generated | true, with both voices. `advance` is called once a clip.
     """
     reader = ShardReader(index)
     count = len(index.samples) if limit is None else min(limit, len(index.samples))
@@ -95,15 +77,15 @@ def evaluate_split(
     waiting: dict[int, list[tuple[int, Clip]]] = {}
 
     def flush(group: Sequence[tuple[int, Clip]]) -> None:
-        motions = _roll_out([clip for _, clip in group], avatar, avatar_role, settings)
+        motions = _roll_out([clip for _, clip in group], denoiser, avatar_role, settings)
         for (i, clip), motion in zip(group, motions, strict=True):
-            results[i] = _finish(i, clip, motion, avatar, tracker, face, out, avatar_role, i < videos)
+            results[i] = _finish(clip, motion, faces, out, avatar_role, i < videos)
             advance()
 
     for i in range(count):
-        clip = reader.read(i, FIELDS)
-        known = _load(_result_path(out, clip.key), clip, avatar_role, face)
-        if known is not None and (i >= videos or _video_path(out, clip.key).is_file()):
+        clip = reader.read(i, FIELDS | faces.fields)
+        known = _load(_result_path(out, clip.key), clip, avatar_role, faces.spec)
+        if known is not None and (i >= videos or "video" not in faces.fields or _video_path(out, clip.key).is_file()):
             results[i] = known
             advance()
             continue
@@ -119,24 +101,26 @@ def evaluate_split(
 
 
 @torch.inference_mode()
-def _roll_out(clips: Sequence[Clip], avatar: Avatar, role: str, settings: RolloutSettings) -> Float[Tensor, "B T D"]:
-    user = "a" if role == "b" else "b"
-    space, device = avatar.denoiser.motion_space, avatar.device
+def _roll_out(
+    clips: Sequence[Clip], denoiser: MotionDenoiser, role: str, settings: RolloutSettings
+) -> Float[Tensor, "B T D"]:
+    user = _other(role)
+    space, device = denoiser.motion_space, next(denoiser.parameters()).device
 
     def stacked(values: Iterator[np.ndarray | None]) -> Tensor:
         return torch.from_numpy(np.stack([v for v in values if v is not None])).to(device)
 
-    condition = avatar.denoiser.condition(
+    condition = denoiser.condition(
         stacked(c.person(role).audio_features for c in clips),
         stacked(c.person(user).audio_features for c in clips),
         stacked(c.person(user).motion for c in clips),
     )
     condition = keep_signals(condition, settings.signals)
     reference = stacked(c.person(role).motion for c in clips)[:, 0]
-    frames = sum(block_sizes(condition.frames, avatar.denoiser.layout))
+    frames = sum(block_sizes(condition.frames, denoiser.layout))
     noise = torch.stack([clip_noise(c.key, settings.seed, frames, space.dim) for c in clips]).to(device)
     motion = rollout(
-        avatar.denoiser,
+        denoiser,
         condition,
         space.to_model(reference),
         steps=settings.steps,
@@ -147,33 +131,32 @@ def _roll_out(clips: Sequence[Clip], avatar: Avatar, role: str, settings: Rollou
 
 
 def _finish(
-    number: int,
     clip: Clip,
     motion: Float[Tensor, "T D"],
-    avatar: Avatar,
-    tracker: Tracker,
-    face: FaceSpec,
+    source: FaceSource,
     out: Path,
     role: str,
     video: bool,
 ) -> EvaluationClip:
-    user, true = clip.person("a" if role == "b" else "b"), clip.person(role)
-    assert true.video is not None
-    assert user.video is not None
-    identity, _ = avatar.identity(true.video[0])
-    generated = np.stack(list(avatar.frames(identity, (motion[None, s : s + 50] for s in range(0, len(motion), 50)))))
-    if video:
-        side_by_side = np.concatenate([user.video, generated, true.video], axis=2)
+    user, true = clip.person(_other(role)), clip.person(role)
+    faces = source.faces(user, true, motion)
+    if video and faces.frames is not None:
+        assert user.video is not None
+        assert true.video is not None
+        side_by_side = np.concatenate([user.video, faces.frames, true.video], axis=2)
         write_video(_video_path(out, clip.key), enlarged(side_by_side), _mixed(user.audio, true.audio), crf=14)
-    tracks = {"user": tracker(user.video), "true": tracker(true.video), "generated": tracker(generated)}
     path = _result_path(out, clip.key)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **tracks)  # type: ignore[arg-type]
-    return _clip(clip, role, face, tracks)
+        np.savez(file, **faces.tracks)  # type: ignore[arg-type]
+    return _clip(clip, role, source.spec, faces.tracks)
+
+
+def _other(role: str) -> str:
+    return "a" if role == "b" else "b"
 
 
 def _clip(clip: Clip, role: str, face: FaceSpec, tracks: Mapping[str, np.ndarray]) -> EvaluationClip:
-    user = "a" if role == "b" else "b"
+    user = _other(role)
     ends = clip.meta.get("extra", {}).get("phrase_ends")
     return EvaluationClip(
         name=clip.key,
@@ -193,7 +176,7 @@ def _load(path: Path, clip: Clip, role: str, face: FaceSpec) -> EvaluationClip |
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as tracks:
-        return _clip(clip, role, face, {name: tracks[name] for name in ("user", "true", "generated")})
+        return _clip(clip, role, face, {name: tracks[name] for name in SIDES})
 
 
 def _result_path(out: Path, key: str) -> Path:

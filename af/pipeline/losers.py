@@ -27,11 +27,11 @@ from af.data.shards import ShardReader, split_folders, write_shard
 from af.errors import UserError
 from af.files import claim_folder
 from af.forcing.rollout import Guidance, block_sizes, rollout
-from af.models.artifact import load_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import spec_of
 from af.pipeline.evaluate import clip_noise
-from af.specs import FeatureSpec, MotionSpec, require_spec
+from af.pipeline.loading import load_denoiser, require_specs
+from af.specs import MotionSpec
 
 SETTINGS_NAME: Final = "losers.json"
 SOURCES: Final = ("drop_user", "talking", "weak", "shuffled", "file")
@@ -85,7 +85,7 @@ def make_losers(
     if settings.source != "file":
         digest = _denoiser(str(model))[1]
         for folder in folders:
-            _require_specs(Index.load(folder), model)
+            require_specs(Index.load(folder), load_denoiser(model)[1])
     made_with = {"data": str(Path(source).resolve()), "model": digest or str(Path(model).resolve()), **asdict(settings)}
     claim_folder(out / SETTINGS_NAME, made_with)
     indices = []
@@ -215,16 +215,6 @@ def _from_file(reader: ShardReader, i: int, role: str, folder: Path) -> Float[np
 
 @lru_cache(maxsize=1)
 def _denoiser(folder: str) -> tuple[MotionDenoiser, str]:
-    artifact = load_model(folder)
-    if not isinstance(artifact.model, MotionDenoiser):
-        raise UserError(f"{folder} is not a denoiser but {type(artifact.model).__name__}")
+    denoiser, artifact = load_denoiser(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return artifact.model.to(device), artifact.digest
-
-
-def _require_specs(index: Index, model: Path) -> None:
-    info = load_model(model).info
-    audio, motion = spec_of(index)
-    remedy = "Give the shards that this denoiser was trained on, or shards encoded alike."
-    require_spec(audio, FeatureSpec.from_json(info["feature_spec"]), where=str(index.folder), remedy=remedy)
-    require_spec(motion, MotionSpec.from_json(info["motion_spec"]), where=str(index.folder), remedy=remedy)
+    return denoiser.to(device), artifact.digest

@@ -18,6 +18,7 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.tracker import load_tracker
 from af.pipeline.avatar import Avatar
 from af.pipeline.evaluate import RolloutSettings, evaluate_split
+from af.pipeline.faces import TrackedFaces
 from af.training.callbacks import tensorboard
 
 TAGS: Final = (
@@ -75,10 +76,9 @@ class Reactions(Callback):
         tracker = load_tracker()
         with TemporaryDirectory() as folder:
             clips = evaluate_split(
-                avatar,
+                avatar.denoiser,
                 index,
-                tracker.track,
-                tracker.face_spec,
+                TrackedFaces(avatar, tracker.track, tracker.face_spec),
                 Path(folder),
                 settings=self.settings,
                 limit=self.clips,

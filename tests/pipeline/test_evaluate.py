@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from af.cli.main import main
-from af.data.index import Index
+from af.data.index import Index, build_index
+from af.data.schema import ClipMeta
+from af.data.shards import write_shard
 from af.pipeline.avatar import Avatar
 from af.pipeline.evaluate import RolloutSettings, clip_noise, evaluate_reconstruction, evaluate_split
-from af.types import FaceSpec
+from af.pipeline.faces import LatentReadout, TrackedFaces
+from af.types import FaceSpec, MotionSpec
 
 FACE = FaceSpec(("brightness", "contrast"), 1, "test/1")
 
@@ -25,10 +28,9 @@ def avatar(autoencoder_folder, denoiser_folder) -> Avatar:
 
 def run(avatar, latents, out, **settings):
     return evaluate_split(
-        avatar,
+        avatar.denoiser,
         Index.load(latents / "test"),
-        tracker,
-        FACE,
+        TrackedFaces(avatar, tracker, FACE),
         out,
         settings=RolloutSettings(steps=2, **settings),
         videos=1,
@@ -100,7 +102,7 @@ def test_signals_that_are_left_out_do_not_matter(avatar, latents):
     clips = [reader.read(i, FIELDS) for i in range(2)]
     strangers = [replace(clip, a=other.a) for clip, other in zip(clips, reversed(clips), strict=True)]
     alone = RolloutSettings(steps=2, signals=("avatar_audio",))
-    assert _roll_out(clips, avatar, "b", alone).equal(_roll_out(strangers, avatar, "b", alone))
+    assert _roll_out(clips, avatar.denoiser, "b", alone).equal(_roll_out(strangers, avatar.denoiser, "b", alone))
 
 
 def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_folder, latents, tmp_path, capsys):
@@ -109,3 +111,44 @@ def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_f
     assert main([*arguments, "--steps", "1"]) == 0
     assert main([*arguments, "--steps", "2"]) == 1
     assert "steps" in capsys.readouterr().err
+
+
+def test_a_readout_finds_what_the_latents_hold_and_nothing_else(tmp_path):
+    """Latents that are a linear image of half of the parameters: those are read exactly, the others not at all."""
+    rng = np.random.default_rng(0)
+    mixing = np.linalg.qr(rng.standard_normal((6, 2)))[0]
+    face = FaceSpec(("seen_a", "seen_b", "unseen"), 3, "test/1")
+    motion = MotionSpec(6, 2, "0" * 64, 32)
+    clips = []
+    for i in range(8):
+        sides = {}
+        for role in "ab":
+            values = rng.standard_normal((50, 3)).astype(np.float32)
+            sides |= {
+                f"{role}.face.npy": values,
+                f"{role}.motion.npy": (values[:, :2] @ mixing.T + 1).astype(np.float32),
+            }
+        meta = ClipMeta(
+            "test", "none", "train", f"s{i}", (f"p{i}", f"q{i}"), 50, 32, motion_spec=motion, face_spec=face
+        )
+        clips.append((sides, meta))
+    write_shard(tmp_path / "train" / "0.tar", ((f"k{i}", meta, sides) for i, (sides, meta) in enumerate(clips)))
+    readout = LatentReadout.fit(build_index(tmp_path / "train"))
+    assert readout.r2["seen_a"] > 0.999
+    assert readout.r2["seen_b"] > 0.999
+    assert abs(readout.r2["unseen"]) < 0.2
+    sides = clips[0][0]
+    np.testing.assert_allclose(readout(sides["b.motion.npy"])[:, :2], sides["b.face.npy"][:, :2], atol=0.02)
+
+
+def test_an_evaluation_reads_latents_without_a_decoder(denoiser_folder, latents, tmp_path):
+    """The command with --readout: a table without pictures; other settings do not mix with what --out holds."""
+    words = ["evaluate", "--readout", str(latents / "train"), "--denoiser", str(denoiser_folder)]
+    words += ["--data", str(latents / "test"), "--steps", "2", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert "psnr" not in numbers
+    assert "readout_r2/mouth_open" in numbers
+    assert "reaction_gain" in numbers or numbers["clips"] == 2
+    assert main([*words, "--guidance-user", "3"]) != 0
+    assert main([*words, "--guidance-user", "3", "--overwrite"]) == 0
