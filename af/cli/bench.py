@@ -1,7 +1,8 @@
 """Speeds of this machine, as JSON on standard output.
 
   af bench                       synth, loader and train: about a minute
-  af bench rollout               a roll-out block against the released scheme and against no cache (--size small|released)
+  af bench rollout               a roll-out block against the released scheme, packed and in bf16, 16 users at once,
+                                 latency by block size against a bidirectional model (--size small|released)
   af bench vae                   decoding and encoding against per-sample weights
   af bench metrics               rPCC, Var, FD, TLCC and more of 200 clips of 30 s with 56 parameters, on one core
   af bench loader --data FOLDER  reading your own shards instead of synthetic ones

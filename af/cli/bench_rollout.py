@@ -1,97 +1,39 @@
-"""Roll-out speed: time per block against the released scheme and against no cache at all, on the same weights.
-
-The released scheme is kept here as a straightforward re-implementation from its description: it encodes the condition,
-makes its keys and values and the modulation anew in every pass, and makes one pass more than there are Euler steps.
+"""Roll-out speed on the same weights: against the released scheme, with packed and bf16 weights, for many users, and
+the latency of block sizes against a bidirectional baseline.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from af.clock import frames_to_seconds
-from af.forcing.guidance import Guidance, branch_conditions, combine
+from af.cli.bench_baselines import ReleasedScheme, whole_window
+from af.clock import FRAME_MS, frames_to_seconds
+from af.forcing.guidance import Guidance
 from af.forcing.rollout import BlockSampler
+from af.metrics.latency import Latency, latency
 from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser
+from af.models.fast import for_inference
 from af.models.released import ReleasedSizes
-from af.nn.kv_cache import KeysValues
-from af.nn.rope import rotate
+from af.nn.kv_cache import WindowLayout
+from af.nn.packed import PRECISIONS
 from af.types import Condition
 
 SIZES: Final = {
     "released": ReleasedSizes(),
     "small": ReleasedSizes(dim=20, hidden=160, depth=4, heads=4, condition_dim=96, audio_feature_dim=64),
 }
-
-
-class ReleasedScheme:
-    """The baseline: the same motion as `BlockSampler` (unmasked condition encoder), computed as the released code does."""
-
-    def __init__(
-        self, denoiser: MotionDenoiser, reference: Float[Tensor, "B D"], steps: int, guidance: Guidance
-    ) -> None:
-        self.denoiser, self.reference = denoiser, reference
-        self.branches = guidance.branches()
-        self.times, self.sizes = [i / steps for i in range(steps)], [1 / steps] * steps
-        self.frames = 0
-        self.offset = reference.new_zeros(reference.shape[0], 0, reference.shape[-1])
-        self.signals: Condition | None = None
-        self.past: list[KeysValues] | None = None  # self-attention, keys rotated to absolute positions
-        self.condition_past: list[KeysValues] | None = None
-
-    def step(self, condition: Condition, noise: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Motion of the next block."""
-        layout = self.denoiser.layout
-        offset = self.offset.shape[1]
-        signals = condition
-        if self.signals is not None:
-            signals = Condition(
-                *(torch.cat(pair, 1) for pair in zip(_signals(self.signals), _signals(condition), strict=True))
-            )
-        x = torch.cat((self.offset, noise), 1)
-        for t, size in zip((*self.times, 1.0), (*self.sizes, 0.0), strict=True):
-            velocity = self._pass(x, t, offset, signals)[0]
-            x = torch.cat((x[:, :offset], x[:, offset:] + size * velocity[:, offset:]), 1)
-        _, own, condition_keys = self._pass(x, 1.0, offset, signals)  # the store pass
-        self.past = _kept(self.past, own, layout.look_ahead, layout.cached_frames)
-        self.condition_past = _kept(self.condition_past, condition_keys, layout.look_ahead, layout.condition_reach)
-        self.offset = x[:, x.shape[1] - layout.look_ahead :]
-        self.signals = signals.window(signals.frames - layout.look_ahead, signals.frames)
-        self.frames += noise.shape[1]
-        return x[:, offset:]
-
-    def _pass(
-        self, x: Tensor, flow_time: float, offset: int, signals: Condition
-    ) -> tuple[Tensor, list[KeysValues], list[KeysValues]]:
-        denoiser, branches = self.denoiser, len(self.branches)
-        stop = self.frames + x.shape[1] - offset
-        frames = torch.arange(stop - x.shape[1], stop)
-        cached = 0 if self.past is None else self.past[0].keys.shape[2]
-        reached = 0 if self.condition_past is None else self.condition_past[0].keys.shape[2]
-        plans = denoiser.plans(
-            frames,
-            torch.arange(stop - x.shape[1] - cached, stop),
-            torch.arange(stop - x.shape[1] - reached, stop),
-        )
-        times = torch.full((branches * x.shape[0], x.shape[1]), flow_time)
-        times[:, :offset] = 1.0
-        modulation = denoiser.modulation(times)
-        condition = denoiser.condition_keys(denoiser.encode_condition(branch_conditions(signals, self.branches)))
-        seen = condition if self.condition_past is None else _joined(self.condition_past, condition)
-        h = denoiser.embed(x.repeat(branches, 1, 1), denoiser.embed_reference(self.reference).repeat(branches, 1, 1))
-        own = []
-        for i, block in enumerate(denoiser.blocks):
-            h, made = block(h, modulation, plans[i], seen[i], None if self.past is None else self.past[i])
-            own.append(KeysValues(rotate(made.keys, plans[i].rope), made.values))
-        return combine(denoiser.head_velocity(h, modulation), self.branches), own, condition
+BLOCKS: Final = (5, 10, 25)
+#: INFP-like: 75 new frames a window after 10 frames of context, nothing cached, everything sees everything.
+BIDIRECTIONAL: Final = WindowLayout(block_frames=75, look_ahead=10, window_frames=85, condition_reach=2)
 
 
 @dataclass(frozen=True)
@@ -100,62 +42,147 @@ class _Inputs:
 
     denoiser: MotionDenoiser
     generator: torch.Generator
+    users: int = 1
 
     def reference(self) -> Tensor:
-        return torch.randn(1, self.denoiser.dim, generator=self.generator)
+        return torch.randn(self.users, self.denoiser.dim, generator=self.generator)
 
     def block(self, frames: int) -> tuple[Condition, Tensor]:
         audio = self.denoiser.condition_encoder.out.in_features
         shapes = (audio, audio, self.denoiser.dim, self.denoiser.dim)
-        *signals, noise = (torch.randn(1, frames, size, generator=self.generator) for size in shapes)
+        *signals, noise = (torch.randn(self.users, frames, size, generator=self.generator) for size in shapes)
         return Condition(*signals), noise
 
 
 @torch.inference_mode()
-def bench(size: str = "released", steps: int = 8, repeats: int = 3) -> dict[str, Any]:
-    """Seconds per block with full caches (best of `repeats`), three branches, fp32, with what it is compared to.
+def bench(size: str = "released", steps: int = 8, repeats: int = 3, users: int = 16) -> dict[str, Any]:
+    """Everything, from one process that alternates what is compared: three guidance branches, full caches, best times.
 
-    Takes about a minute at the released size on one core. The caller sets the number of threads.
+    Takes about three minutes at the released size on two cores. The caller sets the number of threads.
     """
     generator = torch.Generator().manual_seed(0)
     denoiser = build(SIZES[size].config()).eval()
     _randomise(denoiser, generator)
-    layout, inputs = denoiser.layout, _Inputs(denoiser, generator)
-    reference = inputs.reference()
-    ours = BlockSampler(denoiser, reference, steps=steps)
-    theirs = ReleasedScheme(denoiser, reference, steps, Guidance())
-    first = inputs.block(layout.window_frames)
-    _prime(ours, theirs, first)
-
-    difference, seconds = 0.0, {"ours": float("inf"), "released": float("inf"), "uncached": float("inf")}
-    for _ in range(repeats):
-        condition, noise = inputs.block(layout.block_frames)
-        got, seconds["ours"] = _timed(partial(_block, ours, condition, noise), seconds["ours"])
-        expected, seconds["released"] = _timed(partial(theirs.step, condition, noise), seconds["released"])
-        difference = max(difference, ((got - expected).norm() / expected.norm()).item())
-    whole, noise = first
-    for _ in range(max(1, repeats - 2)):
-        _, seconds["uncached"] = _timed(
-            lambda: _whole_window(denoiser, whole, noise, reference, steps), seconds["uncached"]
-        )
-    operations = _operations(lambda: _block(ours, *inputs.block(layout.block_frames)))
-    peak = matmul_flops(torch.float32)
+    fast = {precision: for_inference(denoiser, precision) for precision in PRECISIONS}
     return {
         "size": size,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
         "threads": torch.get_num_threads(),
-        "block_frames": layout.block_frames,
+        "block_frames": denoiser.layout.block_frames,
         "steps": steps,
-        "seconds_per_block": seconds["ours"],
-        "seconds_per_block_released_scheme": seconds["released"],
-        "seconds_per_block_without_cache": seconds["uncached"],
-        "speedup_over_released_scheme": seconds["released"] / seconds["ours"],
-        "speedup_over_no_cache": seconds["uncached"] / seconds["ours"],
-        "relative_difference_from_released_scheme": difference,
-        "times_real_time": frames_to_seconds(layout.block_frames) / seconds["ours"],
-        "matmul_peak_gflops": peak / 1e9,
-        "share_of_matmul_peak": operations / seconds["ours"] / peak,
+        **_one_user(denoiser, fast, generator, steps, repeats),
+        "users": _many_users(denoiser, fast, generator, steps, max(1, repeats // 2), users),
+        "latency": _latencies(fast, generator, steps, repeats),
     }
+
+
+def _one_user(
+    denoiser: MotionDenoiser, fast: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int
+) -> dict[str, Any]:
+    """Seconds a block, the store pass included, and how far the motion is from the released scheme's."""
+    layout, inputs = denoiser.layout, _Inputs(denoiser, generator)
+    reference, first = inputs.reference(), inputs.block(layout.window_frames)
+    theirs = ReleasedScheme(denoiser, reference, steps, Guidance())
+    ours = {"eager": denoiser, **fast}
+    samplers = {name: BlockSampler(model, reference, steps=steps) for name, model in ours.items()}
+    start = theirs.step(*first)
+    for sampler in samplers.values():
+        sampler.give(first[0], start)
+        sampler.commit()
+    seconds = dict.fromkeys(("released_scheme", "without_cache", *samplers), float("inf"))
+    difference = dict.fromkeys(samplers, 0.0)
+    for _ in range(repeats):
+        condition, noise = inputs.block(layout.block_frames)
+        expected, seconds["released_scheme"] = _timed(
+            partial(theirs.step, condition, noise), seconds["released_scheme"]
+        )
+        for name, sampler in samplers.items():
+            got, seconds[name] = _timed(partial(_block, sampler, condition, noise), seconds[name])
+            difference[name] = max(difference[name], ((got - expected).norm() / expected.norm()).item())
+    work = partial(whole_window, denoiser, *first, reference, steps)
+    _, seconds["without_cache"] = _timed(work, seconds["without_cache"])
+    return {
+        "seconds_per_block": seconds,
+        "speedup_over_released_scheme": {name: seconds["released_scheme"] / seconds[name] for name in samplers},
+        "speedup_over_no_cache": {name: seconds["without_cache"] / seconds[name] for name in samplers},
+        "relative_difference_from_released_scheme": difference,
+        "times_real_time": {name: frames_to_seconds(layout.block_frames) / seconds[name] for name in samplers},
+    }
+
+
+def _many_users(
+    denoiser: MotionDenoiser,
+    fast: dict[str, MotionDenoiser],
+    generator: torch.Generator,
+    steps: int,
+    repeats: int,
+    users: int,
+) -> dict[str, Any]:
+    """Many conversations in one batch: seconds a block of all of them, and the share of the matrix-product peak."""
+    one = _Inputs(denoiser, generator)
+    alone = _ready(denoiser, one, steps)
+    operations = users * _operations(lambda: _block(alone, *one.block(denoiser.layout.block_frames)))
+    result: dict[str, Any] = {"users": users}
+    for precision, model in fast.items():
+        inputs = _Inputs(model, generator, users)
+        sampler = _ready(model, inputs, steps)
+        best, peak = float("inf"), 0.0
+        for _ in range(repeats):
+            peak = max(peak, matmul_flops(PRECISIONS[precision]))
+            _, best = _timed(partial(_block, sampler, *inputs.block(model.layout.block_frames)), best)
+        peak = max(peak, matmul_flops(PRECISIONS[precision]))
+        result[precision] = {
+            "seconds_per_block": best,
+            "users_in_real_time": users * frames_to_seconds(model.layout.block_frames) / best,
+            "matmul_peak_gflops": peak / 1e9,
+            "share_of_matmul_peak": operations / best / peak,
+        }
+    return result
+
+
+def _latencies(fast: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int) -> dict[str, Any]:
+    """From a change of the user's input to the first frame that can show it: waiting and computing (motion alone)."""
+    table: dict[str, Any] = {}
+    for precision, model in fast.items():
+        baseline = _measured(_resized(model, BIDIRECTIONAL, "bidirectional"), generator, steps, max(1, repeats - 1))
+        rows: dict[str, Any] = {"bidirectional_75": asdict(baseline)}
+        for block in BLOCKS:
+            layout = WindowLayout(block, 2, model.layout.window_frames, 2)
+            row = _measured(_resized(model, layout, "block_lookahead"), generator, steps, repeats)
+            rows[f"block_{block}"] = asdict(row) | {
+                "times_better_mean": baseline.mean_ms / row.mean_ms,
+                "times_better_worst": baseline.worst_ms / row.worst_ms,
+                "keeps_up": row.computing_mean_ms < block * FRAME_MS,
+            }
+        table[precision] = rows
+    return table
+
+
+def _measured(denoiser: MotionDenoiser, generator: torch.Generator, steps: int, repeats: int) -> Latency:
+    """Measured on blocks with full caches; the store pass is left out: it is made while the next input comes in."""
+    inputs = _Inputs(denoiser, generator)
+    sampler, computing = _ready(denoiser, inputs, steps), []
+    for _ in range(repeats):
+        block = inputs.block(denoiser.layout.block_frames)
+        computing.append(1000 * _timed(partial(sampler.step, *block), float("inf"))[1])
+        sampler.commit()
+    return latency(denoiser.layout.block_frames, computing)
+
+
+def _resized(denoiser: MotionDenoiser, layout: WindowLayout, mask: str) -> MotionDenoiser:
+    """The same weights with other blocks."""
+    other = copy.copy(denoiser)
+    other.layout, other.mask = layout, mask
+    return other
+
+
+def _ready(denoiser: MotionDenoiser, inputs: _Inputs, steps: int) -> BlockSampler:
+    """A sampler with full caches."""
+    sampler = BlockSampler(denoiser, inputs.reference(), steps=steps)
+    for _ in range(-(-denoiser.layout.window_frames // denoiser.layout.block_frames)):
+        sampler.give(*inputs.block(denoiser.layout.block_frames))
+    sampler.commit()
+    return sampler
 
 
 def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 4) -> float:
@@ -171,27 +198,6 @@ def _block(sampler: BlockSampler, condition: Condition, noise: Tensor) -> Tensor
     motion = sampler.step(condition, noise)
     sampler.commit()
     return motion
-
-
-def _prime(ours: BlockSampler, theirs: ReleasedScheme, first: tuple[Condition, Tensor]) -> None:
-    """Fill both caches with one and the same window. One Euler step would do, were the state not to be compared."""
-    _block(ours, *first)
-    theirs.step(*first)
-
-
-def _whole_window(
-    denoiser: MotionDenoiser, condition: Condition, motion: Tensor, reference: Tensor, steps: int
-) -> Tensor:
-    """A block without any cache: the whole window in every step and branch, its past being clean."""
-    layout, branches = denoiser.layout, Guidance().branches()
-    signals = branch_conditions(condition, branches)
-    times = torch.ones(len(branches), layout.window_frames)
-    x = motion.repeat(len(branches), 1, 1)
-    for step in range(steps):
-        times[:, layout.block_position :] = step / steps
-        velocity = combine(denoiser(x, times, signals, reference.repeat(len(branches), 1)), branches)
-        x[:, layout.block_position :] += velocity[:, layout.block_position :] / steps
-    return x
 
 
 def _timed(work: Callable[[], Any], best: float) -> tuple[Any, float]:
@@ -213,21 +219,3 @@ def _randomise(denoiser: MotionDenoiser, generator: torch.Generator) -> None:
     for parameter in denoiser.parameters():
         if parameter.ndim == 2:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
-
-
-def _signals(condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-    return condition.avatar_audio, condition.user_audio, condition.user_motion
-
-
-def _joined(before: list[KeysValues], new: list[KeysValues]) -> list[KeysValues]:
-    return [
-        KeysValues(torch.cat((a.keys, b.keys), 2), torch.cat((a.values, b.values), 2))
-        for a, b in zip(before, new, strict=True)
-    ]
-
-
-def _kept(before: list[KeysValues] | None, new: list[KeysValues], drop_last: int, capacity: int) -> list[KeysValues]:
-    grown = new if before is None else _joined(before, new)
-    stop = grown[0].keys.shape[2] - drop_last
-    kept = slice(max(0, stop - capacity), stop)
-    return [KeysValues(layer.keys[:, :, kept], layer.values[:, :, kept]) for layer in grown]
