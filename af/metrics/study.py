@@ -148,8 +148,7 @@ def score_answers(key: StudyKey, answers: Sequence[Mapping[str, Any]], max_faile
     """
     from scipy.stats import binomtest
 
-    names = list(dict.fromkeys(key.systems[t] for t in sorted(key.systems, key=lambda t: key.systems[t])))
-    names = [n for n in names if n != "check"]
+    names = [n for n in dict.fromkeys(key.systems.values()) if n != "check"]  # A comes first, as in `af study make A B`
     if len(names) != 2:
         raise ValueError(f"the key names {len(names)} systems, not two: {names}")
     a, b = names
@@ -206,14 +205,21 @@ def _agreement(rater: str, votes: Mapping[str, Mapping[tuple[str, str], str]], u
 
 
 def score_markdown(score: Score) -> str:
-    """The score as two Markdown tables."""
+    """The score as two Markdown tables; – where nothing was decided or nobody to agree with."""
+
+    def percent(value: float) -> str:
+        return "–" if np.isnan(value) else f"{value:.1%}"
+
+    def number(value: float, digits: str) -> str:
+        return "–" if np.isnan(value) else format(value, digits)
+
     lines = [
         f"| question | {score.a} | tie | {score.b} | preferred {score.a} | 95 % interval (exact) | sign test p | Fleiss κ |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {p.question} | {p.wins_a} | {p.ties} | {p.wins_b} | {p.rate:.1%} | {p.low:.1%} … {p.high:.1%} | "
-        f"{p.p:.2g} | {p.kappa:.2f} |"
+        f"| {p.question} | {p.wins_a} | {p.ties} | {p.wins_b} | {percent(p.rate)} | "
+        f"{percent(p.low)} … {percent(p.high)} | {number(p.p, '.2g')} | {number(p.kappa, '.2f')} |"
         for p in score.preferences
     ]
     lines += [
@@ -222,7 +228,7 @@ def score_markdown(score: Score) -> str:
         "| --- | ---: | ---: | ---: | --- |",
     ]
     lines += [
-        f"| {r.name} | {r.answers} | {r.failed} of {r.checks} | {r.agreement:.0%} | {'yes' if r.used else 'no'} |"
+        f"| {r.name} | {r.answers} | {r.failed} of {r.checks} | {percent(r.agreement)} | {'yes' if r.used else 'no'} |"
         for r in score.raters
     ]
     return "\n".join(lines) + "\n"

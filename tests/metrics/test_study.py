@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from af.cli.main import main
 from af.data.media import write_video
 from af.metrics.study import QUESTIONS, StudyKey, exact_interval, fleiss_kappa, score_answers, score_markdown
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ALL = [q[0] for q in QUESTIONS]
 
 
@@ -82,16 +86,65 @@ def test_scores_by_command(study, tmp_path, capsys):
     assert main(["study", "score", str(study / "key.json"), *map(str, paths), "--out", str(out)]) == 0
     score = json.loads((out / "score.json").read_text())
     overall = next(p for p in score["preferences"] if p["question"] == "overall")
-    wins, losses = (overall["wins_a"], overall["wins_b"]) if score["a"] == "our system" else (
-        overall["wins_b"], overall["wins_a"]
-    )  # fmt: skip
-    assert (wins, losses, overall["ties"]) == (4, 2, 2)
+    assert score["a"] == "our system"
+    assert (overall["wins_a"], overall["wins_b"], overall["ties"]) == (4, 2, 2)
     raters = {r["name"]: r for r in score["raters"]}
     assert not raters["eve"]["used"]
     assert raters["ann"]["used"]
     assert raters["eve"]["failed"] == 1
     assert raters["bob"]["agreement"] is None or 0 <= raters["bob"]["agreement"] <= 1
     assert "eve" in (out / "score.md").read_text()
+
+
+#: What a rater does: name, every trial to its end with the chosen side, save; the answers end up in the page itself.
+RATER = """
+<script>
+const kept = URL.createObjectURL;
+URL.createObjectURL = blob => {
+  if (blob.type === "application/json") blob.text().then(text => document.body.dataset.answers = btoa(text));
+  return kept(blob);
+};
+const favoured = new Set(FAVOURED), problems = [];
+const press = text => [...document.querySelectorAll("button")].find(b => b.textContent.includes(text)).click();
+const name = document.querySelector("input");
+name.value = "eve 1"; name.dispatchEvent(new Event("input")); press("Begin");
+for (let trial = 0; trial < TRIALS; trial++) {
+  const next = document.querySelector(".next button");
+  const choose = q => q.querySelectorAll("input").forEach(i => { if (favoured.has(i.value)) i.click(); });
+  document.querySelectorAll(".question").forEach(choose);
+  if (!next.disabled) problems.push("Next without watching");
+  for (const [side, number] of [["left", 0], ["right", document.querySelectorAll("video").length - 1]]) {
+    press(side); document.querySelectorAll("video")[number].dispatchEvent(new Event("ended"));
+  }
+  if (next.disabled) problems.push("no Next after watching");
+  next.click();
+}
+document.body.dataset.problems = problems.join("; ");
+press("Save");
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_rater_gets_through_the_page_in_a_browser(study, tmp_path):
+    key, data = json.loads((study / "key.json").read_text()), page_data(study)
+    favoured = [t for t, system in key["systems"].items() if system == "our system"] + list(key["checks"].values())
+    script = RATER.replace("FAVOURED", json.dumps(favoured)).replace("TRIALS", str(len(data["trials"])))
+    page = tmp_path / "page.html"
+    page.write_text((study / "study.html").read_text().replace("</html>", script + "</html>"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [CHROMIUM, *options, "--virtual-time-budget=4000", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert 'data-problems=""' in dom
+    answers = tmp_path / "answers.json"
+    answers.write_bytes(base64.b64decode(re.search(r'data-answers="([^"]+)"', dom).group(1)))
+    sheet = json.loads(answers.read_text())
+    assert sorted(a["trial"] for a in sheet["answers"]) == sorted(t["id"] for t in data["trials"])
+    assert main(["study", "score", str(study / "key.json"), str(answers), "--out", str(tmp_path / "result")]) == 0
+    score = json.loads((tmp_path / "result" / "score.json").read_text())
+    assert (score["a"], score["b"]) == ("our system", "baseline")
+    assert [(p["wins_a"], p["wins_b"]) for p in score["preferences"]] == [(2, 0)] * len(ALL)
+    assert score["raters"][0]["failed"] == 0
 
 
 def test_bad_answers_are_named(study, tmp_path, capsys):
