@@ -17,14 +17,21 @@ def csim(frames: Float[np.ndarray, "N E"], source: Float[np.ndarray, "#N E"]) ->
 
 
 def psnr(
-    generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"], low: float = -1.0, high: float = 1.0
+    generated: Float[Tensor, "B 3 Y X"],
+    true: Float[Tensor, "B 3 Y X"],
+    low: float = -1.0,
+    high: float = 1.0,
+    most: float = float("inf"),
 ) -> float:
-    """Peak signal-to-noise ratio in dB, per image, then mean; values clamped to [low, high]."""
+    """Peak signal-to-noise ratio in dB, per image, then mean; values clamped to [low, high].
+
+    Equal images have an infinite one: no image counts more than `most`.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     generated, true = generated.clamp(low, high).double(), true.clamp(low, high).double()
     per_image = peak_signal_noise_ratio(generated, true, data_range=high - low, dim=(1, 2, 3), reduction="none")
-    return float(per_image.mean())
+    return float(per_image.clamp(max=most).mean())
 
 
 def ssim(
