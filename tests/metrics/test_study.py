@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,8 @@ from numpy.testing import assert_allclose
 from af.cli.main import main
 from af.data.media import write_video
 from af.metrics.study import QUESTIONS, StudyKey, exact_interval, fleiss_kappa, score_answers, score_markdown
+from tests.browser import dom_after, needs_browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ALL = [q[0] for q in QUESTIONS]
 
 
@@ -98,7 +96,6 @@ def test_scores_by_command(study, tmp_path, capsys):
 
 #: What a rater does: name, every trial to its end with the chosen side, save; the answers end up in the page itself.
 RATER = """
-<script>
 const kept = URL.createObjectURL;
 URL.createObjectURL = blob => {
   if (blob.type === "application/json") blob.text().then(text => document.body.dataset.answers = btoa(text));
@@ -121,20 +118,15 @@ for (let trial = 0; trial < TRIALS; trial++) {
 }
 document.body.dataset.problems = problems.join("; ");
 press("Save");
-</script>
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_browser
 def test_a_rater_gets_through_the_page_in_a_browser(study, tmp_path):
     key, data = json.loads((study / "key.json").read_text()), page_data(study)
     favoured = [t for t, system in key["systems"].items() if system == "our system"] + list(key["checks"].values())
     script = RATER.replace("FAVOURED", json.dumps(favoured)).replace("TRIALS", str(len(data["trials"])))
-    page = tmp_path / "page.html"
-    page.write_text((study / "study.html").read_text().replace("</html>", script + "</html>"))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=4000", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    dom = dom_after((study / "study.html").read_text(), script, tmp_path)
     assert 'data-problems=""' in dom
     answers = tmp_path / "answers.json"
     answers.write_bytes(base64.b64decode(re.search(r'data-answers="([^"]+)"', dom).group(1)))
