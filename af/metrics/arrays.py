@@ -93,11 +93,11 @@ def mean_of_defined(metric: str, values: Array, reason: str, what: str = "clips"
     return float(np.nanmean(values))
 
 
-def safe_divide(numerator: Array, denominator: Array) -> Array:
-    """Quotient with NaN where the denominator is 0 (without NumPy's warnings)."""
+def safe_divide(numerator: Array, denominator: Array, fill: float = np.nan) -> Array:
+    """Quotient with NaN (or `fill`) where the denominator is 0, without NumPy's warnings."""
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
-    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
+    return np.divide(numerator, denominator, out=np.full(shape, fill), where=denominator != 0)
 
 
 def nan_mean(values: Array) -> Array:

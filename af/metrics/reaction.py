@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from af.clock import FPS, seconds_to_frames
-from af.metrics.arrays import Array, Clip, Clips, as_clips, as_paired, undefined
+from af.metrics.arrays import Array, Clip, Clips, as_clips, as_paired, safe_divide, undefined
 from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
 
@@ -64,9 +64,10 @@ class ReactionModel:
     clip's resting pose and level do not count.
 
     `shift` says what the null moves. "user", the literal definition, breaks the dependence between the two voices along
-    with that between user and avatar: (b)'s own-audio part then misses its counterpart, the shifted error is too large
-    and even motion of another session gets a positive gain. "increment" (default) moves what (b) predicts beyond (a), the
-    user's news, and is zero on average for every avatar that is blind to the user.
+    with that between user and avatar: (b)'s own-audio part then misses its counterpart, the shifted error is too large,
+    and blind avatars are rewarded (experiments/003_metric_calibration: lips alone in a face at rest get as much as a
+    perfect sample). "increment" (default) moves what (b) predicts beyond (a), the user's news, less its projection on
+    what (a) predicts in that clip (least squares would leave none; ridge does): it is near 0 for every blind avatar.
     """
 
     lags: int = 50
@@ -176,8 +177,13 @@ class ReactionModel:
             shares = (np.arange(self.shifts) + rng.random(self.shifts)) / self.shifts
             offsets = self.min_shift + np.floor(shares * (frames - 2 * self.min_shift + 1)).astype(int)
             fixed, moving = (own, other) if self.shift == "user" else (only_own, own + other - only_own)
-            errors = [target - only_own, *(target - fixed - np.roll(moving, o, axis=0) for o in (0, *offsets))]
-            rows.append([np.square(e[self.lags :]).sum() for e in errors])
+            parts = [np.roll(moving, o, axis=0)[self.lags :] for o in (0, *offsets)]
+            base, judged = fixed[self.lags :], target[self.lags :]
+            if self.shift == "increment":
+                parts = [_without(part, base) for part in parts]
+            rows.append(
+                [np.square(e).sum() for e in (judged - only_own[self.lags :], *(judged - base - p for p in parts))]
+            )
         return np.asarray(rows)
 
     def gain(self, avatar: Clips, resamples: int = 1000) -> ReactionGain:
@@ -209,6 +215,11 @@ class ReactionModel:
         finally:
             self._filters_b = full
         return result
+
+
+def _without(part: Clip, base: Clip) -> Clip:
+    """`part` without its projection on `base`, dimension by dimension."""
+    return part - base * safe_divide((part * base).sum(0), (base * base).sum(0), fill=0.0)
 
 
 def _part(weights: Float[np.ndarray, "LC P"], lags: int, channels: slice) -> Float[np.ndarray, "L C P"]:
