@@ -116,7 +116,7 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
         "checkpoints": f"{folder / 'vae' / 'checkpoints'}, {folder / 'denoiser' / 'checkpoints'}",
         "numbers": str(folder / "metrics.json"),
     }
-    table = (evaluation / "metrics.md").read_text().partition("\n")[2].strip()
+    table = (evaluation / "metrics.md").read_text().partition("\n")[2].partition("\n## ")[0].strip()
     times = "\n".join(f"| {name} | {r.seconds:.0f} | {r.peak_memory_gb:.2f} |" for name, r in results.items())
     total = f"| total | {metrics['seconds/total']:.0f} | {metrics['peak_memory_gb']:.2f} |"
     listing = "\n".join(f"- {name}: `{path}`" for name, path in paths.items())

@@ -182,6 +182,7 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
         videos=videos,
         per_clip={c.clip: m.values for c, m in measured},
         audio={c.clip: m.avatar_audio for c, m in measured},
+        features={e.tag: side_features(measured, e) for e in tools.pictures if e.kind == "picture"},
         console=console,
     )
     return 0
@@ -224,10 +225,7 @@ def make_rows(measured, tools, protocol, args):
         report = parameter_report(evaluated, protocol)
         rows += report.rows
     for extractor in tools.pictures:
-        sides = [
-            [m.features[f"{extractor.tag}/{side}"] for _, m in measured if f"{extractor.tag}/{side}" in m.features]
-            for side in ("true", "generated")
-        ]
+        sides = list(side_features(measured, extractor).values())
         if sides[0]:
             rows += feature_rows(extractor.tag, extractor.kind, *sides, metric=extractor.metric, seed=protocol.seed)
             if extractor.kind == "picture" and protocol.block:
@@ -235,6 +233,14 @@ def make_rows(measured, tools, protocol, args):
     names = {"csim": f"csim/{tools.embedder.tag}/vs_source"} if tools.embedder else {}
     rows += value_rows([m.values for _, m in measured], names)
     return rows, report, evaluated, missing
+
+
+def side_features(measured, extractor: Extractor) -> dict[str, list]:
+    """An extractor's features of the clips that have videos, for both sides."""
+    return {
+        side: [m.features[f"{extractor.tag}/{side}"] for _, m in measured if f"{extractor.tag}/{side}" in m.features]
+        for side in ("true", "generated")
+    }
 
 
 def reasons(measured, tools, args) -> dict[str, str]:

@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from af.data.index import Index
+    from af.metrics.evaluation import EvaluationClip, ParameterReport, Protocol
     from af.metrics.rows import MetricRow
     from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
@@ -23,9 +26,9 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     """Generate, read the faces, compare; print and write the table, the videos and TensorBoard's copy of the numbers."""
     from rich.console import Console
 
+    from af.cli.evaluation_report import write_report
     from af.forcing.dropout import SIGNALS, named_subset
     from af.forcing.rollout import Guidance
-    from af.metrics.rows import console_table, write_metrics
     from af.pipeline.evaluate import RolloutSettings
     from af.pipeline.faces import LatentReadout
 
@@ -39,18 +42,40 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     if every:
         return _every_subset(subject, settings, args)
     start = time.monotonic()
-    rows = _rows(subject, settings, args.out, args, videos=args.videos)
+    report, clips, protocol = _report(subject, settings, args.out, args, videos=args.videos)
+    rows = report.rows
     count = _count(subject.index, args)
     extra: dict[str, float] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
     if subject.avatar is not None:
         rows = [_reconstruction(subject.avatar, subject.index, args), *rows]
     if isinstance(subject.faces, LatentReadout):
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
-    write_metrics(args.out, rows, extra, title=f"{args.denoiser} on {args.data}")
-    _to_tensorboard(args.out, rows, args)
-    Console().print(console_table(rows))
-    print(f"written to {args.out}: metrics.json, metrics.md{'' if subject.avatar is None else ', videos/'}")
+    videos = None
+    if subject.avatar is not None and not args.no_gallery:
+        films = {clip.name: args.out / "videos" / f"{clip.name}.mp4" for clip in clips[: args.videos]}
+        videos = {name: film_sides(film) for name, film in films.items()}
+    write_report(
+        args.out,
+        rows,
+        report,
+        clips,
+        protocol,
+        title=f"{args.denoiser} on {args.data}",
+        videos=videos,
+        audio={clip.name: clip.avatar_audio for clip in clips},
+        extra=extra,
+        console=Console(),
+    )
+    _settings_to_tensorboard(args.out, rows, args)
     return 0
+
+
+def film_sides(film: Path) -> dict[str, np.ndarray]:
+    """The three sides of a film that `evaluate_split` wrote: user | generated | true."""
+    from af.data.media import read_video
+
+    frames = read_video(film)
+    return dict(zip(("user", "generated", "true"), np.split(frames, 3, axis=2), strict=True))
 
 
 @dataclass(frozen=True)
@@ -108,8 +133,8 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
         if not (out / "metrics.json").is_file():
             console.print(f"signals: {name}", highlight=False)
             videos = args.videos if len(signals) == len(SIGNALS) else 0
-            rows = _rows(subject, replace(settings, signals=signals), out, args, videos=videos)
-            write_metrics(out, rows, {"signals": list(signals)}, title=f"{args.denoiser} with {name}")
+            report, *_ = _report(subject, replace(settings, signals=signals), out, args, videos=videos)
+            write_metrics(out, report.rows, {"signals": list(signals)}, title=f"{args.denoiser} with {name}")
         found.append(Setting(name, (json.loads((out / "metrics.json").read_text()),)))
     comparison = Comparison.of(found)
     title = f"{args.denoiser} on {args.data}: every subset of the signals"
@@ -119,14 +144,15 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
     return 0
 
 
-def _rows(
+def _report(
     subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
-) -> list[MetricRow]:
+) -> tuple[ParameterReport, list[EvaluationClip], Protocol]:
     from rich.console import Console
 
     from af.data.parts import progress_bar
     from af.files import claim_folder
-    from af.metrics.table import Protocol, evaluate_parameters
+    from af.metrics.evaluation import Protocol
+    from af.metrics.table import parameter_report
     from af.pipeline.evaluate import evaluate_split
 
     made_with: dict[str, Any] = {
@@ -150,7 +176,8 @@ def _rows(
             advance=lambda: progress.advance(task),
         )
     with Console(stderr=True).status("computing the numbers"):
-        return evaluate_parameters(clips, Protocol(block=subject.denoiser.layout.block_frames))
+        protocol = Protocol(block=subject.denoiser.layout.block_frames)
+        return parameter_report(clips, protocol), clips, protocol
 
 
 def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> MetricRow:
@@ -172,7 +199,7 @@ def _count(index: Index, args: argparse.Namespace) -> int:
     return len(index.samples) if args.limit is None else min(args.limit, len(index.samples))
 
 
-def _to_tensorboard(out: Path, rows: list, args: argparse.Namespace) -> None:
+def _settings_to_tensorboard(out: Path, rows: list, args: argparse.Namespace) -> None:
     """Final metrics with the settings they were made with (never the default `hp_metric`)."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams

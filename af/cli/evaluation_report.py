@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,18 +29,21 @@ def write_report(
     videos: Mapping[str, Mapping[str, Path | np.ndarray]] | None = None,
     per_clip: Mapping[str, Mapping[str, float]] | None = None,
     audio: Mapping[str, np.ndarray | None] | None = None,
+    features: Mapping[str, Mapping[str, Sequence[np.ndarray]]] | None = None,
+    extra: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, Path]:
     """Write metrics.json, metrics.md, clips.json, plots/, tensorboard/ and gallery.html; returns their paths.
 
     `videos` {clip: {"user" | "generated" | "true": path or uint8 frames}} (None: no gallery), `audio` the avatars' 16 kHz
-    sound, `per_clip` further numbers of single clips, `problems` {clip: why it was left out}, `not_computed` {metric:
+    sound, `features` {extractor: {"true" | "generated": clips}} of pictures, whose jitter at block borders is plotted,
+    `extra` further entries of metrics.json, `per_clip` further numbers of single clips, `problems` {clip: why it was left out}, `not_computed` {metric:
     why}. Everything is written whole or not at all.
     """
     import math
 
     from af.files import write_json, write_text
-    from af.metrics.plots import log_tensorboard, make_figures, save_figures
+    from af.metrics.plots import log_tensorboard, make_figures, plot_borders, save_figures
     from af.metrics.rows import console_table, flat_metrics, markdown_table
 
     values: dict[str, dict[str, float]] = {}
@@ -51,13 +54,19 @@ def write_report(
     content["protocol"] = {row.tag: row.protocol for row in rows}
     content["not_computed"] = dict(not_computed or {})
     content["left_out"] = dict(problems or {})
+    content |= dict(extra or {})
     content["notes"] = {row.tag: row.note for row in rows if row.note} | {k: list(v) for k, v in (notes or {}).items()}
     write_json(out / "metrics.json", content)
     finite = {n: {k: v if math.isfinite(v) else None for k, v in c.items()} for n, c in values.items()}
     write_json(out / "clips.json", finite)
     figures = make_figures(report, clips, protocol.block, protocol.first_border) if report else {}
+    if protocol.block is not None:
+        for tag, sides in (features or {}).items():
+            if not all(sides.values()):
+                continue  # arrays have no pictures
+            figures[f"block_borders_{tag}"] = plot_borders(sides, protocol.block, protocol.first_border, tag)
     save_figures(out / "plots", figures)
-    pictures = "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)
+    pictures = "\n## Plots\n" * bool(figures) + "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)
     lists = "".join(
         f"\n## {head}\n\n"
         + "".join(f"- `{k}`: {v if isinstance(v, str) else '; '.join(v)}\n" for k, v in items.items())

@@ -72,15 +72,20 @@ def plot_mouth(clips: Sequence[EvaluationClip], count: int = 4, seconds: float =
     return figure
 
 
-def plot_borders(clips: Sequence[EvaluationClip], block: int, first: int | None = None) -> Figure:
-    """Mean |second difference| by place within the block, generated and true, both relative to the middle frames'."""
+def plot_borders(
+    sides: Mapping[str, Sequence[Float[np.ndarray, "T F"]]], block: int, first: int | None = None, of: str = ""
+) -> Figure:
+    """Mean |second difference| by place within the block, generated and true, both relative to the middle frames'.
+
+    `sides` {"true" | "generated": clips} of face parameters or of pictures' features, which `of` names.
+    """
     figure = _figure()
     axes = figure.subplots()
     start = block if first is None else first
-    for key in ("true", "generated"):
+    for key, clips in sides.items():
         total, count = np.zeros(block), np.zeros(block)
         for clip in clips:
-            values = np.asarray(getattr(clip, key), np.float64)
+            values = np.asarray(clip, np.float64)
             scale = values.std(0)
             bend = np.abs(np.diff(values / np.where(scale > 0, scale, np.inf), n=2, axis=0)).mean(1)
             place = (np.arange(1, len(values) - 1) - start) % block
@@ -93,7 +98,8 @@ def plot_borders(clips: Sequence[EvaluationClip], block: int, first: int | None 
         axes.plot(np.arange(block) - block // 2, centred / (inner or 1.0), "o-", color=COLOURS[key], ms=3, label=key)
     axes.axvline(-0.5, color="k", lw=0.8, ls="--")
     axes.axhline(1, color="k", lw=0.6)
-    _decorate(axes, f"jitter at the borders of blocks of {block}", "frame relative to the border", "|2nd difference|")
+    title = f"jitter at the borders of blocks of {block}" + (f", {of}" if of else "")
+    _decorate(axes, title, "frame relative to the border", "|2nd difference|")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -111,7 +117,8 @@ def make_figures(
     if mouth is not None:
         figures["mouth_over_time"] = mouth
     if block is not None:
-        figures["block_borders"] = plot_borders(clips, block, first)
+        sides = {"true": [c.true for c in clips], "generated": [c.generated for c in clips]}
+        figures["block_borders"] = plot_borders(sides, block, first)
     return figures
 
 

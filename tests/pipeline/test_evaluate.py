@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +79,13 @@ def test_the_command_writes_numbers_and_films(autoencoder_folder, denoiser_folde
     assert "react/smile" in metrics
     assert (tmp_path / "metrics.md").read_text().startswith("#")
     assert list((tmp_path / "tensorboard").glob("events*"))
+    assert {"tlcc_exp.png", "block_borders.png"} <= {p.name for p in (tmp_path / "plots").iterdir()}
+    films, clips = list((tmp_path / "videos").glob("*.mp4")), json.loads((tmp_path / "clips.json").read_text())
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "gallery.html").read_text(), re.S).group(1))
+    assert {card["name"] for card in data} == set(clips)
+    shown = [card for card in data if card["videos"]]
+    assert [card["name"] for card in shown] == [film.stem for film in films]
+    assert set(shown[0]["videos"]) == {"user", "generated", "true"}
 
 
 def test_every_subset_of_the_signals_in_one_table(autoencoder_folder, denoiser_folder, latents, tmp_path):
