@@ -4,6 +4,7 @@ A checkpoint on the held-out conversations of a split:
 
     af evaluate --autoencoder runs/vae/export --denoiser runs/denoiser/export --data data/latents/test --out runs/evaluation
 
+Latency and speed are measured on a live session, --drift adds a roll-out of 4 minutes.
 With --conditions all: a table of what it makes of every subset of avatar_audio, user_audio and user_motion.
 
 The same without decoding a frame, for many models on one autoencoder (synthetic shards know the faces that it is
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
     from af.metrics.extractors import Extractor
 
 
+#: Options that a checkpoint's evaluation would ignore.
+FILES_ONLY = (
+    "mediapipe", "synthetic-tracker", "expression", "names", "block", "first-border", "inception", "i3d", "i3d-sha256",
+    "network", "video-network", "embedder", "syncnet", "syncnet-sha256",
+)  # fmt: skip
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of both forms."""
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -65,6 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     model.add_argument("--limit", type=int, metavar="N", help="only the first N conversations")
+    model.add_argument("--drift", action="store_true", help="also a roll-out of 4 minutes: drift/…")
     model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
     model.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
     model.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
@@ -126,6 +135,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "say what to evaluate: --manifest clips.csv, or --autoencoder (or --readout), --denoiser and --data together"
         )
+    for option in FILES_ONLY:
+        if getattr(args, option.replace("-", "_")) not in (None, False, []):
+            raise UserError(
+                f"--{option} belongs to --manifest: a checkpoint is measured with its own tracker and block"
+            )
     from af.cli.evaluate_checkpoint import evaluate_checkpoint
 
     return evaluate_checkpoint(args)
@@ -277,7 +291,7 @@ def reasons(measured, tools, args) -> dict[str, str]:
         missing.pop("csim")
     if videos and tools.syncnet:
         missing.pop("lse_d, lse_c")
-    missing["drift, latency, speed"] = "measured on a running system, not on files"
+    missing["drift, latency, speed"] = "measured on a running system, not on files: the checkpoint form has them"
     return missing
 
 

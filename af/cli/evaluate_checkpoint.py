@@ -48,6 +48,10 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     extra: dict[str, float] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
     if subject.avatar is not None:
         rows = [_reconstruction(subject.avatar, subject.index, args), *rows]
+    missing: dict[str, str] = {}
+    if subject.avatar is not None:
+        running, missing = _running(subject.avatar, subject.index, settings, args)
+        rows += running
     if isinstance(subject.faces, LatentReadout):
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
     videos = None
@@ -61,6 +65,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         clips,
         protocol,
         title=f"{args.denoiser} on {args.data}",
+        not_computed=missing,
         videos=videos,
         audio={clip.name: clip.avatar_audio for clip in clips},
         extra=extra,
@@ -193,6 +198,32 @@ def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> M
         protocol="dB, cross-frame, held-out identities; null: the source frame shown unchanged",
         better="higher",
     )
+
+
+def _running(
+    avatar: Avatar, index: Index, settings: RolloutSettings, args: argparse.Namespace
+) -> tuple[list[MetricRow], dict[str, str]]:
+    """Latency, speed and, where asked for, drift; {metric: why it was not measured}."""
+    from rich.console import Console
+
+    from af.data.index import Index
+    from af.data.shards import ShardReader
+    from af.errors import UserError
+    from af.pipeline.running import drift_rows, long_drift, measure_running, running_rows
+
+    rows, missing = [], {}
+    with Console(stderr=True).status("a live session"):
+        try:
+            clip = ShardReader(index).read(0, {"video", "audio"})
+            rows += running_rows(measure_running(avatar, clip, settings))
+        except (UserError, ValueError) as error:
+            missing["latency, speed"] = str(error)
+    if not args.drift:
+        return rows, missing | {"drift": "needs a long roll-out: --drift"}
+    folder = args.data.parent / "train" if (args.data.parent / "train" / "index.json").is_file() else args.data
+    with Console(stderr=True).status("a roll-out of 4 minutes"):
+        found, true = long_drift(avatar, index, Index.load(folder), settings)
+    return [*rows, *drift_rows(found, true, f"those of {folder}")], missing
 
 
 def _count(index: Index, args: argparse.Namespace) -> int:

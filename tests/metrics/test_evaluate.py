@@ -295,3 +295,6 @@ def test_forms_exclude_each_other(tmp_path, capsys):
     assert "--manifest" in capsys.readouterr().err
     assert main(["evaluate", "--out", str(tmp_path), "--manifest", "m.csv", "--data", "x"]) == 1
     assert "exclude each other" in capsys.readouterr().err
+    checkpoint = ["evaluate", "--out", str(tmp_path), "--autoencoder", "a", "--denoiser", "d", "--data", "x"]
+    assert main([*checkpoint, "--inception", "w.pth"]) == 1
+    assert "--inception belongs to --manifest" in capsys.readouterr().err

@@ -77,6 +77,9 @@ def test_the_command_writes_numbers_and_films(autoencoder_folder, denoiser_folde
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["psnr/null"] > 0
     assert "react/smile" in metrics
+    assert metrics["latency/worst_ms"] > 5 * 40
+    assert metrics["speed/rtf"] > metrics["speed/rtf/motion"] > 0
+    assert "--drift" in metrics["not_computed"]["drift"]
     assert (tmp_path / "metrics.md").read_text().startswith("#")
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert {"tlcc_exp.png", "block_borders.png"} <= {p.name for p in (tmp_path / "plots").iterdir()}

@@ -1,0 +1,206 @@
+"""What can only be measured on a running system: latency, speed, and drift over a long roll-out."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import torch
+
+from af.clock import SAMPLES_PER_FRAME, frames_to_samples, seconds_to_frames
+from af.data.index import Index
+from af.data.shards import ShardReader
+from af.forcing.stream import LiveSession
+from af.metrics.latency import Latency, latency, real_time_factor
+from af.metrics.rows import MetricRow
+from af.metrics.smoothness import Drift, drift, sharpness
+from af.pipeline.avatar import Avatar
+from af.pipeline.encode import image_tensor
+from af.pipeline.evaluate import RolloutSettings
+from af.pipeline.live import speech_stream
+from af.types import Clip
+
+
+@dataclass(frozen=True)
+class Running:
+    """Latency with and without the audio features' time, and compute time over media time by stage."""
+
+    latency: Latency
+    motion_only: Latency
+    rtf: Mapping[str, float]
+    blocks: int
+
+
+class _Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, its time counted."""
+
+        def run(*args: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return work(*args, **named)
+            finally:
+                self.seconds[stage] += time.perf_counter() - start
+
+        return run
+
+
+def measure_running(
+    avatar: Avatar, clip: Clip, settings: RolloutSettings, *, role: str = "b", warm_up: int = 2
+) -> Running:
+    """A live session on one recorded clip, frame by frame as it would arrive, and every block decoded.
+
+    The first `warm_up` blocks are not counted. Raises UserError for features that read whole utterances, and
+    ValueError when the clip is too short for a block more.
+    """
+    own, user = clip.person(role), clip.person("a" if role == "b" else "b")
+    assert own.video is not None and own.audio is not None  # noqa: PT018
+    assert user.video is not None and user.audio is not None  # noqa: PT018
+    watch = _Stopwatch()
+    speech = speech_stream(avatar.features)
+    speech = replace(speech, extract=watch.timed("features", speech.extract))
+
+    def encode(frame: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            return avatar.autoencoder.motion(image_tensor(frame[None]).to(avatar.device))[0]
+
+    identity, reference = avatar.identity(own.video[0])
+    session = LiveSession(
+        avatar.denoiser,
+        reference,
+        speech,
+        encode_user=watch.timed("user_motion", encode),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+    push = watch.timed("all", session.push)
+    decode = watch.timed("decoding", lambda motion: list(avatar.frames(identity, [motion])))
+    waits: dict[str, list[float]] = {"all": [], "motion": []}
+    frames, counted = 0, {}
+    for t in range(len(user.video)):
+        sound = slice(t * SAMPLES_PER_FRAME, (t + 1) * SAMPLES_PER_FRAME)
+        before = dict(watch.seconds)
+        for block in push(
+            avatar_audio=own.audio[sound], user_audio=user.audio[sound], user_frames=user.video[t : t + 1]
+        ):
+            decode(block.motion)
+            spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in watch.seconds.items()}
+            waits["all"].append(1000 * (spent["all"] + spent["decoding"]))
+            waits["motion"].append(waits["all"][-1] - 1000 * spent["features"])
+            if len(waits["all"]) == warm_up:
+                frames, counted = 0, dict(watch.seconds)
+            elif len(waits["all"]) > warm_up:
+                frames += block.motion.shape[1]
+    if len(waits["all"]) <= warm_up:
+        raise ValueError(f"{clip.key}: {len(user.video)} frames are too short to measure latency")
+    total = {stage: seconds - counted.get(stage, 0.0) for stage, seconds in watch.seconds.items()}
+    total["motion"] = total.pop("all") - total["features"] - total["user_motion"]
+    size, right = avatar.denoiser.layout.block_frames, speech.right_context_frames
+    full, motion = (latency(size, waits[name][warm_up:], audio_right_context=right) for name in ("all", "motion"))
+    return Running(full, motion, real_time_factor(total, frames), len(waits["all"]) - warm_up)
+
+
+def long_drift(
+    avatar: Avatar,
+    index: Index,
+    training: Index,
+    settings: RolloutSettings,
+    *,
+    role: str = "b",
+    seconds: float = 240.0,
+    every: int = 5,
+) -> tuple[Drift, Drift]:
+    """`drift` of one roll-out over the split's conversations one after the other, and of the true motion there.
+
+    Distances are to the motion coefficients of `training`'s avatars; the sharpness is that of every `every`-th frame.
+    """
+    other = "a" if role == "b" else "b"
+    directions = avatar.autoencoder.directions().detach().cpu().double().numpy()
+    frames = seconds_to_frames(seconds)
+    rows = np.concatenate([c.person(role).motion @ directions for c in _clips(training, {"motion"})])  # type: ignore[operator]
+    statistics = rows.mean(0), np.cov(rows, rowvar=False)
+
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    portrait, length = None, 0
+    for clip in cycle(list(_clips(index, {"video", "audio", "motion"}, limit=64))):
+        own, user = clip.person(role), clip.person(other)
+        assert own.video is not None
+        portrait = own.video[0] if portrait is None else portrait
+        for name, value in (("own", own.audio), ("user", user.audio), ("poses", user.motion), ("true", own.motion)):
+            assert value is not None
+            parts[name].append(np.asarray(value, np.float32))
+        length += len(parts["true"][-1])
+        if length >= frames:
+            break
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    assert portrait is not None
+    identity, reference = avatar.identity(portrait)
+    samples = frames_to_samples(frames)
+    motion = avatar.motion(
+        reference,
+        frames,
+        avatar_audio=joined["own"][:samples],
+        user_audio=joined["user"][:samples],
+        user_motion=[joined["poses"][:frames]],
+        steps=settings.steps,
+        guidance=settings.guidance,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+    latents = torch.cat([block[0] for block in motion])
+    shown = avatar.frames(identity, (latents[None, s : s + 50 * every : every] for s in range(0, frames, 50 * every)))
+    light = np.repeat(sharpness(np.stack(list(shown))), every)[:frames]
+    coefficients = latents.cpu().double().numpy() @ directions
+    return (
+        drift(coefficients, *statistics, light),
+        drift(joined["true"][:frames].astype(np.float64) @ directions, *statistics),
+    )
+
+
+def _clips(index: Index, fields: set[str], limit: int | None = None) -> Iterator[Clip]:
+    reader = ShardReader(index)
+    for i in range(len(index.samples) if limit is None else min(limit, len(index.samples))):
+        yield reader.read(i, fields)
+
+
+def running_rows(running: Running) -> list[MetricRow]:
+    """Rows `latency`, `latency/motion_only` and `speed/rtf`; a running system has no truth and no null."""
+    rows: list[MetricRow] = []
+
+    def row(tag: str, value: float, protocol: str) -> None:
+        rows.append(MetricRow(tag, value, n=running.blocks, protocol=protocol, better="lower"))
+
+    wait = "from a change in the user's signal to its first frame, live, frame by frame"
+    for tag, found in (("latency", running.latency), ("latency/motion_only", running.motion_only)):
+        text = f"ms, {wait}, {running.blocks} blocks" + (", without audio features" if "/" in tag else "")
+        row(f"{tag}/mean_ms", found.mean_ms, text)
+        row(f"{tag}/worst_ms", found.worst_ms, text)
+    for tag, value in running.rtf.items():
+        row(tag, value, "compute time / media time, live session")
+    return rows
+
+
+def drift_rows(found: Drift, true: Drift, training: str) -> list[MetricRow]:
+    """Rows `drift/…`: distance of the first and of the last window, sharpness of the last against the first."""
+    text = f"{found.seconds[-1] + found.seconds[1]:.0f} s roll-out, windows of 20 s, K coefficients against {training}"
+    rows = [
+        MetricRow(f"drift/distance/{name}", float(found.distance[i]), None, len(found.distance), float(true.distance[i]),
+                  protocol=text)
+        for name, i in (("first", 0), ("last", -1))
+    ]  # fmt: skip
+    if found.sharpness is not None:
+        rows.append(
+            MetricRow("drift/sharpness", float(found.sharpness[-1]), None, len(found.distance), 1.0, protocol=text,
+                      better="true")
+        )  # fmt: skip
+    return rows
