@@ -1,0 +1,68 @@
+"""The experiments' commands in the small."""
+
+from __future__ import annotations
+
+import csv
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from af.cli.main import main
+from af.data.media import read_video, write_video
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_metric_calibration_goes_on_and_keeps_the_words_of_its_readme(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "calibration"
+    shutil.copytree(EXPERIMENTS / "003_metric_calibration", folder, ignore=shutil.ignore_patterns("*.png", "results.*"))
+    sizes = ["--sessions", "6", "--rendered", "2", "--resamples", "40", "--cache", str(tmp_path / "cache")]
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "argv", ["run.py", *sizes])
+    words = (folder / "README.md").read_text().partition("<!-- results -->")[0]
+    runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    assert (folder / "README.md").read_text().startswith(words + "<!-- results -->\n6 conversations")
+    results = json.loads((folder / "results.json").read_text())["conditions"]
+    gain = {name: row["reaction_gain"]["value"] for name, row in results.items()}
+    assert gain["another sample"] > gain["reactions removed (blind talker)"]
+    assert results["lips 3 frames late"]["lip/lag"]["value"] == 3
+    assert {p.name for p in folder.glob("*.png")} == {"map.png", "doses.png"}
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert len(kept) == len(results)
+    kept[3].unlink()
+    times = [p.stat().st_mtime_ns for p in kept if p.exists()]
+    runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    assert [p.stat().st_mtime_ns for p in kept if p != kept[3]] == times
+    assert json.loads((folder / "results.json").read_text())["conditions"] == results
+
+
+@pytest.mark.slow
+def test_videos_of_any_system_the_copy_is_perfect_and_the_late_one_is_not(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in ("user", "avatar"):
+        light = rng.integers(0, 200, (50, 1, 1, 1)) + np.linspace(0, 50, 32)[None, None, :, None]
+        frames = np.broadcast_to(light, (50, 32, 32, 3)).astype(np.uint8)
+        write_video(tmp_path / f"{name}.mp4", frames, rng.normal(size=50 * 640).astype(np.float32) * 0.1)
+    shutil.copy(tmp_path / "avatar.mp4", tmp_path / "avatar.wav")  # any file with sound will do
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["prepare.py", str(tmp_path), str(out), "--frames", "24", "--late", "5"])
+    runpy.run_path(str(EXPERIMENTS / "004_videos_of_any_system" / "prepare.py"), run_name="__main__")
+    rows = list(csv.DictReader((out / "late.csv").read_text().splitlines()))
+    assert [row["clip"] for row in rows] == ["piece 0", "piece 1"]
+    true, late = (read_video(out / folder / "1.mp4").mean((1, 2, 3)) for folder in ("true", "late"))
+    np.testing.assert_allclose(late[5:], true[:-5], atol=4)
+    numbers = {}
+    for system in ("copy", "late"):
+        command = ["evaluate", "--manifest", str(out / f"{system}.csv"), "--block", "10", "--no-gallery"]
+        assert main([*command, "--out", str(tmp_path / system)]) == 0
+        numbers[system] = json.loads((tmp_path / system / "metrics.json").read_text())
+    assert numbers["copy"]["ssim"] == pytest.approx(1)
+    assert numbers["late"]["psnr"] < 40 < numbers["copy"]["psnr"]
+    assert "--mediapipe" in numbers["late"]["not_computed"]["reaction_gain"]
