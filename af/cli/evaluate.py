@@ -73,6 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     model.add_argument("--limit", type=int, metavar="N", help="only the first N conversations")
+    model.add_argument(
+        "--lpips", action="store_true", help="LPIPS (AlexNet) of the reconstruction, by the extra `lpips`"
+    )
     model.add_argument("--drift", action="store_true", help="also a roll-out of 4 minutes: drift/…")
     model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
     model.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")

@@ -8,7 +8,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,10 +47,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     count = _count(subject.index, args)
     extra: dict[str, float] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
     if subject.avatar is not None:
-        rows = [_reconstruction(subject.avatar, subject.index, args), *rows]
+        rows = [*_reconstruction(subject.avatar, subject.index, args), *rows]
     missing: dict[str, str] = {}
     if subject.avatar is not None:
         running, missing = _running(subject.avatar, subject.index, settings, args)
+        if not args.lpips:
+            missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
         rows += running
     if isinstance(subject.faces, LatentReadout):
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
@@ -185,19 +187,26 @@ def _report(
         return parameter_report(clips, protocol), clips, protocol
 
 
-def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> MetricRow:
+def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> list[MetricRow]:
     from af.metrics.rows import MetricRow
     from af.pipeline.evaluate import evaluate_reconstruction
 
-    pictures = evaluate_reconstruction(avatar.autoencoder, index, seed=args.seed)
-    return MetricRow(
-        "psnr",
-        pictures.psnr,
-        n=pictures.pairs,
-        null=pictures.psnr_copy,
-        protocol="dB, cross-frame, held-out identities; null: the source frame shown unchanged",
-        better="higher",
-    )
+    lpips = None
+    if args.lpips:
+        from af.models.perceptual import LpipsPerceptual
+
+        lpips = LpipsPerceptual("alex")
+    found = evaluate_reconstruction(avatar.autoencoder, index, seed=args.seed, lpips=lpips)
+    text = "cross-frame, held-out identities; null: the source frame shown unchanged"
+    kinds: dict[str, tuple[Literal["lower", "higher"], str]] = {
+        "psnr": ("higher", "dB, "), "ssim": ("higher", ""), "l1": ("lower", "range 0–1, "), "lpips": ("lower", "AlexNet, ")
+    }  # fmt: skip
+    return [
+        MetricRow(
+            name, value, n=found.pairs, null=found.copy[name], protocol=kinds[name][1] + text, better=kinds[name][0]
+        )
+        for name, value in found.model.items()
+    ]
 
 
 def _running(

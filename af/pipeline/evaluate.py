@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from af.data.shards import Index, ShardReader
 from af.files import atomic_path
 from af.forcing.dropout import SIGNALS, keep_signals
 from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.metrics import functional
 from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
@@ -40,10 +42,12 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Cross-frame reconstruction over held-out people, PSNR in dB: the autoencoder's, and of copying the source."""
+    """Cross-frame reconstruction over held-out people: {"psnr" (dB), "ssim", "l1" (range 0 … 1), "lpips" if asked for} of
+    the autoencoder, and of copying the source.
+    """
 
-    psnr: float
-    psnr_copy: float
+    model: Mapping[str, float]
+    copy: Mapping[str, float]
     pairs: int
 
 
@@ -200,9 +204,18 @@ def enlarged(frames: UInt8[np.ndarray, "T Y X 3"], least: int = 192) -> UInt8[np
 
 @torch.inference_mode()
 def evaluate_reconstruction(
-    autoencoder: MotionAutoencoder, index: Index, *, pairs_per_clip: int = 4, seed: int = 0, batch: int = 64
+    autoencoder: MotionAutoencoder,
+    index: Index,
+    *,
+    pairs_per_clip: int = 4,
+    seed: int = 0,
+    batch: int = 64,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Reconstruction:
-    """PSNR (dB, on [0, 1], mean over pairs) of driving frames from another frame of the same clip, both people."""
+    """Likeness, mean over pairs, of driving frames made from another frame of the same clip, both people.
+
+    `lpips` takes pictures in −1 … 1 and gives the mean of a batch.
+    """
     reader = ShardReader(index)
     device = next(autoencoder.parameters()).device
     rng = np.random.default_rng(seed)
@@ -215,13 +228,29 @@ def evaluate_reconstruction(
                 first, second = rng.choice(len(person.video), 2, replace=False)
                 sources.append(person.video[first])
                 drivings.append(person.video[second])
-    scores: dict[str, list[float]] = {"model": [], "copy": []}
+    totals: dict[str, dict[str, float]] = {"model": defaultdict(float), "copy": defaultdict(float)}
     for start in range(0, len(sources), batch):
         source, driving = np.stack(sources[start : start + batch]), np.stack(drivings[start : start + batch])
         output = autoencoder(image_tensor(source).to(device), image_tensor(driving).to(device)).image
-        scores["model"] += psnr_each(image_array(output), driving)
-        scores["copy"] += psnr_each(source, driving)
-    return Reconstruction(float(np.mean(scores["model"])), float(np.mean(scores["copy"])), len(sources))
+        for side, images in (("model", image_array(output)), ("copy", source)):
+            for name, value in likeness(images, driving, lpips).items():
+                totals[side][name] += value * len(images) / len(sources)
+    return Reconstruction(totals["model"], totals["copy"], len(sources))
+
+
+def likeness(
+    images: UInt8[np.ndarray, "B Y X 3"],
+    true: UInt8[np.ndarray, "B Y X 3"],
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """PSNR, SSIM, L1 and, with a network for it, LPIPS: means over the batch."""
+    first, second = (image_tensor(side) for side in (images, true))
+    values = {
+        "psnr": float(np.mean(psnr_each(images, true))),
+        "ssim": functional.ssim(first, second),
+        "l1": functional.l1(first, second) / 2,  # of the range −1 … 1
+    }
+    return values if lpips is None else values | {"lpips": float(lpips(first, second))}
 
 
 def psnr_each(images: UInt8[np.ndarray, "B Y X 3"], true: UInt8[np.ndarray, "B Y X 3"]) -> list[float]:

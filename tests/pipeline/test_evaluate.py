@@ -11,7 +11,7 @@ from af.data.index import Index, build_index
 from af.data.schema import ClipMeta
 from af.data.shards import write_shard
 from af.pipeline.avatar import Avatar
-from af.pipeline.evaluate import RolloutSettings, clip_noise, evaluate_reconstruction, evaluate_split
+from af.pipeline.evaluate import RolloutSettings, clip_noise, evaluate_reconstruction, evaluate_split, likeness
 from af.pipeline.faces import LatentReadout, TrackedFaces
 from af.types import FaceSpec, MotionSpec
 
@@ -67,7 +67,17 @@ def test_noise_belongs_to_the_clip_and_the_seed():
 def test_reconstruction_has_its_baseline(avatar, latents):
     found = evaluate_reconstruction(avatar.autoencoder, Index.load(latents / "test"))
     assert found.pairs == 16
-    assert found.psnr_copy > found.psnr  # an untrained autoencoder is worse than showing the source
+    for name, sign in (("psnr", 1), ("ssim", 1), ("l1", -1)):  # an untrained autoencoder is worse than the source shown
+        assert sign * found.copy[name] > sign * found.model[name]
+
+
+def test_likeness_by_hand():
+    true = np.full((2, 16, 16, 3), 100, np.uint8)
+    values = likeness(true + np.uint8(51), true, lambda a, b: (a - b).abs().mean())
+    assert values["l1"] == pytest.approx(0.2)
+    assert values["psnr"] == pytest.approx(-20 * np.log10(0.2))
+    assert values["lpips"] == pytest.approx(0.4)  # the network sees −1 … 1
+    assert likeness(true, true)["ssim"] == pytest.approx(1, abs=1e-3)  # fp32 variances of a flat image
 
 
 def test_the_command_writes_numbers_and_films(autoencoder_folder, denoiser_folder, latents, tmp_path):
