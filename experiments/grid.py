@@ -1,0 +1,105 @@
+"""What the experiments on denoisers share: trainings and evaluations as processes, skipped when done, and one table.
+
+Every training and every evaluation is an `af` command with a folder of its own, so a stopped experiment goes on with the
+same command, and a table can be made of whatever is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from af.cli.comparison_files import write_comparison
+from af.metrics.comparison import Comparison, Setting
+
+#: Reactions, lips, richness, coupling, smoothness: the columns of the tables.
+TAGS = (
+    "reaction_gain",
+    "react/smile",
+    "react/tilt",
+    "react/nod",
+    "mouth/corr",
+    "lip/corr",
+    "var_ratio/smile",
+    "var_ratio/blink",
+    "var_ratio/pitch",
+    "var_ratio/roll",
+    "rpcc/exp",
+    "rpcc/pose",
+    "sid/exp",
+    "var/exp",
+    "border_ratio/pose",
+)
+
+
+def af(*words: object) -> None:
+    """Run an `af` command; CalledProcessError when it fails."""
+    subprocess.run([sys.executable, "-m", "af.cli.main", *map(str, words)], check=True)
+
+
+def train(run: Path, experiment: str, latents: Path, seed: int, overrides: Iterable[str] = ()) -> Path:
+    """Train into `run` unless it is finished; returns the model folder."""
+    if not (run / "done.json").is_file():
+        af("train", f"experiment={experiment}", f"data.root={latents}", f"run={run}", f"seed={seed}", *overrides)
+    return run / "export"
+
+
+def evaluate(out: Path, model: Path, latents: Path, options: Iterable[str] = ()) -> None:
+    """Numbers of a model on the test split, faces read from the latents."""
+    if not (out / "metrics.json").is_file():
+        data = ("--readout", latents / "train", "--data", latents / "test", "--denoiser", model)
+        af("evaluate", *data, *options, "--out", out)
+
+
+def arguments(folder: Path, title: str) -> argparse.Namespace:
+    """The command line of an experiment in `folder`."""
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--latents", type=Path, default=Path("data/demo-latents"), help="encoded shards (make demo)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where the runs go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="only the table of what is done")
+    parser.add_argument("--out", type=Path, default=folder, help="where the results go")
+    return parser.parse_args()
+
+
+def write_table(out: Path, title: str, folders: Mapping[str, Sequence[Path]], tags: Sequence[str] = TAGS) -> None:
+    """Table, plots and `results.json` of the evaluations that are finished, by setting."""
+    settings = []
+    for name, evaluations in folders.items():
+        files = [folder / "metrics.json" for folder in evaluations]
+        settings.append(Setting(name, tuple(json.loads(f.read_text()) for f in files if f.is_file())))
+    comparison = Comparison.of(settings, tags)
+    write_comparison(out / "results", comparison, title)
+    print(comparison.markdown())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings x seeds x roll-outs: `trainings` are overrides of an experiment, `rollouts` options of `af evaluate`."""
+
+    title: str
+    experiment: str
+    trainings: Mapping[str, Sequence[str]]
+    rollouts: Mapping[str, Sequence[str]]
+    common: Sequence[str] = field(default_factory=tuple)  # overrides of every training
+
+    def main(self, folder: Path) -> None:
+        """Run what is not done, write the table."""
+        args = arguments(folder, self.title)
+        for seed in () if args.table else args.seeds:
+            for name, overrides in self.trainings.items():
+                run = args.runs / f"{name}-{seed}"
+                model = train(run, self.experiment, args.latents, seed, [*self.common, *overrides])
+                for rollout, options in self.rollouts.items():
+                    evaluate(run / "evaluation" / rollout, model, args.latents, options)
+        folders = {
+            f"{name}, {rollout}": [args.runs / f"{name}-{seed}" / "evaluation" / rollout for seed in args.seeds]
+            for name in self.trainings
+            for rollout in self.rollouts
+        }
+        write_table(args.out, self.title, folders)
