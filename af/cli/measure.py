@@ -25,7 +25,7 @@ SIDES = ("user", "true", "generated")
 KNOWN_LAYOUTS = {56: ("spectre-or-emoca", 50), 58: ("mediapipe", 52)}
 #: Longest gap without a face that is filled by a straight line (0.4 s); longer ones make the clip unusable.
 LONGEST_GAP = 10
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 #: What equal frames count, dB: their PSNR is infinite, and one pair would decide the mean.
 MOST_PSNR = 100.0
 
@@ -274,6 +274,7 @@ class Measurer:
         for side, frames in sides.items():
             result = lse(self.tools.syncnet, frames, measured.avatar_audio)
             measured.values |= {f"lse_d/{side}": result.distance, f"lse_c/{side}": result.confidence}
+            measured.values[f"lse_offset/{side}"] = float(result.offset)
         control = lse(self.tools.syncnet, sides["generated"], shifted(measured.avatar_audio))
         measured.values |= {"lse_d/null": control.distance, "lse_c/null": control.confidence}
 

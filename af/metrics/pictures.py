@@ -93,6 +93,7 @@ _VALUE_ROWS: Mapping[str, tuple[Literal["lower", "higher", "true"], float | None
     "csim": ("higher", None, "cosine to the source portrait, else to the first true frame"),
     "lse_d": ("lower", None, "SyncNet, 25 fps, 16 kHz, 224 px, offsets ±15; null: audio half a clip off"),
     "lse_c": ("higher", None, "SyncNet, 25 fps, 16 kHz, 224 px, offsets ±15; null: audio half a clip off"),
+    "lse_offset": ("true", None, "SyncNet's best offset, frames, as its own program prints it"),
 }
 
 

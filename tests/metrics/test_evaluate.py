@@ -124,6 +124,44 @@ def test_videos_without_a_tracker_and_a_stand_in_network(folder, tmp_path, capsy
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)  # asks no server for anything
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
+    """SyncNet, I3D and an embedder by path and hash: their rows, with null and truth, named after their files."""
+    from af.metrics.extractors import file_hash
+    from af.metrics.syncnet import SyncNet
+    from tests.metrics.test_extractors import Detector
+
+    rng = np.random.default_rng(0)
+    for name in ("short user", "short true", "short own"):
+        frames = rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+        write_video(tmp_path / f"{name}.mp4", frames, rng.normal(size=20 * 640).astype(np.float32) * 0.1)
+    torch.save(SyncNet().state_dict(), tmp_path / "syncnet.model")
+    torch.jit.save(torch.jit.script(Detector()), tmp_path / "i3d.pt")
+    torch.jit.save(
+        torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten())), tmp_path / "id.pt"
+    )
+    row = {"clip": "a", "user": "short user.mp4", "true": "short true.mp4", "generated": "short own.mp4"}
+    manifest = write_manifest(tmp_path / "m.csv", [row, row | {"clip": "b"}])
+    hashes = {name: file_hash(tmp_path / name) for name in ("syncnet.model", "i3d.pt", "id.pt")}
+    options = [
+        *("--syncnet", str(tmp_path / "syncnet.model"), "--syncnet-sha256", hashes["syncnet.model"]),
+        *("--i3d", str(tmp_path / "i3d.pt"), "--i3d-sha256", hashes["i3d.pt"], "--stride", "2"),
+        *("--embedder", f"mine={tmp_path / 'id.pt'}", "--no-gallery"),
+    ]
+    assert main(["evaluate", "--manifest", str(manifest), "--out", str(tmp_path / "out"), *options]) == 0
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for tag in ("lse_d", "lse_c"):
+        assert all(np.isfinite(numbers[f"{tag}{side}"]) for side in ("", "/true", "/null"))
+    assert -15 <= numbers["lse_offset"] <= 15
+    assert numbers["fvd_i3d/16f-s2/n6"] >= 0
+    assert (
+        numbers[f"csim/mine-{hashes['id.pt'][:8]}/vs_source/true"]
+        > numbers[f"csim/mine-{hashes['id.pt'][:8]}/vs_source"]
+    )
+    assert not {"fvd_i3d", "csim", "lse_d, lse_c"} & set(numbers["not_computed"])
+
+
 BAD = {
     "missing": (lambda f, p: None, "no such file"),
     "text": (lambda f, p: p.write_text("hello"), "not readable"),
