@@ -121,7 +121,7 @@ class DyadBatch(_TensorRecord):
 
     `reference` is the motion of the portrait: a frame of the same clip, outside the window where there is one.
     `valid` is False on frames without a tracked face and on padding. Where somebody asked: `loser` is motion of the same
-    avatar in the same frames that is to be preferred less, `listening` is True where the avatar does not speak.
+    avatar in the same frames that is to be preferred less (or a teacher's, made from `noise`), `listening` is True where the avatar does not speak.
     """
 
     avatar_motion: Float[Tensor, "B T D"]
@@ -131,6 +131,7 @@ class DyadBatch(_TensorRecord):
     reference: Float[Tensor, "B D"]
     valid: Bool[Tensor, "B T"]
     loser: Float[Tensor, "B T D"] | None = None
+    noise: Float[Tensor, "B T M"] | None = None
     listening: Bool[Tensor, "B T"] | None = None
 
     def first(self, frames: int) -> DyadBatch:

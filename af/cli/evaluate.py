@@ -42,6 +42,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from af.cli.sampling import add_sampling_arguments
 from af.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--drift", action="store_true", help="also a roll-out of 4 minutes: drift/…")
     model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
-    model.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
-    model.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
-    model.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
+    add_sampling_arguments(model)
     model.add_argument(
         "--conditions",
         metavar="all|NAMES",

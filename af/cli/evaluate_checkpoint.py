@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from af.cli.sampling import guidance_of
+
 if TYPE_CHECKING:
     from af.data.index import Index
     from af.metrics.evaluation import EvaluationClip, ParameterReport, Protocol
@@ -28,13 +30,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
     from af.cli.evaluation_report import write_report
     from af.forcing.dropout import SIGNALS, named_subset
-    from af.forcing.rollout import Guidance
     from af.pipeline.evaluate import RolloutSettings
     from af.pipeline.faces import LatentReadout
 
     every = args.conditions == "all"
     signals = SIGNALS if every or args.conditions is None else named_subset(args.conditions)
-    guidance = Guidance(audio=args.guidance_audio, user=args.guidance_user)
+    guidance = guidance_of(args)
     settings = RolloutSettings(steps=args.steps, guidance=guidance, seed=args.seed, signals=signals)
     subject = _load(args)
     if args.overwrite and args.out.exists():

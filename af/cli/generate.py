@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from af.cli.sampling import add_sampling_arguments, guidance_of
 from af.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument("--side-by-side", type=Path, help="also an mp4 of user | avatar with both voices")
     outputs.add_argument("--seconds", type=float, help="length (default: of the longest input)")
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
-    sampling.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
-    sampling.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
+    add_sampling_arguments(sampling)
     sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default 0)")
 
 
@@ -53,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     from af.data.ingest.single import face_frames, read_portrait
     from af.data.media import probe, read_audio, write_video
     from af.data.parts import progress_bar
-    from af.forcing.rollout import Guidance
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
     from af.pipeline.evaluate import enlarged
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         user_audio=user_voice,
         user_motion=None if user_frames is None else video_motion_pieces(avatar.autoencoder, user_frames),
         steps=args.steps,
-        guidance=Guidance(audio=args.guidance_audio, user=args.guidance_user),
+        guidance=guidance_of(args),
         generator=torch.Generator().manual_seed(args.seed),
     )
     with progress_bar() as progress:

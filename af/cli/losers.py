@@ -8,6 +8,7 @@ Sources:
   drop_user  the denoiser itself, rolled out without the user's signals
   talking    another denoiser, trained on the avatar's audio alone (experiment=denoiser_demo module.dropout.user=1)
   weak       the denoiser with a guidance scale for the user between 0 and 1 (--user, default 0.5)
+  guided     the denoiser at its best (--user, default 1): not a loser but the teacher of experiment=distill_demo
   shuffled   the denoiser reacting to the user of another conversation (--user, default 1)
   file       arrays KEY.a.npy and KEY.b.npy (frames x motion latent) from a folder (--files)
 
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from af.errors import UserError
 
-_USER = {"weak": 0.5, "shuffled": 1.0}
+_USER = {"weak": 0.5, "shuffled": 1.0, "guided": 1.0}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder written by `af encode`")
     parser.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser that makes them")
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="arrays, with --source file")
-    parser.add_argument("--source", default="drop_user", help="drop_user (default), talking, weak, shuffled or file")
+    parser.add_argument(
+        "--source", default="drop_user", help="drop_user (default), talking, weak, shuffled, guided or file"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the losers")
     parser.add_argument("--splits", default="train,val", help="splits to make losers for (default train,val)")
     parser.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")

@@ -180,6 +180,7 @@ class _Window:
     valid: Tensor
     counted: bool
     loser: Tensor | None = None
+    noise: Tensor | None = None
     listening: Tensor | None = None
 
 
@@ -187,7 +188,8 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     """Windows of `frames` frames for the denoiser, from shards with motion latents and audio features.
 
     Frames are `valid` where both faces were tracked; windows that reach past the clip are padded with zeros that are
-    not. `losers` are shards of the same samples (by key) with the motion of losers; `listening` says, from a clip's
+    not. `losers` are shards of the same samples (by key) with the motion of losers; `noise_of` gives the noise of a
+    person's motion from the sample's key, the role and the number of frames; `listening` says, from a clip's
     voice and its number of frames, in which of them its owner does not speak. Raises `UserError` when the shards lack
     latents or features, when they were made by others than `motion_spec` and `audio_spec` (None: any), or when losers
     are missing.
@@ -202,6 +204,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         motion_spec: MotionSpec | None = None,
         audio_spec: FeatureSpec | None = None,
         losers: Path | str | None = None,
+        noise_of: Callable[[str, str, int], Tensor] | None = None,
         listening: Listening | None = None,
         max_bad_rate: float = 0.01,
     ) -> None:
@@ -219,6 +222,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         if audio_spec is not None:
             require_spec(self.audio_spec, audio_spec, where=where, remedy=remedy)
         self.listening, self._heard = listening, OrderedDict[int, dict[str, np.ndarray]]()
+        self.noise_of = noise_of
         self.losers = None if losers is None else ShardReader(losers)
         if self.losers is not None:
             self._loser_of = self._matched(self.losers.index)
@@ -255,6 +259,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             valid=torch.from_numpy(valid & item.counted),
             counted=item.counted,
             loser=self._loser(item, start, stop),
+            noise=self._noise(item, start, stop),
             listening=self._listening(i, avatar, start, stop),
         )
 
@@ -263,6 +268,13 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             return None
         number, field = self._loser_of[item.sample], f"{item.role}.motion.npy"
         return self._rows(number, field, start, stop, self.motion_spec.dim, self.losers)
+
+    def _noise(self, item: WindowItem, start: int, stop: int) -> Tensor | None:
+        if self.noise_of is None:
+            return None
+        entry = self.reader.index.samples[item.sample]
+        rows = self.noise_of(entry.key, item.role, entry.frames)[start:stop]
+        return torch.nn.functional.pad(rows, (0, 0, 0, self.frames - len(rows)))
 
     def _listening(self, i: int, avatar: str, start: int, stop: int) -> Tensor | None:
         if self.listening is None:
@@ -299,7 +311,8 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         nothing = torch.zeros(self.frames, dtype=torch.bool)
         loser = None if self.losers is None else motion
         listening = None if self.listening is None else nothing
-        return _Window(motion, audio, motion, audio, motion[0], nothing, False, loser, listening)
+        noise = None if self.noise_of is None else self.noise_of("", item.role, self.frames)
+        return _Window(motion, audio, motion, audio, motion[0], nothing, False, loser, noise, listening)
 
     def collate(self, samples: Sequence[_Window]) -> DyadBatch:
         """Stack windows."""

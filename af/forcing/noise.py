@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,21 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The flow times at which a sampler of `count` equal steps evaluates, each as often: 0, 1/count, ... (distillation)."""
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"distribution.count: {self.count}; a sampler has at least one step")
+
+    def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Independent samples of `shape` (on the generator's device)."""
+        return torch.randint(self.count, shape, generator=generator, device=_device(generator)) / self.count
+
+
+@dataclass(frozen=True)
 class FlowTimes:
     """Draws (B, T) flow times: one a block of `block_frames`, independent of the other blocks (diffusion forcing).
 
@@ -69,6 +85,13 @@ class FlowTimes:
             clean = torch.rand((batch, blocks), generator=generator, device=t.device) < self.clean_probability
             t = torch.where(clean, torch.ones_like(t), t)
         return t.repeat_interleave(self.block_frames, 1)[:, :frames].to(device)
+
+
+def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D"]:
+    """The noise of a clip: a function of its key and the seed, whatever it is batched with."""
+    # torch's CPU generator keeps the lower 32 bits of a seed only
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
+    return torch.randn(frames, dim, generator=generator)
 
 
 def _device(generator: torch.Generator | None) -> torch.device:

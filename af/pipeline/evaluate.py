@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from af.data.media import write_video
 from af.data.shards import Index, ShardReader
 from af.files import atomic_path
 from af.forcing.dropout import SIGNALS, keep_signals
+from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.metrics import functional
 from af.metrics.evaluation import EvaluationClip
@@ -49,13 +49,6 @@ class Reconstruction:
     model: Mapping[str, float]
     copy: Mapping[str, float]
     pairs: int
-
-
-def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D"]:
-    """The noise of a clip: a function of its key and the seed, whatever it is batched with."""
-    # torch's CPU generator keeps the lower 32 bits of a seed only
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
-    return torch.randn(frames, dim, generator=generator)
 
 
 def evaluate_split(

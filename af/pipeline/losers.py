@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,23 +26,23 @@ from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.errors import UserError
 from af.files import claim_folder
+from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import spec_of
-from af.pipeline.evaluate import clip_noise
 from af.pipeline.loading import load_denoiser, require_specs
 from af.specs import MotionSpec
 
 SETTINGS_NAME: Final = "losers.json"
-SOURCES: Final = ("drop_user", "talking", "weak", "shuffled", "file")
+SOURCES: Final = ("drop_user", "talking", "weak", "shuffled", "guided", "file")
 
 
 @dataclass(frozen=True)
 class LoserSettings:
     """How losers are made: by the denoiser itself without the user's signals (`drop_user`), by another one trained on the
     avatar's audio alone (`talking`), with a weakened user (`weak`), with the user of another conversation (`shuffled`), or
-    from arrays (`file`). `user` is the guidance scale of the user's signals: 0 < user < 1 for `weak`, above 0 for
-    `shuffled`, 0 for the others.
+    from arrays (`file`). `guided` is the denoiser at its best, the teacher of a distillation. `user` is the guidance
+    scale of the user's signals: 0 < user < 1 for `weak`, above 0 for `shuffled` and `guided`, 0 for the others.
     """
 
     source: str
@@ -55,7 +55,8 @@ class LoserSettings:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UserError(f"--source: unknown source {self.source!r}; allowed: {', '.join(SOURCES)}")
-        allowed = {"weak": (0 < self.user < 1, "between 0 and 1"), "shuffled": (self.user > 0, "above 0")}
+        above = (self.user > 0, "above 0")
+        allowed = {"weak": (0 < self.user < 1, "between 0 and 1"), "shuffled": above, "guided": above}
         fine, expected = allowed.get(self.source, (self.user == 0, "0"))
         if not fine:
             raise UserError(f"--user: {self.user} with --source {self.source}; it must be {expected}")
@@ -81,12 +82,18 @@ def make_losers(
     folders = [f for f in split_folders(source) if Index.load(f).split in splits]
     if not folders:
         raise UserError(f"{source} has none of the splits {', '.join(splits)}")
-    digest = None
+    digest = noise_dim = None
     if settings.source != "file":
-        digest = _denoiser(str(model))[1]
+        denoiser, digest = _denoiser(str(model))
+        noise_dim = denoiser.dim
         for folder in folders:
             require_specs(Index.load(folder), load_denoiser(model)[1])
-    made_with = {"data": str(Path(source).resolve()), "model": digest or str(Path(model).resolve()), **asdict(settings)}
+    made_with = {
+        "data": str(Path(source).resolve()),
+        "model": digest or str(Path(model).resolve()),
+        "noise_dim": noise_dim,
+        **asdict(settings),
+    }
     claim_folder(out / SETTINGS_NAME, made_with)
     indices = []
     for folder in folders:
@@ -173,7 +180,9 @@ def _roll_out(
         references.append(reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0])
     condition = denoiser.condition(signal("audio", "avatar"), signal("audio", "user"), signal("motion", "user"))
     frames = sum(block_sizes(condition.frames, denoiser.layout))
-    noise = [clip_noise(f"{reader.index.samples[i].key}/{role}", settings.seed, frames, space.dim) for i, role in turns]
+    noise = [
+        clip_noise(turn_name(reader.index.samples[i].key, role), settings.seed, frames, space.dim) for i, role in turns
+    ]
     motion = rollout(
         denoiser,
         condition,
@@ -183,6 +192,31 @@ def _roll_out(
         noise=torch.stack(noise).to(device),
     )
     return space.from_model(motion).float().cpu().numpy()
+
+
+def turn_name(key: str, role: str) -> str:
+    """What the noise of a person's motion belongs to."""
+    return f"{key}/{role}"
+
+
+def teacher_noise(folder: Path) -> Callable[[str, str, int], Float[Tensor, "T D"]]:
+    """(key, role, frames) -> the noise from which the motions of a folder of `guided` ones were made.
+
+    Raises UserError when the folder holds others.
+    """
+    file = folder / SETTINGS_NAME
+    if not file.is_file():
+        raise UserError(f"{file} is missing: a distillation needs motions made by af losers --source guided")
+    settings = json.loads(file.read_text())
+    if settings["source"] != "guided":
+        raise UserError(
+            f"{file}: motions of source {settings['source']}; make a teacher's with: af losers --source guided"
+        )
+    return partial(_noise_of, settings["seed"], settings["noise_dim"])
+
+
+def _noise_of(seed: int, dim: int, key: str, role: str, frames: int) -> Float[Tensor, "T D"]:
+    return clip_noise(turn_name(key, role), seed, frames, dim)
 
 
 def _stranger(index: Index, i: int, seed: int) -> int:

@@ -21,6 +21,7 @@ from af.metrics.lipsync import listening_frames
 from af.models.motion_space import MotionStatistics
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import read_statistics, spec_of
+from af.pipeline.losers import teacher_noise
 from af.specs import MotionSpec, require_spec
 from af.types import PairBatch
 
@@ -149,7 +150,8 @@ class WindowData(_ShardData):
 
     `features` is the extractor the model is built for, `motion_spec` (as JSON; None: any) the latents it knows: shards
     made with others are refused. `losers` is a folder written by `af losers`, `listening` marks the frames in which the
-    avatar does not speak; both are for the preference stage.
+    avatar does not speak; both are for the preference stage. `teacher` is a folder of `guided` motions for a distillation:
+    windows then start with their blocks and bring the motion (as `loser`) together with the noise it was made from.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class WindowData(_ShardData):
         motion_spec: Mapping[str, Any] | None = None,
         losers: str | Path | None = None,
         listening: bool = False,
+        teacher: str | Path | None = None,
         batch_size: int = 8,
         workers: int = 1,
         seed: int = 0,
@@ -185,7 +188,12 @@ class WindowData(_ShardData):
             )
         self.features = features
         self.losers, self.listening = None if losers is None else Path(losers), listening
-        self.block_frames = self.feature_spec.block_frames or 1
+        self.noise_of = None
+        if teacher is not None:
+            if losers is not None:
+                raise UserError("data.teacher and data.losers exclude each other: distil, or prefer")
+            self.losers, self.noise_of = Path(teacher), teacher_noise(Path(teacher))
+        self.block_frames = self.feature_spec.block_frames or (1 if teacher is None else block_frames)
         if self.feature_spec.block_frames not in (None, block_frames):
             raise UserError(
                 f"{self.root}: features come in blocks of {self.feature_spec.block_frames} frames, the model's blocks "
@@ -218,4 +226,11 @@ class WindowData(_ShardData):
         if losers is not None and plan is None and not losers.is_dir():
             losers = None  # validation without losers: the stage then shows training pairs alone
         listening = listening_frames if self.listening else None
-        return WindowDataset(ShardReader(index), plan, frames=self.window_frames, losers=losers, listening=listening)
+        return WindowDataset(
+            ShardReader(index),
+            plan,
+            frames=self.window_frames,
+            losers=losers,
+            noise_of=None if losers is None else self.noise_of,
+            listening=listening,
+        )

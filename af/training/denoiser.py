@@ -57,14 +57,18 @@ class DenoiserModule(LightningModule):
         self, batch: DyadBatch, generator: torch.Generator, dropped: Dropped
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""
-        clean = self.denoiser.motion_space.to_model(batch.avatar_motion)
         condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        noise, clean = self.ends(batch, generator)
         flow_time = self.flow_times(*clean.shape[:2], generator=generator, device=clean.device)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
         errors = velocity_error(velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta)
         return errors, flow_time, batch.valid
+
+    def ends(self, batch: DyadBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Both ends of the paths to learn, in the denoiser's space: noise of its own for every window, and true motion."""
+        clean = self.denoiser.motion_space.to_model(batch.avatar_motion)
+        return torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype), clean
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One step; losses are logged for every case of dropped signals."""

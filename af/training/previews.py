@@ -12,13 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from af.data.shards import Index, ShardReader
+from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance, rollout
 from af.models.artifact import load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.nn.masks import attention_mask
 from af.pipeline.encode import image_array, image_tensor
-from af.pipeline.evaluate import clip_noise
 from af.training.callbacks import tensorboard
 from af.training.denoiser import DenoiserModule
 from af.training.pictures import add_animation, add_image, curves_image, mask_image, noise_level_image

@@ -10,8 +10,9 @@ from af.cli.main import main
 from af.data.index import Index, build_index
 from af.data.schema import ClipMeta
 from af.data.shards import write_shard
+from af.forcing.noise import clip_noise
 from af.pipeline.avatar import Avatar
-from af.pipeline.evaluate import RolloutSettings, clip_noise, evaluate_reconstruction, evaluate_split, likeness
+from af.pipeline.evaluate import RolloutSettings, evaluate_reconstruction, evaluate_split, likeness
 from af.pipeline.faces import LatentReadout, TrackedFaces
 from af.types import FaceSpec, MotionSpec
 

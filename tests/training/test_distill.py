@@ -1,0 +1,82 @@
+"""Distillation: noise and motion in a batch belong together, and a student is used in one branch and few steps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from af.cli.config import compose, instantiate, resolve
+from af.cli.main import main
+from af.errors import UserError
+from af.forcing.noise import FlowTimes, Steps
+from af.forcing.rollout import Guidance, rollout
+from af.models.artifact import load_model
+from af.pipeline.losers import LoserSettings, make_losers
+
+SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, latents, denoiser_folder):
+    folder = tmp_path_factory.mktemp("teacher")
+    make_losers(latents, folder, denoiser_folder, LoserSettings("guided", user=1.5, steps=2, seed=3))
+    return folder
+
+
+@pytest.fixture
+def arguments(latents, teacher, denoiser_folder, tmp_path) -> list[str]:
+    distill = ["experiment=distill_demo", f"start={denoiser_folder}", f"data.teacher={teacher}"]
+    return [*distill, *SHORT, f"data.root={latents}", f"run={tmp_path / 'run'}"]
+
+
+def test_the_noise_of_a_window_is_what_the_teacher_made_its_motion_from(arguments, denoiser_folder):
+    """The teacher, given a clip's first window and the noise in the batch, makes the motion in the batch."""
+    data = instantiate(resolve(compose("train", arguments))["data"])
+    dataset = data.train_dataloader().dataset
+    items = [dataset.plan.item(n) for n in range(200)]
+    batch = dataset.collate([dataset[item] for item in items if item.start == 0][:3])
+    layout = load_model(denoiser_folder).model.layout
+    assert {item.start % layout.block_frames for item in items} == {0}
+    assert len({item.start for item in items}) > 2
+    denoiser = load_model(denoiser_folder).model
+    space = denoiser.motion_space
+    condition = denoiser.condition(batch.avatar_audio, batch.user_audio, batch.user_motion)
+    guidance = Guidance(audio=2.0, user=1.5)
+    first = space.to_model(batch.avatar_motion[:, 0])  # a teacher's portrait is the clip's first frame
+    motion = rollout(denoiser, condition, first, steps=2, guidance=guidance, noise=batch.noise)
+    torch.testing.assert_close(motion, space.to_model(batch.loser), atol=1e-4, rtol=1e-4)
+
+
+def test_the_paths_to_learn_lead_from_the_teachers_noise_to_its_motion(arguments):
+    config = resolve(compose("train", arguments))
+    module, data = instantiate(config["module"]), instantiate(config["data"])
+    batch = next(iter(data.train_dataloader()))
+    noise, motion = module.ends(batch, torch.Generator())
+    assert noise.equal(batch.noise)
+    torch.testing.assert_close(module.denoiser.motion_space.from_model(motion), batch.loser, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="af losers --source guided"):
+        module.ends(replace(batch, noise=None), torch.Generator())
+
+
+def test_flow_times_are_those_of_the_students_steps():
+    times = FlowTimes(5, Steps(4), clean_probability=0.5)(64, 20, generator=torch.Generator().manual_seed(0))
+    assert set(times.unique().tolist()) == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert 0.4 < (times == 1).float().mean() < 0.6
+    with pytest.raises(UserError, match="count"):
+        Steps(0)
+
+
+def test_a_student_is_trained_and_evaluated_in_one_branch(arguments, latents, tmp_path):
+    assert main(["train", *arguments]) == 0
+    student = tmp_path / "run" / "export"
+    words = ["evaluate", "--readout", str(latents / "train"), "--denoiser", str(student), "--steps", "2", "--unguided"]
+    assert main([*words, "--data", str(latents / "test"), "--out", str(tmp_path / "evaluation")]) == 0
+    assert "mouth/corr" in json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+
+
+def test_motions_of_another_source_are_refused(arguments, losers, capsys):
+    assert main(["train", *[a for a in arguments if not a.startswith("data.teacher")], f"data.teacher={losers}"]) != 0
+    assert "af losers --source guided" in capsys.readouterr().err
