@@ -5,7 +5,7 @@ from pathlib import Path
 from experiments.grid import af, arguments, evaluate, train, write_table
 
 TITLE = "User motion and preference stage (the paper's Table 5)"
-DENOISER = ["trainer.max_steps=1600", "trainer.val_check_interval=1600"]  # as experiment 004, whose runs are taken over
+DENOISER = ["trainer.max_steps=1600", "trainer.val_check_interval=1600"]  # as experiment 005, whose runs are taken over
 BLIND = ["module.dropout.user_motion=1.0"]
 ROLLOUT = ["--guidance-user", "2"]
 
