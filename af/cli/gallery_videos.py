@@ -41,7 +41,8 @@ def make_gallery(
     from af.metrics.gallery import GalleryClip, gallery_html
 
     faces = {clip.name: clip for clip in clips}
-    names = list(dict.fromkeys([*videos, *faces]))[:MOST_CLIPS]
+    known = list(dict.fromkeys([*videos, *faces]))
+    names = known[:MOST_CLIPS]
     cards = []
     with Progress(console=console, disable=console is None) as progress:
         for name in progress.track(names, description="gallery"):
@@ -55,7 +56,7 @@ def make_gallery(
             curves = face_curves(faces[name]) if name in faces else {}
             posters = {side: first_frame(video) for side, video in sides.items()}
             cards.append(GalleryClip(name, sides, values.get(name, {}), curves, posters))
-    shown = f"{len(cards)} clips" + (f" of {len(videos)}" if len(videos) > len(cards) else "")
+    shown = f"{len(cards)} clips" + (f" of {len(known)}" if len(known) > len(cards) else "")
     write_text(path, gallery_html(title, f"{shown}: user | generated | true", cards, rows))
     return path
 
