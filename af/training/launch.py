@@ -1,6 +1,6 @@
 """Start or continue one training run in its folder.
 
-A run folder holds `config.json` (resolved), `environment.json`, `checkpoints/` (`last.ckpt` is continued from),
+A run folder holds `config.json` (resolved), `environment.json`, `checkpoints/` (the newest whole one is continued from),
 `tensorboard/` and, at the end, `export/` (the model folder other commands read) and `done.json`.
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from af.errors import UserError
 from af.files import write_json
+from af.training.checkpoints import SafeCheckpointIO, checkpointers
 
 
 def fit(
@@ -36,6 +36,7 @@ def fit(
     config: Mapping[str, Any],
     callbacks: Sequence[Callback],
     checkpoint_every_n_steps: int,
+    keep_best: Mapping[str, Any] | None = None,
     **trainer_options: Any,
 ) -> Trainer:
     """Train until `max_steps`; a folder with a checkpoint is continued, a finished one returns at once.
@@ -47,21 +48,12 @@ def fit(
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     if rank == 0:
         _claim(folder, config)
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="{step:08d}",
-        every_n_train_steps=checkpoint_every_n_steps,
-        save_last=True,
-        save_top_k=1,
-        monitor="step",
-        mode="max",
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
+    checkpoints = folder / "checkpoints"
     trainer = Trainer(
         default_root_dir=folder,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
-        callbacks=[*callbacks, checkpoints],
+        callbacks=[*callbacks, *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best)],
+        plugins=[SafeCheckpointIO()],
         max_epochs=-1,
         use_distributed_sampler=False,  # the plan already says who reads what
         enable_progress_bar=False,
@@ -69,9 +61,9 @@ def fit(
         check_val_every_n_epoch=None,
         **trainer_options,
     )
-    last = folder / "checkpoints" / "last.ckpt"
+    resumed = str(checkpoints) if any(checkpoints.glob("*.ckpt")) else None
     start = time.monotonic()
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if rank == 0:

@@ -1,0 +1,112 @@
+"""Checkpoints that can be relied on: written whole, read back, kept with the one before, found again after any stop."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
+
+from af.errors import UserError
+from af.files import atomic_path, remove_stale
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes under a temporary name in the same folder, syncs, checks every checksum, and only then renames.
+
+    Loading a folder loads its newest sound checkpoint: rank 0 looks, the others take the same.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write one checkpoint. UserError when the disk does not take it; the earlier ones are untouched then."""
+        try:
+            with atomic_path(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+                if not sound(temporary):
+                    raise OSError("what was read back is not what was written")
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
+            raise UserError(
+                f"{path}: the checkpoint could not be written ({error}); earlier checkpoints there are whole. "
+                "Make room, then start the same command again"
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint, or the newest sound one of a folder. UserError when the folder has none."""
+        chosen = [path]
+        if Path(path).is_dir():
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                chosen = [newest_sound(Path(path))]
+            if dist.is_initialized():
+                dist.broadcast_object_list(chosen)
+            if chosen[0] is None:
+                raise UserError(
+                    f"{path}: every checkpoint there is broken; delete that folder to start from the beginning"
+                )
+        return super().load_checkpoint(chosen[0], map_location, weights_only)
+
+
+def checkpointers(folder: Path, every_n_steps: int, best: Mapping[str, Any] | None) -> list[ModelCheckpoint]:
+    """Callbacks that keep the two newest checkpoints (`last.ckpt` is a link to the newest) and, when asked, the best.
+
+    `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}.
+    """
+    newest = ModelCheckpoint(
+        folder,
+        filename="{step:08d}",
+        every_n_train_steps=every_n_steps,
+        save_last="link",
+        save_top_k=2,
+        monitor="step",
+        mode="max",
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    if best is None:
+        return [newest]
+    kept = ModelCheckpoint(
+        folder,
+        filename="best-{step:08d}",
+        monitor=best["monitor"],
+        mode=best["mode"],
+        save_top_k=best["count"],
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    return [newest, kept]
+
+
+def newest_sound(folder: Path) -> Path | None:
+    """The checkpoint of the highest step that is whole, or None; broken ones are told of and set aside as NAME.broken.
+
+    Also clears what killed writers left behind.
+    """
+    remove_stale(folder)
+    found: list[tuple[int, Path]] = []
+    for path in sorted(folder.glob("*.ckpt")):
+        if path.is_symlink():
+            continue  # a link to one of the others, or to nothing
+        if sound(path):
+            found.append((int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]), path))
+            continue
+        aside = path.with_name(path.name + ".broken")
+        path.rename(aside)
+        Console(stderr=True).print(
+            f"{path} is broken, set aside as {aside.name}; an earlier one is taken", style="yellow"
+        )
+    return max(found)[1] if found else None
+
+
+def sound(path: Path) -> bool:
+    """Whether a checkpoint is a whole archive in which every checksum is right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return False
