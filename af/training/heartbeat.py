@@ -1,0 +1,138 @@
+"""Signs of life: every rank says where it is, and rank 0 names the one that everybody waits for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from af.files import write_json
+
+#: What a rank can be doing, in the order within a step: one that is behind the others is the one they wait for.
+PHASES = ("data", "forward", "backward", "validation")
+
+
+@dataclass(frozen=True, order=True)
+class Beat:
+    """Where a rank is: optimiser step and phase (an index of `PHASES`); since when, as a time of the wall clock."""
+
+    step: int
+    phase: int
+    since: float
+    rank: int
+
+
+class Heartbeat(Callback):
+    """Writes `heartbeat/rank<r>.json` in the run folder at every change of phase, at most every `every_s` seconds.
+
+    When no rank has moved for `hung_after_s` seconds (None: nobody looks), rank 0 names on stderr and in
+    `heartbeat/hung.json` those that are furthest behind: they hang, the others wait for them.
+    """
+
+    def __init__(self, every_s: float = 1.0, hung_after_s: float | None = 600.0) -> None:
+        self.every_s, self.hung_after_s = every_s, hung_after_s
+        self._now: dict[str, Any] = {}
+        self._written = 0.0
+        self._pending = threading.Event()
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start writing; rank 0 also starts looking."""
+        self._folder = Path(trainer.default_root_dir) / "heartbeat"
+        self._stop.clear()
+        self._beat(trainer, "data")
+        work = [self._write_when_due]
+        if trainer.global_rank == 0 and self.hung_after_s is not None:
+            for old in self._folder.glob("*.json"):
+                old.unlink(missing_ok=True)
+            work.append(self._look)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in work]
+        for thread in self._threads:
+            thread.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The data have come."""
+        self._beat(trainer, "forward")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """From here on ranks wait for each other."""
+        self._beat(trainer, "backward")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Waiting for the next data."""
+        self._beat(trainer, "data")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation can take long; it counts as a phase of its own."""
+        self._beat(trainer, "validation")
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Each batch is a sign of life."""
+        self._beat(trainer, "validation")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop both threads, however the run ends."""
+        self._stop.set()
+        self._pending.set()
+        for thread in self._threads:
+            thread.join(5)
+        self._threads = []
+
+    def _beat(self, trainer: Trainer, phase: str) -> None:
+        self._now = {"rank": trainer.global_rank, "step": trainer.global_step, "phase": phase, "since": time.time()}
+        self._pending.set()
+
+    def _write_when_due(self) -> None:
+        """The file is written by a thread: a slow file system must not slow the training down."""
+        while not self._stop.is_set():
+            self._pending.wait()
+            self._pending.clear()
+            self._write()
+            self._stop.wait(self.every_s)
+        self._write()
+
+    def _write(self) -> None:
+        now = self._now
+        try:
+            write_json(self._folder / f"rank{now['rank']}.json", now)
+        except OSError as error:  # a full disk ends a run at the checkpoint, not here
+            print(f"heartbeat not written: {error}", file=sys.stderr)
+
+    def _look(self) -> None:
+        assert self.hung_after_s is not None
+        told: tuple[int, ...] = ()
+        while not self._stop.wait(min(self.hung_after_s / 4, 30.0)):
+            behind = hung(self._folder, self.hung_after_s, time.time())
+            names = tuple(beat.rank for beat in behind)
+            if names and names != told:
+                first = behind[0]
+                where = f"at step {first.step}, phase {PHASES[first.phase]}"
+                which = ", ".join(map(str, names))
+                print(
+                    f"no rank has moved for {self.hung_after_s:g} s; furthest behind: rank {which}, {where}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                write_json(self._folder / "hung.json", {"ranks": list(names), "step": first.step, "since": first.since})
+            told = names
+
+
+def hung(folder: Path, after_s: float, now: float) -> list[Beat]:
+    """The ranks furthest behind if none has moved for `after_s` seconds, else none."""
+    beats = []
+    for file in sorted(folder.glob("rank*.json")):
+        content = json.loads(file.read_text())
+        beats.append(Beat(content["step"], PHASES.index(content["phase"]), content["since"], content["rank"]))
+    if not beats or now - max(beat.since for beat in beats) < after_s:
+        return []
+    least = min((beat.step, beat.phase) for beat in beats)
+    return [beat for beat in sorted(beats, key=lambda b: b.rank) if (beat.step, beat.phase) == least]
