@@ -62,6 +62,7 @@ def arguments(folder: Path, title: str) -> argparse.Namespace:
     parser.add_argument("--latents", type=Path, default=Path("data/demo-latents"), help="encoded shards (make demo)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where the runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--start", type=Path, help="model folder to start from, where an experiment does")
     parser.add_argument("--table", action="store_true", help="only the table of what is done")
     parser.add_argument("--out", type=Path, default=folder, help="where the results go")
     return parser.parse_args()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from af.nn.equalized import GAIN, SLOPE
 from af.nn.modulated import StyledConv
 from af.nn.resample import TAPS
 from af.nn.warp import base_grid
+from af.training.bench import times
 from af.types import Identity
 
 
@@ -100,15 +100,10 @@ def _time(work: Callable[[], object], seconds: float) -> tuple[float, float]:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
+    best = min(times(work, seconds))
     stop.set()
     watcher.join()
-    return min(times), peak[0] / 2**20
+    return best, peak[0] / 2**20
 
 
 def per_sample_decode(

@@ -35,8 +35,7 @@ class StepTime:
 def matmul_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 1.0) -> float:
     """Best speed of a square matrix product on this machine, in GFLOP/s."""
     a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    times = _times(lambda: a @ b, seconds)
-    return 2 * size**3 / min(times) / 1e9
+    return 2 * size**3 / min(times(lambda: a @ b, seconds)) / 1e9
 
 
 def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, seconds: float = 5.0) -> StepTime:
@@ -97,17 +96,18 @@ def _step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, items: i
 
     with FlopCounterMode(display=False) as counter:
         step()
-    median = statistics.median(_times(step, seconds))
+    median = statistics.median(times(step, seconds))
     gflops = counter.get_total_flops() / median / 1e9
     return StepTime(median, items / median, gflops, gflops / matmul_gflops())
 
 
-def _times(work: Callable[[], object], seconds: float) -> list[float]:
+def times(work: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of every call within `seconds` (at least three), after one that does not count."""
     work()
-    times: list[float] = []
+    measured: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
+    while time.perf_counter() < end or len(measured) < 3:
         start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - start)
-    return times
+        measured.append(time.perf_counter() - start)
+    return measured
