@@ -65,7 +65,10 @@ def arguments(folder: Path, title: str) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="model folder to start from, where an experiment does")
     parser.add_argument("--table", action="store_true", help="only the table of what is done")
     parser.add_argument("--out", type=Path, default=folder, help="where the results go")
-    return parser.parse_args()
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="of every training, for instance a smaller one"
+    )
+    return parser.parse_intermixed_args()
 
 
 def write_table(out: Path, title: str, folders: Mapping[str, Sequence[Path]], tags: Sequence[str] = TAGS) -> None:
@@ -95,7 +98,7 @@ class Grid:
         for seed in () if args.table else args.seeds:
             for name, overrides in self.trainings.items():
                 run = args.runs / f"{name}-{seed}"
-                model = train(run, self.experiment, args.latents, seed, [*self.common, *overrides])
+                model = train(run, self.experiment, args.latents, seed, [*self.common, *overrides, *args.overrides])
                 for rollout, options in self.rollouts.items():
                     evaluate(run / "evaluation" / rollout, model, args.latents, options)
         folders = {

@@ -66,3 +66,51 @@ def test_videos_of_any_system_the_copy_is_perfect_and_the_late_one_is_not(tmp_pa
     assert numbers["copy"]["ssim"] == pytest.approx(1)
     assert numbers["late"]["psnr"] < 40 < numbers["copy"]["psnr"]
     assert "--mediapipe" in numbers["late"]["not_computed"]["reaction_gain"]
+
+
+DENOISER = ["model.hidden=16", "model.depth=1", "model.heads=2", "model.condition_dim=16", "model.condition_heads=2"]
+SPACE = ["model.motion_space.latent_dim=16", "model.motion_space.directions=6"]
+BLOCKS = ["model.block_frames=5", "model.window_frames=20", "features.block_frames=5", "features.window_frames=20"]
+ONE_STEP = ["trainer.max_steps=1", "trainer.val_check_interval=1", "data.batch_size=2", "data.workers=0"]
+
+
+def experiment(name: str, monkeypatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+    monkeypatch.setenv("PYTHONPATH", str(EXPERIMENTS.parent))
+    monkeypatch.syspath_prepend(EXPERIMENTS.parent)
+    runpy.run_path(str(EXPERIMENTS / name / "run.py"), run_name="__main__")
+
+
+@pytest.mark.slow
+def test_velocity_losses_in_one_table(latents, tmp_path, monkeypatch):
+    words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--seeds", "0"]
+    experiment("005_velocity_loss", monkeypatch, *words, *DENOISER, *SPACE, *BLOCKS, *ONE_STEP)
+    table = json.loads((tmp_path / "results" / "table.json").read_text())["table"]
+    assert {row["setting"] for row in table} == {
+        f"{loss}, w_u = {w}" for loss in ("l1", "l2", "huber") for w in (1, 2, 3)
+    }
+    assert all(row["runs"] == 1 for row in table if row["metric"] == "mouth/corr")
+    written = (tmp_path / "runs" / "l1-0" / "export" / "model.safetensors").stat().st_mtime_ns
+    experiment("005_velocity_loss", monkeypatch, *words, *DENOISER, *SPACE, *BLOCKS, *ONE_STEP)
+    assert (tmp_path / "runs" / "l1-0" / "export" / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_students_beside_their_teacher(latents, denoiser_folder, tmp_path, monkeypatch):
+    words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--start", denoiser_folder]
+    experiment("008_distillation", monkeypatch, *words, "--seeds", "0", *ONE_STEP)
+    table = json.loads((tmp_path / "results" / "table.json").read_text())["table"]
+    assert {row["setting"].split(":")[0] for row in table} == {
+        "teacher, 8 steps", "teacher, 2 steps", "teacher, 1 steps", "student, 2 steps", "student, 1 step"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
+    words = ["--work", tmp_path, "--out", tmp_path, "--kills", "2", "--steps", "60"]
+    with pytest.raises(SystemExit) as ended:
+        experiment("007_chaos", monkeypatch, *words)
+    assert ended.value.code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["equal"]
+    assert all(kill["lost_steps"] <= 8 for kill in results["kills"])

@@ -24,12 +24,18 @@ def main() -> None:
             }
             blind, seeing, preferring = runs.values()
             if not args.table:
-                base = train(seeing, "denoiser_demo", args.latents, seed, [*DENOISER, kind])
+                base = train(seeing, "denoiser_demo", args.latents, seed, [*DENOISER, kind, *args.overrides])
                 losers = seeing / "losers"
                 af("losers", "--data", args.latents, "--denoiser", base, "--source", "drop_user", "--out", losers)
-                stage = [f"start={base}", f"data.losers={losers}", kind, "trainer.val_check_interval=400"]
+                stage = [
+                    f"start={base}",
+                    f"data.losers={losers}",
+                    kind,
+                    "trainer.val_check_interval=400",
+                    *args.overrides,
+                ]
                 train(preferring, "preference_demo", args.latents, seed, stage)
-                train(blind, "denoiser_demo", args.latents, seed, [*DENOISER, kind, *BLIND])
+                train(blind, "denoiser_demo", args.latents, seed, [*DENOISER, kind, *BLIND, *args.overrides])
             for name, run in runs.items():
                 out = run / "evaluation" / "w_u = 2"
                 options = [*ROLLOUT, "--conditions", "avatar_audio+user_audio"] if run == blind else ROLLOUT

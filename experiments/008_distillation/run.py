@@ -38,7 +38,7 @@ def main() -> None:
                     "--out",
                     pairs,
                 )
-                stage = [f"start={teacher}", f"data.teacher={pairs}", f"steps={steps}"]
+                stage = [f"start={teacher}", f"data.teacher={pairs}", f"steps={steps}", *args.overrides]
                 student = train(run, "distill_demo", args.latents, seed, stage)
                 evaluate(run / "evaluation", student, args.latents, ["--steps", str(steps), "--unguided"])
             folders.setdefault(name, []).append(run / "evaluation")
