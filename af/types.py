@@ -11,7 +11,7 @@ Images inside the models are RGB in [-1, 1], channels first; images in files and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -136,14 +136,8 @@ class DyadBatch(_TensorRecord):
 
     def first(self, frames: int) -> DyadBatch:
         """The first `frames` frames of every window."""
-        return DyadBatch(
-            self.avatar_motion[:, :frames],
-            self.avatar_audio[:, :frames],
-            self.user_motion[:, :frames],
-            self.user_audio[:, :frames],
-            self.reference,
-            self.valid[:, :frames],
-        )
+        cut = {name: x[:, :frames] for name, x in vars(self).items() if x is not None and name != "reference"}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True)

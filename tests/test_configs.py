@@ -91,6 +91,46 @@ def test_every_demo_has_stages_with_composable_commands(demo):
             resolve(compose("train", list(stage.arguments[1:])))
 
 
+def test_the_bidirectional_scheme_is_what_it_says():
+    config = resolve(compose("train", ["experiment=denoiser_demo", "scheme=bidirectional", "data.root=x"]))
+    layout = instantiate(config["model"]).layout
+    assert (layout.block_frames, layout.look_ahead, layout.window_frames, layout.cached_frames) == (75, 10, 85, 0)
+    assert instantiate(config["module"]["flow_times"]).histories(85) == [0, 10]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["scheme=autoregressive", "model.look_ahead_layers=first", "model.causal_condition=false"],
+        ["scheme=bidirectional", "model.block_frames=15", "model.window_frames=17", "model.look_ahead=2"],
+        ["model.block_frames=10", "model.look_ahead=0", "data.balance=2", "model.motion_space.kind=latent"],
+        [
+            "model.look_ahead=4",
+            "model.mask=frame_lookahead",
+            "module.loss.kind=huber",
+            "model.motion_space.kind=identity",
+        ],
+    ],
+)
+def test_every_switch_trains_and_rolls_out(settings, latents, tmp_path):
+    """One code for all of them: a step of training, and motion from what it wrote."""
+    import torch
+
+    from af.forcing.rollout import rollout
+    from af.models.artifact import load_model
+
+    arguments = ["experiment=denoiser_demo", f"data.root={latents}", f"run={tmp_path}", *SMALL["denoiser"], *ONE_STEP]
+    assert main(["train", *arguments, *settings]) == 0
+    model = load_model(tmp_path / "export").model
+    generator = torch.Generator().manual_seed(0)
+    audio, motion = (torch.randn(1, 40, n, generator=generator) for n in (64, 16))
+    condition = model.condition(audio, audio.flip(1), motion)
+    reference = model.motion_space.to_model(motion[:, 0])
+    got = rollout(model, condition, reference, steps=2, generator=generator)
+    assert got.shape == (1, 40, model.dim)
+    assert torch.isfinite(got).all()
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -99,6 +139,9 @@ def test_every_demo_has_stages_with_composable_commands(demo):
         ("model.mask=sideways", "sideways"),
         ("module.loss.kind=l3", "l3"),
         ("module.dropout.user=2", "user"),
+        ("module.flow_times.levels=first", "independent, last"),
+        ("model.look_ahead_layers=some", "all, first"),
+        ("data.balance=-1", "data.balance"),
     ],
 )
 def test_a_wrong_value_is_named_before_any_work(override, named, latents, tmp_path, capsys):

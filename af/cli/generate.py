@@ -40,6 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument("--seconds", type=float, help="length (default: of the longest input)")
     sampling = parser.add_argument_group("sampling")
     add_sampling_arguments(sampling)
+    sampling.add_argument("--solver", default="euler", help="euler, or heun: two evaluations a step (default euler)")
+    sampling.add_argument("--schedule", default="uniform", help="uniform, released or pyramid (default uniform)")
+    sampling.add_argument(
+        "--anchor-sink", type=int, default=0, help="frames of the portrait kept in the caches for ever"
+    )
+    sampling.add_argument("--anchor-pull", type=float, default=0.0, help="pull of the mean pose to the portrait's")
+    sampling.add_argument("--precision", help="fp32 or bf16: pack the denoiser's weights, faster on CPU")
     sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default 0)")
 
 
@@ -52,12 +59,13 @@ def run(args: argparse.Namespace) -> int:
     from af.data.ingest.single import face_frames, read_portrait
     from af.data.media import probe, read_audio, write_video
     from af.data.parts import progress_bar
+    from af.forcing.rollout import Anchor
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
     from af.pipeline.evaluate import enlarged
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    avatar = Avatar.load(args.autoencoder, args.denoiser, device)
+    avatar = Avatar.load(args.autoencoder, args.denoiser, device, args.precision)
     size = avatar.autoencoder.image_size
     voice = None if args.avatar_audio is None else read_audio(args.avatar_audio)
     user_voice, user_frames, video_frames = None, None, 0
@@ -87,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
         user_motion=None if user_frames is None else video_motion_pieces(avatar.autoencoder, user_frames),
         steps=args.steps,
         guidance=guidance_of(args),
+        schedule=args.schedule,
+        solver=args.solver,
+        anchor=Anchor(sink_frames=args.anchor_sink, pull=args.anchor_pull),
         generator=torch.Generator().manual_seed(args.seed),
     )
     with progress_bar() as progress:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Literal, TypeVar
 
@@ -203,6 +203,8 @@ class WindowPlan(EndlessPlan[WindowItem]):
     in the k-th of as many equal stretches, so that every start is equally likely and an epoch covers the clip evenly.
     Starts are multiples of `block` (the block of streaming audio features; 1 otherwise). Samples shorter than
     `minimum` frames (default: one window) are left out; below `frames` the reader pads.
+    `weights` (`af.data.events.start_weights`) make starts as likely as they weigh: the stretches are then of equal
+    weight, and a role order of a sample has windows in proportion to its mean weight (at least one).
     """
 
     def __init__(
@@ -214,20 +216,33 @@ class WindowPlan(EndlessPlan[WindowItem]):
         seed: int = 0,
         minimum: int | None = None,
         group_shards: int = 16,
+        weights: Sequence[Mapping[str, np.ndarray]] | None = None,
     ) -> None:
         if frames < 1 or block < 1:
             raise ValueError(f"frames and block must be positive, got {frames} and {block}")
         self.frames, self.block = frames, block
         minimum = frames if minimum is None else minimum
-        self._windows = np.array([_windows(s.frames, frames) * (s.frames >= minimum) for s in index.samples], np.int64)
-        super().__init__(index, 2 * self._windows, seed=seed, group_shards=group_shards)
+        windows = np.array([_windows(s.frames, frames) * (s.frames >= minimum) for s in index.samples], np.int64)
+        self._windows = np.stack([windows] * len(ROLES), 1)  # of each sample and role
+        self._weight_sums: list[dict[str, np.ndarray]] | None = None
+        if weights is not None:
+            self._weight_sums = [{role: np.cumsum(w[role]) for role in ROLES} for w in weights]
+            means = np.array([[w[role].mean() for role in ROLES] for w in weights])
+            overall = (means * self._windows).sum() / max(1, self._windows.sum())
+            balanced = np.maximum(1, np.rint(self._windows * means / overall)).astype(np.int64)
+            self._windows = np.where(self._windows > 0, balanced, 0)
+        super().__init__(index, self._windows.sum(1), seed=seed, group_shards=group_shards)
 
     def _make(self, position: int, sample: int, k: int, hashed: int) -> WindowItem:
-        windows, total = int(self._windows[sample]), self.index.samples[sample].frames
+        total, first = self.index.samples[sample].frames, int(self._windows[sample][0])
         starts = max(0, total - self.frames) // self.block + 1
-        role, k = ROLES[k // windows], k % windows
-        # a random real number in the k-th of `windows` equal stretches of [0, starts), rounded down
-        start = self.block * (((k << 64) + mix(hashed, 0)) * starts // (windows << 64))
+        number, k = (0, k) if k < first else (1, k - first)
+        role, windows = ROLES[number], int(self._windows[sample][number])
+        sums = None if self._weight_sums is None else self._weight_sums[sample][role]
+        # a random real number in the k-th of `windows` equal stretches of [0, starts) or of all the weight, rounded down
+        end = starts if sums is None else int(sums[-1])
+        place = ((k << 64) + mix(hashed, 0)) * end // (windows << 64)
+        start = self.block * (place if sums is None else int(np.searchsorted(sums, place, side="right")))
         reference = _reference(self.index.samples[sample].valid[role], total, start, self.frames, mix(hashed, 1))
         return WindowItem(position, sample, role, start, reference)  # type: ignore[arg-type]
 

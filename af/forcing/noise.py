@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from af.errors import UserError
+
+LEVELS: Final = ("independent", "last")
 
 
 class Distribution(Protocol):
@@ -60,25 +62,57 @@ class Steps:
 
 @dataclass(frozen=True)
 class FlowTimes:
-    """Draws (B, T) flow times: one a block of `block_frames`, independent of the other blocks (diffusion forcing).
+    """Draws (B, T) flow times, the frames of a block of `block_frames` sharing theirs.
 
-    `clean_probability`: share of the blocks shown clean (t = 1), as history is when generating; 0 is the paper.
+    `levels` "independent": every block has its own (diffusion forcing); `clean_probability` is the share of the blocks
+    shown clean (t = 1), as history is when generating (0: the paper). "last": the last block is noisy and all before it
+    are clean (autoregressive diffusion), as when generating; the start of a roll-out is learnt from windows that are
+    cut, `start_share` of them, to one of the shorter histories.
     """
 
     block_frames: int
     distribution: Distribution = Uniform()
     clean_probability: float = 0.0
+    levels: str = "independent"
+    start_share: float = 0.2
 
     def __post_init__(self) -> None:
         if self.block_frames < 1:
             raise UserError(f"flow_times.block_frames: {self.block_frames}; it must be at least 1")
         if not 0 <= self.clean_probability <= 1:
             raise UserError(f"flow_times.clean_probability: {self.clean_probability}; allowed: 0 to 1")
+        if self.levels not in LEVELS:
+            raise UserError(f"flow_times.levels: {self.levels!r}; allowed: {', '.join(LEVELS)}")
+        if not 0 <= self.start_share <= 1:
+            raise UserError(f"flow_times.start_share: {self.start_share}; allowed: 0 to 1")
+
+    def frames(self, window_frames: int, generator: torch.Generator | None = None) -> int:
+        """Frames of a window of `window_frames` to train on in this step: all, or history and one block."""
+        if self.levels == "independent":
+            return window_frames
+        histories = self.histories(window_frames)
+        draw, place = torch.rand(2, generator=generator, device=_device(generator)).tolist()
+        if draw >= self.start_share or len(histories) == 1:
+            return histories[-1] + self.block_frames
+        return histories[int(place * (len(histories) - 1))] + self.block_frames
+
+    def histories(self, window_frames: int) -> list[int]:
+        """Lengths of history before the last block: none, then whole blocks up to a full window (which may begin with
+        a part of a block). UserError for a window without room for a block.
+        """
+        full = window_frames - self.block_frames
+        if full < 0:
+            raise UserError(f"flow_times.block_frames: {self.block_frames}; a window has only {window_frames} frames")
+        return sorted({0, *range(full, -1, -self.block_frames)})
 
     def __call__(
         self, batch: int, frames: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Float[Tensor, "B T"]:
         """Flow times of `batch` windows of `frames` frames (a last, partial block has its own time)."""
+        if self.levels == "last":
+            history = torch.ones(batch, frames - self.block_frames, device=device)
+            t = self.distribution((batch, 1), generator).to(device)
+            return torch.cat((history, t.expand(-1, self.block_frames)), 1)
         blocks = -(-frames // self.block_frames)
         t = self.distribution((batch, blocks), generator)
         if self.clean_probability > 0:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from af.clock import FRAME_MS, SAMPLE_RATE, frames_to_samples, samples_to_frames
+from af.clock import FRAME_MS, SAMPLE_RATE, samples_to_frames
 from af.errors import UserError
-from af.forcing.guidance import Guidance
-from af.forcing.rollout import BlockSampler, Denoiser, draw_noise, filled
+from af.forcing.inputs import Face, Queue, SpeechStream, Voice
+from af.forcing.rollout import draw_noise, filled
+from af.forcing.sampler import BlockSampler, Denoiser
+from af.forcing.together import commit_together, step_together
 from af.types import Condition
 
 
@@ -42,22 +42,6 @@ class LiveDenoiser(Denoiser, Protocol):
     def condition(  # noqa: D102
         self, avatar_audio: Tensor | None, user_audio: Tensor | None, user_motion: Tensor | None
     ) -> Condition: ...
-
-
-@dataclass(frozen=True)
-class SpeechStream:
-    """Streaming speech features: `extract` gives the newest `block_frames` frames of a window of sound, `window(i)` the
-    samples [start, stop) that feature block i is made of, `right_context_frames` of them after the block's end.
-    """
-
-    extract: Callable[[Float[Tensor, "1 S"]], Float[Tensor, "1 t F"]]
-    window: Callable[[int], tuple[int, int]]
-    block_frames: int
-    right_context_frames: int = 0
-
-    def needed_frames(self, stop: int) -> int:
-        """Frames of sound that must have arrived before features of the frames up to `stop` exist."""
-        return math.ceil(stop / self.block_frames) * self.block_frames + self.right_context_frames
 
 
 @dataclass(frozen=True)
@@ -95,7 +79,8 @@ class LiveSession:
     `reference`, user motion and output are motion latents; `encode_user` turns one user frame into a latent, or None
     when there is no face in it. A block comes when all `signals` have reached its end; with `patience_frames` a signal
     that falls further behind than that is filled up (silence; its last motion) and goes on from there, so that nothing
-    waits for ever. Raises UserError for settings or input that cannot work.
+    waits for ever (`waiting_for` says what is waited for). `sampling` as in `BlockSampler`: steps, guidance, schedule,
+    solver, anchor. Raises UserError for settings or input that cannot work.
     """
 
     def __init__(
@@ -106,11 +91,9 @@ class LiveSession:
         *,
         signals: Signals = Signals(),
         encode_user: Callable[[Any], Float[Tensor, " L"] | None] | None = None,
-        steps: int = 8,
-        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
-        schedule: str = "uniform",
         generator: torch.Generator | None = None,
         patience_frames: int | None = None,
+        **sampling: Any,
     ) -> None:
         heard = signals.avatar_audio or signals.user_audio
         if not heard and not signals.user_motion:
@@ -123,15 +106,15 @@ class LiveSession:
         self._generator, self._patience = generator, patience_frames
         with torch.no_grad():
             self._reference = denoiser.motion_space.to_model(reference)
-            self._sampler = BlockSampler(denoiser, self._reference, steps=steps, guidance=guidance, schedule=schedule)
+            self._sampler = BlockSampler(denoiser, self._reference, **sampling)
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
         self.faults = Faults()
         self._voices = {
-            name: _Voice(speech, reference.device)
+            name: Voice(speech, reference.device)
             for name in ("avatar_audio", "user_audio")
             if getattr(signals, name) and speech is not None
         }
-        self._face = _Face(rest) if signals.user_motion else None
+        self._face = Face(rest) if signals.user_motion else None
         self._finished = False
 
     @property
@@ -151,8 +134,29 @@ class LiveSession:
         """Longest time from an instant of input to the input being there with which its frame can be computed."""
         return max(need - start for start, _, need in self._cycle()) * FRAME_MS
 
-    @torch.no_grad()
-    def push(
+    @property
+    def waiting_for(self) -> dict[str, int]:
+        """Frames that each signal still lacks of the next block; a signal that lacks none is not named."""
+        size = self._sampler.layout.block_frames
+        stop = self._sampler.frames + size
+        lacking = {}
+        for name, frames in self._received().items():
+            voice = self._speech is not None and name != "user_motion"
+            needed = self._speech.needed_frames(stop) if voice and self._speech is not None else stop
+            lacking[name] = max(0, needed - frames)
+        return {name: frames for name, frames in lacking.items() if frames}
+
+    def push(self, **signals: Any) -> list[LiveBlock]:
+        """New input, and the blocks it completes.
+
+        `avatar_audio`, `user_audio`: mono samples in [-1, 1] at `sample_rate` (16,000); `user_motion`: latents, or
+        `user_frames`: what `encode_user` takes, None for a frame without a face. Raises UserError for another sample
+        rate or shape, for integer samples, for a signal the session was not made for, and after `finish`; the session
+        is then as before.
+        """
+        return push_together([self], [signals])[0]
+
+    def _take(
         self,
         *,
         avatar_audio: Float[np.ndarray | Tensor, " S"] | None = None,
@@ -160,26 +164,21 @@ class LiveSession:
         user_motion: Float[Tensor, "t L"] | None = None,
         user_frames: Any = None,
         sample_rate: int = SAMPLE_RATE,
-    ) -> list[LiveBlock]:
-        """New input (mono samples in [-1, 1]; motion latents, or frames for `encode_user`), and the blocks it completes.
-
-        Raises UserError for another sample rate or shape, for integer samples, for a signal the session was not made
-        for, and after `finish`; the session is then as before.
-        """
-        start = time.perf_counter()
+    ) -> None:
         sounds = {"avatar_audio": avatar_audio, "user_audio": user_audio}
         self._check(sounds, user_motion, user_frames, sample_rate)
-        self._sampler.commit()  # the block before: there was no time for it when it was due
+        # what cannot be encoded is refused before anything is taken
+        frames = () if user_frames is None else user_frames
+        seen = [None if frame is None else self._encoded(frame) for frame in frames]
         for name, sound in sounds.items():
             if sound is not None:
                 self.faults.bad_samples += self._voices[name].push(torch.as_tensor(sound))
         if self._face is not None:
             if user_motion is not None:
                 self.faults.frames_without_face += self._face.push(user_motion)
-            for frame in () if user_frames is None else user_frames:
-                self._push_face(frame)
+            for motion in seen:
+                self._push_face(motion)
         self._fill_the_late()
-        return list(self._ready(start))
 
     @torch.no_grad()
     def finish(self) -> list[LiveBlock]:
@@ -195,34 +194,38 @@ class LiveSession:
             voice.features.cut(end - self._sampler.frames)
         if self._face is not None:
             self._face.fill(end)
-        blocks = list(self._ready(start))
+        blocks = _ready_blocks([self], start)[0]
         left = end - self._sampler.frames
         if left > 0:
-            blocks.append(self._step(left, start))
+            condition, noise = self._next(left)
+            blocks.append(self._block(self._sampler.step(condition, noise)[:, :left], start))
         return blocks
 
-    def _ready(self, start: float) -> Iterator[LiveBlock]:
-        size = self._sampler.layout.block_frames
-        while all(queue.frames >= size for queue in self._queues()):
-            yield self._step(size, start)
+    def _due(self) -> bool:
+        """Whether the input of a whole block is there."""
+        return all(queue.frames >= self._sampler.layout.block_frames for queue in self._queues())
 
-    def _step(self, frames: int, start: float) -> LiveBlock:
+    def _next(self, frames: int) -> tuple[Condition, Float[Tensor, "1 T D"]]:
+        """Condition and noise of the next block, of which `frames` are wanted."""
         avatar, user = (self._voices.get(name) for name in ("avatar_audio", "user_audio"))
         condition = self._denoiser.condition(
             None if avatar is None else avatar.features.take(frames),
             None if user is None else user.features.take(frames),
             None if self._face is None else self._face.motion.take(frames),
         )
-        size, first = self._sampler.layout.block_frames, self._sampler.frames
-        noise = draw_noise(self._generator, self._reference, size)
-        motion = self._sampler.step(filled(condition, size), noise)[:, :frames]
-        latents = self._denoiser.motion_space.from_model(motion)
-        return LiveBlock(first, latents, 1000 * (time.perf_counter() - start))
+        size = self._sampler.layout.block_frames
+        return filled(condition, size), draw_noise(self._generator, self._reference, size)
 
-    def _push_face(self, frame: Any) -> None:
-        assert self._face is not None
+    def _block(self, motion: Float[Tensor, "1 t D"], start: float) -> LiveBlock:
+        first = self._sampler.frames - self._sampler.layout.block_frames
+        return LiveBlock(first, self._denoiser.motion_space.from_model(motion), 1000 * (time.perf_counter() - start))
+
+    def _encoded(self, frame: Any) -> Float[Tensor, " L"] | None:
         assert self._encode_user is not None
-        motion = self._encode_user(frame)
+        return self._encode_user(frame)
+
+    def _push_face(self, motion: Float[Tensor, " L"] | None) -> None:
+        assert self._face is not None
         if motion is None:
             self.faults.frames_without_face += 1
             self._face.fill(self._face.received + 1)
@@ -247,7 +250,7 @@ class LiveSession:
         frames = {name: samples_to_frames(voice.received) for name, voice in self._voices.items()}
         return frames if self._face is None else {**frames, "user_motion": self._face.received}
 
-    def _queues(self) -> list[_Queue]:
+    def _queues(self) -> list[Queue]:
         queues = [voice.features for voice in self._voices.values()]
         return queues if self._face is None else [*queues, self._face.motion]
 
@@ -284,114 +287,27 @@ class LiveSession:
             )
 
 
-class _Queue:
-    """Frames waiting to be used."""
+@torch.no_grad()
+def push_together(sessions: Sequence[LiveSession], signals: Sequence[Mapping[str, Any]]) -> list[list[LiveBlock]]:
+    """`push` of many sessions, each with its own signals: blocks that are due together are computed in one batch.
 
-    def __init__(self) -> None:
-        self.frames = 0
-        self._pieces: deque[Float[Tensor, "1 t C"]] = deque()
-
-    def put(self, piece: Float[Tensor, "1 t C"]) -> None:
-        self._pieces.append(piece)
-        self.frames += piece.shape[1]
-
-    def take(self, count: int) -> Float[Tensor, "1 t C"]:
-        """The oldest `count` frames."""
-        self.frames -= count
-        taken = []
-        while count:
-            piece = self._pieces.popleft()
-            taken.append(piece[:, :count])
-            if piece.shape[1] > count:
-                self._pieces.appendleft(piece[:, count:])
-            count -= taken[-1].shape[1]
-        return torch.cat(taken, 1)
-
-    def cut(self, count: int) -> None:
-        """Keep the oldest `count` frames only."""
-        kept = self.take(min(count, self.frames)) if count else None
-        self.frames, self._pieces = 0, deque()
-        if kept is not None:
-            self.put(kept)
+    The blocks are those that each session alone would give, up to rounding. A session's UserError leaves it and the
+    ones after it as they were.
+    """
+    start = time.perf_counter()
+    for session, new in zip(sessions, signals, strict=True):
+        session._take(**new)
+    # the blocks before: there was no time for them when they were due
+    commit_together([session._sampler for session in sessions])
+    return _ready_blocks(sessions, start)
 
 
-class _Voice:
-    """Samples of one speaker and the features they give; keeps the sound that later feature blocks still need."""
-
-    def __init__(self, speech: SpeechStream, device: torch.device) -> None:
-        self.speech, self.device = speech, device
-        self.features = _Queue()
-        self.received = 0  # samples, since the start
-        self._sound = torch.zeros(0)
-        self._first = 0  # number of the first sample held
-        self._blocks = 0
-
-    def push(self, samples: Float[Tensor, " S"]) -> int:
-        """Take samples; returns how many were not finite (and are silence now)."""
-        finite = torch.isfinite(samples)
-        self._append(torch.where(finite, samples, torch.zeros_like(samples)).float().cpu())
-        self._extract()
-        return int((~finite).sum())
-
-    def fill(self, frames: int) -> None:
-        """Silence until `frames` have been received."""
-        self._append(torch.zeros(max(0, frames_to_samples(frames) - self.received)))
-        self._extract()
-
-    def end_at(self, frames: int) -> None:
-        """The end: exactly `frames` of sound, a last feature block being completed with silence."""
-        excess = self.received - frames_to_samples(frames)  # a part of a frame
-        if excess > 0:
-            self._sound, self.received = self._sound[: len(self._sound) - excess], self.received - excess
-        self.fill(self.speech.needed_frames(frames))
-
-    def _append(self, samples: Tensor) -> None:
-        self._sound = torch.cat((self._sound, samples))
-        self.received += len(samples)
-
-    def _extract(self) -> None:
-        start, stop = self.speech.window(self._blocks)
-        while stop <= self.received:
-            window = self._sound[start - self._first : stop - self._first]
-            self.features.put(self.speech.extract(window[None].to(self.device)))
-            self._blocks += 1
-            start, stop = self.speech.window(self._blocks)
-        drop = min(start - self._first, len(self._sound))
-        if drop > 0:
-            self._sound, self._first = self._sound[drop:].clone(), self._first + drop
-
-
-class _Face:
-    """The user's motion."""
-
-    def __init__(self, rest: Float[Tensor, " L"]) -> None:
-        self.motion = _Queue()
-        self.received = 0
-        self.last = rest  # until a face is seen: the motion that a dropped signal stands for
-
-    def push(self, motion: Float[Tensor, "t L"]) -> int:
-        """Take frames; returns how many were not finite (the last motion before them is held)."""
-        bad = ~torch.isfinite(motion).all(-1)
-        for start, stop in _runs(bad):
-            if bad[start]:
-                self.fill(self.received + stop - start)
-            else:
-                self.motion.put(motion[start:stop].to(self.last)[None])
-                self.received += stop - start
-                self.last = motion[stop - 1].to(self.last)
-        return int(bad.sum())
-
-    def fill(self, frames: int) -> None:
-        """The last motion held until `frames` have been received."""
-        if frames > self.received:
-            self.motion.put(self.last.expand(1, frames - self.received, -1))
-            self.received = frames
-
-
-def _runs(flags: Tensor) -> Iterator[tuple[int, int]]:
-    """[start, stop) of stretches of equal flags."""
-    start = 0
-    for _, group in groupby(flags.tolist()):
-        stop = start + len(list(group))
-        yield start, stop
-        start = stop
+def _ready_blocks(sessions: Sequence[LiveSession], start: float) -> list[list[LiveBlock]]:
+    blocks: list[list[LiveBlock]] = [[] for _ in sessions]
+    while due := [i for i, session in enumerate(sessions) if session._due()]:
+        inputs = [sessions[i]._next(sessions[i]._sampler.layout.block_frames) for i in due]
+        samplers = [sessions[i]._sampler for i in due]
+        motions = step_together(samplers, [c for c, _ in inputs], [noise for _, noise in inputs])
+        for i, motion in zip(due, motions, strict=True):
+            blocks[i].append(sessions[i]._block(motion, start))
+    return blocks

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
-from af.forcing.rollout import Guidance, rollout_blocks
+from af.forcing.rollout import rollout_blocks
 from af.models.artifact import build, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
+from af.models.fast import for_inference
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import image_array, image_tensor
 from af.specs import FeatureSpec, require_spec
@@ -33,8 +35,13 @@ class Avatar:
     features: SpeechFeatures
 
     @classmethod
-    def load(cls, autoencoder: Path, denoiser: Path, device: torch.device | str = "cpu") -> Avatar:
-        """Read two model folders. Raises UserError when they were not made for each other."""
+    def load(
+        cls, autoencoder: Path, denoiser: Path, device: torch.device | str = "cpu", precision: str | None = None
+    ) -> Avatar:
+        """Read two model folders. `precision` "fp32" or "bf16" packs the denoiser's weights (`af.models.fast`).
+
+        Raises UserError when the folders were not made for each other.
+        """
         images, motion = load_model(autoencoder), load_model(denoiser)
         if not isinstance(images.model, MotionAutoencoder) or not isinstance(motion.model, MotionDenoiser):
             raise UserError(
@@ -54,7 +61,8 @@ class Avatar:
             where="the feature extractor",
             remedy=f"Put the checkpoint that {denoiser} was trained with in its place.",
         )
-        return cls(images.model.to(device), motion.model.to(device), features)
+        model = motion.model.to(device)
+        return cls(images.model.to(device), model if precision is None else for_inference(model, precision), features)
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +84,14 @@ class Avatar:
         avatar_audio: Float32[np.ndarray, " S"] | None = None,
         user_audio: Float32[np.ndarray, " S"] | None = None,
         user_motion: Iterable[Float[np.ndarray, "t D"]] | None = None,
-        steps: int = 8,
-        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
         generator: torch.Generator | None = None,
+        **sampling: Any,
     ) -> Iterator[Float[Tensor, "1 t D"]]:
         """Motion latents block by block, `frames` in all, in bounded memory.
 
         A signal that is None is dropped (the model does without it); one that ends early goes on as silence or holds
-        its last motion. `user_motion` comes in pieces of any length. Randomness is `generator`'s alone.
+        its last motion. `user_motion` comes in pieces of any length. Randomness is `generator`'s alone. `sampling` as in
+        `af.forcing.sampler.BlockSampler`: steps, guidance, schedule, solver, anchor.
         """
         space = self.denoiser.motion_space
         conditions = self._conditions(frames, avatar_audio, user_audio, user_motion)
@@ -91,9 +99,8 @@ class Avatar:
             self.denoiser,
             conditions,
             space.to_model(reference),
-            steps=steps,
-            guidance=guidance,
             generator=generator,
+            **sampling,
         ):
             yield space.from_model(block)
 

@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from af.errors import UserError
-from af.forcing.stream import LiveSession, SpeechStream
+from af.forcing.inputs import SpeechStream
+from af.forcing.stream import LiveSession
 from af.models.speech import SpeechFeatures, block_window
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import image_tensor
@@ -31,7 +32,15 @@ def speech_stream(features: SpeechFeatures) -> SpeechStream:
 def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any) -> LiveSession:
     """A session that takes user frames (face crops of the autoencoder's size); `options` as in `LiveSession`."""
 
+    size = avatar.autoencoder.image_size
+
     def encode_user(frame: UInt8[np.ndarray, "Y X 3"]) -> Float[Tensor, " D"]:
+        shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
+        if shape != (size, size, 3) or kind != np.uint8:
+            raise UserError(
+                f"user_frames: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}; give None "
+                "for a frame without a face"
+            )
         with torch.no_grad():
             return avatar.autoencoder.motion(image_tensor(frame[None]).to(avatar.device))[0]
 

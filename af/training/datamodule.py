@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from af.data.dataset import Counted, PlanDataset
+from af.data.events import listener_activity, start_weights
 from af.data.index import Index
 from af.data.loader import PairDataset, Regions, WindowDataset, pairs_to_float, training_loader, validation_loader
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
@@ -152,6 +153,7 @@ class WindowData(_ShardData):
     made with others are refused. `losers` is a folder written by `af losers`, `listening` marks the frames in which the
     avatar does not speak; both are for the preference stage. `teacher` is a folder of `guided` motions for a distillation:
     windows then start with their blocks and bring the motion (as `loser`) together with the noise it was made from.
+    `balance` above 0 makes windows in which the avatar reacts while listening more likely (`af.data.events`).
     """
 
     def __init__(
@@ -165,13 +167,16 @@ class WindowData(_ShardData):
         losers: str | Path | None = None,
         listening: bool = False,
         teacher: str | Path | None = None,
+        balance: float = 0.0,
         batch_size: int = 8,
         workers: int = 1,
         seed: int = 0,
         validation: str = "val",
     ) -> None:
+        if balance < 0:
+            raise UserError(f"data.balance: {balance}; it must not be negative")
         super().__init__(root, batch_size, workers, seed, validation)
-        self.window_frames = window_frames
+        self.window_frames, self.balance = window_frames, balance
         self.feature_spec, self.motion_spec = spec_of(self.train_index)
         require_spec(
             self.feature_spec,
@@ -193,11 +198,12 @@ class WindowData(_ShardData):
             if losers is not None:
                 raise UserError("data.teacher and data.losers exclude each other: distil, or prefer")
             self.losers, self.noise_of = Path(teacher), teacher_noise(Path(teacher))
-        self.block_frames = self.feature_spec.block_frames or (1 if teacher is None else block_frames)
-        if self.feature_spec.block_frames not in (None, block_frames):
+        feature_block = self.feature_spec.block_frames or 1
+        self.block_frames = feature_block if teacher is None else block_frames
+        if block_frames % feature_block:
             raise UserError(
-                f"{self.root}: features come in blocks of {self.feature_spec.block_frames} frames, the model's blocks "
-                f"have {block_frames}; encode with features.block_frames={block_frames}"
+                f"{self.root}: features come in blocks of {feature_block} frames, which do not divide the model's "
+                f"blocks of {block_frames}; encode with features.block_frames={block_frames} or a divisor of it"
             )
         self.motion_statistics: MotionStatistics = read_statistics(self.root)
 
@@ -211,7 +217,12 @@ class WindowData(_ShardData):
 
     def train_dataloader(self) -> DataLoader:
         """Endless, in the plan's order."""
-        plan = WindowPlan(self.train_index, frames=self.window_frames, block=self.block_frames, seed=self.seed)
+        sizes = {"frames": self.window_frames, "block": self.block_frames}
+        weights = None
+        if self.balance:
+            activities = listener_activity(self.train_index, listening_frames)
+            weights = start_weights(self.train_index, activities, balance=self.balance, **sizes)
+        plan = WindowPlan(self.train_index, seed=self.seed, weights=weights, **sizes)
         return self._training_loader(self._dataset(self.train_index, plan))
 
     def val_dataloader(self) -> DataLoader | list:

@@ -63,7 +63,8 @@ class DenoiserModule(LightningModule):
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
         errors = velocity_error(velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta)
-        return errors, flow_time, batch.valid
+        # a clean frame has no velocity: nothing tells which noise it came from
+        return errors, flow_time, batch.valid & (flow_time < 1)
 
     def ends(self, batch: DyadBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Both ends of the paths to learn, in the denoiser's space: noise of its own for every window, and true motion."""
@@ -80,8 +81,14 @@ class DenoiserModule(LightningModule):
         self.batches_seen += 1
         return generator
 
+    def cut(self, batch: DyadBatch, generator: torch.Generator) -> DyadBatch:
+        """The frames of the windows that this step trains on."""
+        frames = self.flow_times.frames(batch.valid.shape[1], generator)
+        return batch if frames == batch.valid.shape[1] else batch.first(frames)
+
     def denoising_loss(self, batch: DyadBatch, generator: torch.Generator) -> Tensor:
         """L_DF with drops as they are due at this point of the training."""
+        batch = self.cut(batch, generator)
         dropout = self.dropout.at(self.trainer.global_step / max(1, self.trainer.max_steps - 1))
         dropped = dropout.draw(*batch.valid.shape, generator=generator)
         losses, _, valid = self.velocity_losses(batch, generator, dropped)
@@ -97,6 +104,7 @@ class DenoiserModule(LightningModule):
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
         """Loss with every signal, with no user, and by noise level; the same draws at every validation."""
         generator = step_generator(self.seed + 1, batch_idx, self.global_rank, self.device)
+        batch = self.cut(batch, generator)
         for name, dropout in (("loss", ConditionDropout.never()), ("loss_no_user", _NO_USER)):
             dropped = dropout.draw(*batch.valid.shape, generator=generator)
             losses, flow_time, valid = self.velocity_losses(batch, generator, dropped)

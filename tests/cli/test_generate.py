@@ -68,6 +68,35 @@ def test_the_seed_decides(generate, files, tmp_path):
     assert not np.array_equal(a, c)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--solver", "heun"], ["--schedule", "pyramid"], ["--anchor-sink", "2"], ["--anchor-pull", "1"]],
+)
+def test_the_sampler_can_be_chosen(generate, files, tmp_path, options):
+    voice = ["--avatar-audio", str(files / "avatar.wav"), "--seconds", "1"]
+    for out, chosen in (("a.mp4", []), ("b.mp4", options)):
+        assert generate(*voice, *chosen, out=out) == 0
+    a, b = (read_video(tmp_path / f"{n}.mp4") for n in "ab")
+    assert a.shape == b.shape
+    assert not np.array_equal(a, b)
+
+
+def test_packed_weights_show_the_same_and_wrong_names_are_said(generate, files, tmp_path, capsys):
+    voice = ["--avatar-audio", str(files / "avatar.wav"), "--seconds", "1"]
+    for out, chosen in (("a.mp4", []), ("b.mp4", ["--precision", "fp32"])):
+        assert generate(*voice, *chosen, out=out) == 0
+    a, b = (read_video(tmp_path / f"{n}.mp4").astype(int) for n in "ab")
+    assert abs(a - b).mean() < 0.05
+    for wrong, allowed in (
+        (["--precision", "fp8"], "fp32, bf16"),
+        (["--solver", "rk4"], "euler, heun"),
+        (["--anchor-sink", "99"], "anchor.sink_frames"),
+    ):
+        assert generate(*voice, *wrong, out="c.mp4") == 1
+        assert allowed in capsys.readouterr().err
+        assert not (tmp_path / "c.mp4").exists()
+
+
 def test_what_is_missing_is_said(generate, files, tmp_path, capsys):
     assert generate() == 1
     assert "--avatar-audio" in capsys.readouterr().err

@@ -113,6 +113,33 @@ def test_every_start_is_equally_likely():
     assert all(abs(n - expected) < 5 * expected**0.5 for n in starts.values())
 
 
+def test_weights_of_one_change_nothing():
+    index = make_index([[120, 80], [200]])
+    plans = [
+        WindowPlan(
+            index, frames=20, block=5, seed=7,
+            weights=weights and [dict.fromkeys("ab", np.full((s.frames - 20) // 5 + 1, 3)) for s in index.samples],
+        )
+        for weights in (None, True)
+    ]  # fmt: skip
+    assert [plans[0].item(n) for n in range(50)] == [plans[1].item(n) for n in range(50)]
+
+
+def test_starts_are_as_likely_as_they_weigh():
+    """Two clips, the second with all its weight in one role and two starts."""
+    index = make_index([[60], [60]])
+    even = np.ones(9, np.int64)
+    peaked = np.array([1, 1, 1, 20, 20, 1, 1, 1, 1])
+    plan = WindowPlan(index, frames=20, block=5, seed=1, weights=[{"a": even, "b": even}, {"a": even, "b": peaked}])
+    epochs = 600
+    items = [plan.item(n) for n in range(len(plan) * epochs)]
+    by_role = Counter((i.sample, i.role) for i in items)
+    assert by_role[1, "b"] > 2.5 * by_role[0, "a"] > 0  # mean weight 5.2 against 1
+    starts = Counter(i.start for i in items if (i.sample, i.role) == (1, "b"))
+    expected = by_role[1, "b"] * peaked / peaked.sum()
+    assert all(abs(starts[5 * n] - e) < 5 * e**0.5 + 1 for n, e in enumerate(expected))
+
+
 def test_frames_without_a_face_are_not_used():
     valid = {"a": ((3, 5), (10, 12)), "b": ((7, 8),)}
     index = make_index([[100, 100]], valid)

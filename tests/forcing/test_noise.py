@@ -43,8 +43,26 @@ def test_clean_share(generator: torch.Generator) -> None:
     assert (times[:, 0] == times[:, 1]).all()
 
 
+def test_autoregressive_levels_are_clean_history_and_one_noisy_block(generator: torch.Generator) -> None:
+    levels = FlowTimes(10, levels="last", start_share=0.5)
+    assert levels.histories(50) == [0, 10, 20, 30, 40]
+    assert FlowTimes(75, levels="last").histories(85) == [0, 10]
+    seen = [levels.frames(50, generator) for _ in range(400)]
+    assert set(seen) == {10, 20, 30, 40, 50}
+    assert seen.count(50) == pytest.approx(200, abs=50)
+    times = levels(64, 30, generator=generator)
+    assert (times[:, :20] == 1).all()
+    assert (times[:, 20:] == times[:, 20:21]).all()
+    assert len(times[:, 20].unique()) == 64
+    assert FlowTimes(10).frames(50, generator) == 50
+
+
 def test_wrong_values_are_named() -> None:
     with pytest.raises(UserError, match="block_frames: 0"):
         FlowTimes(0)
+    with pytest.raises(UserError, match=r"flow_times\.levels: 'first'; allowed: independent, last"):
+        FlowTimes(5, levels="first")
+    with pytest.raises(UserError, match="has only 40 frames"):
+        FlowTimes(50, levels="last").frames(40)
     with pytest.raises(UserError, match="clean_probability: 2"):
         FlowTimes(5, clean_probability=2)

@@ -9,8 +9,10 @@ import torch
 
 from af.clock import FRAME_MS, frames_to_samples
 from af.errors import UserError
+from af.forcing.guidance import Guidance
+from af.forcing.inputs import SpeechStream
 from af.forcing.rollout import rollout
-from af.forcing.stream import LiveSession, Signals, SpeechStream
+from af.forcing.stream import LiveSession, Signals, push_together
 from af.models.speech import LogMel
 from af.pipeline.live import speech_stream
 
@@ -262,6 +264,91 @@ def test_wrong_use_is_said_and_changes_nothing(denoiser, speech, talk) -> None:
         speech_stream(LogMel(mode="utterance"))
     with pytest.raises(UserError, match="need speech features"):
         LiveSession(denoiser, REFERENCE, None)
+
+
+def test_what_is_waited_for_is_said(denoiser, talk) -> None:
+    speech = LogMel(mels=4, hops=1, block_frames=3, window_frames=12, right_context_frames=1)
+    signals = talk(12)
+    running = session(denoiser, speech)
+    assert running.waiting_for == {"avatar_audio": 4, "user_audio": 4, "user_motion": 3}
+    running.push(avatar_audio=signals["avatar_audio"], user_motion=signals["user_motion"][:2])
+    assert running.waiting_for == {"user_audio": 4, "user_motion": 1}
+    running.push(user_audio=signals["user_audio"][: frames_to_samples(3)], user_motion=signals["user_motion"][2:])
+    assert running.waiting_for == {"user_audio": 1}
+    assert len(running.push(user_audio=signals["user_audio"][frames_to_samples(3) : frames_to_samples(4)])) == 1
+
+
+def test_a_frame_that_cannot_be_encoded_leaves_the_session_as_it_was(denoiser, speech, talk) -> None:
+    signals = talk(3)
+
+    def encode(frame: torch.Tensor) -> torch.Tensor:
+        if frame.shape != (6,):
+            raise UserError("wrong size")
+        return frame
+
+    running = session(denoiser, speech, encode_user=encode)
+    voices = {name: signals[name] for name in ("avatar_audio", "user_audio")}
+    frames = list(signals["user_motion"])
+    with pytest.raises(UserError, match="wrong size"):
+        running.push(**voices, user_frames=[frames[0], frames[1][:4], frames[2]])
+    (block,) = running.push(**voices, user_frames=frames)
+    assert relative_error(block.motion, offline(denoiser, speech, **signals)) < 1e-5
+
+
+def test_many_sessions_together_are_each_alone(denoiser, speech, talk) -> None:
+    """They began at different times, speak at different times, and one lacks a signal."""
+    signals = talk(36)
+    options = ({}, {}, {"signals": Signals(user_motion=False)}, {})
+    alone, together = ([session(denoiser, speech, **o) for o in options] for _ in range(2))
+    expected, got = ([[] for _ in options] for _ in range(2))
+    for turn in range(12):
+        active = [i for i, start in enumerate((0, 0, 2, 7)) if turn >= start]
+        pushed = []
+        for i in active:
+            samples = slice(frames_to_samples(3 * turn), frames_to_samples(3 * turn + 3 + i % 2))
+            new = {"avatar_audio": signals["avatar_audio"][samples], "user_audio": signals["user_audio"][samples]}
+            if i != 2:
+                new["user_motion"] = signals["user_motion"][3 * turn : 3 * turn + 3]
+            pushed.append(new)
+        for i, blocks, new in zip(active, push_together([together[i] for i in active], pushed), pushed, strict=True):
+            got[i] += blocks
+            expected[i] += alone[i].push(**new)
+    for blocks, theirs in zip(got, expected, strict=True):
+        assert [b.start for b in blocks] == [b.start for b in theirs]
+        assert len(blocks) >= 5
+        motion, true = (torch.cat([b.motion for b in x], 1) for x in (blocks, theirs))
+        assert relative_error(motion, true) < 1e-5
+
+
+@pytest.mark.slow
+def test_an_hour_of_conversation(small_denoiser, speech) -> None:
+    """90,000 frames: time and memory of a block stay what they were, and the motion stays finite."""
+    import resource
+    import time
+
+    denoiser = small_denoiser(
+        audio_feature_dim=speech.spec.dim, hidden=16, depth=1, block_frames=30, window_frames=60, look_ahead=1
+    ).float()
+    generator = torch.Generator().manual_seed(3)
+    running = LiveSession(
+        denoiser, REFERENCE, speech_stream(speech), steps=1, guidance=Guidance.conditional(), generator=generator
+    )
+    sound = 0.1 * torch.randn(2, frames_to_samples(30), generator=generator)
+    face = torch.randn(30, 6, generator=generator)
+    seconds, held, resident = [], set(), []
+    for n in range(3_000):
+        start = time.thread_time()
+        (block,) = running.push(avatar_audio=sound[0], user_audio=sound[1], user_motion=face)
+        seconds.append(time.thread_time() - start)
+        assert torch.isfinite(block.motion).all()
+        if n > 10 and n % 100 == 0:
+            voice, sampler = running._voices["user_audio"], running._sampler
+            held.add((len(voice._sound), voice.features.frames, sampler.state.cache.nbytes(), len(sampler._geometries)))
+            resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert running.frames == 90_000
+    assert len(held) == 1
+    assert resident[-1] - resident[5] < 8_000  # kB
+    assert np.median(seconds[-500:]) < 1.3 * np.median(seconds[100:600])
 
 
 def test_an_empty_conversation(denoiser, speech) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from af.clock import frames_to_samples
+from af.errors import UserError
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionSpace, motion_statistics
@@ -35,11 +36,61 @@ def avatar(generator: torch.Generator) -> Avatar:
     return Avatar(autoencoder, denoiser, LogMel(mels=4, hops=2, block_frames=5, window_frames=20))
 
 
-@pytest.mark.parametrize("piece_frames", [1, 4, 23])
-def test_live_is_what_generate_computes(avatar: Avatar, piece_frames: int) -> None:
-    rng = np.random.default_rng(0)
+def recording(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
     voice, user_voice = (0.1 * rng.standard_normal((2, frames_to_samples(FRAMES)))).astype(np.float32)
     faces = rng.integers(0, 256, (FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
+    return {"avatar_audio": voice, "user_audio": user_voice, "user_frames": faces}
+
+
+def played(avatar: Avatar, recorded: dict[str, np.ndarray], piece_frames: int = FRAMES) -> torch.Tensor:
+    """Motion of a session that gets the recording in pieces."""
+    _, reference = avatar.identity(recorded["user_frames"][0])
+    session = live_session(avatar, reference, steps=2, generator=torch.Generator().manual_seed(4))
+    blocks = []
+    for start in range(0, FRAMES, piece_frames):
+        frames = slice(start, start + piece_frames)
+        samples = slice(frames_to_samples(start), frames_to_samples(start + piece_frames))
+        blocks += session.push(
+            avatar_audio=recorded["avatar_audio"][samples],
+            user_audio=recorded["user_audio"][samples],
+            user_frames=recorded["user_frames"][frames],
+        )
+    return torch.cat([block.motion for block in [*blocks, *session.finish()]], 1)
+
+
+@pytest.mark.parametrize("name", ["avatar_audio", "user_audio", "user_frames"])
+@pytest.mark.parametrize("frame", [10, 13])
+def test_no_bit_of_a_block_depends_on_later_sound_or_pictures(avatar: Avatar, name: str, frame: int) -> None:
+    recorded = recording()
+    changed = {key: value.copy() for key, value in recorded.items()}
+    start = frame if name == "user_frames" else frames_to_samples(frame)
+    changed[name][start:] = changed[name][start:][::-1]
+    plain, other = played(avatar, recorded), played(avatar, changed)
+    due = frame // 5 * 5
+    assert torch.equal(other[:, :due], plain[:, :due])
+    assert not torch.equal(other[:, frame:], plain[:, frame:])
+
+
+def test_bad_frames_are_said_and_missing_faces_are_counted(avatar: Avatar) -> None:
+    recorded = recording()
+    _, reference = avatar.identity(recorded["user_frames"][0])
+    session = live_session(avatar, reference, steps=1, generator=torch.Generator().manual_seed(4))
+    with pytest.raises(UserError, match=r"face crops \(16, 16, 3\) of uint8, got \(8, 8, 3\)"):
+        session.push(user_frames=recorded["user_frames"][:2, :8, :8])
+    with pytest.raises(UserError, match="float32; give None"):
+        session.push(user_frames=recorded["user_frames"][:2].astype(np.float32))
+    samples = frames_to_samples(5)
+    voices = {name: recorded[name][:samples] for name in ("avatar_audio", "user_audio")}
+    (block,) = session.push(**voices, user_frames=[*recorded["user_frames"][:3], None, recorded["user_frames"][4]])
+    assert torch.isfinite(block.motion).all()
+    assert session.faults.frames_without_face == 1
+
+
+@pytest.mark.parametrize("piece_frames", [1, 4, 23])
+def test_live_is_what_generate_computes(avatar: Avatar, piece_frames: int) -> None:
+    recorded = recording()
+    voice, user_voice, faces = recorded.values()
     _, reference = avatar.identity(faces[0])
     with torch.no_grad():
         user_motion = torch.cat([avatar.autoencoder.motion(image_tensor(f[None])) for f in faces]).numpy()
@@ -49,15 +100,9 @@ def test_live_is_what_generate_computes(avatar: Avatar, piece_frames: int) -> No
     )  # fmt: skip
     expected = torch.cat(list(offline), 1)
 
-    session = live_session(avatar, reference, steps=2, generator=torch.Generator().manual_seed(4))
+    session = live_session(avatar, reference)
     assert session.waiting_ms == 5 * 40
     assert session.look_ahead_ms == 0
-    blocks = []
-    for start in range(0, FRAMES, piece_frames):
-        frames = slice(start, start + piece_frames)
-        samples = slice(frames_to_samples(start), frames_to_samples(start + piece_frames))
-        blocks += session.push(avatar_audio=voice[samples], user_audio=user_voice[samples], user_frames=faces[frames])
-    blocks += session.finish()
-    got = torch.cat([block.motion for block in blocks], 1)
+    got = played(avatar, recorded, piece_frames)
     assert got.shape == expected.shape == (1, FRAMES, 8)
     assert (got - expected).norm() < 1e-5 * expected.norm()
