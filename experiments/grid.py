@@ -66,9 +66,9 @@ def arguments(folder: Path, title: str) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="only the table of what is done")
     parser.add_argument("--out", type=Path, default=folder, help="where the results go")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="of every training, for instance a smaller one"
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="for every training"
     )
-    return parser.parse_intermixed_args()
+    return parser.parse_args()
 
 
 def write_table(out: Path, title: str, folders: Mapping[str, Sequence[Path]], tags: Sequence[str] = TAGS) -> None:
