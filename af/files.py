@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,32 @@ def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
             f"{file.parent} was made with other settings (different: {', '.join(different)}); "
             "choose another folder, or delete that one"
         )
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that several processes add to: one write, so that lines never mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, (line + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(file: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock on `file`, waiting for it (`waiting` is called once if so). The system frees it when every process
+    that holds it is gone: child processes started with `close_fds=False` hold it too.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.set_inheritable(descriptor, True)
+        yield
+    finally:
+        os.close(descriptor)

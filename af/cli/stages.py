@@ -44,7 +44,8 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
     done = json.loads(record.read_text()) if record.is_file() else {}
     for number, stage in enumerate(stages, 1):
         known = done.get(stage.name)
-        console.print(Rule(f"[bold]{number}/{len(stages)} {stage.name}[/bold]: {stage.purpose}", align="left"))
+        title = f"[bold]{number}/{len(stages)} {stage.name}[/bold]" + (f": {stage.purpose}" if stage.purpose else "")
+        console.print(Rule(title, align="left"))
         if known and known["arguments"] == list(stage.arguments) and known["done"]:
             console.print(f"done before, in {known['seconds']:.0f} s")
             continue
@@ -69,7 +70,8 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
 
 
 def _run(command: list[str]) -> tuple[int, float]:
-    process = subprocess.Popen(command)
+    # files that may be inherited are locks (af.files.exclusive): held as long as the stage runs
+    process = subprocess.Popen(command, close_fds=False)
     peak = 0.0
     stop = threading.Event()
 

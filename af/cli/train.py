@@ -47,13 +47,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(config: dict[str, Any]) -> int:
-    """Train what a resolved configuration describes, in this process."""
+    """Train what a resolved configuration describes, in this process; one at a time in a folder."""
+    from af.files import exclusive
+
+    folder = Path(config["run"])
+    _refuse_spawn(config["trainer"].get("strategy"))
+    if _is_rank():
+        return _train(folder, config)
+    with exclusive(folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting")):
+        return _train(folder, config)
+
+
+def _train(folder: Path, config: dict[str, Any]) -> int:
     import torch
 
     from af.training import launch
     from af.training.callbacks import Export
 
-    folder = Path(config["run"])
     if launch.finished(folder, config):
         print(f"{folder} is finished (delete {folder / 'done.json'} to train on)")
         return 0
@@ -72,6 +82,16 @@ def train(config: dict[str, Any]) -> int:
     if trainer.global_rank == 0:
         print(f"trained to step {trainer.global_step}; model in {folder / 'export'}")
     return 0
+
+
+def _refuse_spawn(strategy: Any) -> None:
+    """Strategies that start ranks by running this process again would start its sweep again as well."""
+    if (
+        isinstance(strategy, str)
+        and strategy.startswith("ddp_")
+        and strategy.removeprefix("ddp_").split("_")[0] in ("spawn", "fork", "notebook")
+    ):
+        raise UserError(f"trainer.strategy={strategy}: ranks are started by torchrun here; use trainer=ddp")
 
 
 def _is_rank() -> bool:

@@ -1,0 +1,159 @@
+"""Finds evaluated runs below some folders and says how they differ: what `af report` makes a table of."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from af.cli.jobs import LEDGER, Job, ledger_states
+from af.errors import UserError
+
+METRICS: Final = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation, or a job of a sweep that has none yet (`metrics` None): settings, configuration, commands."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
+    commands: tuple[str, ...]
+    state: str
+    metrics: Mapping[str, Any] | None = None
+
+    @property
+    def seed(self) -> Any:
+        """The run's seed, where it is known."""
+        return next((v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed"), None)
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed alone, under the name of what they share."""
+
+    name: str
+    runs: list[Run] = field(default_factory=list)
+
+
+def gather(places: Sequence[Path], tag: str | None = None) -> list[Run]:
+    """Every evaluation below `places`, and every job of a sweep there that has none. With `tag`, runs that carry it.
+
+    UserError for a place that does not exist, or when nothing is found.
+    """
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place}: no such folder")
+    runs: list[Run] = []
+    for folder in sorted({folder for place in places for folder in _jobs(place)}):
+        runs += _job_runs(folder)
+    for place in places:
+        for file in sorted(place.rglob(METRICS)):
+            inside_job = any((parent / "job.json").is_file() for parent in file.parents)
+            if _is_evaluation(file) and not inside_job:
+                runs.append(_plain_run(file, place))
+    if tag is not None:
+        runs = [run for run in runs if tag in _tags(run)]
+    if not runs:
+        what = f" with the tag {tag!r}" if tag is not None else ""
+        raise UserError(f"no evaluation{what} below {', '.join(map(str, places))}; `af evaluate` makes them")
+    return runs
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """Runs by what they share: settings of sweeps but the seed, and what else differs between runs of one name."""
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(_name(run.settings) or run.folder.as_posix(), []).append(run)
+    groups: dict[str, Group] = {}
+    for name, members in by_name.items():
+        keys = differing([telling(run) for run in members if run.config])
+        for run in members:
+            more = {key: telling(run).get(key) for key in keys} if run.config else {}
+            full = ", ".join([name, *(f"{k}={_short(v)}" for k, v in more.items())])
+            groups.setdefault(full, Group(full)).runs.append(run)
+    return list(groups.values())
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all configurations."""
+    keys = sorted({key for config in configs for key in config})
+    return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
+
+
+def _jobs(place: Path) -> list[Path]:
+    return [
+        file.parent for file in ([place / "job.json"] if (place / "job.json").is_file() else place.rglob("job.json"))
+    ]
+
+
+def _job_runs(folder: Path) -> list[Run]:
+    job = Job.read(folder)
+    state = ledger_states(folder.parent / LEDGER).get(folder.name, "to do")
+    commands = tuple(f"af {shlex.join(arguments)}" for arguments in job.stages.values())
+    evaluations = [file for file in sorted(folder.rglob(METRICS)) if _is_evaluation(file)]
+    found = []
+    for file in evaluations:
+        more = {"evaluation": file.parent.relative_to(folder).as_posix()} if len(evaluations) > 1 else {}
+        config = _configs(folder, file)
+        found.append(Run(file.parent, {**job.settings, **more}, config, commands, state, json.loads(file.read_text())))
+    return found or [Run(folder, job.settings, _configs(folder, None), commands, state)]
+
+
+def _plain_run(file: Path, place: Path) -> Run:
+    """An evaluation outside of sweeps: configuration and command of the runs beside it."""
+    top = file.parent.parent if file.parent != place else file.parent
+    environments = sorted(top.glob("*/environment.json"))
+    commands = tuple(shlex.join(json.loads(e.read_text())["command"]) for e in environments)
+    return Run(file.parent, {}, _configs(top, file), commands, "finished", json.loads(file.read_text()))
+
+
+def _is_evaluation(file: Path) -> bool:
+    return (file.parent / "metrics.md").is_file() and "conditions" not in file.parts
+
+
+def _configs(folder: Path, metrics: Path | None) -> dict[str, Any]:
+    """Configurations of the trainings in a folder and of the evaluation, flat: {"denoiser/module.lr": 1e-4, …}."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*/config.json")):
+        found |= flat(json.loads(file.read_text()), f"{file.parent.name}/")
+    if metrics is not None and (metrics.parent / "evaluation.json").is_file():
+        found |= flat(json.loads((metrics.parent / "evaluation.json").read_text()), "evaluation/")
+    return found
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    if not isinstance(value, Mapping):
+        return {prefix.rstrip("."): value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}{key}.")
+    return found
+
+
+def telling(run: Run) -> dict[str, Any]:
+    """The configuration without what always differs: seeds, folders, hashes."""
+    return {
+        key: value
+        for key, value in run.config.items()
+        if key.rpartition(".")[2].rpartition("/")[2] not in ("seed", "run", "denoiser", "autoencoder", "data")
+        and not (isinstance(value, str) and "/" in value)
+    }
+
+
+def _tags(run: Run) -> list[str]:
+    return [t for key, value in run.config.items() if key.endswith("/tags") for t in value]
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    parts = [f"{k}={_short(v)}" for k, v in settings.items() if k.rpartition(".")[2] != "seed"]
+    return ", ".join(parts) or ("all" if settings else "")
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,184 @@
+"""One job of a sweep: a folder with `job.json`, run once to its end whatever is killed on the way.
+
+A job is a list of stages (`af` commands). The sweep's `ledger.jsonl` has a line for everything that happens to a job:
+started, finished, failed. The process that runs a job holds a lock on its folder, and so do the stages it starts:
+a second sweep waits for them instead of doing the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from af.cli.stages import Stage, run_stages
+from af.errors import UserError
+from af.files import append_line, exclusive, write_json
+
+LEDGER: Final = "ledger.jsonl"
+#: What a launcher of ranks leaves in the environment: a job must not take itself for a rank of its sweep.
+RANK_VARIABLES: Final = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep: its folder (named after its settings), what is special about it, and its commands."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    stages: Mapping[str, Sequence[str]]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def ledger(self) -> Path:
+        """The sweep's ledger."""
+        return self.folder.parent / LEDGER
+
+    def write(self) -> None:
+        """Put `job.json` into the folder (the same one again changes nothing)."""
+        write_json(
+            self.folder / "job.json",
+            {"settings": dict(self.settings), "stages": {k: list(v) for k, v in self.stages.items()}},
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """The job in a folder. UserError when there is none."""
+        file = Path(folder) / "job.json"
+        if not file.is_file():
+            raise UserError(f"{file} is missing: {folder} is not the folder of a sweep's job")
+        content = json.loads(file.read_text())
+        return cls(Path(folder), content["settings"], content["stages"])
+
+
+def ledger_states(ledger: Path) -> dict[str, str]:
+    """The last event of every job; a half-written line (a machine that went down) counts as nothing."""
+    states: dict[str, str] = {}
+    for line in ledger.read_text().splitlines() if ledger.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        states[entry["job"]] = entry["event"]
+    return states
+
+
+def record(job: Job, event: str, **more: Any) -> None:
+    """Add a line to the ledger."""
+    entry = {"job": job.name, "event": event, "time": round(time.time(), 3), "process": os.getpid(), **more}
+    append_line(job.ledger, json.dumps(entry))
+
+
+def run_job(folder: Path) -> int:
+    """Run a job in this process to its end; returns its exit code. Ended jobs are left alone."""
+    from rich.console import Console
+
+    job = Job.read(folder)
+    _end_with_parent()
+    with exclusive(job.folder / "lock", waiting=lambda: print(f"{job.folder} is run by another process; waiting")):
+        if ledger_states(job.ledger).get(job.name) == "finished":
+            return 0
+        record(job, "started")
+        stages = [Stage(name, "", tuple(arguments)) for name, arguments in job.stages.items()]
+        try:
+            run_stages(stages, job.folder / "stages.json", Console())
+        except UserError as error:
+            record(job, "failed", error=str(error))
+            print(error, file=sys.stderr)
+            return 1
+        record(job, "finished")
+    return 0
+
+
+def _end_with_parent() -> None:
+    """When the sweep is killed outright, its jobs and their stages end with it (all in this process group)."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    if os.getpgrp() == os.getpid():  # started by `start`: a group of its own
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def start(job: Job, threads: int) -> subprocess.Popen:
+    """Start a job as a process (group) of its own; what it says goes to `log.txt` in its folder."""
+    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    command = [sys.executable, "-m", "af.cli.main", "sweep", "--job", str(job.folder)]
+    with open(job.folder / "log.txt", "ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def stop(process: subprocess.Popen, patience_s: float = 30.0) -> None:
+    """End a job and its stages: politely first."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    at_once: int = 1,
+    *,
+    on_end: Callable[[Job, str], None] = lambda job, state: None,
+) -> dict[str, str]:
+    """Run what has not ended, `at_once` at a time; returns the state of every job (finished, failed).
+
+    A failed job does not keep the others from running; the same call tries it again. `on_end` hears of each job when it
+    ends (or that it had).
+    """
+    threads = max(1, (os.cpu_count() or 1) // max(1, at_once))
+    states: dict[str, str] = {}
+    waiting = list(jobs)
+    running: dict[str, tuple[Job, subprocess.Popen]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                if ledger_states(job.ledger).get(job.name) == "finished":
+                    states[job.name] = "finished"
+                    on_end(job, "finished")
+                    continue
+                running[job.name] = job, start(job, threads)
+            for name, (job, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    ended = ledger_states(job.ledger).get(name) == "finished"
+                    states[name] = "finished" if ended else "failed"
+                    on_end(job, states[name])
+            time.sleep(0.1)
+    finally:
+        for _, process in running.values():
+            stop(process)
+    return states

@@ -1,0 +1,115 @@
+"""Gather evaluated runs into one table: mean ± standard error over seeds, ground truth, null, the best marked.
+
+  af report runs/sweeps/dropout                       a sweep, finished or not
+  af report runs/a runs/b --out runs/comparison       any evaluated runs
+  af report runs --tag final                          runs trained with tags=[final]
+  af report runs/sweeps/dropout --metrics rpcc/exp,react/smile,mouth/corr
+
+Writes table.md (with what differs between the settings, and the exact commands), table.csv, table.json and plots/ into
+--out (default: report/ in the first folder). Runs that differ in their seed alone are one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from af.cli.gather import Group, Run
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af report`."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="sweeps, jobs, runs or evaluations")
+    parser.add_argument("--out", type=Path, help="folder for the report (default: report/ in the first folder)")
+    parser.add_argument("--metrics", metavar="A,B,…", help="columns, as in metrics.json (default: the usual ones)")
+    parser.add_argument("--tag", help="only runs trained with this word among their tags")
+    parser.add_argument("--title", help="of the report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather, print and write."""
+    from rich.console import Console
+
+    from af.cli.comparison_files import write_comparison
+    from af.cli.gather import gather, grouped
+    from af.metrics.comparison import Comparison, Setting
+
+    runs = gather(args.runs, args.tag)
+    groups = grouped(runs)
+    tags = [tag.strip() for tag in args.metrics.split(",")] if args.metrics else None
+    settings = [Setting(g.name, tuple(r.metrics for r in g.runs if r.metrics is not None)) for g in groups]
+    comparison = Comparison.of(settings, tags)
+    title = args.title or f"Report on {', '.join(map(str, args.runs))}"
+    missing = [run for run in runs if run.metrics is None]
+    out = args.out or args.runs[0] / "report"
+    differences = config_differences(groups)
+    content = {
+        "runs": [_record(group, run) for group in groups for run in group.runs],
+        "config_differences": differences,
+    }
+    text = _missing_text(missing, len(runs)) + _differences_text(groups, differences) + _commands_text(groups)
+    write_comparison(out, comparison, title, text=text, content=content)
+    console = Console()
+    console.print(comparison.console(title))
+    if missing:
+        console.print(f"{len(runs) - len(missing)} of {len(runs)} runs have numbers yet")
+    print(f"written to {out}: table.md, table.csv, table.json, plots/")
+    return 0
+
+
+def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
+    """{key: {group: its runs' values}} for the keys that are not the same in all runs (seeds and folders left out)."""
+    from af.cli.gather import differing, telling
+
+    known = {group.name: [telling(run) for run in group.runs if run.config] for group in groups}
+    keys = differing([config for configs in known.values() for config in configs])
+    return {key: {name: _distinct([c.get(key) for c in configs]) for name, configs in known.items()} for key in keys}
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    return [value for i, value in enumerate(values) if value not in values[:i]]
+
+
+def _record(group: Group, run: Run) -> dict[str, Any]:
+    return {
+        "setting": group.name,
+        "folder": str(run.folder),
+        "seed": run.seed,
+        "state": run.state,
+        "settings": dict(run.settings),
+        "commands": list(run.commands),
+        "metrics": None if run.metrics is None else dict(run.metrics),
+    }
+
+
+def _missing_text(missing: Sequence[Run], total: int) -> str:
+    if not missing:
+        return ""
+    lines = "".join(f"- `{run.folder}`: {run.state}\n" for run in missing)
+    return f"\n## Without numbers yet: {len(missing)} of {total}\n\n{lines}"
+
+
+def _differences_text(groups: Sequence[Group], differences: dict[str, dict[str, list[Any]]]) -> str:
+    if not differences:
+        return ""
+    lines = [
+        "| setting | " + " | ".join(f"`{key}`" for key in differences) + " |",
+        "| --- |" + " --- |" * len(differences),
+    ]
+    for group in groups:
+        cells = (", ".join(map(str, values.get(group.name, []))) or "–" for values in differences.values())
+        lines.append(f"| {group.name} | " + " | ".join(cells) + " |")
+    return "\n## What differs\n\n" + "\n".join(lines) + "\n"
+
+
+def _commands_text(groups: Sequence[Group]) -> str:
+    blocks = []
+    for group in groups:
+        for run in group.runs:
+            if run.commands:
+                commands = "\n".join(run.commands)
+                blocks.append(f"{group.name}, seed {run.seed}:\n\n```sh\n{commands}\n```\n")
+    return "\n## Commands\n\n" + "\n".join(blocks) if blocks else ""

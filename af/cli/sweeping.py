@@ -1,0 +1,132 @@
+"""Hydra's side of sweeps: a launcher that runs every job as processes of its own, and the multirun around it.
+
+Any Hydra sweeper can drive the launcher: it is given lists of overrides and returns the states of their jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from af.cli.config import config_folder, register_resolvers, resolve
+from af.cli.jobs import Job, ledger_states, run_jobs
+from af.errors import UserError
+
+
+class ProcessLauncher(Launcher):
+    """Every job in processes of its own; jobs that have ended are skipped, so that a stopped sweep goes on."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; UserError that names those that failed."""
+        jobs = [self.job(overrides) for overrides in job_overrides]
+        states = self.run(jobs)
+        failed = [job for job in jobs if states[job.name] == "failed"]
+        if failed:
+            logs = "\n  ".join(str(job.folder / "log.txt") for job in failed)
+            raise UserError(
+                f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again. See\n  {logs}"
+            )
+        return [
+            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=states[job.name])
+            for job, overrides in zip(jobs, job_overrides, strict=True)
+        ]
+
+    def job(self, overrides: Sequence[str]) -> Job:
+        """The job of a list of overrides: its folder is named after the swept settings and a hash of its commands."""
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        swept = [str(key).lstrip("+") for key in self.config.hydra.sweeper.params or {}]
+        with open_dict(composed):
+            del composed["hydra"]
+            composed.job = "JOB"
+            plain = resolve(composed)
+            settings = {key: OmegaConf.select(composed, key) for key in swept}
+            digest = hashlib.sha256(json.dumps(plain["stages"]).encode()).hexdigest()[:8]
+            words = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
+            folder = Path(plain["run"]) / re.sub(r"[^\w.-]", "_", "_".join([*words, digest]))
+            composed.job = str(folder)
+        return Job(folder, settings, {name: _words(s) for name, s in resolve(composed)["stages"].items()})
+
+    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Run jobs that have not ended, with a progress bar; returns their states."""
+        from af.data.parts import progress_bar
+
+        for job in jobs:  # all of them: a report on half a sweep knows what is missing
+            job.write()
+        with progress_bar() as progress:
+            task = progress.add_task(f"sweep {self.config.name}", total=len(jobs))
+
+            def ended(job: Job, state: str) -> None:
+                progress.console.print(f"{state}: {job.name}", highlight=False, markup=False, soft_wrap=True)
+                progress.advance(task)
+
+            return run_jobs(jobs, int(self.config.at_once), on_end=ended)
+
+
+def _words(arguments: Any) -> list[str]:
+    """Arguments as flat text: lists in lists are how stages share what they have in common."""
+    if isinstance(arguments, list):
+        return [word for argument in arguments for word in _words(argument)]
+    return [str(arguments)]
+
+
+class DryRun(ProcessLauncher):
+    """Says what the jobs are and how far they got, and runs none."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Print folders, states and commands."""
+        for overrides in job_overrides:
+            job = self.job(overrides)
+            print(f"{job.folder}: {ledger_states(job.ledger).get(job.name, 'to do')}")
+            for arguments in job.stages.values():
+                print(f"  af {shlex.join(arguments)}")
+        return []
+
+
+def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: ProcessLauncher | None = None) -> Any:
+    """Hydra's multirun of conf/sweep.yaml with our launcher. UserError for what does not compose and for failed jobs."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    register_resolvers()
+    GlobalHydra.instance().clear()
+
+    def task(config: DictConfig) -> None:
+        raise AssertionError("jobs run in processes of their own")
+
+    try:
+        with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            runner = GlobalHydra.instance().hydra
+            assert runner is not None
+            config = runner.compose_config(
+                "sweep", [*search, *overrides], run_mode=RunMode.MULTIRUN, with_log_configuration=False
+            )
+            context = HydraContext(config_loader=runner.config_loader, callbacks=Callbacks(config))
+            sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=task)
+            # Hydra takes launchers from packages called hydra_plugins alone: ours is put in by hand
+            sweeper.launcher = launcher or ProcessLauncher()
+            sweeper.launcher.setup(hydra_context=context, task_function=task, config=config)
+            return sweeper.sweep(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))  # type: ignore[arg-type]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the sweep does not compose: {error}") from error
