@@ -1,7 +1,7 @@
 """One job of a sweep: a folder with `job.json`, run once to its end whatever is killed on the way.
 
 A job is a list of stages (`af` commands). The sweep's `ledger.jsonl` has a line for everything that happens to a job:
-started, finished, failed. The process that runs a job holds a lock on its folder, and so do the stages it starts:
+started, finished, failed, pruned. The process that runs a job holds a lock on its folder, and so do the stages it starts:
 a second sweep waits for them instead of doing the same again.
 """
 
@@ -24,6 +24,7 @@ from af.errors import UserError
 from af.files import append_line, exclusive, write_json
 
 LEDGER: Final = "ledger.jsonl"
+ENDED: Final = ("finished", "pruned")
 #: What a launcher of ranks leaves in the environment: a job must not take itself for a rank of its sweep.
 RANK_VARIABLES: Final = (
     "RANK",
@@ -96,7 +97,7 @@ def run_job(folder: Path) -> int:
     job = Job.read(folder)
     _end_with_parent()
     with exclusive(job.folder / "lock", waiting=lambda: print(f"{job.folder} is run by another process; waiting")):
-        if ledger_states(job.ledger).get(job.name) == "finished":
+        if ledger_states(job.ledger).get(job.name) in ENDED:
             return 0
         record(job, "started")
         stages = [Stage(name, "", tuple(arguments)) for name, arguments in job.stages.items()]
@@ -152,11 +153,12 @@ def run_jobs(
     at_once: int = 1,
     *,
     on_end: Callable[[Job, str], None] = lambda job, state: None,
+    prune: Callable[[Job], bool] | None = None,
 ) -> dict[str, str]:
-    """Run what has not ended, `at_once` at a time; returns the state of every job (finished, failed).
+    """Run what has not ended, `at_once` at a time; returns the state of every job (finished, pruned, failed).
 
     A failed job does not keep the others from running; the same call tries it again. `on_end` hears of each job when it
-    ends (or that it had).
+    ends (or that it had); `prune` is asked about running jobs now and then and may give one up.
     """
     threads = max(1, (os.cpu_count() or 1) // max(1, at_once))
     states: dict[str, str] = {}
@@ -166,16 +168,19 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                if ledger_states(job.ledger).get(job.name) == "finished":
-                    states[job.name] = "finished"
-                    on_end(job, "finished")
+                if (state := ledger_states(job.ledger).get(job.name)) in ENDED:
+                    states[job.name] = str(state)
+                    on_end(job, str(state))
                     continue
                 running[job.name] = job, start(job, threads)
             for name, (job, process) in list(running.items()):
+                if prune is not None and process.poll() is None and prune(job):
+                    stop(process)
+                    record(job, "pruned")
                 if process.poll() is not None:
                     del running[name]
-                    ended = ledger_states(job.ledger).get(name) == "finished"
-                    states[name] = "finished" if ended else "failed"
+                    found = ledger_states(job.ledger).get(name)
+                    states[name] = str(found) if found in ENDED else "failed"
                     on_end(job, states[name])
             time.sleep(0.1)
     finally:

@@ -1,6 +1,6 @@
 """Hydra's side of sweeps: a launcher that runs every job as processes of its own, and the multirun around it.
 
-Any Hydra sweeper can drive the launcher: it is given lists of overrides and returns the states of their jobs.
+Any Hydra sweeper can drive the launcher: it is given lists of overrides and returns each job's objective.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from af.cli.config import config_folder, register_resolvers, resolve
 from af.cli.jobs import Job, ledger_states, run_jobs
+from af.cli.search import objective, search
 from af.errors import UserError
 
 
@@ -42,7 +43,7 @@ class ProcessLauncher(Launcher):
                 f"{len(failed)} of {len(jobs)} jobs failed; the same command tries them again. See\n  {logs}"
             )
         return [
-            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=states[job.name])
+            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=objective(self.config, job))
             for job, overrides in zip(jobs, job_overrides, strict=True)
         ]
 
@@ -61,8 +62,8 @@ class ProcessLauncher(Launcher):
             composed.job = str(folder)
         return Job(folder, settings, {name: _words(s) for name, s in resolve(composed)["stages"].items()})
 
-    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Run jobs that have not ended, with a progress bar; returns their states."""
+    def run(self, jobs: Sequence[Job], prune: Callable[[Job], bool] | None = None) -> dict[str, str]:
+        """Run jobs that have not ended, with a progress bar; returns their states. `prune` as in `run_jobs`."""
         from af.data.parts import progress_bar
 
         for job in jobs:  # all of them: a report on half a sweep knows what is missing
@@ -74,7 +75,7 @@ class ProcessLauncher(Launcher):
                 progress.console.print(f"{state}: {job.name}", highlight=False, markup=False, soft_wrap=True)
                 progress.advance(task)
 
-            return run_jobs(jobs, int(self.config.at_once), on_end=ended)
+            return run_jobs(jobs, int(self.config.at_once), on_end=ended, prune=prune)
 
 
 def _words(arguments: Any) -> list[str]:
@@ -108,7 +109,7 @@ def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: Proces
 
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder")
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    places = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     register_resolvers()
     GlobalHydra.instance().clear()
 
@@ -120,13 +121,15 @@ def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: Proces
             runner = GlobalHydra.instance().hydra
             assert runner is not None
             config = runner.compose_config(
-                "sweep", [*search, *overrides], run_mode=RunMode.MULTIRUN, with_log_configuration=False
+                "sweep", [*places, *overrides], run_mode=RunMode.MULTIRUN, with_log_configuration=False
             )
             context = HydraContext(config_loader=runner.config_loader, callbacks=Callbacks(config))
             sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=task)
             # Hydra takes launchers from packages called hydra_plugins alone: ours is put in by hand
             sweeper.launcher = launcher or ProcessLauncher()
             sweeper.launcher.setup(hydra_context=context, task_function=task, config=config)
+            if config.search is not None and not isinstance(sweeper.launcher, DryRun):
+                return search(sweeper.launcher, OmegaConf.to_container(config.hydra.overrides.task))  # type: ignore[arg-type]
             return sweeper.sweep(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the sweep does not compose: {error}") from error

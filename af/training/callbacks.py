@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from af.files import append_line
 from af.models.artifact import save_model
 from af.training.ema import Ema
 
@@ -116,6 +119,21 @@ def batch_frames(batch: Any) -> int:
     """Video frames in a batch: B for pairs of images, B·T for windows."""
     first = next(iter(vars(batch).values()))
     return first.shape[0] if first.ndim != 3 else first.shape[0] * first.shape[1]
+
+
+class ValidationLog(Callback):
+    """A line of JSON a validation, `{"step": …, "val/loss": …}`: what a search reads while a training runs."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank 0 writes."""
+        if trainer.global_rank or trainer.sanity_checking:
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "psnr"))}
+        finite = {k: v for k, v in values.items() if math.isfinite(v)}
+        append_line(self.file, json.dumps({"step": trainer.global_step, **finite}))
 
 
 class Export(Callback):

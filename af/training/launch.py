@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from af.errors import UserError
 from af.files import write_json
+from af.training.callbacks import ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 
 
@@ -52,7 +53,7 @@ def fit(
     trainer = Trainer(
         default_root_dir=folder,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
-        callbacks=[*callbacks, *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best)],
+        callbacks=[*callbacks, ValidationLog(folder / "validation.jsonl"), *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best)],
         plugins=[SafeCheckpointIO()],
         max_epochs=-1,
         use_distributed_sampler=False,  # the plan already says who reads what
