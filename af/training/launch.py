@@ -53,7 +53,11 @@ def fit(
     trainer = Trainer(
         default_root_dir=folder,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
-        callbacks=[*callbacks, ValidationLog(folder / "validation.jsonl"), *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best)],
+        callbacks=[
+            *callbacks,
+            ValidationLog(folder / "validation.jsonl"),
+            *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best),
+        ],
         plugins=[SafeCheckpointIO()],
         max_epochs=-1,
         use_distributed_sampler=False,  # the plan already says who reads what
