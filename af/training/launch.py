@@ -27,6 +27,7 @@ from af.errors import UserError
 from af.files import write_json
 from af.training.callbacks import ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
+from af.training.signals import LeaveAtOnce
 
 
 def fit(
@@ -55,6 +56,7 @@ def fit(
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[
             *callbacks,
+            LeaveAtOnce(),
             ValidationLog(folder / "validation.jsonl"),
             *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best),
         ],
