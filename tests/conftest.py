@@ -118,3 +118,13 @@ def losers(tmp_path_factory, latents, denoiser_folder) -> Path:
     folder = tmp_path_factory.mktemp("losers")
     make_losers(latents, folder, denoiser_folder, LoserSettings("drop_user", steps=2))
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, latents, denoiser_folder) -> Path:
+    """What the denoiser makes of the conversations with full guidance, for a student."""
+    from af.pipeline.losers import LoserSettings, make_losers
+
+    folder = tmp_path_factory.mktemp("teacher")
+    make_losers(latents, folder, denoiser_folder, LoserSettings("guided", user=1.5, steps=2, seed=3))
+    return folder

@@ -42,7 +42,7 @@ ONE_STEP = [
 
 def start(experiment: str, denoiser: Path) -> list[str]:
     """What an experiment needs that starts from a model."""
-    return [f"start={denoiser}"] if experiment.startswith("preference") else []
+    return [f"start={denoiser}"] if experiment.startswith(("preference", "distill")) else []
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -55,11 +55,12 @@ def test_every_experiment_composes_and_resolves(experiment, denoiser_folder):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_one_step(experiment, dyads, latents, losers, denoiser_folder, tmp_path):
+def test_every_experiment_runs_one_step(experiment, dyads, latents, losers, teacher, denoiser_folder, tmp_path):
     begin = start(experiment, denoiser_folder)
     stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x", *begin]))["stage"]
-    root = {"vae": dyads, "denoiser": latents, "preference": latents}[stage]
-    small = {**SMALL, "preference": [*begin, f"data.losers={losers}"]}[stage]
+    root = {"vae": dyads, "denoiser": latents, "preference": latents, "distill": latents}[stage]
+    made = {"preference": [*begin, f"data.losers={losers}"], "distill": [*begin, f"data.teacher={teacher}"]}
+    small = {**SMALL, **made}[stage]
     arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *small, *ONE_STEP]
     assert main(["train", *arguments]) == 0
     assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1

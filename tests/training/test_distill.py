@@ -14,16 +14,8 @@ from af.errors import UserError
 from af.forcing.noise import FlowTimes, Steps
 from af.forcing.rollout import Guidance, rollout
 from af.models.artifact import load_model
-from af.pipeline.losers import LoserSettings, make_losers
 
 SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=2", "trainer.val_check_interval=2"]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, latents, denoiser_folder):
-    folder = tmp_path_factory.mktemp("teacher")
-    make_losers(latents, folder, denoiser_folder, LoserSettings("guided", user=1.5, steps=2, seed=3))
-    return folder
 
 
 @pytest.fixture
