@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from af.cli.comparison_files import write_comparison
+from af.files import write_json, write_text
 from af.metrics.comparison import Comparison, Setting
+from af.metrics.plots import save_figures
 
 #: Reactions, lips, richness, coupling, smoothness: the columns of the tables.
 TAGS = (
@@ -35,6 +36,9 @@ TAGS = (
     "var/exp",
     "border_ratio/pose",
 )
+
+#: Columns with a picture of their own.
+PLOTTED = ("reaction_gain", "react_smile", "react_nod", "lip_corr", "var_ratio_blink", "border_ratio_pose")
 
 
 def af(*words: object) -> None:
@@ -72,13 +76,17 @@ def arguments(folder: Path, title: str) -> argparse.Namespace:
 
 
 def write_table(out: Path, title: str, folders: Mapping[str, Sequence[Path]], tags: Sequence[str] = TAGS) -> None:
-    """Table, plots and `results.json` of the evaluations that are finished, by setting."""
+    """`results.md`, `results.json` and plots of the evaluations that are finished, by setting."""
     settings = []
     for name, evaluations in folders.items():
         files = [folder / "metrics.json" for folder in evaluations]
         settings.append(Setting(name, tuple(json.loads(f.read_text()) for f in files if f.is_file())))
     comparison = Comparison.of(settings, tags)
-    write_comparison(out / "results", comparison, title)
+    explained = "Mean ± standard error over seeds; the best in bold.\n"
+    write_text(out / "results.md", f"# {title}\n\n{comparison.markdown()}\n{explained}")
+    write_json(out / "results.json", {"title": title, "table": comparison.records()})
+    figures = comparison.figures()
+    save_figures(out / "plots", {name: figures[name] for name in PLOTTED if name in figures})
     print(comparison.markdown())
 
 

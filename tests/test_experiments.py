@@ -85,7 +85,7 @@ def experiment(name: str, monkeypatch, *words: object) -> None:
 def test_velocity_losses_in_one_table(latents, tmp_path, monkeypatch):
     words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--seeds", "0"]
     experiment("005_velocity_loss", monkeypatch, *words, "--set", *DENOISER, *SPACE, *BLOCKS, *ONE_STEP)
-    table = json.loads((tmp_path / "results" / "table.json").read_text())["table"]
+    table = json.loads((tmp_path / "results.json").read_text())["table"]
     assert {row["setting"] for row in table} == {
         f"{loss}, w_u = {w}" for loss in ("l1", "l2", "huber") for w in (1, 2, 3)
     }
@@ -99,7 +99,7 @@ def test_velocity_losses_in_one_table(latents, tmp_path, monkeypatch):
 def test_students_beside_their_teacher(latents, denoiser_folder, tmp_path, monkeypatch):
     words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--start", denoiser_folder]
     experiment("008_distillation", monkeypatch, *words, "--seeds", "0", "--set", *ONE_STEP)
-    table = json.loads((tmp_path / "results" / "table.json").read_text())["table"]
+    table = json.loads((tmp_path / "results.json").read_text())["table"]
     assert {row["setting"].split(":")[0] for row in table} == {
         "teacher, 8 steps", "teacher, 2 steps", "teacher, 1 steps", "student, 2 steps", "student, 1 step"
     }  # fmt: skip
