@@ -14,6 +14,7 @@ from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import VelocityLoss, valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
 from af.training.randomness import step_generator
+from af.training.validation import RankMeans
 from af.types import Condition, DyadBatch
 
 
@@ -46,6 +47,7 @@ class DenoiserModule(LightningModule):
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
         self.seed = seed
         self.batches_seen = 0
+        self.validation = RankMeans()
 
     def setup(self, stage: str) -> None:
         """Standardise motion by the training set's statistics, unless a checkpoint brings its own."""
@@ -103,25 +105,29 @@ class DenoiserModule(LightningModule):
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
         """Loss with every signal, with no user, and by noise level; the same draws at every validation."""
+        if len(batch.valid) == 0:  # this rank's share of the last batch
+            return
         generator = step_generator(self.seed + 1, batch_idx, self.global_rank, self.device)
         batch = self.cut(batch, generator)
         for name, dropout in (("loss", ConditionDropout.never()), ("loss_no_user", _NO_USER)):
             dropped = dropout.draw(*batch.valid.shape, generator=generator)
             losses, flow_time, valid = self.velocity_losses(batch, generator, dropped)
-            count = valid.sum()
-            if count == 0:
-                continue
-            self.log(f"val/{name}", valid_mean(losses, valid), batch_size=int(count), sync_dist=True)
+            if valid.any():
+                self.validation.add(name, valid_mean(losses, valid), valid.sum())
             if name == "loss":
                 for low in (0.0, 0.25, 0.5, 0.75):
                     level = valid & (flow_time >= low) & (flow_time < low + 0.25)
                     if level.any():
-                        self.log(
-                            f"val/loss_by_flow_time/{low:.2f}",
-                            valid_mean(losses, level),
-                            batch_size=int(level.sum()),
-                            sync_dist=True,
-                        )
+                        self.validation.add(f"loss_by_flow_time/{low:.2f}", valid_mean(losses, level), level.sum())
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero."""
+        self.validation.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all ranks."""
+        for name, value in self.validation.means().items():
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adam at weight decay 0) with warm-up and cosine by step."""

@@ -133,6 +133,8 @@ class PreferenceModule(DenoiserModule):
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
         """The base class's losses, and the pairs' numbers where the validation data has losers."""
         super().validation_step(batch, batch_idx)
+        if len(batch.valid) == 0:
+            return
         generator = step_generator(self.seed + 2, batch_idx, self.global_rank, self.device)
         loser = batch.loser if self.online is None else self.online(self.reference.denoiser, batch, generator)
         if loser is None:
@@ -143,7 +145,7 @@ class PreferenceModule(DenoiserModule):
             margins = self._margins(pairs)
             values = {"loss": self.preference(margins), **self._diagnostics(pairs, margins)}
             for name, value in values.items():
-                self.log(f"val/preference/{name}", value, batch_size=count, sync_dist=True)
+                self.validation.add(f"preference/{name}", value, count)
 
     def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], generator: torch.Generator) -> Pairs:
         """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four."""

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from af.errors import UserError
 from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
@@ -21,6 +20,7 @@ from af.training.callbacks import tensorboard
 from af.training.denoiser import gradient_norm, warmup_cosine
 from af.training.pictures import add_image
 from af.training.randomness import step_generator
+from af.training.validation import RankMeans
 from af.types import PairBatch
 
 GRID_ROWS = 8
@@ -76,9 +76,7 @@ class VaeModule(LightningModule):
         self.seed = seed
         self.batches_seen = 0
         self.automatic_optimization = discriminator is None
-        self.validation = nn.ModuleDict(
-            {name: MeanMetric() for name in ("l1", "squared_error", "squared_error_copy", "squared_error_emphasis")}
-        )
+        self.validation = RankMeans()
         if discriminator is not None:
             # Two backward passes a step would confuse DDP's bookkeeping: it reduces the autoencoder's gradients, and
             # `_step_discriminator` reduces these.
@@ -180,25 +178,25 @@ class VaeModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
-        for metric in self.validation.values():
-            metric.reset()  # type: ignore[operator]
+        self.validation.reset()
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Errors of the reconstruction from the posterior's mean, and of showing the source unchanged."""
+        size = len(batch.driving)
+        if size == 0:  # this rank's share of the last batch
+            return
         output = self.autoencoder(batch.source, batch.driving)
         image = output.image.clamp(-1, 1)
-        size = len(image)
         squared = (image - batch.driving).square()
-        self.validation["l1"].update(weighted_l1(image, batch.driving), size)  # type: ignore[operator]
-        self.validation["squared_error"].update(squared.mean(), size)  # type: ignore[operator]
-        copied = (batch.source - batch.driving).square().mean()
-        self.validation["squared_error_copy"].update(copied, size)  # type: ignore[operator]
+        self.validation.add("l1", weighted_l1(image, batch.driving), size)
+        self.validation.add("squared_error", squared.mean(), size)
+        self.validation.add("squared_error_copy", (batch.source - batch.driving).square().mean(), size)
         if batch.weight is not None:
             emphasis = (batch.weight - batch.weight.amin()).expand_as(squared)
-            self.validation["squared_error_emphasis"].update(squared, emphasis)  # type: ignore[operator]
+            total = emphasis.sum().double()
+            self.validation.add("squared_error_emphasis", (squared * emphasis).sum().double() / total, total)
         if output.log_variance is not None:
-            kl = kl_to_standard_normal(output.coefficients, output.log_variance)
-            self.log("val/kl", kl, batch_size=size, sync_dist=True)
+            self.validation.add("kl", kl_to_standard_normal(output.coefficients, output.log_variance), size)
         writer = tensorboard(self.trainer)
         if batch_idx == 0 and writer is not None:
             rows = torch.cat((batch.source, batch.driving, image), -1)[:GRID_ROWS]  # each row one pair
@@ -207,13 +205,12 @@ class VaeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log PSNR of all pixels of all pairs, over all ranks; `psnr/copy` is the source shown unchanged."""
-        # Emphasis has no value when no batch had weights.
-        values = {name: metric.compute() for name, metric in self.validation.items() if metric.update_called}  # type: ignore[operator,union-attr]
-        self.log("val/l1", values["l1"], sync_dist=True)
-        self.log("psnr", psnr(values["squared_error"]), prog_bar=True, sync_dist=True)
-        self.log("psnr/copy", psnr(values["squared_error_copy"]), sync_dist=True)
-        if "squared_error_emphasis" in values:
-            self.log("psnr/emphasis", psnr(values["squared_error_emphasis"]), sync_dist=True)
+        for name, value in self.validation.means().items():
+            if name.startswith("squared_error"):  # emphasis is not there when no batch had weights
+                tag = name.replace("squared_error", "psnr").replace("_", "/")
+                self.log(tag, psnr(torch.tensor(value)), prog_bar=tag == "psnr", sync_dist=True)
+            else:
+                self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Adam for the autoencoder and, where there is one, the discriminator; warm-up and cosine by step."""
