@@ -107,7 +107,7 @@ def test_students_beside_their_teacher(latents, denoiser_folder, tmp_path, monke
 
 @pytest.mark.slow
 def test_a_killed_training_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
-    words = ["--work", tmp_path, "--out", tmp_path, "--kills", "2", "--steps", "60"]
+    words = ["--work", tmp_path, "--out", tmp_path, "--kills", "2", "--steps", "200"]
     with pytest.raises(SystemExit) as ended:
         experiment("007_chaos", monkeypatch, *words)
     assert ended.value.code == 0
