@@ -34,6 +34,7 @@ SMALL = [
     "trainer.devices=2",
     "callbacks.heartbeat.every_s=0",
 ]
+PATIENCE = 28  # steps to wait for a checkpoint that is just being written
 
 
 def main() -> int:
@@ -88,12 +89,13 @@ def kill_once(words: Sequence[str], run: Path, number: int, rng: random.Random, 
     began, resumed = time.monotonic(), None
     process = start(words, run)
     wanted = target + rng.randrange(1, 8)
-    before = newest(run)
+    before, caught = newest(run), False
     while process.poll() is None:
         step = now(run) if resumed is not None else None
         if resumed is None and (first := now(run, since=time.time() - (time.monotonic() - began))) is not None:
             resumed = (first, time.monotonic() - began)
-        if step is not None and step >= wanted and (not writing or any((run / "checkpoints").glob(".*.tmp"))):
+        caught = writing and any((run / "checkpoints").glob(".*.tmp"))
+        if step is not None and step >= wanted and (caught or not writing or step >= wanted + PATIENCE):
             break
         time.sleep(0.0005 if writing else 0.01)
     tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -120,7 +122,7 @@ def kill_once(words: Sequence[str], run: Path, number: int, rng: random.Random, 
     return {
         "signal": how.name,
         "victim": victim,
-        "while_writing": writing,
+        "while_writing": caught,
         "from_step": before,
         "step": at,
         "kept": kept,
