@@ -34,7 +34,7 @@ SMALL = [
     "trainer.devices=2",
     "callbacks.heartbeat.every_s=0",
 ]
-PATIENCE = 28  # steps to wait for a checkpoint that is just being written
+PATIENCE = 42  # steps to wait for a checkpoint that is just being written
 
 
 def main() -> int:
@@ -97,7 +97,7 @@ def kill_once(words: Sequence[str], run: Path, number: int, rng: random.Random, 
         caught = writing and any((run / "checkpoints").glob(".*.tmp"))
         if step is not None and step >= wanted and (caught or not writing or step >= wanted + PATIENCE):
             break
-        time.sleep(0.0005 if writing else 0.01)
+        time.sleep(0 if writing else 0.01)
     tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     at = now(run)
     if tree:
