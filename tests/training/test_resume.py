@@ -123,7 +123,7 @@ def test_another_data_seed_does_not_continue_a_run(dyads, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_process_continued_ends_with_the_same_weights(latents, tmp_path, how):
-    arguments = [*DENOISER, *SHORT, f"data.root={latents}", "data.workers=1", "trainer.max_steps=40"]
+    arguments = [*DENOISER, *SHORT, f"data.root={latents}", "data.workers=1", "trainer.max_steps=150"]
     command = [sys.executable, "-m", "af.cli.main", "train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, f"run={tmp_path / 'whole'}"], check=True, env=environment)
