@@ -6,17 +6,14 @@ from pathlib import Path
 
 import torch
 
-from af.errors import UserError
-from af.models.artifact import load_model, weights_digest
+from af.models.artifact import weights_digest
 from af.models.denoiser import MotionDenoiser
+from af.pipeline.loading import load_denoiser
 
 
-def load_denoiser(folder: str | Path) -> MotionDenoiser:
+def policy(folder: str | Path) -> MotionDenoiser:
     """The denoiser in a model folder, in training mode. UserError when it is something else."""
-    model = load_model(folder).model
-    if not isinstance(model, MotionDenoiser):
-        raise UserError(f"{folder} is not a denoiser but {type(model).__name__}")
-    return model.train()
+    return load_denoiser(folder)[0].train()
 
 
 class FrozenReference:
@@ -33,7 +30,7 @@ class FrozenReference:
     @classmethod
     def load(cls, folder: str | Path) -> FrozenReference:
         """The denoiser of a model folder, frozen."""
-        return cls(load_denoiser(folder))
+        return cls(load_denoiser(folder)[0])
 
     def to(self, device: torch.device | str) -> None:
         """Move it."""
