@@ -28,6 +28,7 @@ from af.errors import UserError
 from af.files import claim_folder
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.models.artifact import Artifact
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import spec_of
 from af.pipeline.loading import load_denoiser, require_specs
@@ -84,10 +85,10 @@ def make_losers(
         raise UserError(f"{source} has none of the splits {', '.join(splits)}")
     digest = noise_dim = None
     if settings.source != "file":
-        denoiser, digest = _denoiser(str(model))
-        noise_dim = denoiser.dim
+        denoiser, artifact = _denoiser(str(model))
+        digest, noise_dim = artifact.digest, denoiser.dim
         for folder in folders:
-            require_specs(Index.load(folder), load_denoiser(model)[1])
+            require_specs(Index.load(folder), artifact)
     made_with = {
         "data": str(Path(source).resolve()),
         "model": digest or str(Path(model).resolve()),
@@ -248,7 +249,7 @@ def _from_file(reader: ShardReader, i: int, role: str, folder: Path) -> Float[np
 
 
 @lru_cache(maxsize=1)
-def _denoiser(folder: str) -> tuple[MotionDenoiser, str]:
+def _denoiser(folder: str) -> tuple[MotionDenoiser, Artifact]:
     denoiser, artifact = load_denoiser(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return denoiser.to(device), artifact.digest
+    return denoiser.to(device), artifact
