@@ -101,6 +101,7 @@ def _load(args: argparse.Namespace) -> _Subject:
     import torch
 
     from af.data.index import Index
+    from af.models.artifact import load_model
     from af.models.tracker import load_tracker
     from af.pipeline.avatar import Avatar
     from af.pipeline.encode import spec_of
@@ -115,7 +116,7 @@ def _load(args: argparse.Namespace) -> _Subject:
     motion_spec = spec_of(index)[1]
     digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
     if args.autoencoder is not None:
-        avatar = Avatar.load(args.autoencoder, args.denoiser, device)
+        avatar = Avatar.of(load_model(args.autoencoder), artifact, device)
         tracker = load_tracker()
         read = RememberingTracker(tracker.track) if args.conditions == "all" else tracker.track
         return _Subject(avatar.denoiser, TrackedFaces(avatar, read, tracker.face_spec), index, avatar, digests)

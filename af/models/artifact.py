@@ -27,8 +27,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model: the module in eval mode, and the JSON beside its weights."""
+    """A loaded model: its folder, the module in eval mode, and the JSON beside its weights."""
 
+    folder: Path
     model: nn.Module
     info: Mapping[str, Any]
     digest: str
@@ -82,4 +83,4 @@ def load_model(folder: str | Path) -> Artifact:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f"{folder}/model.safetensors does not fit model.json: {error}") from error
-    return Artifact(model.eval(), info, info["sha256"])
+    return Artifact(folder, model.eval(), info, info["sha256"])

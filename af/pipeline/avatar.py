@@ -16,7 +16,7 @@ from torch import Tensor
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.forcing.rollout import rollout_blocks
-from af.models.artifact import build, load_model
+from af.models.artifact import Artifact, build, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.fast import for_inference
@@ -42,7 +42,14 @@ class Avatar:
 
         Raises UserError when the folders were not made for each other.
         """
-        images, motion = load_model(autoencoder), load_model(denoiser)
+        return cls.of(load_model(autoencoder), load_model(denoiser), device, precision)
+
+    @classmethod
+    def of(
+        cls, images: Artifact, motion: Artifact, device: torch.device | str = "cpu", precision: str | None = None
+    ) -> Avatar:
+        """`load` for folders that have been read already."""
+        autoencoder, denoiser = images.folder, motion.folder
         if not isinstance(images.model, MotionAutoencoder) or not isinstance(motion.model, MotionDenoiser):
             raise UserError(
                 f"expected a motion autoencoder and a denoiser, got {type(images.model).__name__} in {autoencoder} "
