@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from rich.console import Console
 
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
+
+LAST = "last.ckpt"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -88,19 +91,21 @@ def newest_sound(folder: Path) -> Path | None:
     Also clears what killed writers left behind.
     """
     remove_stale(folder)
-    found: list[tuple[int, Path]] = []
-    for path in sorted(folder.glob("*.ckpt")):
-        if path.is_symlink():
-            continue  # a link to one of the others, or to nothing
+    files = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
+    for path in sorted(files, key=_step, reverse=True):
         if sound(path):
-            found.append((int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]), path))
-            continue
+            return path
         aside = path.with_name(path.name + ".broken")
         path.rename(aside)
         Console(stderr=True).print(
             f"{path} is broken, set aside as {aside.name}; an earlier one is taken", style="yellow"
         )
-    return max(found)[1] if found else None
+    return None
+
+
+def _step(path: Path) -> float:
+    """Where links cannot be made, `last` is a copy of the newest."""
+    return math.inf if path.name == LAST else int(path.stem.removeprefix("best-"))
 
 
 def sound(path: Path) -> bool:
