@@ -73,7 +73,7 @@ def test_every_command_is_taken(words, denoiser_folder):
     if words[1] == "train":  # a model to start from is not there yet
         overrides = [f"start={denoiser_folder}" if o.startswith("start=") else o for o in args.overrides]
         config = resolve(compose("train", overrides, args.config_dir))
-        assert config["data"]["root"].startswith("data/")
+        assert config["data"]["root"].startswith(("data/", "s3://"))
     if words[1] == "encode":
         resolve(compose("encode", args.overrides, args.config_dir))
 

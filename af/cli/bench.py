@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from af.data.stores import location
+
 PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics")
 
 
@@ -28,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af bench`."""
     parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)} (default: synth, loader, train)")
     parser.add_argument(
-        "--data", type=Path, help="split folder of encoded shards with videos (default: made on the spot)"
+        "--data", type=location, help="split folder or URL of encoded shards with videos (default: made on the spot)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
     parser.add_argument("--size", default="small", choices=("small", "released"), help="networks of rollout and vae")

@@ -15,13 +15,16 @@ import shutil
 from pathlib import Path
 
 from af.cli.config import add_config_arguments, compose, resolve
+from af.data.stores import local_path, location
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af encode`."""
-    parser.add_argument("--data", type=Path, required=True, help="folder of shards (with train/, val/, test/)")
+    parser.add_argument(
+        "--data", type=location, required=True, help="folder or URL of shards (with train/, val/, test/)"
+    )
     parser.add_argument("--autoencoder", type=Path, required=True, help="model folder of a trained motion VAE")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the new shards")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for the new shards")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")
     parser.add_argument(

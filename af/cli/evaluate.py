@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from af.cli.sampling import add_sampling_arguments
+from af.data.stores import local_path, location
 from af.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,15 +61,15 @@ FILES_ONLY = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of both forms."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for the results")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, bootstrap and shifts (default 0)")
     model = parser.add_argument_group("a checkpoint on a split")
     model.add_argument("--autoencoder", type=Path, metavar="FOLDER", help="model folder of the motion VAE")
     model.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser")
-    model.add_argument("--data", type=Path, metavar="FOLDER", help="encoded shards of a split")
+    model.add_argument("--data", type=location, metavar="FOLDER", help="encoded shards of a split, a folder or a URL")
     model.add_argument(
         "--readout",
-        type=Path,
+        type=location,
         metavar="FOLDER",
         help="instead of --autoencoder: read faces from the latents by a linear fit on this split (train), in seconds",
     )

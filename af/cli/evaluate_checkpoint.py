@@ -159,6 +159,7 @@ def _report(
     from rich.console import Console
 
     from af.data.parts import progress_bar
+    from af.data.stores import absolute
     from af.files import claim_folder
     from af.metrics.evaluation import Protocol
     from af.metrics.table import parameter_report
@@ -167,7 +168,7 @@ def _report(
     made_with: dict[str, Any] = {
         **asdict(settings),
         "signals": list(settings.signals),
-        "data": str(args.data.resolve()),
+        "data": absolute(args.data),
         "faces": subject.faces.spec.tracker,
         **subject.digests,
     }

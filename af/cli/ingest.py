@@ -25,6 +25,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from af.data.stores import local_path
+
 
 def _fractions(text: str) -> tuple[float, float, float]:
     try:
@@ -72,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="ids of the people, once for each conversation in order",
     )
     add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
-    add("--out", required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
+    add("--out", type=local_path, required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
     add("--size", type=_positive(int), default=512, help="pixels of the square crops (default 512)")  # type: ignore[arg-type]
     where = parser.add_mutually_exclusive_group()
     where.add_argument(

@@ -22,6 +22,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from af.data.stores import local_path, location
 from af.errors import UserError
 
 _USER = {"weak": 0.5, "shuffled": 1.0, "guided": 1.0}
@@ -29,13 +30,13 @@ _USER = {"weak": 0.5, "shuffled": 1.0, "guided": 1.0}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af losers`."""
-    parser.add_argument("--data", type=Path, required=True, help="folder written by `af encode`")
+    parser.add_argument("--data", type=location, required=True, help="folder or URL of what `af encode` wrote")
     parser.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser that makes them")
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="arrays, with --source file")
     parser.add_argument(
         "--source", default="drop_user", help="drop_user (default), talking, weak, shuffled, guided or file"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the losers")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for the losers")
     parser.add_argument("--splits", default="train,val", help="splits to make losers for (default train,val)")
     parser.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
     parser.add_argument("--user", type=float, help="scale of the user's signals (weak: 0.5, shuffled: 1)")

@@ -6,7 +6,8 @@
   af shards index data/mine               write index.json again after adding or removing .tar files
   af shards extract data/mine/test --sample 3 --out clip   one sample as files: videos with sound, wav, first frames
 
-DIR is a folder with train/, val/ or test/ in it, or one of these. A shard is a tar file that WebDataset reads too; its
+DIR is a folder with train/, val/ or test/ in it, or one of these; validate, stats and extract also take the URL of one
+(https://…, s3://…; docs/data.md). A shard is a tar file that WebDataset reads too; its
 members are json, npy, flac and mp4 only, and nothing in it is ever executed.
 """
 
@@ -15,15 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 
+from af.data.stores import local_path, location
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("action", choices=("validate", "stats", "index", "extract"), help="what to do")
-    parser.add_argument("folder", metavar="DIR", help="root or split folder")
+    parser.add_argument("folder", type=location, metavar="DIR", help="root or split folder, or its URL")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--quick", action="store_true", help="validate: do not decode every video frame")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="extract: number of the sample (default 0)")
-    parser.add_argument("--out", metavar="FOLDER", help="extract: folder for the files")
+    parser.add_argument("--out", type=local_path, metavar="FOLDER", help="extract: folder for the files")
     parser.add_argument("--most", type=int, default=50, help="validate: problems to print (default 50)")
 
 
@@ -116,13 +119,11 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from af.data.extract import extract
     from af.errors import UserError
 
     if args.out is None:
         raise UserError("extract needs --out FOLDER")
-    for path in extract(Path(args.folder), args.sample, Path(args.out)):
+    for path in extract(args.folder, args.sample, args.out):
         print(path)
     return 0

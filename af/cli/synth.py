@@ -13,12 +13,13 @@ json. The same settings give the same bytes. A stopped run goes on where it was;
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from af.data.stores import local_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af synth`."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for train/, val/ and test/")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for train/, val/ and test/")
     parser.add_argument("--train", type=int, default=160, help="sessions for training (default 160)")
     parser.add_argument("--val", type=int, default=16, help="sessions for validation (default 16)")
     parser.add_argument("--test", type=int, default=64, help="sessions held out for the numbers (default 64)")

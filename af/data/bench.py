@@ -6,13 +6,13 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from af.data import codecs
 from af.data.loader import PairDataset, WindowDataset, training_loader
 from af.data.plan import PairPlan, WindowPlan
 from af.data.shards import ShardReader
+from af.data.stores import Location
 
 
 def _rate(batches: Iterable[Any], samples: int, seconds: float) -> float:
@@ -27,7 +27,7 @@ def _rate(batches: Iterable[Any], samples: int, seconds: float) -> float:
 
 
 def bench(
-    folder: Path | str,
+    folder: Location | str,
     *,
     workers: int = 0,
     batch_size: int = 32,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,14 @@ import numpy as np
 from af.clock import frames_to_samples
 from af.data import codecs
 from af.data.schema import FIELDS, PERSON_PARTS, ROLES, ClipMeta
+from af.data.stores import Location
 from af.errors import UserError
 
 
 class ShardError(UserError):
     """A shard is not what it should be: file, member and a short `reason` for counting, and the detail in words."""
 
-    def __init__(self, file: Path | str, member: str, reason: str, detail: str) -> None:
+    def __init__(self, file: Location | str, member: str, reason: str, detail: str) -> None:
         super().__init__(f"{file}{': ' + member if member else ''}: {detail}")
         self.file, self.member, self.reason, self.detail = str(file), member, reason, detail
 
@@ -25,7 +25,7 @@ class ShardError(UserError):
         return (type(self), (self.file, self.member, self.reason, self.detail))
 
 
-def check_fields(file: Path | str, key: str, names: Collection[str]) -> None:
+def check_fields(file: Location | str, key: str, names: Collection[str]) -> None:
     """Raises `ShardError` for unknown fields, a missing json and parts that only one of the two people has."""
     if unknown := sorted(set(names) - set(FIELDS)):
         raise ShardError(file, f"{key}.{unknown[0]}", "unknown_field", f"unknown field; known: {', '.join(FIELDS)}")
@@ -38,7 +38,7 @@ def check_fields(file: Path | str, key: str, names: Collection[str]) -> None:
             raise ShardError(file, f"{key}.{missing}", "half_sample", f"missing, though {present[0]}.{part} is there")
 
 
-def check_array(file: Path | str, member: str, field: str, array: np.ndarray, meta: ClipMeta) -> None:
+def check_array(file: Location | str, member: str, field: str, array: np.ndarray, meta: ClipMeta) -> None:
     """Raises `ShardError` unless `array` is (frames, width of its spec), float16 or float32, and finite."""
     if array.dtype not in (np.float16, np.float32):
         raise ShardError(file, member, "bad_dtype", f"dtype {array.dtype}, expected float16 or float32")
@@ -62,7 +62,7 @@ def _spec_width(field: str, meta: ClipMeta) -> tuple[str, int | None]:
     return "face_spec", len(meta.face_spec.names) if meta.face_spec else None
 
 
-def check_member(file: Path | str, member: str, field: str, data: bytes, meta: ClipMeta, *, deep: bool) -> None:
+def check_member(file: Location | str, member: str, field: str, data: bytes, meta: ClipMeta, *, deep: bool) -> None:
     """Raises `ShardError` unless the bytes of one member are what `meta` says; `deep` decodes every video frame."""
     try:
         if field.endswith(".npy"):

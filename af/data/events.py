@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from af.data.disk_cache import scratch_folder
 from af.data.index import Index
 from af.data.loader import Listening
 from af.data.parts import progress_bar
@@ -40,7 +41,7 @@ def listener_activity(index: Index, listening: Listening) -> dict[str, Float[np.
     """
     if index.specs.get("motion") is None:
         raise UserError(f"{index.folder}: the shards hold no motion latents; add them with: af encode")
-    path = index.folder / NAME
+    path = scratch_folder(index.folder) / NAME
     wanted = hashlib.sha256("".join(shard.sha256 for shard in index.shards).encode()).hexdigest()
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:

@@ -11,6 +11,7 @@ from af.clock import SAMPLE_RATE
 from af.data.media import write_video
 from af.data.schema import ROLES
 from af.data.shards import ShardReader
+from af.data.stores import Location
 from af.errors import UserError
 from af.files import atomic_path
 
@@ -18,7 +19,7 @@ from af.files import atomic_path
 NAMES = {"a": "user", "b": "avatar"}
 
 
-def extract(folder: Path, sample: int, out: Path) -> list[Path]:
+def extract(folder: Location, sample: int, out: Path) -> list[Path]:
     """Write `user.mp4`, `user.wav`, `user.png` (first frame) and the same for `avatar`; returns the paths.
 
     Raises UserError when there is no such sample, ShardError when it holds no video or sound.

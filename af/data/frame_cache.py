@@ -5,7 +5,6 @@ Reading goes through pread, not a memory map: the bytes stay in the system's pag
 
 from __future__ import annotations
 
-import fcntl
 import os
 import warnings
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt8
 
+from af.data.disk_cache import locked, make_room
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
 
@@ -94,25 +94,11 @@ class FrameCache:
     def _store(self, name: str, frames: np.ndarray) -> None:
         if frames.nbytes > self.max_bytes:
             return
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._make_room(frames.nbytes)
+        with locked(self.folder / ".lock"):
+            make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
             try:
                 with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
                     frames.tofile(temporary)
             except OSError as error:  # a full disk costs speed, not the run
                 self.max_bytes = 0
                 warnings.warn(f"{self.folder}: decoded frames are no longer cached ({error.strerror})", stacklevel=2)
-
-    def _make_room(self, wanted: int) -> None:
-        found = []
-        for entry in os.scandir(self.folder):
-            if entry.name.endswith(_SUFFIX):
-                stat = entry.stat()
-                found.append((stat.st_mtime_ns, stat.st_size, entry.path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total + wanted <= self.max_bytes:
-                break
-            os.unlink(path)
-            total -= size

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from af.data import codecs
 from af.data.checks import ShardError, check_fields
+from af.data.disk_cache import local_copy
 from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, Spans
+from af.data.stores import Location, NotInStore, RemotePath, location
 from af.errors import UserError
 from af.files import write_json
 from af.specs import SchemaError
@@ -53,7 +55,7 @@ class ShardEntry:
 class Index:
     """Everything about a split folder that can be known without reading its samples."""
 
-    folder: Path
+    folder: Location
     split: str
     shards: tuple[ShardEntry, ...]
     samples: tuple[SampleEntry, ...]
@@ -65,9 +67,14 @@ class Index:
         """Frames of all samples."""
         return sum(s.frames for s in self.shards)
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> Location:
         """The tar file of shard number `shard`."""
         return self.folder / self.shards[shard].name
+
+    def local(self, shard: int) -> Path:
+        """The same as a file on this machine's disk: a remote one is fetched into the cache (`local_copy`)."""
+        entry = self.shards[shard]
+        return local_copy(self.path(shard), entry.bytes, entry.sha256)
 
     def to_json(self) -> dict[str, Any]:
         """The content of index.json."""
@@ -86,18 +93,23 @@ class Index:
         }
 
     @staticmethod
-    def load(folder: Path | str, *, check_files: bool = True) -> Index:
-        """Read index.json of a split folder. Raises `UserError` when it is absent, broken, or (with `check_files`) when
-        a shard is missing or has another size than it says.
+    def load(folder: Location | str, *, check_files: bool = True) -> Index:
+        """Read index.json of a split folder, local or remote. Raises `UserError` when it is absent, broken, or (with
+        `check_files`, local folders only) when a shard is missing or has another size than it says.
         """
-        folder = Path(folder)
+        folder = location(folder)
         file = folder / INDEX_NAME
-        if not file.is_file():
-            inner = [s for s in SPLITS if (folder / s / INDEX_NAME).is_file()]
-            hint = f"; did you mean {folder / inner[0]}?" if inner else f"; make it with: af shards index {folder}"
-            raise UserError(f"{file}: no index of shards there{hint}")
         try:
-            data = codecs.decode_json(file.read_bytes())
+            content = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, NotInStore):
+            inner = [s for s in SPLITS if (folder / s / INDEX_NAME).is_file()]
+            remedy = (
+                f"make it with: af shards index {folder}" if isinstance(folder, Path) else "upload it with the shards"
+            )
+            hint = f"did you mean {folder / inner[0]}?" if inner else remedy
+            raise UserError(f"{file}: no index of shards there; {hint}") from None
+        try:
+            data = codecs.decode_json(content)
             if data["schema"] != INDEX_SCHEMA:
                 raise UserError(f"{file}: schema {data['schema']}, this version reads {INDEX_SCHEMA}")
             index = Index(
@@ -110,17 +122,19 @@ class Index:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: broken index ({error}); make it again with: af shards index {folder}") from None
-        for entry in index.shards if check_files else ():
-            tar = folder / entry.name
-            if not tar.is_file():
-                raise UserError(
-                    f"{tar}: missing, though {INDEX_NAME} lists it; restore it or run: af shards index {folder}"
-                )
-            if tar.stat().st_size != entry.bytes:
-                raise UserError(
-                    f"{tar}: {tar.stat().st_size} bytes, {INDEX_NAME} says {entry.bytes}; run: af shards index {folder}"
-                )
+        if check_files and isinstance(folder, Path):
+            _check_files(folder, index)
         return index
+
+
+def _check_files(folder: Path, index: Index) -> None:
+    for entry in index.shards:
+        tar = folder / entry.name
+        if not tar.is_file():
+            remedy = f"restore it or run: af shards index {folder}"
+            raise UserError(f"{tar}: missing, though {INDEX_NAME} lists it; {remedy}")
+        if (size := tar.stat().st_size) != entry.bytes:
+            raise UserError(f"{tar}: {size} bytes, {INDEX_NAME} says {entry.bytes}; run: af shards index {folder}")
 
 
 def _sample_entry(data: Mapping[str, Any]) -> SampleEntry:
@@ -142,50 +156,51 @@ class TarMember:
     size: int
 
 
-def scan_tar(path: Path) -> Iterator[list[TarMember]]:
-    """Samples of a tar (their members) in order, headers only. Raises `ShardError` for anything but plain files with
+def scan_tar(path: Path, named: Location | None = None) -> Iterator[list[TarMember]]:
+    """Samples of a tar (their members) in order, headers only; errors call it `named`. Raises `ShardError` for anything but plain files with
     allowed names, for cut-off archives, and for samples whose members are not adjacent.
     """
-    size, end, seen = path.stat().st_size, 0, set()
+    size, end, seen, named = path.stat().st_size, 0, set(), named or path
     sample: list[TarMember] = []
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 if not info.isreg() or info.issparse():
-                    raise ShardError(path, info.name, "bad_name", "not a plain file")
+                    raise ShardError(named, info.name, "bad_name", "not a plain file")
                 key, _, field = info.name.partition(".")
                 if not KEY_PATTERN.fullmatch(key) or field not in FIELDS:
                     reason = "bad_name" if not KEY_PATTERN.fullmatch(key) else "unknown_field"
-                    raise ShardError(path, info.name, reason, "name is not KEY.FIELD with a known field and no path")
+                    raise ShardError(named, info.name, reason, "name is not KEY.FIELD with a known field and no path")
                 end = info.offset_data + info.size
                 if end > size:
-                    raise ShardError(path, info.name, "truncated", "the tar is cut off inside this member")
+                    raise ShardError(named, info.name, "truncated", "the tar is cut off inside this member")
                 if sample and sample[0].key != key:
                     yield sample
                     sample = []
                 if not sample and key in seen:
                     raise ShardError(
-                        path, info.name, "half_sample", "key occurs twice, or its members are not adjacent"
+                        named, info.name, "half_sample", "key occurs twice, or its members are not adjacent"
                     )
                 if any(m.field == field for m in sample):
-                    raise ShardError(path, info.name, "bad_name", "the member occurs twice")
+                    raise ShardError(named, info.name, "bad_name", "the member occurs twice")
                 seen.add(key)
                 sample.append(TarMember(key, field, info.offset_data, info.size))
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
-        raise ShardError(path, "", "truncated", f"not a complete tar file ({error})") from None
+        raise ShardError(named, "", "truncated", f"not a complete tar file ({error})") from None
     blocks = -(-end // 512) * 512
     if size < blocks + _END_OF_TAR:
-        raise ShardError(path, "", "truncated", "the tar is cut off: its end mark is missing")
+        raise ShardError(named, "", "truncated", "the tar is cut off: its end mark is missing")
     if sample:
         yield sample
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_meta(file: Path, key: str, data: bytes) -> ClipMeta:
+def read_meta(file: Location, key: str, data: bytes) -> ClipMeta:
     """The checked description of a sample from its json bytes. Raises `ShardError`."""
     try:
         return ClipMeta.from_json(codecs.decode_json(data))
@@ -204,13 +219,15 @@ def tars(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.tar") if p.is_file() and not p.name.startswith("."))
 
 
-def build_index(folder: Path | str, *, progress: Callable[[int, int], None] | None = None) -> Index:
+def build_index(folder: Location | str, *, progress: Callable[[int, int], None] | None = None) -> Index:
     """Scan the tars of a split folder and write its index.json atomically; returns the index.
 
     Shards that the present index.json already lists with the same size and modification time are not read again.
     Raises `ShardError` for broken shards, mixed feature specs, and keys that occur twice.
     """
-    folder = Path(folder)
+    folder = location(folder)
+    if isinstance(folder, RemotePath):
+        raise UserError(f"{folder}: an index is made where the shards were written; upload index.json with them")
     files = tars(folder)
     if not files:
         raise UserError(f"{folder}: no .tar shards there")
@@ -265,7 +282,7 @@ def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry]
             assert meta.valid is not None
             entries.append(SampleEntry(key, number, meta.frames, meta.participants, meta.session, meta.valid, where))
     frames = sum(e.frames for e in entries)
-    entry = ShardEntry(path.name, stat.st_size, _sha256(path), len(entries), frames, stat.st_mtime_ns)
+    entry = ShardEntry(path.name, stat.st_size, sha256_of(path), len(entries), frames, stat.st_mtime_ns)
     return entry, entries, common or {}
 
 
@@ -277,12 +294,17 @@ def _same_description(where: Path | str, described: dict[str, Any], common: dict
     raise ShardError(where, "", "mixed_specs" if name == "specs" else f"mixed_{name}", detail)
 
 
-def split_folders(root: Path | str) -> list[Path]:
+def split_folders(root: Location | str) -> list[Location]:
     """Split folders of a data root (train, val, test, those that have shards); the folder itself if it has shards."""
-    root = Path(root)
+    root = location(root)
+    if isinstance(root, RemotePath):  # stores cannot always list what they hold: the indexes say it
+        inside = [folder for folder in (root, *(root / s for s in SPLITS)) if (folder / INDEX_NAME).is_file()]
+        if not inside:
+            raise UserError(f"{root}: no {INDEX_NAME} there, nor in {', '.join(SPLITS)} below it")
+        return list(inside[:1] if inside[0] == root else inside)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    found = [root] if tars(root) else [root / split for split in SPLITS if tars(root / split)]
+    found: list[Location] = [root] if tars(root) else [root / split for split in SPLITS if tars(root / split)]
     if not found:
         raise UserError(f"{root}: no shards (*.tar) there, nor in {', '.join(SPLITS)} below it")
     return found

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader
 
 from af.data import codecs
 from af.data.dataset import BadSamples, Counted, PlanDataset
+from af.data.disk_cache import scratch_folder
 from af.data.frame_cache import FrameCache
 from af.data.index import Index
 from af.data.plan import ClipItem, EndlessPlan, OnceBatchSampler, PairItem, PlanBatchSampler, WindowItem
 from af.data.schema import ROLES
 from af.data.shards import ShardReader
+from af.data.stores import Location
 from af.errors import UserError
 from af.specs import FaceSpec, FeatureSpec, MotionSpec, require_spec
 from af.types import Clip, DyadBatch, PairBatch
@@ -75,7 +77,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
 
     def __init__(
         self,
-        folder: Path | str | ShardReader,
+        folder: Location | str | ShardReader,
         plan: EndlessPlan[PairItem] | None = None,
         *,
         cache_bytes: int = 8 * _GIB,
@@ -97,7 +99,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         self.cache: FrameCache | None = None
         if 2 * index.frames * self.image_size**2 * 3 <= cache_bytes:
             try:
-                self.cache = FrameCache(cache_folder or index.folder.parent / ".cache", cache_bytes)
+                self.cache = FrameCache(cache_folder or scratch_folder(index.folder.parent) / ".cache", cache_bytes)
             except UserError as error:
                 if cache_folder is not None:
                     raise
@@ -197,13 +199,13 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
 
     def __init__(
         self,
-        folder: Path | str | ShardReader,
+        folder: Location | str | ShardReader,
         plan: EndlessPlan[WindowItem] | None = None,
         *,
         frames: int = 50,
         motion_spec: MotionSpec | None = None,
         audio_spec: FeatureSpec | None = None,
-        losers: Path | str | None = None,
+        losers: Location | str | None = None,
         noise_of: Callable[[str, str, int], Tensor] | None = None,
         listening: Listening | None = None,
         max_bad_rate: float = 0.01,
@@ -337,7 +339,7 @@ class ClipDataset(PlanDataset[ClipItem, list[ReadClip]]):
     """Whole clips, for encoding and evaluation. `fields` as in `ShardReader.read`."""
 
     def __init__(
-        self, folder: Path | str | ShardReader, fields: Sequence[str] | None = None, *, max_bad_rate: float = 0.01
+        self, folder: Location | str | ShardReader, fields: Sequence[str] | None = None, *, max_bad_rate: float = 0.01
     ) -> None:
         reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
         super().__init__(reader, None, max_bad_rate)

@@ -20,6 +20,7 @@ from af.data import codecs
 from af.data.checks import ShardError, check_array, check_fields
 from af.data.index import Index, SampleEntry, ShardEntry, build_index, read_meta, split_folders
 from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
+from af.data.stores import Location, RemotePath
 from af.data.validate import Problem, Report, validate
 from af.files import atomic_path
 from af.types import Clip, Person
@@ -42,6 +43,8 @@ __all__ = [
 #: Names of a person's fields as readers ask for them, and the members they come from.
 PERSON_FIELDS: Final = dict(zip(("video", "audio", "motion", "audio_features", "face"), PERSON_PARTS, strict=True))
 _OPEN_FILES: Final = 64
+#: Of remote shards fewer: one that had to leave the cache still takes its room while it is open.
+_OPEN_COPIES: Final = 20
 
 
 def write_shard(
@@ -116,21 +119,26 @@ class MemberFile(io.RawIOBase):
         return data
 
 
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+
 class ShardReader:
     """Random access to the samples of a split folder, by offsets. Safe in forked and spawned workers: files are opened
-    on first use in each process, at most 64 at a time.
+    on first use in each process, at most 64 at a time. Remote shards are fetched whole, on first use (`Index.local`).
     """
 
-    def __init__(self, folder: Path | str | Index) -> None:
+    def __init__(self, folder: Location | str | Index) -> None:
         self.index = folder if isinstance(folder, Index) else Index.load(folder)
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._broken: dict[int, ShardError] = {}  # remote shards that need not be fetched again to know
         self._pid = os.getpid()
 
     def __len__(self) -> int:
         return len(self.index.samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_files": OrderedDict(), "_pid": -1}
+        return {"index": self.index, "_files": OrderedDict(), "_broken": {}, "_pid": -1}
 
     def close(self) -> None:
         """Close the files of this process."""
@@ -148,11 +156,24 @@ class ShardReader:
         if self._pid != os.getpid():
             self._files, self._pid = OrderedDict(), os.getpid()
         if shard not in self._files:
-            if len(self._files) >= _OPEN_FILES:
+            remote = isinstance(self.index.path(shard), RemotePath)
+            if len(self._files) >= (_OPEN_COPIES if remote else _OPEN_FILES):
                 os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self.index.path(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._files[shard] = self._open_copy(shard) if remote else _open(self.index.local(shard))
         self._files.move_to_end(shard)
         return self._files[shard]
+
+    def _open_copy(self, shard: int) -> int:
+        if shard in self._broken:
+            raise self._broken[shard]
+        while True:
+            try:
+                return _open(self.index.local(shard))
+            except FileNotFoundError:  # it left the cache before it was opened
+                continue
+            except ShardError as error:
+                self._broken[shard] = error
+                raise
 
     def has(self, i: int, field: str) -> bool:
         """Whether sample i has the member `field` (such as "a.motion.npy")."""

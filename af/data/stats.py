@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from af.clock import frames_to_seconds
 from af.data.index import Index, split_folders
+from af.data.stores import Location
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SplitStats:
         return asdict(self)
 
 
-def stats(root: Path | str) -> Sequence[SplitStats]:
+def stats(root: Location | str) -> Sequence[SplitStats]:
     """Totals of every split below `root` (or of `root`, if it is a split folder). Raises `UserError` without an index."""
     return [_of(Index.load(folder)) for folder in split_folders(root)]
 

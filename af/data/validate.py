@@ -6,13 +6,18 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from af.data.checks import ShardError, check_fields, check_member
-from af.data.index import INDEX_NAME, Index, _sha256, read_meta, scan_tar, specs_of, split_folders, tars
+from af.data.index import INDEX_NAME, Index, read_meta, scan_tar, sha256_of, specs_of, split_folders, tars
 from af.data.schema import SPLITS
+from af.data.stores import Location
 from af.errors import UserError
+
+#: A shard as it is called, and how to have it on this machine.
+_Find = tuple[Location, Callable[[], Path]]
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,15 @@ class _Checker:
         self.deep = deep
         self.problems: list[Problem] = []
         self.samples = self.frames = 0
-        self.people: dict[str, dict[str, Path]] = {}  # split -> participant -> a shard
+        self.people: dict[str, dict[str, Location]] = {}  # split -> participant -> a shard
 
     def add(self, error: ShardError) -> None:
         self.problems.append(Problem(error.file, error.member, error.reason, error.detail))
 
-    def shard(self, path: Path, expected: dict[str, Any], keys: dict[str, Path]) -> None:
-        with open(path, "rb") as file:
+    def shard(self, path: Location, local: Path, expected: dict[str, Any], keys: dict[str, Location]) -> None:
+        with open(local, "rb") as file:
             try:
-                for members in scan_tar(path):
+                for members in scan_tar(local, path):
                     try:
                         self._sample(path, file.fileno(), members, expected, keys)
                     except ShardError as error:
@@ -74,7 +79,7 @@ class _Checker:
                 self.add(error)
 
     def _sample(
-        self, path: Path, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Path]
+        self, path: Location, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Location]
     ) -> None:
         key = members[0].key
         check_fields(path, key, {m.field for m in members})
@@ -125,7 +130,7 @@ class _Checker:
                 self.problems.append(
                     Problem(str(present[name]), "", "checksum", f"{size} bytes, {INDEX_NAME} says {wanted}")
                 )
-            elif _sha256(present[name]) != listed[name].sha256:
+            elif sha256_of(present[name]) != listed[name].sha256:
                 self.problems.append(
                     Problem(str(present[name]), "", "checksum", f"its SHA-256 is not the one in {INDEX_NAME}")
                 )
@@ -141,23 +146,37 @@ class _Checker:
                     self.problems.append(Problem(str(self.people[first][person]), "", "identity_overlap", detail))
 
 
-def validate(folder: Path | str, *, deep: bool = True, progress: Callable[[int, int], None] | None = None) -> Report:
+def _listed(folder: Location) -> list[_Find]:
+    index = Index.load(folder)
+    return [(index.path(n), partial(index.local, n)) for n in range(len(index.shards))]
+
+
+def validate(
+    folder: Location | str, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
+) -> Report:
     """Check every shard below `folder` (a split folder, or a root with train, val, test): archive, names, json, every
     member's format and length, checksums against the index, one feature spec a folder, splits disjoint in identity.
 
     `deep` decodes every video frame; otherwise only what the mp4 headers say. `progress(done, total)` counts shards.
-    Raises `UserError` only when there is nothing to check.
+    Remote shards are those that the index lists; they are fetched, which checks their size and checksum. Raises `UserError`
+    only when there is nothing to check, or a store cannot be read.
     """
     folders = split_folders(folder)
-    files = [(f, tars(f)) for f in folders]
+    files: list[tuple[Location, list[_Find]]] = [
+        (f, [(p, partial(Path, p)) for p in tars(f)] if isinstance(f, Path) else _listed(f)) for f in folders
+    ]
     total, done = sum(len(t) for _, t in files), 0
     checker = _Checker(deep)
     for split, shards in files:
-        checker.index(split)
+        if isinstance(split, Path):
+            checker.index(split)
         expected: dict[str, Any] = {}
-        keys: dict[str, Path] = {}
-        for path in shards:
-            checker.shard(path, expected, keys)
+        keys: dict[str, Location] = {}
+        for path, local in shards:
+            try:
+                checker.shard(path, local(), expected, keys)
+            except ShardError as error:
+                checker.add(error)
             done += 1
             if progress is not None:
                 progress(done, total)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from af.data.index import Index, build_index
 from af.data.parts import Part, run_parts
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
+from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import atomic_path, claim_folder
 from af.models.artifact import build, load_model
@@ -33,7 +34,7 @@ _COPIED = ("flac", "face.npy")
 
 
 def encode(
-    source: Path,
+    source: Location,
     out: Path,
     autoencoder: Path,
     features: Mapping[str, Any],
@@ -51,7 +52,7 @@ def encode(
     """
     artifact = load_model(autoencoder)
     settings = {
-        "source": str(Path(source).resolve()),
+        "source": absolute(source),
         "autoencoder": artifact.digest,
         "features": dict(features),
         "keep_video": keep_video,
@@ -157,12 +158,12 @@ def write_statistics(path: Path, statistics: MotionStatistics) -> None:
         save_file({k: v.contiguous() for k, v in vars(statistics).items()}, temporary)
 
 
-def read_statistics(root: Path) -> MotionStatistics:
+def read_statistics(root: Location) -> MotionStatistics:
     """The motion statistics beside encoded shards. Raises UserError when `root` was not written by `af encode`."""
-    file = Path(root) / STATISTICS_NAME
+    file = root / STATISTICS_NAME
     if not file.is_file():
         raise UserError(f"{file} is missing: {root} holds no encoded shards; make them with `af encode`")
-    return MotionStatistics(**load_file(file))
+    return MotionStatistics(**load(file.read_bytes()))
 
 
 def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:

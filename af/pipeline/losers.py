@@ -24,6 +24,7 @@ from af.data.parts import Part, run_parts
 from af.data.plan import mix
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
+from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import claim_folder
 from af.forcing.noise import clip_noise
@@ -66,7 +67,7 @@ class LoserSettings:
 
 
 def make_losers(
-    source: Path,
+    source: Location,
     out: Path,
     model: Path,
     settings: LoserSettings,
@@ -90,7 +91,7 @@ def make_losers(
         for folder in folders:
             require_specs(Index.load(folder), artifact)
     made_with = {
-        "data": str(Path(source).resolve()),
+        "data": absolute(source),
         "model": digest or str(Path(model).resolve()),
         "noise_dim": noise_dim,
         **asdict(settings),
@@ -200,7 +201,7 @@ def turn_name(key: str, role: str) -> str:
     return f"{key}/{role}"
 
 
-def teacher_noise(folder: Path) -> Callable[[str, str, int], Float[Tensor, "T D"]]:
+def teacher_noise(folder: Location) -> Callable[[str, str, int], Float[Tensor, "T D"]]:
     """(key, role, frames) -> the noise from which the motions of a folder of `guided` ones were made.
 
     Raises UserError when the folder holds others.
@@ -208,7 +209,7 @@ def teacher_noise(folder: Path) -> Callable[[str, str, int], Float[Tensor, "T D"
     file = folder / SETTINGS_NAME
     if not file.is_file():
         raise UserError(f"{file} is missing: a distillation needs motions made by af losers --source guided")
-    settings = json.loads(file.read_text())
+    settings = json.loads(file.read_bytes())
     if settings["source"] != "guided":
         raise UserError(
             f"{file}: motions of source {settings['source']}; make a teacher's with: af losers --source guided"

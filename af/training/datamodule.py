@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from af.data.dataset import Counted, PlanDataset
 from af.data.events import listener_activity, start_weights
-from af.data.index import Index
+from af.data.index import INDEX_NAME, Index
 from af.data.loader import PairDataset, Regions, WindowDataset, pairs_to_float, training_loader, validation_loader
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import ShardReader
+from af.data.stores import Location, location
 from af.errors import UserError
 from af.metrics.lipsync import listening_frames
 from af.models.motion_space import MotionStatistics
@@ -37,14 +37,14 @@ class _ShardData(LightningDataModule):
 
     validation_index: Index | None = None
 
-    def __init__(self, root: str | Path, batch_size: int, workers: int, seed: int, validation: str) -> None:
+    def __init__(self, root: str | Location, batch_size: int, workers: int, seed: int, validation: str) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        self.root, self.batch_size, self.workers, self.seed = Path(root), batch_size, workers, seed
+        self.root, self.batch_size, self.workers, self.seed = location(root), batch_size, workers, seed
         self.start = 0
         self.train_index = Index.load(self.root / "train")
-        if (self.root / validation / "index.json").is_file():
+        if (self.root / validation / INDEX_NAME).is_file():
             self.validation_index = Index.load(self.root / validation)
 
     @abstractmethod
@@ -104,7 +104,7 @@ class PairData(_ShardData):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Location,
         *,
         batch_size: int = 32,
         pairs_per_person: int = 8,
@@ -158,15 +158,15 @@ class WindowData(_ShardData):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Location,
         *,
         window_frames: int,
         block_frames: int,
         features: SpeechFeatures,
         motion_spec: Mapping[str, Any] | None = None,
-        losers: str | Path | None = None,
+        losers: str | Location | None = None,
         listening: bool = False,
-        teacher: str | Path | None = None,
+        teacher: str | Location | None = None,
         balance: float = 0.0,
         batch_size: int = 8,
         workers: int = 1,
@@ -192,12 +192,12 @@ class WindowData(_ShardData):
                 remedy="Encode the data with the autoencoder that the model's own latents came from.",
             )
         self.features = features
-        self.losers, self.listening = None if losers is None else Path(losers), listening
+        self.losers, self.listening = None if losers is None else location(losers), listening
         self.noise_of = None
         if teacher is not None:
             if losers is not None:
                 raise UserError("data.teacher and data.losers exclude each other: distil, or prefer")
-            self.losers, self.noise_of = Path(teacher), teacher_noise(Path(teacher))
+            self.losers, self.noise_of = location(teacher), teacher_noise(location(teacher))
         feature_block = self.feature_spec.block_frames or 1
         self.block_frames = feature_block if teacher is None else block_frames
         if block_frames % feature_block:
@@ -234,7 +234,7 @@ class WindowData(_ShardData):
 
     def _dataset(self, index: Index, plan: WindowPlan | None = None) -> WindowDataset:
         losers = None if self.losers is None else self.losers / index.folder.name
-        if losers is not None and plan is None and not losers.is_dir():
+        if losers is not None and plan is None and not (losers / INDEX_NAME).is_file():
             losers = None  # validation without losers: the stage then shows training pairs alone
         listening = listening_frames if self.listening else None
         return WindowDataset(

@@ -1,0 +1,237 @@
+"""Folders of shards behind a URL: whole files and pieces of files, read with retries, and errors that say what to do.
+
+`location` turns what a user wrote into a path or a `RemotePath`; everything that reads shards takes both. The protocols
+are fsspec's: http and https need nothing more, s3 (and stores that speak it) the extra `s3`. Credentials are never part
+of a URL: they come from the environment, as each store's own tools take them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from af.errors import UserError
+
+#: What each protocol needs beyond fsspec itself: the package, and where credentials come from.
+PROTOCOLS: Final = {
+    "http": ("", "credentials come from ~/.netrc"),
+    "https": ("", "credentials come from ~/.netrc"),
+    "s3": (
+        "pip install 'avatar-forcing[s3]'",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and AWS_ENDPOINT_URL for a store that is not Amazon's",
+    ),
+    "gs": ("pip install gcsfs", "set GOOGLE_APPLICATION_CREDENTIALS"),
+    "az": ("pip install adlfs", "set AZURE_STORAGE_CONNECTION_STRING"),
+    "hf": ("pip install huggingface_hub", "set HF_TOKEN"),
+}
+_URL: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_PASSING_STATUS: Final = {408, 425, 429}  # of the 4xx: the ones that another try can mend
+_LONGEST_WAIT_S: Final = 30.0
+Value = TypeVar("Value")
+
+
+class StoreError(UserError):
+    """A store could not be read: the text names the URL, what happened and what to do."""
+
+
+class NotInStore(StoreError):
+    """The store answered that there is no such file."""
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """How stores are read, and the cache of whole shards on this machine's disk.
+
+    A read is tried `attempts` times, with waits from `first_wait_s` on that double (half a minute at most); a piece of
+    `piece_bytes` that has not come within `timeout_s` counts as failed.
+    """
+
+    cache: Path
+    cache_bytes: int
+    attempts: int = 8
+    first_wait_s: float = 0.5
+    timeout_s: float = 60.0
+    piece_bytes: int = 16 * 2**20
+
+    @classmethod
+    def from_environment(cls) -> StoreSettings:
+        """`AF_CACHE` (default: avatar-forcing in the user's cache folder), `AF_CACHE_GB` (default 100),
+        `AF_STORE_ATTEMPTS` and `AF_STORE_TIMEOUT_S`. Raises `UserError` naming the variable that is wrong.
+        """
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = Path(os.environ.get("AF_CACHE") or f"{base}/avatar-forcing/shards").expanduser()
+        return cls(
+            folder.absolute(),
+            int(_number("AF_CACHE_GB", 100.0) * 1e9),
+            attempts=max(1, int(_number("AF_STORE_ATTEMPTS", cls.attempts))),
+            timeout_s=_number("AF_STORE_TIMEOUT_S", cls.timeout_s),
+        )
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    try:
+        value = default if not text else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{name}={text}: expected a positive number")
+    return value
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder in a store: what the code needs of a path, and reading. Equal URLs are equal paths."""
+
+    url: str
+    settings: StoreSettings = field(default_factory=StoreSettings.from_environment, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.url}/{name}", self.settings)
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> RemotePath:
+        """The URL without its last part."""
+        return RemotePath(self.url.rpartition("/")[0], self.settings)
+
+    @property
+    def protocol(self) -> str:
+        """Such as s3."""
+        return self.url.partition("://")[0]
+
+    def is_file(self) -> bool:
+        """Whether the store has it. Raises `StoreError` when it cannot be asked."""
+        try:
+            self._retry(lambda: self._cat(0, 1))
+        except NotInStore:
+            return False
+        return True
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises `NotInStore`, or `StoreError` when it could not be read after all attempts."""
+        return self._retry(lambda: self._cat(None, None))
+
+    def read_piece(self, start: int, stop: int, size: int) -> bytes:
+        """Bytes [start, stop), or [start, size) from a server that sends only whole files. `size` is the file's."""
+
+        def piece() -> bytes:
+            data = self._cat(start, stop)
+            if len(data) == size:
+                return data[start:]
+            if len(data) != stop - start:
+                raise EOFError(f"{len(data)} bytes came instead of {stop - start}")
+            return data
+
+        return self._retry(piece)
+
+    def size(self) -> int:
+        """Its bytes, as the store says. Raises `StoreError`."""
+        return self._retry(lambda: int(self._filesystem().info(self.url)["size"]))
+
+    def _filesystem(self) -> Any:
+        import fsspec
+
+        options = {"client_kwargs": {"trust_env": True}} if self.protocol in ("http", "https") else {}
+        try:
+            return fsspec.filesystem(self.protocol, **options)  # fsspec keeps one for each process
+        except ImportError as error:
+            raise StoreError(
+                f"{self.url}: reading {self.protocol}:// needs another package: {PROTOCOLS[self.protocol][0]} ({error})"
+            ) from None
+
+    def _cat(self, start: int | None, stop: int | None) -> bytes:
+        files = self._filesystem()
+        limit = {"timeout": self.settings.timeout_s} if files.async_impl else {}
+        return files.cat_file(self.url, start=start, end=stop, **limit)
+
+    def _retry(self, read: Callable[[], Value]) -> Value:
+        wait = self.settings.first_wait_s
+        for attempt in range(1, self.settings.attempts + 1):
+            try:
+                return read()
+            except StoreError:
+                raise
+            except FileNotFoundError:
+                raise NotInStore(f"{self.url}: the store has no such file") from None
+            except Exception as error:  # the libraries of the stores have no error in common
+                said = f"{type(error).__name__}: {error}".strip(": ")
+                if _refused(error):
+                    remedy = f"check the URL and your rights; {PROTOCOLS[self.protocol][1]}"
+                    raise StoreError(f"{self.url}: the store refuses to send it ({said}); {remedy}") from None
+                if attempt == self.settings.attempts:
+                    raise StoreError(
+                        f"{self.url}: could not be read in {attempt} attempts, the last ended with {said}. Check the "
+                        "network and the store, then start again: what was fetched is kept "
+                        "(AF_STORE_ATTEMPTS and AF_STORE_TIMEOUT_S allow for slower stores)"
+                    ) from None
+                if attempt == 3:
+                    warnings.warn(f"{self.url}: {said}; trying up to {self.settings.attempts} times", stacklevel=2)
+            # a generator of its own: the global one belongs to whoever seeded it
+            time.sleep(min(wait, _LONGEST_WAIT_S) * (0.5 + random.SystemRandom().random()))
+            wait *= 2
+        raise AssertionError("unreachable")
+
+
+def _refused(error: Exception) -> bool:
+    """Whether another try would end the same way: no access, no credentials, a request that the server rejects."""
+    if isinstance(error, PermissionError) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return True
+    status = getattr(error, "status", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
+
+
+Location = Path | RemotePath
+
+
+def location(place: str | Path | RemotePath) -> Location:
+    """A path, or what a URL names. Raises `UserError` for a URL of an unknown protocol, or with parts that do not belong
+    into one (credentials, a query).
+    """
+    if isinstance(place, (Path, RemotePath)):
+        return place
+    match = _URL.match(place)
+    if match is None:
+        return Path(place)
+    protocol = match[1].lower()
+    if protocol == "file":
+        return Path(place[match.end() :])
+    if protocol not in PROTOCOLS:
+        raise UserError(f"{place}: unknown protocol {protocol}; known: {', '.join(PROTOCOLS)}, or a path")
+    parts = urlsplit(place)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UserError(
+            f"{protocol}://{parts.netloc.rpartition('@')[2]}{parts.path}: a URL with credentials, a query or a fragment "
+            f"would end up in every log; {PROTOCOLS[protocol][1]}"
+        )
+    if not parts.netloc:
+        raise UserError(f"{place}: the URL names no host or bucket")
+    return RemotePath(f"{protocol}://{place[match.end() :].rstrip('/')}")
+
+
+def local_path(place: str) -> Path:
+    """A path for results. Raises `UserError` for a URL: they are written here first."""
+    found = location(place)
+    if isinstance(found, RemotePath):
+        raise UserError(f"{place}: results are written to a folder of this machine; upload it when it is complete")
+    return found
+
+
+def absolute(place: Location) -> str:
+    """The same text for the same place, whatever folder a command was started in."""
+    return str(place.resolve()) if isinstance(place, Path) else place.url

@@ -1,0 +1,81 @@
+"""A small web server for a folder that can be told to misbehave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+#: (path, how often it was asked for before) -> None, or what to do wrong: cut, short, slow, 503, 403, whole.
+Faults = Callable[[str, int], str | None]
+
+
+class FaultyServer:
+    """`url` of the folder; `faults` decides about each request; `asked` counts them by path."""
+
+    def __init__(self, folder: Path, *, slow_s: float = 0.2) -> None:
+        self.folder, self.slow_s = folder, slow_s
+        self.faults: Faults = lambda path, before: None
+        self.asked: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def running(self) -> Iterator[FaultyServer]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+
+            def log_message(self, *args) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                with server._lock:
+                    before = server.asked[self.path]
+                    server.asked[self.path] += 1
+                fault, file = server.faults(self.path, before), server.folder / self.path.lstrip("/")
+                if fault in ("503", "403") or not file.is_file():
+                    self.send_response(int(fault) if fault in ("503", "403") else 404)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                data, status = file.read_bytes(), 200
+                if (wanted := self.headers.get("Range")) and fault != "whole":
+                    first, last = wanted.removeprefix("bytes=").split("-")
+                    if int(first) >= len(data):
+                        self.send_error(416)
+                        return
+                    data, status = data[int(first) : int(last) + 1], 206
+                if fault == "short":  # says nothing of what is missing
+                    data = data[: len(data) // 2]
+                if fault == "slow":
+                    time.sleep(server.slow_s)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if fault == "cut":
+                    self.wfile.write(data[: len(data) // 2])
+                    self.wfile.flush()
+                    self.connection.close()
+                    self.close_connection = True
+                    return
+                self.wfile.write(data)
+
+            do_HEAD = do_GET
+
+        return Handler
