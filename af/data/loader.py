@@ -59,8 +59,8 @@ Regions = Callable[[Float32[np.ndarray, " P"], int], Float32[np.ndarray, "Y X"]]
 @dataclass(frozen=True)
 class _Pair:
     frames: np.ndarray  # (2, Y, X, 3) uint8: source, driving
-    weight: np.ndarray | None
-    face: np.ndarray | None
+    weights: np.ndarray | None  # (ways, Y, X), of driving and, both ways, source
+    faces: np.ndarray | None  # (ways, P)
     counted: bool
 
 
@@ -72,6 +72,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
     faster; larger data is decoded from the nearest key frame each time. 0 turns it off.
     `regions` gives emphasis weights from the driving frame's face parameters, where the shards have them; `faces` puts
     the parameters themselves into the batch (all shards must have them then, `UserError` otherwise).
+    `both_ways` doubles a batch: its second half are the same pairs with source and driving exchanged.
     `uint8` leaves images as bytes (a quarter of the traffic between processes): call `pairs_to_float` on the device.
     """
 
@@ -84,6 +85,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         cache_folder: Path | str | None = None,
         regions: Regions | None = None,
         faces: bool = False,
+        both_ways: bool = False,
         uint8: bool = False,
         max_bad_rate: float = 0.01,
     ) -> None:
@@ -96,6 +98,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         if faces and index.specs.get("face") is None:
             raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients by")
         self.image_size, self.regions, self.faces, self.uint8 = index.image_size, regions, faces, uint8
+        self.both_ways = both_ways
         self.cache: FrameCache | None = None
         if 2 * index.frames * self.image_size**2 * 3 <= cache_bytes:
             try:
@@ -112,12 +115,15 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         return None if found is None else FaceSpec.from_json(found)
 
     def _read(self, item: PairItem) -> _Pair:
-        weight = face = None
+        driving = (item.driving, item.source) if self.both_ways else (item.driving,)
+        weights = faces = None
         field = f"{item.role}.face.npy"
         if (self.faces or self.regions is not None) and self.reader.has(item.sample, field):
-            face = self.reader.read_rows(item.sample, field, item.driving, item.driving + 1)[0].astype(np.float32)
-            weight = None if self.regions is None else self.regions(face, self.image_size)
-        return _Pair(self._frames(item), weight, face, item.counted)
+            rows = [self.reader.read_rows(item.sample, field, frame, frame + 1)[0] for frame in driving]
+            faces = np.stack(rows).astype(np.float32)
+            if self.regions is not None:
+                weights = np.stack([self.regions(face, self.image_size) for face in faces])
+        return _Pair(self._frames(item), weights, faces, item.counted)
 
     def _frames(self, item: PairItem) -> np.ndarray:
         i, field, indices = item.sample, f"{item.role}.mp4", (item.source, item.driving)
@@ -143,21 +149,28 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
 
     def _blank(self, item: PairItem) -> _Pair:
         spec = self.face_spec
-        face = None if spec is None else np.zeros(len(spec.names), np.float32)
-        return _Pair(np.zeros((2, self.image_size, self.image_size, 3), np.uint8), None, face, False)
+        faces = None if spec is None else np.zeros((1 + self.both_ways, len(spec.names)), np.float32)
+        return _Pair(np.zeros((2, self.image_size, self.image_size, 3), np.uint8), None, faces, False)
 
     def collate(self, samples: Sequence[_Pair]) -> PairBatch:
         """Stack pairs, channels first. Weights where any sample has them, 1 elsewhere."""
         frames = torch.from_numpy(np.stack([s.frames for s in samples], 1))  # (2, B, Y, X, 3)
-        source, driving = frames.permute(0, 1, 4, 2, 3).contiguous()
+        frames = frames.permute(0, 1, 4, 2, 3).contiguous()
+        ways = 1 + self.both_ways
         weight = None
-        if any(s.weight is not None for s in samples):
-            ones = np.ones(frames.shape[2:4], np.float32)
-            weight = torch.from_numpy(np.stack([ones if s.weight is None else s.weight for s in samples]))[:, None]
-        faces = [s.face for s in samples if s.face is not None] if self.faces else []
-        face = torch.from_numpy(np.stack(faces)) if faces else None
+        if any(s.weights is not None for s in samples):
+            ones = np.ones((ways, *frames.shape[3:]), np.float32)
+            weight = _ways([ones if s.weights is None else s.weights for s in samples])[:, None]
+        faces = [s.faces for s in samples if s.faces is not None] if self.faces else []
+        face = _ways(faces) if faces else None
+        source, driving = (torch.cat((frames, frames.flip(0)), 1) if self.both_ways else frames).unbind()
         batch = PairBatch(source, driving, weight, face)
         return batch if self.uint8 else pairs_to_float(batch)
+
+
+def _ways(values: Sequence[np.ndarray]) -> Tensor:
+    """(ways, ...) of each pair -> (ways · pairs, ...), one way after the other."""
+    return torch.from_numpy(np.concatenate(np.stack(values, 1)))
 
 
 def pairs_to_float(batch: PairBatch) -> PairBatch:

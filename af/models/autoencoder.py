@@ -283,7 +283,26 @@ class MotionAutoencoder(nn.Module):
         Errors as `identity`, without the check of the range.
         """
         identity = Identity(*self._encode(source))
-        mean, log_variance = self._posterior(self._encode(driving)[0])
+        return self._reconstruct(identity, *self._posterior(self._encode(driving)[0]), generator)
+
+    def exchange(
+        self, images: Float[Tensor, "2*B 3 Y X"], generator: torch.Generator | None = None
+    ) -> AutoencoderOutput:
+        """Reconstruct the second half of the images from the first and the first from the second, each encoded once.
+
+        Image i and image i + B show the same person. The output is that of
+        `forward(images, images with the halves exchanged)`; so much work is saved that two directions of a pair cost
+        little more than one.
+        """
+        identity = Identity(*self._encode(images))
+        half = len(images) // 2
+        mean, log_variance = self._posterior(identity.code)
+        log_variance = None if log_variance is None else log_variance.roll(half, 0)
+        return self._reconstruct(identity, mean.roll(half, 0), log_variance, generator)
+
+    def _reconstruct(
+        self, identity: Identity, mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None
+    ) -> AutoencoderOutput:
         coefficients = mean
         if generator is not None and log_variance is not None:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)

@@ -99,7 +99,8 @@ class PairData(_ShardData):
     """Pairs of frames of one person for the motion VAE.
 
     `regions` says how much each pixel counts, from the face parameters in the shards (None: all alike);
-    `faces` puts the driving frames' parameters into the batches; `cache_gb` bounds the cache of decoded clips on disk (0: none).
+    `faces` puts the driving frames' parameters into the batches; with `both_ways` every pair of `batch_size` is trained in
+    both directions, the second half of a batch being the first with its roles exchanged; `cache_gb` bounds the cache of decoded clips on disk (0: none).
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class PairData(_ShardData):
         pairs_per_person: int = 8,
         regions: Regions | None = None,
         faces: bool = False,
+        both_ways: bool = False,
         cache_gb: float = 8.0,
         workers: int = 1,
         seed: int = 0,
@@ -117,7 +119,7 @@ class PairData(_ShardData):
     ) -> None:
         super().__init__(root, batch_size, workers, seed, validation)
         self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
-        self.regions, self.faces = regions, faces
+        self.regions, self.faces, self.both_ways = regions, faces, both_ways
 
     def provenance(self) -> dict[str, Any]:
         """The data's folder."""
@@ -142,6 +144,7 @@ class PairData(_ShardData):
             cache_bytes=int(self.cache_gb * 2**30),
             regions=self.regions,
             faces=self.faces,
+            both_ways=self.both_ways and plan is not None,
             uint8=True,
         )
 

@@ -18,6 +18,7 @@ from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_norma
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.training.callbacks import tensorboard
 from af.training.denoiser import gradient_norm, warmup_cosine
+from af.training.muon import Muon
 from af.training.pictures import add_image
 from af.training.randomness import step_generator
 from af.training.validation import RankMeans
@@ -30,11 +31,13 @@ class VaeModule(LightningModule):
     """Train a `MotionAutoencoder` on `PairBatch`es; with a `discriminator` also against it.
 
     `weights` says which terms count and from which step; `perceptual` is a callable (prediction, target) -> distance;
-    `guide` reads face parameters from the coefficients.
+    `guide` reads face parameters from the coefficients. `both_ways` says that the second half of every batch is the
+    first with source and driving exchanged (`PairData`), so that each image is encoded once.
     Without a discriminator Lightning steps the one optimiser, and accumulation and clipping are the Trainer's. With
     one there are two optimisers, and both are this module's: `accumulate` batches a step, gradients clipped to
     `gradient_clip` (None: not). `trainer.global_step` counts the autoencoder's steps in both cases.
 
+    The autoencoder's optimiser is Adam, with `muon_lr` (root mean square of a step) `Muon` for its convolutions.
     Learning rates: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step.
     Raises ValueError if a term has a weight but not what it needs.
     """
@@ -48,6 +51,7 @@ class VaeModule(LightningModule):
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         guide: FaceGuide | None = None,
         lr: float = 2e-3,
+        muon_lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         warmup_steps: int = 0,
         final_lr_ratio: float = 1.0,
@@ -55,6 +59,7 @@ class VaeModule(LightningModule):
         discriminator_betas: tuple[float, float] = (0.0, 0.99),
         accumulate: int = 1,
         gradient_clip: float | None = None,
+        both_ways: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -68,12 +73,12 @@ class VaeModule(LightningModule):
             raise ValueError("weights.kl needs an autoencoder with variational=True")
         self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
         self.guide, self.weights = guide, weights
-        self.lr, self.betas = lr, (betas[0], betas[1])
+        self.lr, self.muon_lr, self.betas = lr, muon_lr, (betas[0], betas[1])
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
         self.discriminator_lr = discriminator_lr
         self.discriminator_betas = (discriminator_betas[0], discriminator_betas[1])
         self.accumulate, self.gradient_clip = accumulate, gradient_clip
-        self.seed = seed
+        self.both_ways, self.seed = both_ways, seed
         self.batches_seen = 0
         self.automatic_optimization = discriminator is None
         self.validation = RankMeans()
@@ -105,7 +110,10 @@ class VaeModule(LightningModule):
         """One batch; with a discriminator both players move (the discriminator on the image made for the other)."""
         generator = step_generator(self.seed, self.batches_seen, self.global_rank, self.device)
         self.batches_seen += 1
-        output = self.autoencoder(batch.source, batch.driving, generator)
+        if self.both_ways:  # the driving frames are the sources, in another order
+            output = self.autoencoder.exchange(batch.source, generator)
+        else:
+            output = self.autoencoder(batch.source, batch.driving, generator)
         loss, terms = self.reconstruction_loss(output, batch)
         if self.automatic_optimization:
             self._log_training(loss, terms)
@@ -213,9 +221,13 @@ class VaeModule(LightningModule):
                 self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Adam for the autoencoder and, where there is one, the discriminator; warm-up and cosine by step."""
+        """One for the autoencoder and, where there is one, one for the discriminator; warm-up and cosine by step."""
         players = [*self.autoencoder.parameters(), *(self.guide.parameters() if self.guide else ())]
-        optimizers = [torch.optim.Adam(players, lr=self.lr, betas=self.betas)]
+        optimizers: list[torch.optim.Optimizer] = []
+        if self.muon_lr is None:
+            optimizers.append(torch.optim.Adam(players, lr=self.lr, betas=self.betas))
+        else:
+            optimizers.append(Muon(players, self.muon_lr, adam_lr=self.lr, betas=self.betas))
         if self.discriminator is not None:
             parameters = self.discriminator.parameters()
             optimizers.append(torch.optim.Adam(parameters, lr=self.discriminator_lr, betas=self.discriminator_betas))

@@ -46,6 +46,30 @@ def origin(row: np.ndarray | torch.Tensor) -> tuple[int, str, int]:
 # ----------------------------------------------------------------------------------------------------------- pairs
 
 
+def test_both_ways_are_the_pairs_and_the_pairs_exchanged(folder):
+    def regions(face, size):
+        return np.full((size, size), face[0], np.float32)
+
+    plan = PairPlan(ShardReader(folder).index, seed=3)
+    options = {"cache_bytes": 0, "regions": regions, "faces": True}
+    one, both = (
+        next(iter(training_loader(PairDataset(folder, plan, both_ways=w, **options), 3))) for w in (False, True)
+    )
+    for a, b in (("source", "driving"), ("driving", "source")):
+        torch.testing.assert_close(getattr(both, a), torch.cat((getattr(one, a), getattr(one, b))))
+    torch.testing.assert_close(both.face[:3], one.face)
+    torch.testing.assert_close(both.weight[:3], one.weight)
+    exchanged = (
+        PairDataset(folder, **options)._read(
+            dataclasses.replace(plan.item(i), source=plan.item(i).driving, driving=plan.item(i).source)
+        )
+        for i in range(3)
+    )
+    faces = torch.from_numpy(np.concatenate([pair.faces for pair in exchanged]))
+    torch.testing.assert_close(both.face[3:], faces)
+    torch.testing.assert_close(both.weight[3:, 0, 0, 0], faces[:, 0])
+
+
 @pytest.mark.parametrize("cache_bytes", [0, 2**30])
 def test_pairs_are_the_frames_of_the_plan(folder, tmp_path, cache_bytes):
     reader = ShardReader(folder)

@@ -98,6 +98,16 @@ def test_forward_is_identity_motion_decode(model, images):
     torch.testing.assert_close(model(images, driving).image, expected)
 
 
+def test_exchange_is_forward_both_ways(generator):
+    model = _build(variational=True)
+    first, second = torch.rand(2, 2, 3, SIZE, SIZE, generator=generator) * 2 - 1
+    images, driving = torch.cat((first, second)), torch.cat((second, first))
+    apart = model(images, driving, torch.Generator().manual_seed(1))
+    together = model.exchange(images, torch.Generator().manual_seed(1))
+    for name, value in vars(apart).items():
+        torch.testing.assert_close(getattr(together, name), value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunks_do_not_show(model, images, generator, chunk):
     identity, motion = model.identity(images), torch.randn(3, 5, LATENT, generator=generator)

@@ -104,6 +104,16 @@ def test_a_term_without_what_it_needs_is_refused(weights, message):
         VaeModule(MotionAutoencoder(16, 12, 4, channel_base=64), weights=weights)
 
 
+def test_both_ways_train_alike_with_each_image_encoded_once(tmp_path):
+    first, second = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    batches = [PairBatch(torch.cat((first, second)), torch.cat((second, first)))] * 2
+    modules = [_module(both_ways=ways) for ways in (False, True)]
+    for module in modules:
+        _trainer(tmp_path, 2).fit(module, _loader(batches))
+    for name, value in _weights(modules[0]).items():
+        torch.testing.assert_close(value, _weights(modules[1])[name], rtol=1e-3, atol=2e-4)
+
+
 def test_both_players_move_and_steps_are_the_autoencoders(tmp_path):
     module = _module(ADVERSARIAL, accumulate=2, gradient_clip=1.0)
     before = _weights(module)
@@ -136,12 +146,13 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
         torch.testing.assert_close(value, _weights(parts)[name], rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("muon_lr", [None, 1e-2])
 @pytest.mark.parametrize("weights", [ReconstructionWeights(kl=1e-3, kl_warmup_steps=4), ADVERSARIAL])
-def test_resumed_is_uninterrupted(tmp_path, weights):
+def test_resumed_is_uninterrupted(tmp_path, weights, muon_lr):
     batches = _batches(6)
 
     def fit(steps: int, checkpoint: Path | None = None) -> VaeModule:
-        module = _module(weights, warmup_steps=2)
+        module = _module(weights, warmup_steps=2, muon_lr=muon_lr)
         saver = ModelCheckpoint(dirpath=tmp_path / "saved", save_last=True, every_n_train_steps=3, save_top_k=0)
         trainer = _trainer(tmp_path, steps, callbacks=[saver], enable_checkpointing=True)
         share = batches[:steps] if checkpoint is None else batches[3:]
