@@ -18,18 +18,22 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionStatistics
 from af.training.denoiser import DenoiserModule
+from af.training.muon import Muon
 from af.training.randomness import step_generator
 from af.types import DyadBatch
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """One training step: median seconds, items (windows or pairs) a second, GFLOP/s of its products, share of peak."""
+    """One training step: median seconds, items (windows or reconstructions) a second, GFLOP/s of its products, and what
+    share that is of the best matrix product in the same precision.
+    """
 
     seconds: float
     items_per_second: float
     gflops: float
     share_of_matmul_peak: float
+    precision: str
 
 
 def matmul_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 1.0) -> float:
@@ -75,20 +79,28 @@ def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, second
     return _step(loss, optimizer, batch, seconds)
 
 
-def autoencoder_step(autoencoder: MotionAutoencoder, batch: int, seconds: float = 5.0) -> StepTime:
-    """Forward, backward and optimiser step of the autoencoder on random pairs, in bf16 where the demo uses it."""
+def autoencoder_step(
+    autoencoder: MotionAutoencoder, batch: int, seconds: float = 5.0, dtype: torch.dtype = torch.bfloat16
+) -> StepTime:
+    """Forward, backward and optimiser step of the autoencoder on random pairs both ways, autocast to `dtype`."""
     size = autoencoder.image_size
-    source, driving = torch.rand(2, batch, 3, size, size) * 2 - 1
-    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-4)
+    images = torch.rand(2 * batch, 3, size, size) * 2 - 1
+    optimizer = Muon(autoencoder.parameters(), 1e-4, adam_lr=1e-4)
 
     def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return (autoencoder(source, driving).image - driving).abs().mean()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return (autoencoder.exchange(images).image - images.roll(batch, 0)).abs().mean()
 
-    return _step(loss, optimizer, batch, seconds)
+    return _step(loss, optimizer, 2 * batch, seconds, dtype)
 
 
-def _step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, items: int, seconds: float) -> StepTime:
+def _step(
+    loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    items: int,
+    seconds: float,
+    dtype: torch.dtype = torch.float32,
+) -> StepTime:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss().backward()
@@ -98,7 +110,7 @@ def _step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, items: i
         step()
     median = statistics.median(times(step, seconds))
     gflops = counter.get_total_flops() / median / 1e9
-    return StepTime(median, items / median, gflops, gflops / matmul_gflops())
+    return StepTime(median, items / median, gflops, gflops / matmul_gflops(dtype), str(dtype).removeprefix("torch."))
 
 
 def times(work: Callable[[], object], seconds: float) -> list[float]:

@@ -16,6 +16,7 @@ from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from af.losses.guide import FaceGuide
 from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
+from af.models.growing import start_from
 from af.training.callbacks import tensorboard
 from af.training.denoiser import gradient_norm, warmup_cosine
 from af.training.muon import Muon
@@ -32,7 +33,8 @@ class VaeModule(LightningModule):
 
     `weights` says which terms count and from which step; `perceptual` is a callable (prediction, target) -> distance;
     `guide` reads face parameters from the coefficients. `both_ways` says that the second half of every batch is the
-    first with source and driving exchanged (`PairData`), so that each image is encoded once.
+    first with source and driving exchanged (`PairData`), so that each image is encoded once. `start` is the model folder
+    of an earlier stage, of the same size or half of it, whose weights the autoencoder begins with.
     Without a discriminator Lightning steps the one optimiser, and accumulation and clipping are the Trainer's. With
     one there are two optimisers, and both are this module's: `accumulate` batches a step, gradients clipped to
     `gradient_clip` (None: not). `trainer.global_step` counts the autoencoder's steps in both cases.
@@ -60,6 +62,7 @@ class VaeModule(LightningModule):
         accumulate: int = 1,
         gradient_clip: float | None = None,
         both_ways: bool = False,
+        start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -71,6 +74,8 @@ class VaeModule(LightningModule):
             raise ValueError("weights.guide and `guide` go together: give both or neither")
         if weights.kl > 0 and not autoencoder.variational:
             raise ValueError("weights.kl needs an autoencoder with variational=True")
+        if start is not None:
+            start_from(autoencoder, start)
         self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
         self.guide, self.weights = guide, weights
         self.lr, self.muon_lr, self.betas = lr, muon_lr, (betas[0], betas[1])

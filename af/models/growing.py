@@ -1,0 +1,95 @@
+"""Starting a larger autoencoder from a trained smaller one: 256 px, then 512.
+
+Channels go by resolution, so all but the outermost layers have the smaller model's shapes and are copied. The new
+outermost layers begin as what they replace: the encoder hands the colours on, halved, to the smaller model's first
+layer, and the decoder's new level adds nothing to the enlarged picture. So the larger model begins with the pictures and
+the motion of the smaller one instead of noise, and learns the details only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from af.errors import UserError
+from af.models.artifact import load_model
+from af.models.autoencoder import MotionAutoencoder
+from af.nn.equalized import SLOPE, EqualConv2d
+
+_COLOURS = 1 << 14  # samples for the statistics of a layer under colours of any kind
+
+
+@torch.no_grad()
+def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
+    """Give `model` the weights of the model in `folder`, of the same size or half of it.
+
+    Raises UserError when that is another kind of model, or of other widths.
+    """
+    small = load_model(folder).model
+    if not isinstance(small, MotionAutoencoder):
+        raise UserError(f"{folder} is not a motion autoencoder but {type(small).__name__}")
+    if model.image_size not in (small.image_size, 2 * small.image_size):
+        raise UserError(
+            f"{folder} is a model of {small.image_size} px: it can start one of {small.image_size} or "
+            f"{2 * small.image_size} px, not of {model.image_size} (model.image_size); go by doubling"
+        )
+    grown = model.image_size > small.image_size
+    weights, wanted = small.state_dict(), model.state_dict()
+    known = {n: v for n, v in weights.items() if not (grown and n.startswith("encoder.from_rgb."))}
+    wrong = [n for n, v in known.items() if n not in wanted or wanted[n].shape != v.shape]
+    new = [n for n in wanted if n not in known and not (grown and _outermost(n, model.image_size))]
+    if wrong or new:
+        raise UserError(
+            f"{folder} has other layers than the model it is to start (first: {(wrong + new)[0]}): "
+            "latent_dim, directions, channel_base, max_channels, motion_layers, normalised and variational must agree"
+        )
+    model.load_state_dict(known, strict=False)
+    if grown:
+        _hand_colours_on(model, small)
+        level = model.decoder.levels[str(model.image_size)]
+        for name in ("rgb.weight", "rgb_inner_bias", "rgb_bias"):
+            level.get_parameter(name).zero_()
+
+
+def _outermost(name: str, size: int) -> bool:
+    parts = ("encoder.from_rgb", f"encoder.down.{size}", f"encoder.norms.{size}", f"decoder.levels.{size}")
+    return name.startswith(tuple(f"{part}." for part in parts))
+
+
+def _hand_colours_on(model: MotionAutoencoder, small: MotionAutoencoder) -> None:
+    """Set the outermost encoder layers to what the smaller model's first layer gives for the halved image.
+
+    A leaky ReLU loses nothing when a colour goes through it with both signs: leaky(x) - leaky(-x) = (1 + slope) x.
+    """
+    size, first = str(model.image_size), small.encoder.from_rgb
+    block, rgb = model.encoder.down[size], model.encoder.from_rgb
+    width = rgb.weight.shape[0]
+    if width < 6:
+        raise UserError(f"{width} channels at {size} px are too few to start from a smaller model; 6 hold the colours")
+    conv1, conv2, skip = (block.get_submodule(name) for name in ("conv1", "conv2", "skip"))
+    assert isinstance(conv1, EqualConv2d)
+    assert isinstance(conv2, EqualConv2d)
+    eye = torch.eye(3, device=rgb.weight.device)
+    signs = torch.cat((eye, -eye))  # (6, 3)
+    rgb.weight[:6, :, 0, 0] = signs
+    rgb.bias[:6] = 0  # type: ignore[index]
+    gain = rgb.scale * (1 + SLOPE)  # of a colour's two channels, subtracted
+    conv1.weight[:6] = 0
+    conv1.weight[:6, :6, 1, 1] = signs @ signs.T / (gain * conv1.scale)
+    conv1.bias[:6] = 0  # type: ignore[index]
+    conv2.weight.zero_()
+    folded = first.weight[:, :, 0, 0] * first.scale
+    conv2.weight[:, :6, 1, 1] = folded @ signs.T / ((1 + SLOPE) * conv2.scale)
+    conv2.get_parameter("bias").copy_(first.get_parameter("bias") * (first.bias_gain / conv2.bias_gain))
+    skip.get_parameter("weight").zero_()
+    if size in model.encoder.norms:
+        # Normalisation takes away what the smaller model's layer gave to colours of any kind; give it back.
+        colours = torch.rand(_COLOURS, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        values: Tensor = first(colours.to(rgb.weight.device)).flatten(1)
+        norm = model.encoder.norms[size]
+        norm.get_parameter("weight").copy_(values.std(0))
+        norm.get_parameter("bias").copy_(values.mean(0))
+        norm.get_buffer("running_mean").copy_(values.mean(0))
+        norm.get_buffer("running_var").copy_(values.var(0))
