@@ -9,15 +9,18 @@ The run folder holds the resolved configuration, checkpoints, TensorBoard files 
 `af encode`, `af generate` and `af evaluate` read). The same command continues a stopped run from its last checkpoint.
 
 Several GPUs: `trainer=ddp trainer.devices=4` composes once and starts four ranks with torchrun. Several machines: start
-`torchrun --nnodes ... -m af.cli.main train ... trainer=ddp trainer.devices=8 trainer.num_nodes=2` on each of them.
+`torchrun --nnodes ... -m af.cli.main train ... trainer=ddp trainer.devices=8 trainer.num_nodes=2` on each of them, or
+the ranks themselves with srun (docs/cluster.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +36,47 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compose, check, train (or say that it is done)."""
+    from af.training.ranks import check_ranks, find_ranks, ranks_per_node
+
     if args.resolved is not None:
-        return train(json.loads(args.resolved.read_text()))
+        started = json.loads(args.resolved.read_text())
+        return train(started["config"], started["command"])
+    if several := [word for word in args.overrides if _sweeps(word)]:
+        raise UserError(
+            f"{several[0]}: a training has one value; `af sweep` runs one job a value, in processes of its own "
+            "(a list is written key=[a,b])"
+        )
     config = compose("train", args.overrides, args.config_dir)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
-    plain = resolve(config)
-    devices = plain["trainer"]["devices"]
-    if isinstance(devices, int) and devices > 1 and not _is_rank():
+    plain, ranks = resolve(config), find_ranks()
+    check_ranks(plain["trainer"], ranks)
+    devices = ranks_per_node(plain["trainer"])
+    if devices > 1 and ranks.launcher is None:
         _start_ranks(plain, devices)
-    return train(plain)
+    return train(plain, sys.argv)
 
 
-def train(config: dict[str, Any]) -> int:
+def train(config: dict[str, Any], command: Sequence[str]) -> int:
     """Train what a resolved configuration describes, in this process; one at a time in a folder."""
-    from af.files import exclusive
+    from af.training.ranks import check_ranks, find_ranks
 
-    folder = Path(config["run"])
-    _refuse_spawn(config["trainer"].get("strategy"))
-    if _is_rank():
-        return _train(folder, config)
-    with exclusive(folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting")):
-        return _train(folder, config)
+    ranks = find_ranks()
+    check_ranks(config["trainer"], ranks)
+    if ranks.launcher is not None:
+        return _train(config, command)
+    with _alone(Path(config["run"])):
+        return _train(config, command)
 
 
-def _train(folder: Path, config: dict[str, Any]) -> int:
+def _train(config: dict[str, Any], command: Sequence[str]) -> int:
     import torch
 
     from af.training import launch
     from af.training.callbacks import Export
 
+    folder = Path(config["run"])
     if launch.finished(folder, config):
         print(f"{folder} is finished (delete {folder / 'done.json'} to train on)")
         return 0
@@ -77,37 +90,45 @@ def _train(folder: Path, config: dict[str, Any]) -> int:
     info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
     export = Export(folder / "export", config["part"], config["model"], info)
     trainer = launch.fit(
-        folder, module, data, config=config, callbacks=[*callbacks, export], **config["launch"], **config["trainer"]
+        folder,
+        module,
+        data,
+        config=config,
+        command=command,
+        callbacks=[*callbacks, export],
+        **config["launch"],
+        **config["trainer"],
     )
     if trainer.global_rank == 0:
         print(f"trained to step {trainer.global_step}; model in {folder / 'export'}")
     return 0
 
 
-def _refuse_spawn(strategy: Any) -> None:
-    """Strategies that start ranks by running this process again would start its sweep again as well."""
-    if (
-        isinstance(strategy, str)
-        and strategy.startswith("ddp_")
-        and strategy.removeprefix("ddp_").split("_")[0] in ("spawn", "fork", "notebook")
-    ):
-        raise UserError(f"trainer.strategy={strategy}: ranks are started by torchrun here; use trainer=ddp")
+def _sweeps(override: str) -> bool:
+    """Whether an override names several values, as those of `af sweep` may."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False  # what is wrong with it is said when it is composed
 
 
-def _is_rank() -> bool:
-    return "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the run's folder."""
+    from af.files import exclusive
+
+    return exclusive(folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting"))
 
 
 def _start_ranks(config: dict[str, Any], devices: int) -> None:
     """Replace this process by torchrun on the resolved configuration: it is composed once, by one process."""
     from af.files import write_json
 
-    if config["trainer"].get("num_nodes", 1) != 1:
-        raise UserError(
-            "trainer.num_nodes > 1: start `torchrun --nnodes ... -m af.cli.main train ...` on every machine"
-        )
     resolved = Path(config["run"]) / "launch.json"
-    write_json(resolved, config)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*command, "-m", "af.cli.main", "train", "--resolved", str(resolved)])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    with _alone(Path(config["run"])):  # torchrun holds the lock on
+        write_json(resolved, {"command": sys.argv, "config": config})
+        sys.stdout.flush()
+        os.execv(sys.executable, [*torchrun, "-m", "af.cli.main", "train", "--resolved", str(resolved)])

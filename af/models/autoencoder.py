@@ -275,18 +275,18 @@ class MotionAutoencoder(nn.Module):
         self,
         source: Float[Tensor, "B 3 Y X"],
         driving: Float[Tensor, "B 3 Y X"],
-        generator: torch.Generator | None = None,
+        noise: Float[Tensor, "B K"] | None = None,
     ) -> AutoencoderOutput:
         """Reconstruct `driving` from the appearance of `source` (same person) and its own coefficients.
 
-        With a generator (and `variational`) the coefficients are a sample of the posterior, otherwise its mean.
+        With standard normal `noise` (and `variational`) the coefficients are a sample of the posterior, otherwise its mean.
         Errors as `identity`, without the check of the range.
         """
         identity = Identity(*self._encode(source))
-        return self._reconstruct(identity, *self._posterior(self._encode(driving)[0]), generator)
+        return self._reconstruct(identity, *self._posterior(self._encode(driving)[0]), noise)
 
     def exchange(
-        self, images: Float[Tensor, "2*B 3 Y X"], generator: torch.Generator | None = None
+        self, images: Float[Tensor, "2*B 3 Y X"], noise: Float[Tensor, "2*B K"] | None = None
     ) -> AutoencoderOutput:
         """Reconstruct the second half of the images from the first and the first from the second, each encoded once.
 
@@ -298,14 +298,13 @@ class MotionAutoencoder(nn.Module):
         half = len(images) // 2
         mean, log_variance = self._posterior(identity.code)
         log_variance = None if log_variance is None else log_variance.roll(half, 0)
-        return self._reconstruct(identity, mean.roll(half, 0), log_variance, generator)
+        return self._reconstruct(identity, mean.roll(half, 0), log_variance, noise)
 
     def _reconstruct(
-        self, identity: Identity, mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None
+        self, identity: Identity, mean: Tensor, log_variance: Tensor | None, noise: Tensor | None
     ) -> AutoencoderOutput:
         coefficients = mean
-        if generator is not None and log_variance is not None:
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        if noise is not None and log_variance is not None:
             coefficients = mean + noise * torch.exp(0.5 * log_variance)
         with torch.autocast(mean.device.type, enabled=False):
             motion = coefficients @ self.directions().T

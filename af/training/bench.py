@@ -17,9 +17,9 @@ from af.losses.velocity import VelocityLoss
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionStatistics
-from af.training.denoiser import DenoiserModule
+from af.training.denoiser import DenoiserModule, draw_drops
 from af.training.muon import Muon
-from af.training.randomness import step_generator
+from af.training.randomness import Draws, step_generator
 from af.types import DyadBatch
 
 
@@ -70,10 +70,8 @@ def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, second
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4)
 
     def loss() -> Tensor:
-        generator = step_generator(0, 0, 0)
-        losses, _, _ = module.velocity_losses(
-            window, generator, module.dropout.draw(batch, frames, generator=generator)
-        )
+        draws = Draws(step_generator(0, 0), batch)
+        losses, _, _ = module.velocity_losses(window, draws, draw_drops(module.dropout, window, draws))
         return losses.mean()
 
     return _step(loss, optimizer, batch, seconds)

@@ -74,6 +74,11 @@ class _ShardData(LightningDataModule):
         """Move a batch; copies overlap with work where the memory is page-locked."""
         return batch.to(device, non_blocking=True)
 
+    @property
+    def rank_batch_size(self) -> int:
+        """This rank's share of a batch."""
+        return self._share()[2]
+
     def _training_loader(self, dataset: PlanDataset) -> DataLoader:
         rank, world, share = self._share()
         return training_loader(dataset, share, rank=rank, world=world, start=self.start, **self._options())

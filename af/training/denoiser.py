@@ -13,7 +13,7 @@ from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import VelocityLoss, valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
-from af.training.randomness import step_generator
+from af.training.randomness import Draws, training_draws, validation_draws
 from af.training.validation import RankMeans
 from af.types import Condition, DyadBatch
 
@@ -55,48 +55,52 @@ class DenoiserModule(LightningModule):
         if statistics is not None and not self.denoiser.motion_space.fitted:
             self.denoiser.motion_space.fit(statistics)
 
-    def velocity_losses(
-        self, batch: DyadBatch, generator: torch.Generator, dropped: Dropped
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def velocity_losses(self, batch: DyadBatch, draws: Draws, dropped: Dropped) -> tuple[Tensor, Tensor, Tensor]:
         """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""
         condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
-        noise, clean = self.ends(batch, generator)
-        flow_time = self.flow_times(*clean.shape[:2], generator=generator, device=clean.device)
+        noise, clean = self.ends(batch, draws)
+        flow_time = self.draw_flow_times(draws, clean)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
         errors = velocity_error(velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta)
         # a clean frame has no velocity: nothing tells which noise it came from
         return errors, flow_time, batch.valid & (flow_time < 1)
 
-    def ends(self, batch: DyadBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_flow_times(self, draws: Draws, clean: Tensor) -> Tensor:
+        """(B, T) for motion (B, T, D)."""
+        options: dict[str, Any] = {"generator": draws.generator, "device": clean.device}
+        return draws.of_rows(lambda rows: self.flow_times(rows, clean.shape[1], **options))
+
+    def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Both ends of the paths to learn, in the denoiser's space: noise of its own for every window, and true motion."""
         clean = self.denoiser.motion_space.to_model(batch.avatar_motion)
-        return torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype), clean
+        return draws.normal(clean.shape, like=clean), clean
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One step; losses are logged for every case of dropped signals."""
-        return self.denoising_loss(batch, self.next_generator())
+        return self.denoising_loss(batch, self.next_draws(batch))
 
-    def next_generator(self) -> torch.Generator:
-        """The generator of this step and rank; counts the batch."""
-        generator = step_generator(self.seed, self.batches_seen, self.global_rank, self.device)
+    def next_draws(self, batch: DyadBatch) -> Draws:
+        """The random numbers of this batch; counts it."""
+        accumulate = self.trainer.accumulate_grad_batches
+        draws = training_draws(self, self.seed, self.batches_seen, len(batch.valid), accumulate)
         self.batches_seen += 1
-        return generator
+        return draws
 
-    def cut(self, batch: DyadBatch, generator: torch.Generator) -> DyadBatch:
-        """The frames of the windows that this step trains on."""
-        frames = self.flow_times.frames(batch.valid.shape[1], generator)
+    def cut(self, batch: DyadBatch, draws: Draws) -> DyadBatch:
+        """The frames of the windows that this step trains on, the same number on all ranks."""
+        frames = self.flow_times.frames(batch.valid.shape[1], draws.generator)
         return batch if frames == batch.valid.shape[1] else batch.first(frames)
 
-    def denoising_loss(self, batch: DyadBatch, generator: torch.Generator) -> Tensor:
+    def denoising_loss(self, batch: DyadBatch, draws: Draws) -> Tensor:
         """L_DF with drops as they are due at this point of the training."""
-        batch = self.cut(batch, generator)
+        batch = self.cut(batch, draws)
         dropout = self.dropout.at(self.trainer.global_step / max(1, self.trainer.max_steps - 1))
-        dropped = dropout.draw(*batch.valid.shape, generator=generator)
-        losses, _, valid = self.velocity_losses(batch, generator, dropped)
+        dropped = draw_drops(dropout, batch, draws)
+        losses, _, valid = self.velocity_losses(batch, draws, dropped)
         loss = valid_mean(losses, valid)
         if self._logging_step():
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             for name, case in dropped.cases().items():
                 if (valid & case).any():
                     self.log(f"train/loss_by_case/{name}", valid_mean(losses, valid & case))
@@ -107,11 +111,11 @@ class DenoiserModule(LightningModule):
         """Loss with every signal, with no user, and by noise level; the same draws at every validation."""
         if len(batch.valid) == 0:  # this rank's share of the last batch
             return
-        generator = step_generator(self.seed + 1, batch_idx, self.global_rank, self.device)
-        batch = self.cut(batch, generator)
+        draws = validation_draws(self, self.seed + 1, batch_idx, len(batch.valid))
+        batch = self.cut(batch, draws)
         for name, dropout in (("loss", ConditionDropout.never()), ("loss_no_user", _NO_USER)):
-            dropped = dropout.draw(*batch.valid.shape, generator=generator)
-            losses, flow_time, valid = self.velocity_losses(batch, generator, dropped)
+            dropped = draw_drops(dropout, batch, draws)
+            losses, flow_time, valid = self.velocity_losses(batch, draws, dropped)
             if valid.any():
                 self.validation.add(name, valid_mean(losses, valid), valid.sum())
             if name == "loss":
@@ -162,6 +166,12 @@ def conditioned(denoiser: MotionDenoiser, batch: DyadBatch) -> tuple[Condition, 
     """Condition and reference of a batch in the denoiser's own space, nothing dropped."""
     condition = denoiser.condition(batch.avatar_audio, batch.user_audio, batch.user_motion)
     return condition, denoiser.motion_space.to_model(batch.reference)
+
+
+def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws) -> Dropped:
+    """What a batch does without."""
+    frames = batch.valid.shape[1]
+    return draws.of_rows(lambda rows: dropout.draw(rows, frames, generator=draws.generator))
 
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:

@@ -8,11 +8,11 @@ them when generating: those before the current one clean, the current one at the
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from af.errors import UserError
 from af.training.denoiser import DenoiserModule
+from af.training.randomness import Draws
 from af.types import DyadBatch
 
 
@@ -22,7 +22,7 @@ class DistillModule(DenoiserModule):
     Give `flow_times` the distribution `af.forcing.noise.Steps` of the student's steps, and a `clean_probability`.
     """
 
-    def ends(self, batch: DyadBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The teacher's noise and what the teacher made of it. UserError for batches without them."""
         if batch.noise is None or batch.loser is None:
             raise UserError("a distillation needs data.teacher: a folder written by af losers --source guided")

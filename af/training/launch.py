@@ -9,15 +9,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -27,7 +25,24 @@ from af.errors import UserError
 from af.files import write_json
 from af.training.callbacks import ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
+from af.training.ranks import find_ranks
 from af.training.signals import LeaveAtOnce
+
+#: Keys that say how a run is carried out and not what comes out of it: they may change when it goes on.
+FREE: Final = (
+    "run",
+    "tags",
+    "launch",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.log_every_n_steps",
+    "data.workers",
+    "data.cache_gb",
+    "callbacks.progress",
+    "callbacks.heartbeat",
+    "callbacks.throughput",
+)
 
 
 def fit(
@@ -36,6 +51,7 @@ def fit(
     data: LightningDataModule,
     *,
     config: Mapping[str, Any],
+    command: Sequence[str],
     callbacks: Sequence[Callback],
     checkpoint_every_n_steps: int,
     keep_best: Mapping[str, Any] | None = None,
@@ -47,9 +63,9 @@ def fit(
     """
     folder = Path(folder)
     _quiet()
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-    if rank == 0:
-        _claim(folder, config)
+    ranks = find_ranks()
+    if ranks.rank == 0:
+        _claim(folder, config, command)
     checkpoints = folder / "checkpoints"
     trainer = Trainer(
         default_root_dir=folder,
@@ -60,7 +76,7 @@ def fit(
             ValidationLog(folder / "validation.jsonl"),
             *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best),
         ],
-        plugins=[SafeCheckpointIO()],
+        plugins=[SafeCheckpointIO(), ranks.environment()],
         max_epochs=-1,
         use_distributed_sampler=False,  # the plan already says who reads what
         enable_progress_bar=False,
@@ -73,7 +89,7 @@ def fit(
     trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if rank == 0:
+    if ranks.rank == 0:
         write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": time.monotonic() - start})
     return trainer
 
@@ -86,15 +102,21 @@ def _quiet() -> None:
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the run in `folder` has ended, with this very configuration."""
-    return (folder / "done.json").is_file() and _read_json(folder / "config.json") == _plain(config)
+    """Whether the run in `folder` has ended, with this configuration (but for what is `FREE`)."""
+    return (folder / "done.json").is_file() and not changed(_read_json(folder / "config.json"), config)
 
 
-def environment() -> dict[str, Any]:
+def changed(known: Any, config: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations would give different runs."""
+    different = _differences(known, _plain(config))
+    return sorted(key for key in different if not any(key == free or key.startswith(f"{free}.") for free in FREE))
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
     """Versions, commit and command: what one needs to know to run the same again."""
     packages = ["torch", "lightning", "torchmetrics", "transformers", "webdataset", "hydra-core", "numpy", "av"]
     return {
-        "command": sys.argv,
+        "command": list(command),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "git_commit": _git("rev-parse", "HEAD"),
@@ -104,16 +126,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, config: Mapping[str, Any]) -> None:
+def _claim(folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> None:
     known = _read_json(folder / "config.json")
-    if known is not None and known != _plain(config):
-        changed = sorted(_differences(known, _plain(config)))
+    if known is not None and (different := changed(known, config)):
         raise UserError(
-            f"{folder} holds a run with another configuration (different: {', '.join(changed[:8])}); "
+            f"{folder} holds a run with another configuration (different: {', '.join(different[:8])}); "
             "choose another run=FOLDER, or delete that one"
         )
     write_json(folder / "config.json", _plain(config))
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", environment(command))
 
 
 def _plain(config: Mapping[str, Any]) -> Any:

@@ -22,8 +22,8 @@ from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.losses.preference import Margins, PairErrors, PreferenceLoss
 from af.losses.velocity import valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
-from af.training.denoiser import DenoiserModule, conditioned
-from af.training.randomness import step_generator
+from af.training.denoiser import DenoiserModule, conditioned, draw_drops
+from af.training.randomness import Draws, validation_draws
 from af.training.reference import FrozenReference
 from af.types import DyadBatch
 
@@ -60,10 +60,10 @@ class OnlineLosers:
             raise UserError(f"online.user: {self.user}; a loser's share of the user is at least 0 and below 1")
 
     @torch.no_grad()
-    def __call__(self, denoiser: MotionDenoiser, batch: DyadBatch, generator: torch.Generator) -> Tensor:
+    def __call__(self, denoiser: MotionDenoiser, batch: DyadBatch, draws: Draws) -> Tensor:
         """Motion latents of the batch's avatars."""
         frames = sum(block_sizes(batch.valid.shape[1], denoiser.layout))
-        noise = torch.randn((len(batch.valid), frames, denoiser.dim), generator=generator, device=generator.device)
+        noise = draws.normal(torch.Size((len(batch.valid), frames, denoiser.dim)), like=batch.avatar_motion)
         guidance = Guidance(audio=self.audio, user=self.user)
         with torch.autocast(noise.device.type, enabled=False):
             condition, reference = conditioned(denoiser, batch)
@@ -113,14 +113,14 @@ class PreferenceModule(DenoiserModule):
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One step of both terms."""
-        step, generator = self.batches_seen, self.next_generator()
+        step, draws = self.batches_seen, self.next_draws(batch)
         loss = batch.avatar_motion.new_zeros(())
         if self.denoising_weight:
-            loss = self.denoising_weight * self.denoising_loss(batch, generator)
-        loser, self.winner_excess = self._loser(batch, step, generator), None
+            loss = self.denoising_weight * self.denoising_loss(batch, draws)
+        loser, self.winner_excess = self._loser(batch, step, draws), None
         if loser is None:
             return loss
-        pairs = self.pairs(batch, loser, generator)
+        pairs = self.pairs(batch, loser, draws)
         margins = self._margins(pairs)
         preference = self.preference(margins)
         self.winner_excess = self._winner_excess(pairs)
@@ -135,11 +135,11 @@ class PreferenceModule(DenoiserModule):
         super().validation_step(batch, batch_idx)
         if len(batch.valid) == 0:
             return
-        generator = step_generator(self.seed + 2, batch_idx, self.global_rank, self.device)
-        loser = batch.loser if self.online is None else self.online(self.reference.denoiser, batch, generator)
+        draws = validation_draws(self, self.seed + 2, batch_idx, len(batch.valid))
+        loser = batch.loser if self.online is None else self.online(self.reference.denoiser, batch, draws)
         if loser is None:
             return
-        pairs = self.pairs(batch, loser, generator)
+        pairs = self.pairs(batch, loser, draws)
         count = int(pairs.counted.sum())
         if count:
             margins = self._margins(pairs)
@@ -147,14 +147,14 @@ class PreferenceModule(DenoiserModule):
             for name, value in values.items():
                 self.validation.add(f"preference/{name}", value, count)
 
-    def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], generator: torch.Generator) -> Pairs:
+    def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws) -> Pairs:
         """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four."""
         policy, reference = self.denoiser, self.reference.denoiser
         winner = policy.motion_space.to_model(batch.avatar_motion)
         clean = torch.cat((winner, policy.motion_space.to_model(loser)))
-        noise = torch.randn(winner.shape, generator=generator, device=winner.device, dtype=winner.dtype).repeat(2, 1, 1)
-        flow_time = self.flow_times(*winner.shape[:2], generator=generator, device=winner.device).repeat(2, 1)
-        dropped = self.pair_dropout.draw(*batch.valid.shape, generator=generator)
+        noise = draws.normal(winner.shape, like=winner).repeat(2, 1, 1)
+        flow_time = self.draw_flow_times(draws, winner).repeat(2, 1)
+        dropped = draw_drops(self.pair_dropout, batch, draws)
         noisy, target = interpolate(noise, clean, flow_time), target_velocity(noise, clean)
 
         def velocity(model: MotionDenoiser) -> Tensor:
@@ -187,7 +187,7 @@ class PreferenceModule(DenoiserModule):
                 "put that one back, or choose another run=FOLDER"
             )
 
-    def _loser(self, batch: DyadBatch, step: int, generator: torch.Generator) -> Tensor | None:
+    def _loser(self, batch: DyadBatch, step: int, draws: Draws) -> Tensor | None:
         if self.online is None:
             if batch.loser is None:
                 raise UserError("data.losers is not set and module.online neither: make losers with `af losers`")
@@ -195,7 +195,7 @@ class PreferenceModule(DenoiserModule):
         if step % self.online.every_n_steps:
             return None
         model = self.denoiser if self.online.by == "policy" else self.reference.denoiser
-        return self.online(model, batch, generator)
+        return self.online(model, batch, draws)
 
     def _counted(self, batch: DyadBatch) -> Tensor:
         if not self.listening_only:

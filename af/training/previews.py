@@ -59,7 +59,7 @@ class Previews(Callback):
             denoiser.mask, positions, positions, block_frames=layout.block_frames, look_ahead=layout.look_ahead
         )
         add_image(writer, "attention_mask", mask_image(mask, denoiser.mask, layout.block_frames), trainer.global_step)
-        levels = module.flow_times(16, layout.window_frames, generator=step_generator(module.seed, 0, 0))
+        levels = module.flow_times(16, layout.window_frames, generator=step_generator(module.seed, 0))
         add_image(writer, "noise_levels", noise_level_image(levels), trainer.global_step)
         if self.before and trainer.global_step == 0:
             self.on_validation_epoch_end(trainer, pl_module)

@@ -1,12 +1,72 @@
-"""Random numbers of a step as a function of (seed, step, rank): a resumed run draws what the undisturbed one drew."""
+"""Random numbers of a step: a resumed run draws what the undisturbed one drew, whatever the number of ranks.
+
+They are drawn for the rows of the whole batch of an optimiser step, over all ranks and accumulated batches, and a process
+takes those of the rows it holds. So a sample meets the same noise wherever it is computed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import numpy as np
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+T = TypeVar("T")
 
 
-def step_generator(seed: int, step: int, rank: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device`, seeded by (seed, step, rank) alone; no global random state is read or written."""
-    state = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
+@dataclass(frozen=True)
+class Draws:
+    """A generator that is the same on all ranks, and the rows here: [first, first + rows) of `total`.
+
+    What concerns the whole step (not its rows) is drawn from the generator directly.
+    """
+
+    generator: torch.Generator
+    rows: int
+    first: int = 0
+    total: int | None = None
+
+    def of_rows(self, draw: Callable[[int], T]) -> T:
+        """`draw(number of rows)`, a tensor or a dataclass of tensors, for the rows here."""
+        total = self.total or self.rows
+        return _rows(draw(total), self.first, self.rows, total)
+
+    def normal(self, shape: torch.Size, like: Tensor) -> Tensor:
+        """Standard normal numbers of `shape` (rows first) on the device and in the dtype of `like`."""
+        options: dict[str, Any] = {"generator": self.generator, "device": like.device, "dtype": like.dtype}
+        return self.of_rows(lambda rows: torch.randn(rows, *shape[1:], **options))
+
+
+def training_draws(module: LightningModule, seed: int, batch: int, rows: int, accumulate: int) -> Draws:
+    """Of the `batch`-th training batch of this rank, which has `rows` rows; `accumulate` batches make a step."""
+    step, part = divmod(batch, accumulate)
+    world = module.trainer.world_size
+    first = (part * world + module.global_rank) * rows
+    return Draws(step_generator(seed, step, module.device), rows, first, accumulate * world * rows)
+
+
+def validation_draws(module: LightningModule, seed: int, batch: int, rows: int) -> Draws:
+    """Of the `batch`-th batch of a validation. The last one may hold fewer rows than the data module's share."""
+    share = getattr(getattr(module.trainer, "datamodule", None), "rank_batch_size", rows)
+    world, generator = module.trainer.world_size, step_generator(seed, batch, module.device)
+    return Draws(generator, rows, module.global_rank * share, world * share)
+
+
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device`, seeded by (seed, step) alone; no global random state is read or written."""
+    state = np.random.SeedSequence([seed, step, 0]).generate_state(2, np.uint32)
     return torch.Generator(device=device).manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def _rows(values: Any, first: int, rows: int, total: int) -> Any:
+    if rows == total:
+        return values
+    if isinstance(values, Tensor):
+        return values[first : first + rows]
+    return type(values)(**{name: _rows(value, first, rows, total) for name, value in vars(values).items()})

@@ -21,7 +21,7 @@ from af.training.callbacks import tensorboard
 from af.training.denoiser import gradient_norm, warmup_cosine
 from af.training.muon import Muon
 from af.training.pictures import add_image
-from af.training.randomness import step_generator
+from af.training.randomness import training_draws
 from af.training.validation import RankMeans
 from af.types import PairBatch
 
@@ -113,18 +113,29 @@ class VaeModule(LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
         """One batch; with a discriminator both players move (the discriminator on the image made for the other)."""
-        generator = step_generator(self.seed, self.batches_seen, self.global_rank, self.device)
+        noise = self._noise(batch)
         self.batches_seen += 1
         if self.both_ways:  # the driving frames are the sources, in another order
-            output = self.autoencoder.exchange(batch.source, generator)
+            output = self.autoencoder.exchange(batch.source, noise)
         else:
-            output = self.autoencoder(batch.source, batch.driving, generator)
+            output = self.autoencoder(batch.source, batch.driving, noise)
         loss, terms = self.reconstruction_loss(output, batch)
         if self.automatic_optimization:
             self._log_training(loss, terms)
             return loss
         self._adversarial_step(loss, terms, output, batch)
         return None
+
+    def _noise(self, batch: PairBatch) -> Tensor | None:
+        """Of the posterior's samples; a pair's two directions have one each."""
+        if not self.autoencoder.variational:
+            return None
+        ways = 1 + self.both_ways
+        pairs = len(batch.driving) // ways
+        accumulate = self.trainer.accumulate_grad_batches if self.automatic_optimization else self.accumulate
+        draws = training_draws(self, self.seed, self.batches_seen, pairs, accumulate)
+        shape = torch.Size((pairs, ways, self.autoencoder.directions_count))
+        return draws.normal(shape, like=batch.driving).transpose(0, 1).flatten(0, 1)
 
     def _adversarial_step(
         self, loss: Tensor, terms: dict[str, Tensor], output: AutoencoderOutput, batch: PairBatch
@@ -255,7 +266,7 @@ class VaeModule(LightningModule):
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
         if self._logging_step():
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 

@@ -28,6 +28,10 @@ def _build(**options) -> MotionAutoencoder:
         return model
 
 
+def normal(seed: int, rows: int = 3) -> torch.Tensor:
+    return torch.randn(rows, DIRECTIONS, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture
 def model() -> MotionAutoencoder:
     return _build()
@@ -80,7 +84,7 @@ def test_the_driving_image_reaches_the_picture_through_the_directions_only(model
 
 def test_gradients_reach_every_parameter(images):
     model = _build(variational=True)
-    output = model(images, images.flip(0), torch.Generator().manual_seed(0))
+    output = model(images, images.flip(0), normal(0))
     (output.image.square().sum() + output.log_variance.sum()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -102,8 +106,8 @@ def test_exchange_is_forward_both_ways(generator):
     model = _build(variational=True)
     first, second = torch.rand(2, 2, 3, SIZE, SIZE, generator=generator) * 2 - 1
     images, driving = torch.cat((first, second)), torch.cat((second, first))
-    apart = model(images, driving, torch.Generator().manual_seed(1))
-    together = model.exchange(images, torch.Generator().manual_seed(1))
+    apart = model(images, driving, normal(1, 4))
+    together = model.exchange(images, normal(1, 4))
     for name, value in vars(apart).items():
         torch.testing.assert_close(getattr(together, name), value, rtol=1e-4, atol=1e-5)
 
@@ -127,21 +131,19 @@ def test_reference_motion_needs_no_second_encoding(model, images):
 
 
 def test_the_plain_autoencoder_is_deterministic_and_has_no_variance(model, images):
-    output = model(images, images, torch.Generator().manual_seed(0))
+    output = model(images, images, normal(0))
     assert output.log_variance is None
     torch.testing.assert_close(output.image, model(images, images).image, rtol=0, atol=0)
 
 
-def test_the_posterior_is_sampled_by_the_generator_alone(images):
+def test_the_posterior_is_sampled_by_the_noise_alone(images):
     model = _build(variational=True)
-    first, again = (model(images, images, torch.Generator().manual_seed(1)) for _ in range(2))
+    first, again = (model(images, images, normal(1)) for _ in range(2))
     torch.testing.assert_close(first.motion, again.motion, rtol=0, atol=0)
     mean = model(images, images)
     torch.testing.assert_close(mean.motion, mean.coefficients @ model.directions().T)
     # σ = e^-2 at the start: the samples' spread around the mean is that
-    samples = torch.cat(
-        [model(images, images, torch.Generator().manual_seed(i)).motion @ model.directions() for i in range(200)]
-    )
+    samples = torch.cat([model(images, images, normal(i)).motion @ model.directions() for i in range(200)])
     spread = (samples - mean.coefficients.repeat(200, 1)).std().item()
     assert spread == pytest.approx(0.1353, rel=0.05)
 

@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from .test_resume import DENOISER, SHORT, VAE
+from .test_resume import DENOISER, SHORT, VAE, continued_from
 
 
 @pytest.mark.slow
@@ -29,6 +33,43 @@ def test_two_ranks_train_and_continue(stage, dyads, latents, losers, denoiser_fo
     (tmp_path / "done.json").unlink()
     subprocess.run(command, check=True, env=environment, timeout=300)  # at its last step already
     assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def curve(run: Path) -> list[float]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+def close(first: Path, second: Path, tolerance: float) -> bool:
+    a, b = (load_file(run / "export" / "model.safetensors") for run in (first, second))
+    return all(torch.allclose(a[name], b[name], rtol=0, atol=tolerance) for name in a)
+
+
+@pytest.mark.slow
+def test_ranks_share_a_batch_without_a_trace(latents, tmp_path):
+    """The same global batch on one rank and on two: losses equal to 1e-4 of their value, weights to 1e-4. A run of one
+    rank goes on with two and with three, and ends there too."""
+    words = [*DENOISER, *SHORT, f"data.root={latents}", "data.batch_size=6", "trainer.log_every_n_steps=1"]
+    words += ["module.dropout.user=0.3", "trainer.max_steps=9"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu"]
+    command = [sys.executable, "-m", "af.cli.main", "train"]
+
+    def go(run: Path, *more: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, *words, f"run={run}", *more], check=True, env=environment, timeout=300)
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    go(one, *ddp, "trainer.devices=1")
+    go(two, *ddp, "trainer.devices=2", "data.workers=2")
+    assert len(curve(one)) == 9
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    assert close(one, two, 1e-4)
+    validations = [json.loads((run / "validation.jsonl").read_text().splitlines()[-1]) for run in (one, two)]
+    assert validations[1] == pytest.approx(validations[0], rel=1e-4)
+    for devices in (2, 3):
+        run = continued_from(one, tmp_path / f"on_{devices}", 6)
+        go(run, *ddp, f"trainer.devices={devices}")
+        assert close(one, run, 1e-4), devices
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(latents, monkeypatch):

@@ -14,6 +14,7 @@ from af.errors import UserError
 from af.forcing.noise import FlowTimes, Steps
 from af.forcing.rollout import Guidance, rollout
 from af.models.artifact import load_model
+from af.training.randomness import Draws
 
 SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=2", "trainer.val_check_interval=2"]
 
@@ -46,11 +47,11 @@ def test_the_paths_to_learn_lead_from_the_teachers_noise_to_its_motion(arguments
     config = resolve(compose("train", arguments))
     module, data = instantiate(config["module"]), instantiate(config["data"])
     batch = next(iter(data.train_dataloader()))
-    noise, motion = module.ends(batch, torch.Generator())
+    noise, motion = module.ends(batch, Draws(torch.Generator(), len(batch.valid)))
     assert noise.equal(batch.noise)
     torch.testing.assert_close(module.denoiser.motion_space.from_model(motion), batch.loser, atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="af losers --source guided"):
-        module.ends(replace(batch, noise=None), torch.Generator())
+        module.ends(replace(batch, noise=None), Draws(torch.Generator(), len(batch.valid)))
 
 
 def test_flow_times_are_those_of_the_students_steps():

@@ -19,6 +19,7 @@ from af.errors import UserError
 from af.losses.velocity import valid_mean
 from af.metrics.lipsync import listening_frames
 from af.models.artifact import load_model, weights_digest
+from af.training.randomness import Draws, step_generator
 from af.training.reference import FrozenReference
 
 SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=6", "trainer.val_check_interval=3"]
@@ -38,6 +39,10 @@ def batch(latents, losers):
     return dataset.collate([dataset[item] for item in items])
 
 
+def draws(batch) -> Draws:
+    return Draws(step_generator(0, 0), len(batch.valid))
+
+
 def module_of(arguments, *overrides):
     return instantiate(resolve(compose("train", [*arguments, *overrides]))["module"])
 
@@ -45,7 +50,7 @@ def module_of(arguments, *overrides):
 @pytest.mark.parametrize("per", ["frame", "block", "sequence"])
 def test_the_policy_starts_at_the_reference_with_log_2(arguments, batch, per):
     module = module_of(arguments, f"module.preference.per={per}", "module.preference.beta=1000")
-    pairs = module.pairs(batch, batch.loser, torch.Generator().manual_seed(0))
+    pairs = module.pairs(batch, batch.loser, draws(batch))
     assert (pairs.errors.margin() == 0).all()
     assert (pairs.distance == 0).all()
     margins = module.preference.margins(pairs.errors, pairs.counted, 5)
@@ -55,7 +60,7 @@ def test_the_policy_starts_at_the_reference_with_log_2(arguments, batch, per):
 
 def test_one_noise_and_flow_time_for_winner_and_loser(arguments, batch):
     """A loser that is the winner gives the winner's errors, to the last bit."""
-    errors = module_of(arguments).pairs(batch, batch.avatar_motion, torch.Generator().manual_seed(0)).errors
+    errors = module_of(arguments).pairs(batch, batch.avatar_motion, draws(batch)).errors
     assert errors.policy_winner.equal(errors.policy_loser)
     assert errors.reference_winner.equal(errors.reference_loser)
 
@@ -65,7 +70,7 @@ def test_a_step_prefers_the_winner(arguments, batch):
     optimizer = torch.optim.SGD(module.denoiser.parameters(), lr=1e-4)
 
     def margins():
-        pairs = module.pairs(batch, batch.loser, torch.Generator().manual_seed(0))
+        pairs = module.pairs(batch, batch.loser, draws(batch))
         return module.preference.margins(pairs.errors, pairs.counted, 5)
 
     module.preference(margins()).backward()
@@ -138,7 +143,7 @@ def test_without_losers_it_says_how_to_make_them(arguments, capsys):
 
 def test_only_listening_frames_count(arguments, batch):
     module = module_of(arguments, "module.listening_only=true")
-    pairs = module.pairs(batch, batch.loser, torch.Generator().manual_seed(0))
+    pairs = module.pairs(batch, batch.loser, draws(batch))
     assert pairs.counted.equal(batch.valid & batch.listening)
     assert pairs.counted.sum() < batch.valid.sum()
     config = resolve(compose("train", [*arguments, "module.listening_only=true"]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
 from af.training import launch
+from af.training.checkpoints import SafeCheckpointIO
 
 VAE = [
     "experiment=vae_demo",
@@ -111,6 +115,54 @@ def test_the_run_says_how_it_was_made(arguments, tmp_path):
     assert environment["packages"]["lightning"]
     assert launch._read_json(tmp_path / "config.json")["trainer"]["max_steps"] == 1
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def continued_from(whole: Path, run: Path, step: int) -> Path:
+    """A copy of a finished run as it was when it had written the checkpoint of `step`."""
+    shutil.copytree(whole, run, symlinks=True)
+    for name in ("done.json", "export/model.safetensors", "checkpoints/last.ckpt"):
+        (run / name).unlink()
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        if int(path.stem) > step:
+            path.unlink()
+    return run
+
+
+def test_a_run_goes_on_with_other_workers_and_ends_with_the_same_weights(latents, tmp_path):
+    arguments = [*DENOISER, *SHORT, f"data.root={latents}"]
+    assert train(arguments, tmp_path / "whole") == 0
+    run = continued_from(tmp_path / "whole", tmp_path / "more", 3)
+    assert train(arguments, run, "data.workers=1", "callbacks.heartbeat.every_s=5") == 0
+    assert same(tmp_path / "whole", run)
+    assert json.loads((run / "config.json").read_text())["data"]["workers"] == 1
+    assert train(arguments, run, "module.lr=1") == 1  # what changes the result stays refused
+
+
+def test_a_full_disk_ends_a_run_and_loses_no_checkpoint(latents, tmp_path, capsys):
+    """The checkpoint of step 6 does not fit any more; with room again the run ends as if nothing had happened."""
+    arguments = [*DENOISER, *SHORT, f"data.root={latents}"]
+    assert train(arguments, tmp_path / "whole") == 0
+    original = SafeCheckpointIO.save_checkpoint
+
+    def full(self, checkpoint, path, storage_options=None):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = 20_000 if checkpoint["global_step"] == 6 else soft
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            original(self, checkpoint, path, storage_options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SafeCheckpointIO, "save_checkpoint", full)
+        assert train(arguments, tmp_path / "full") == 1
+    error = capsys.readouterr().err
+    assert "00000006.ckpt: the checkpoint could not be written" in error
+    assert "Make room" in error
+    kept = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir() if not p.is_symlink())
+    assert kept == ["00000003.ckpt"]
+    assert train(arguments, tmp_path / "full") == 0
+    assert same(tmp_path / "whole", tmp_path / "full")
 
 
 def test_another_data_seed_does_not_continue_a_run(dyads, tmp_path):
