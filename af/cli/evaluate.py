@@ -4,7 +4,7 @@ A checkpoint on the held-out conversations of a split:
 
     af evaluate --autoencoder runs/vae/export --denoiser runs/denoiser/export --data data/latents/test --out runs/evaluation
 
-Latency and speed are measured on a live session, --drift adds a roll-out of 4 minutes.
+Latency and speed are measured on a live session, --drift adds roll-outs of 4 minutes.
 With --conditions all: a table of what it makes of every subset of avatar_audio, user_audio and user_motion.
 
 The same without decoding a frame, for many models on one autoencoder (synthetic shards know the faces that it is
@@ -78,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--lpips", action="store_true", help="LPIPS (AlexNet) of the reconstruction, by the extra `lpips`"
     )
-    model.add_argument("--drift", action="store_true", help="also a roll-out of 4 minutes: drift/…")
+    model.add_argument("--drift", action="store_true", help="also roll-outs of 4 minutes: drift/…")
     model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
     add_sampling_arguments(model)
     model.add_argument(

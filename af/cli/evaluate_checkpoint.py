@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from af.cli.sampling import guidance_of
+from af.cli.sampling import anchor_of, guidance_of
 
 if TYPE_CHECKING:
     from af.data.index import Index
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from af.metrics.rows import MetricRow
     from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
-    from af.pipeline.evaluate import RolloutSettings
     from af.pipeline.faces import FaceSource
+    from af.pipeline.rolling import RolloutSettings
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> int:
@@ -30,13 +30,13 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
     from af.cli.evaluation_report import write_report
     from af.forcing.dropout import SIGNALS, named_subset
-    from af.pipeline.evaluate import RolloutSettings
     from af.pipeline.faces import LatentReadout
+    from af.pipeline.rolling import RolloutSettings
 
     every = args.conditions == "all"
     signals = SIGNALS if every or args.conditions is None else named_subset(args.conditions)
     guidance = guidance_of(args)
-    settings = RolloutSettings(steps=args.steps, guidance=guidance, seed=args.seed, signals=signals)
+    settings = RolloutSettings(args.steps, guidance, args.seed, signals=signals, anchor=anchor_of(args))
     subject = _load(args)
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
@@ -49,12 +49,10 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     extra: dict[str, float] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
     if subject.avatar is not None:
         rows = [*_reconstruction(subject.avatar, subject.index, args), *rows]
-    missing: dict[str, str] = {}
-    if subject.avatar is not None:
-        running, missing = _running(subject.avatar, subject.index, settings, args)
-        if not args.lpips:
-            missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
-        rows += running
+    running, missing = _running(subject, settings, args)
+    rows += running
+    if subject.avatar is not None and not args.lpips:
+        missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
     if isinstance(subject.faces, LatentReadout):
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
     videos = None
@@ -213,7 +211,7 @@ def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> l
 
 
 def _running(
-    avatar: Avatar, index: Index, settings: RolloutSettings, args: argparse.Namespace
+    subject: _Subject, settings: RolloutSettings, args: argparse.Namespace
 ) -> tuple[list[MetricRow], dict[str, str]]:
     """Latency, speed and, where asked for, drift; {metric: why it was not measured}."""
     from rich.console import Console
@@ -221,20 +219,24 @@ def _running(
     from af.data.index import Index
     from af.data.shards import ShardReader
     from af.errors import UserError
-    from af.pipeline.running import drift_rows, long_drift, measure_running, running_rows
+    from af.pipeline.encode import spec_of
+    from af.pipeline.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
 
-    rows, missing = [], {}
-    with Console(stderr=True).status("a live session"):
-        try:
-            clip = ShardReader(index).read(0, {"video", "audio"})
-            rows += running_rows(measure_running(avatar, clip, settings))
-        except (UserError, ValueError) as error:
-            missing["latency, speed"] = str(error)
+    index, avatar = subject.index, subject.avatar
+    rows, missing = waiting_rows(subject.denoiser, spec_of(index)[0]), {}
+    if avatar is not None:
+        with Console(stderr=True).status("a live session"):
+            try:
+                clip = ShardReader(index).read(0, {"video", "audio"})
+                rows += running_rows(measure_running(avatar, clip, settings))
+            except (UserError, ValueError) as error:
+                missing["latency, speed"] = str(error)
     if not args.drift:
-        return rows, missing | {"drift": "needs a long roll-out: --drift"}
-    folder = args.data.parent / "train" if (args.data.parent / "train" / "index.json").is_file() else args.data
-    with Console(stderr=True).status("a roll-out of 4 minutes"):
-        found, true = long_drift(avatar, index, Index.load(folder), settings)
+        return rows, missing | {"drift": "needs long roll-outs: --drift"}
+    beside = args.data.parent / "train"
+    folder = args.readout or (beside if (beside / "index.json").is_file() else args.data)
+    with Console(stderr=True).status("roll-outs of 4 minutes"):
+        found, true = long_drift(subject.denoiser, index, Index.load(folder), settings, avatar=avatar)
     return [*rows, *drift_rows(found, true, f"those of {folder}")], missing
 
 

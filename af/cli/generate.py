@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from af.cli.sampling import add_sampling_arguments, guidance_of
+from af.cli.sampling import add_sampling_arguments, anchor_of, guidance_of
 from af.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,10 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(sampling)
     sampling.add_argument("--solver", default="euler", help="euler, or heun: two evaluations a step (default euler)")
     sampling.add_argument("--schedule", default="uniform", help="uniform, released or pyramid (default uniform)")
-    sampling.add_argument(
-        "--anchor-sink", type=int, default=0, help="frames of the portrait kept in the caches for ever"
-    )
-    sampling.add_argument("--anchor-pull", type=float, default=0.0, help="pull of the mean pose to the portrait's")
     sampling.add_argument("--precision", help="fp32 or bf16: pack the denoiser's weights, faster on CPU")
     sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default 0)")
 
@@ -59,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     from af.data.ingest.single import face_frames, read_portrait
     from af.data.media import probe, read_audio, write_video
     from af.data.parts import progress_bar
-    from af.forcing.rollout import Anchor
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
     from af.pipeline.evaluate import enlarged
@@ -97,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         guidance=guidance_of(args),
         schedule=args.schedule,
         solver=args.solver,
-        anchor=Anchor(sink_frames=args.anchor_sink, pull=args.anchor_pull),
+        anchor=anchor_of(args),
         generator=torch.Generator().manual_seed(args.seed),
     )
     with progress_bar() as progress:

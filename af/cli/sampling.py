@@ -6,17 +6,27 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from af.forcing.anchor import Anchor
     from af.forcing.guidance import Guidance
 
 
 def add_sampling_arguments(parser: argparse._ArgumentGroup) -> None:
-    """Steps and guidance."""
+    """Steps, guidance, anchor."""
     parser.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
     parser.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
     parser.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
     parser.add_argument(
         "--unguided", action="store_true", help="one branch with all signals, no guidance: how distilled students work"
     )
+    parser.add_argument("--anchor-sink", type=int, default=0, help="frames of the portrait kept in the caches for ever")
+    parser.add_argument("--anchor-pull", type=float, default=0.0, help="pull of the mean pose to the portrait's")
+
+
+def anchor_of(args: argparse.Namespace) -> Anchor:
+    """What holds a long roll-out to the portrait."""
+    from af.forcing.anchor import Anchor
+
+    return Anchor(sink_frames=args.anchor_sink, pull=args.anchor_pull)
 
 
 def guidance_of(args: argparse.Namespace) -> Guidance:

@@ -22,7 +22,7 @@ from af.data.disk_cache import scratch_folder
 from af.data.frame_cache import FrameCache
 from af.data.index import Index
 from af.data.plan import ClipItem, EndlessPlan, OnceBatchSampler, PairItem, PlanBatchSampler, WindowItem
-from af.data.schema import ROLES
+from af.data.schema import ROLES, other_role
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.errors import UserError
@@ -256,7 +256,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         return [numbers[sample.key] for sample in self.reader.index.samples]
 
     def _read(self, item: WindowItem) -> _Window:
-        i, avatar, user = item.sample, item.role, "b" if item.role == "a" else "a"
+        i, avatar, user = item.sample, item.role, other_role(item.role)
         entry = self.reader.index.samples[i]
         start, stop = item.start, min(item.start + self.frames, entry.frames)
         valid = np.zeros(self.frames, bool)

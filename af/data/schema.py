@@ -34,6 +34,11 @@ KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 Spans = tuple[tuple[int, int], ...]
 
 
+def other_role(role: str) -> str:
+    """The person whom `role` talks with."""
+    return ROLES[1 - ROLES.index(role)]
+
+
 def spans(mask: Bool[np.ndarray, " T"]) -> Spans:
     """Runs of True in `mask` as (start, stop) pairs, stop excluded."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], np.asarray(mask, np.int8), [0]))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,31 +13,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from af.data.media import write_video
+from af.data.schema import other_role
 from af.data.shards import Index, ShardReader
 from af.files import atomic_path
-from af.forcing.dropout import SIGNALS, keep_signals
-from af.forcing.noise import clip_noise
-from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.metrics import functional
 from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import image_array, image_tensor
 from af.pipeline.faces import SIDES, FaceSource
+from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.types import Clip, FaceSpec
 
 FIELDS = frozenset({"audio", "motion", "audio_features"})
-
-
-@dataclass(frozen=True)
-class RolloutSettings:
-    """How clips are generated: Euler steps, guidance scales, seed, clips rolled out together, signals the model gets."""
-
-    steps: int = 8
-    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
-    seed: int = 0
-    batch: int = 16
-    signals: tuple[str, ...] = SIGNALS
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ def evaluate_split(
     faces: FaceSource,
     out: Path,
     *,
-    settings: RolloutSettings = RolloutSettings(),
+    settings: RolloutSettings = RolloutSettings(),  # noqa: B008 (frozen)
     avatar_role: str = "b",
     limit: int | None = None,
     videos: int = 4,
@@ -74,7 +62,7 @@ def evaluate_split(
     waiting: dict[int, list[tuple[int, Clip]]] = {}
 
     def flush(group: Sequence[tuple[int, Clip]]) -> None:
-        motions = _roll_out([clip for _, clip in group], denoiser, avatar_role, settings)
+        motions = roll_out(denoiser, [turn_of(clip, avatar_role) for _, clip in group], settings)
         for (i, clip), motion in zip(group, motions, strict=True):
             results[i] = _finish(clip, motion, faces, out, avatar_role, i < videos)
             advance()
@@ -97,36 +85,6 @@ def evaluate_split(
     return [results[i] for i in sorted(results)]
 
 
-@torch.inference_mode()
-def _roll_out(
-    clips: Sequence[Clip], denoiser: MotionDenoiser, role: str, settings: RolloutSettings
-) -> Float[Tensor, "B T D"]:
-    user = _other(role)
-    space, device = denoiser.motion_space, next(denoiser.parameters()).device
-
-    def stacked(values: Iterator[np.ndarray | None]) -> Tensor:
-        return torch.from_numpy(np.stack([v for v in values if v is not None])).to(device)
-
-    condition = denoiser.condition(
-        stacked(c.person(role).audio_features for c in clips),
-        stacked(c.person(user).audio_features for c in clips),
-        stacked(c.person(user).motion for c in clips),
-    )
-    condition = keep_signals(condition, settings.signals)
-    reference = stacked(c.person(role).motion for c in clips)[:, 0]
-    frames = sum(block_sizes(condition.frames, denoiser.layout))
-    noise = torch.stack([clip_noise(c.key, settings.seed, frames, space.dim) for c in clips]).to(device)
-    motion = rollout(
-        denoiser,
-        condition,
-        space.to_model(reference),
-        steps=settings.steps,
-        guidance=settings.guidance,
-        noise=noise,
-    )
-    return space.from_model(motion)
-
-
 def _finish(
     clip: Clip,
     motion: Float[Tensor, "T D"],
@@ -135,7 +93,7 @@ def _finish(
     role: str,
     video: bool,
 ) -> EvaluationClip:
-    user, true = clip.person(_other(role)), clip.person(role)
+    user, true = clip.person(other_role(role)), clip.person(role)
     faces = source.faces(user, true, motion)
     if video and faces.frames is not None:
         assert user.video is not None
@@ -148,12 +106,8 @@ def _finish(
     return _clip(clip, role, source.spec, faces.tracks)
 
 
-def _other(role: str) -> str:
-    return "a" if role == "b" else "b"
-
-
 def _clip(clip: Clip, role: str, face: FaceSpec, tracks: Mapping[str, np.ndarray]) -> EvaluationClip:
-    user = _other(role)
+    user = other_role(role)
     ends = clip.meta.get("extra", {}).get("phrase_ends")
     return EvaluationClip(
         name=clip.key,

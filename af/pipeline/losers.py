@@ -22,17 +22,18 @@ from torch import Tensor
 from af.data.index import Index, build_index
 from af.data.parts import Part, run_parts
 from af.data.plan import mix
-from af.data.schema import ROLES, ClipMeta
+from af.data.schema import ROLES, ClipMeta, other_role
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import claim_folder
 from af.forcing.noise import clip_noise
-from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.forcing.rollout import Guidance
 from af.models.artifact import Artifact
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import spec_of
 from af.pipeline.loading import load_denoiser, require_specs
+from af.pipeline.rolling import RolloutSettings, Turn, roll_out
 from af.specs import MotionSpec
 
 SETTINGS_NAME: Final = "losers.json"
@@ -149,51 +150,33 @@ def _rolled_out(
     for turn in turns:
         by_length.setdefault(reader.index.samples[turn[0]].frames, []).append(turn)
     motions: dict[tuple[int, str], np.ndarray] = {}
+    denoiser, _ = _denoiser(model)
+    how = RolloutSettings(settings.steps, Guidance(audio=settings.audio, user=settings.user), settings.seed)
     for group in by_length.values():
         for start in range(0, len(group), settings.batch):
             chosen = group[start : start + settings.batch]
-            motions.update(zip(chosen, _roll_out(reader, chosen, model, settings), strict=True))
+            made = roll_out(denoiser, [_turn(reader, i, role, settings) for i, role in chosen], how)
+            motions.update(zip(chosen, made.cpu().numpy(), strict=True))
     return motions
 
 
-@torch.inference_mode()
-def _roll_out(
-    reader: ShardReader, turns: Sequence[tuple[int, str]], model: str, settings: LoserSettings
-) -> Float[np.ndarray, "B T D"]:
-    denoiser, _ = _denoiser(model)
-    device, space = next(denoiser.parameters()).device, denoiser.motion_space
+def _turn(reader: ShardReader, i: int, role: str, settings: LoserSettings) -> Turn:
+    entry = reader.index.samples[i]
+    partner = _stranger(reader.index, i, settings.seed) if settings.source == "shuffled" else i
 
-    def stacked(rows: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(rows).astype(np.float32)).to(device)
+    def signal(j: int, whose: str, part: str) -> np.ndarray:
+        rows = reader.read_rows(j, f"{whose}.{part}.npy", 0, reader.index.samples[j].frames)
+        return rows[np.arange(entry.frames) % len(rows)]  # a stranger's clip is cut, or begins again
 
-    def signal(part: str, whose: str) -> Tensor:
-        found = []
-        for i, avatar in turns:
-            role = avatar if whose == "avatar" else ROLES[1 - ROLES.index(avatar)]
-            frames = reader.index.samples[i].frames
-            j = _stranger(reader.index, i, settings.seed) if whose == "user" and settings.source == "shuffled" else i
-            rows = reader.read_rows(j, f"{role}.{part}.npy", 0, reader.index.samples[j].frames)
-            found.append(rows[np.arange(frames) % len(rows)])  # a stranger's clip is cut, or begins again
-        return stacked(found)
-
-    references = []
-    for i, role in turns:
-        frame = next((first for first, _ in reader.index.samples[i].valid[role]), 0)
-        references.append(reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0])
-    condition = denoiser.condition(signal("audio", "avatar"), signal("audio", "user"), signal("motion", "user"))
-    frames = sum(block_sizes(condition.frames, denoiser.layout))
-    noise = [
-        clip_noise(turn_name(reader.index.samples[i].key, role), settings.seed, frames, space.dim) for i, role in turns
-    ]
-    motion = rollout(
-        denoiser,
-        condition,
-        space.to_model(stacked(references)),
-        steps=settings.steps,
-        guidance=Guidance(audio=settings.audio, user=settings.user),
-        noise=torch.stack(noise).to(device),
+    user = other_role(role)
+    frame = next((first for first, _ in entry.valid[role]), 0)
+    return Turn(
+        turn_name(entry.key, role),
+        avatar_audio=signal(i, role, "audio"),
+        user_audio=signal(partner, user, "audio"),
+        user_motion=signal(partner, user, "motion"),
+        reference=reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0],
     )
-    return space.from_model(motion).float().cpu().numpy()
 
 
 def turn_name(key: str, role: str) -> str:

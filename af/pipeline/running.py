@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from af.clock import SAMPLES_PER_FRAME, frames_to_samples, seconds_to_frames
+from af.clock import FRAME_MS, SAMPLES_PER_FRAME, seconds_to_frames
 from af.data.index import Index
+from af.data.schema import other_role
 from af.data.shards import ShardReader
+from af.forcing.dropout import SIGNALS
 from af.forcing.stream import LiveSession
-from af.metrics.latency import Latency, latency, real_time_factor
+from af.metrics.latency import Latency, latency, real_time_factor, waiting_frames
 from af.metrics.rows import MetricRow
 from af.metrics.smoothness import Drift, drift, sharpness
+from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import image_tensor
-from af.pipeline.evaluate import RolloutSettings
 from af.pipeline.live import speech_stream
+from af.pipeline.rolling import RolloutSettings, Turn, roll_out, turn_of
+from af.specs import FeatureSpec
 from af.types import Clip
 
 
@@ -63,7 +67,7 @@ def measure_running(
     The first `warm_up` blocks are not counted. Raises UserError for features that read whole utterances, and
     ValueError when the clip is too short for a block more.
     """
-    own, user = clip.person(role), clip.person("a" if role == "b" else "b")
+    own, user = clip.person(role), clip.person(other_role(role))
     assert own.video is not None and own.audio is not None  # noqa: PT018
     assert user.video is not None and user.audio is not None  # noqa: PT018
     watch = _Stopwatch()
@@ -112,65 +116,82 @@ def measure_running(
 
 
 def long_drift(
-    avatar: Avatar,
+    denoiser: MotionDenoiser,
     index: Index,
     training: Index,
     settings: RolloutSettings,
     *,
+    avatar: Avatar | None = None,
     role: str = "b",
     seconds: float = 240.0,
+    roll_outs: int = 4,
     every: int = 5,
 ) -> tuple[Drift, Drift]:
-    """`drift` of one roll-out over the split's conversations one after the other, and of the true motion there.
+    """`drift` of long roll-outs over the split's conversations one after the other, and of the true motion there.
 
-    Distances are to the motion coefficients of `training`'s avatars; the sharpness is that of every `every`-th frame.
+    Mean over `roll_outs` that begin at different conversations. Distances are to the motion coefficients of
+    `training`'s avatars. With an `avatar` the first roll-out is decoded: the sharpness is that of every `every`-th frame.
     """
-    other = "a" if role == "b" else "b"
-    directions = avatar.autoencoder.directions().detach().cpu().double().numpy()
     frames = seconds_to_frames(seconds)
-    rows = np.concatenate([c.person(role).motion @ directions for c in _clips(training, {"motion"})])  # type: ignore[operator]
+    space, reader = denoiser.motion_space, ShardReader(index)
+    directions = np.eye(space.dim) if space.kind == "identity" else space.basis.cpu().double().numpy()
+
+    def coefficients(motion: np.ndarray) -> np.ndarray:
+        return motion.astype(np.float64) @ directions
+
+    rows = np.concatenate([coefficients(_array(c.person(role).motion)) for c in _clips(training)])
     statistics = rows.mean(0), np.cov(rows, rowvar=False)
-
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    portrait, length = None, 0
-    for clip in cycle(list(_clips(index, {"video", "audio", "motion"}, limit=64))):
-        own, user = clip.person(role), clip.person(other)
-        assert own.video is not None
-        portrait = own.video[0] if portrait is None else portrait
-        for name, value in (("own", own.audio), ("user", user.audio), ("poses", user.motion), ("true", own.motion)):
-            assert value is not None
-            parts[name].append(np.asarray(value, np.float32))
-        length += len(parts["true"][-1])
-        if length >= frames:
-            break
-    joined = {name: np.concatenate(values) for name, values in parts.items()}
-    assert portrait is not None
-    identity, reference = avatar.identity(portrait)
-    samples = frames_to_samples(frames)
-    motion = avatar.motion(
-        reference,
-        frames,
-        avatar_audio=joined["own"][:samples],
-        user_audio=joined["user"][:samples],
-        user_motion=[joined["poses"][:frames]],
-        steps=settings.steps,
-        guidance=settings.guidance,
-        generator=torch.Generator().manual_seed(settings.seed),
-    )
-    latents = torch.cat([block[0] for block in motion])
-    shown = avatar.frames(identity, (latents[None, s : s + 50 * every : every] for s in range(0, frames, 50 * every)))
-    light = np.repeat(sharpness(np.stack(list(shown))), every)[:frames]
-    coefficients = latents.cpu().double().numpy() @ directions
-    return (
-        drift(coefficients, *statistics, light),
-        drift(joined["true"][:frames].astype(np.float64) @ directions, *statistics),
-    )
+    starts = [round(n * len(index.samples) / roll_outs) for n in range(min(roll_outs, len(index.samples)))]
+    long = [_joined(reader, start, frames, role) for start in starts]
+    latents = roll_out(denoiser, [turn for turn, _ in long], settings).cpu()
+    light = None
+    if avatar is not None:
+        portrait = reader.read(starts[0], {"video"}).person(role).video
+        assert portrait is not None
+        identity, _ = avatar.identity(portrait[0])
+        pieces = (latents[:1, s : s + 50 * every : every].to(avatar.device) for s in range(0, frames, 50 * every))
+        light = np.repeat(sharpness(np.stack(list(avatar.frames(identity, pieces)))), every)[:frames]
+    found = [drift(coefficients(m), *statistics, light) for m in latents.numpy()]
+    true = [drift(coefficients(m), *statistics) for _, m in long]
+    return _mean_drift(found), _mean_drift(true)
 
 
-def _clips(index: Index, fields: set[str], limit: int | None = None) -> Iterator[Clip]:
+def _mean_drift(drifts: Sequence[Drift]) -> Drift:
+    return replace(drifts[0], distance=np.mean([d.distance for d in drifts], 0))
+
+
+def _joined(reader: ShardReader, start: int, frames: int, role: str) -> tuple[Turn, Float[np.ndarray, "T D"]]:
+    """Conversations from number `start` on, one after the other, and the true motion in them."""
+    count = len(reader.index.samples)
+    turns: list[Turn] = []
+    true: list[np.ndarray] = []
+    while sum(map(len, true)) < frames:
+        clip = reader.read((start + len(turns)) % count, {"motion", "audio_features"})
+        turns.append(turn_of(clip, role))
+        true.append(_array(clip.person(role).motion))
+    parts: dict[str, Any] = {name: np.concatenate([getattr(turn, name) for turn in turns]) for name in SIGNALS}
+    return replace(turns[0], **parts).first(frames), np.concatenate(true)[:frames]
+
+
+def _clips(index: Index) -> Iterator[Clip]:
     reader = ShardReader(index)
-    for i in range(len(index.samples) if limit is None else min(limit, len(index.samples))):
-        yield reader.read(i, fields)
+    for i in range(len(index.samples)):
+        yield reader.read(i, {"motion"})
+
+
+def _array(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None
+    return values
+
+
+def waiting_rows(denoiser: MotionDenoiser, features: FeatureSpec) -> list[MetricRow]:
+    """Rows `latency/waiting/…`: what is waited for before the first frame that can show a change, by construction."""
+    text = f"ms, blocks of {denoiser.layout.block_frames} frames, computing left out"
+    found = waiting_frames(denoiser.layout.block_frames, audio_right_context=features.right_context_frames)
+    return [
+        MetricRow(f"latency/waiting/{name}_ms", value * FRAME_MS, protocol=text, better="lower")
+        for name, value in zip(("mean", "worst"), found, strict=True)
+    ]
 
 
 def running_rows(running: Running) -> list[MetricRow]:
@@ -192,7 +213,9 @@ def running_rows(running: Running) -> list[MetricRow]:
 
 def drift_rows(found: Drift, true: Drift, training: str) -> list[MetricRow]:
     """Rows `drift/…`: distance of the first and of the last window, sharpness of the last against the first."""
-    text = f"{found.seconds[-1] + found.seconds[1]:.0f} s roll-out, windows of 20 s, K coefficients against {training}"
+    text = (
+        f"roll-outs of {found.seconds[-1] + found.seconds[1]:.0f} s, windows of 20 s, K coefficients against {training}"
+    )
     rows = [
         MetricRow(f"drift/distance/{name}", float(found.distance[i]), None, len(found.distance), float(true.distance[i]),
                   protocol=text)

@@ -12,13 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from af.data.shards import Index, ShardReader
-from af.forcing.noise import clip_noise
-from af.forcing.rollout import Guidance, rollout
 from af.models.artifact import load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.nn.masks import attention_mask
 from af.pipeline.encode import image_array, image_tensor
+from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.training.callbacks import tensorboard
 from af.training.denoiser import DenoiserModule
 from af.training.pictures import add_animation, add_image, curves_image, mask_image, noise_level_image
@@ -84,31 +83,19 @@ class Previews(Callback):
     @torch.inference_mode()
     def _draw(self, writer: Any, clip: Clip, denoiser: MotionDenoiser, step: int) -> None:
         device = next(denoiser.parameters()).device
-        space = denoiser.motion_space
+        turn = turn_of(clip, "b").first(self.frames)
+        generated = roll_out(denoiser, [turn], RolloutSettings(steps=self.steps))
+        true = torch.from_numpy(np.asarray(clip.b.motion, np.float32))[: self.frames].to(device)
 
-        def signal(values: np.ndarray | None) -> Tensor:
-            assert values is not None
-            return torch.from_numpy(values[None, : self.frames]).to(device)
+        def coefficients(motion: Tensor) -> np.ndarray:
+            return denoiser.motion_space.to_model(motion).float().cpu().numpy()
 
-        condition = denoiser.condition(
-            signal(clip.b.audio_features), signal(clip.a.audio_features), signal(clip.a.motion)
-        )
-        true = signal(clip.b.motion)
-        blocks = -(-true.shape[1] // denoiser.layout.block_frames) * denoiser.layout.block_frames
-        generated = rollout(
-            denoiser,
-            condition,
-            space.to_model(true[:, 0]),
-            steps=self.steps,
-            guidance=Guidance(),
-            noise=clip_noise(clip.key, 0, blocks, denoiser.dim)[None].to(device),
-        )
-        standard = space.to_model(true)[0].float().cpu().numpy()
+        standard = coefficients(true)
         order = np.argsort(-standard.var(0))[: self.curves]
-        curves = curves_image(standard[:, order], generated[0].float().cpu().numpy()[:, order], [f"{k}" for k in order])
+        curves = curves_image(standard[:, order], coefficients(generated[0])[:, order], [f"{k}" for k in order])
         add_image(writer, f"preview/{clip.key}/coefficients", curves, step)
         if clip.b.video is not None and clip.a.video is not None:
-            frames = self._decode(clip, space.from_model(generated), device)
+            frames = self._decode(clip, generated, device)
             count = len(frames)
             row = np.concatenate([clip.a.video[:count], frames, clip.b.video[:count]], axis=2)
             add_animation(writer, f"preview/{clip.key}/user_generated_true", row, step)

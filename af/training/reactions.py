@@ -17,8 +17,9 @@ from af.models.artifact import load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.tracker import load_tracker
 from af.pipeline.avatar import Avatar
-from af.pipeline.evaluate import RolloutSettings, evaluate_split
+from af.pipeline.evaluate import evaluate_split
 from af.pipeline.faces import TrackedFaces
+from af.pipeline.rolling import RolloutSettings
 from af.training.callbacks import tensorboard
 
 TAGS: Final = (

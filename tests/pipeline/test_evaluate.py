@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from af.cli.main import main
 from af.data.index import Index, build_index
 from af.data.schema import ClipMeta
-from af.data.shards import write_shard
+from af.data.shards import ShardReader, write_shard
 from af.forcing.noise import clip_noise
 from af.pipeline.avatar import Avatar
-from af.pipeline.evaluate import RolloutSettings, evaluate_reconstruction, evaluate_split, likeness
+from af.pipeline.evaluate import FIELDS, evaluate_reconstruction, evaluate_split, likeness
 from af.pipeline.faces import LatentReadout, TrackedFaces
+from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.types import FaceSpec, MotionSpec
 
 FACE = FaceSpec(("brightness", "contrast"), 1, "test/1")
@@ -115,16 +117,12 @@ def test_every_subset_of_the_signals_in_one_table(autoencoder_folder, denoiser_f
 
 
 def test_signals_that_are_left_out_do_not_matter(avatar, latents):
-    from dataclasses import replace
-
-    from af.data.shards import ShardReader
-    from af.pipeline.evaluate import FIELDS, _roll_out
-
     reader = ShardReader(latents / "test")
     clips = [reader.read(i, FIELDS) for i in range(2)]
     strangers = [replace(clip, a=other.a) for clip, other in zip(clips, reversed(clips), strict=True)]
     alone = RolloutSettings(steps=2, signals=("avatar_audio",))
-    assert _roll_out(clips, avatar.denoiser, "b", alone).equal(_roll_out(strangers, avatar.denoiser, "b", alone))
+    first, second = ([turn_of(clip, "b") for clip in made] for made in (clips, strangers))
+    assert roll_out(avatar.denoiser, first, alone).equal(roll_out(avatar.denoiser, second, alone))
 
 
 def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_folder, latents, tmp_path, capsys):

@@ -12,7 +12,7 @@ from af.data.shards import ShardReader
 from af.errors import UserError
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
-from af.pipeline.evaluate import RolloutSettings
+from af.pipeline.rolling import RolloutSettings
 from af.pipeline.running import drift_rows, long_drift, measure_running, running_rows
 
 SETTINGS = RolloutSettings(steps=1)
@@ -47,7 +47,7 @@ def test_features_of_whole_utterances_have_no_latency(avatar, latents):
 @pytest.mark.filterwarnings("ignore:drift")
 def test_drift_of_a_roll_out_over_conversations_one_after_the_other(avatar, latents):
     index = Index.load(latents / "test")
-    found, true = long_drift(avatar, index, index, SETTINGS, seconds=40, every=20)
+    found, true = long_drift(avatar.denoiser, index, index, SETTINGS, avatar=avatar, seconds=40, every=20)
     assert found.distance.shape == true.distance.shape == (2,)
     assert found.sharpness[0] == 1
     assert (found.distance > true.distance).all()  # an untrained denoiser
