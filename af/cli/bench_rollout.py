@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from typing import Any, Final
 
 import torch
@@ -25,6 +26,7 @@ from af.models.fast import for_inference
 from af.models.released import ReleasedSizes
 from af.nn.kv_cache import WindowLayout
 from af.nn.packed import PRECISIONS
+from af.training.bench import matmul_gflops
 from af.types import Condition
 
 SIZES: Final = {
@@ -128,40 +130,47 @@ def _many_users(
         sampler = _ready(model, inputs, steps)
         best, peak = float("inf"), 0.0
         for _ in range(repeats):
-            peak = max(peak, matmul_flops(PRECISIONS[precision]))
+            peak = max(peak, matmul_gflops(PRECISIONS[precision], size=1024, seconds=0.05))
             _, best = _timed(partial(_block, sampler, *inputs.block(model.layout.block_frames)), best)
-        peak = max(peak, matmul_flops(PRECISIONS[precision]))
+        peak = max(peak, matmul_gflops(PRECISIONS[precision], size=1024, seconds=0.05))
         result[precision] = {
             "seconds_per_block": best,
             "users_in_real_time": users * frames_to_seconds(model.layout.block_frames) / best,
-            "matmul_peak_gflops": peak / 1e9,
-            "share_of_matmul_peak": operations / best / peak,
+            "matmul_peak_gflops": peak,
+            "share_of_matmul_peak": operations / best / 1e9 / peak,
         }
     return result
 
 
 def _latencies(fast: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int) -> dict[str, Any]:
-    """From a change of the user's input to the first frame that can show it: waiting and computing (motion alone)."""
+    """From a change of the user's input to the first frame that can show it: waiting and computing (motion alone).
+
+    For guided sampling and for one pass as distilled students make it, each beside a bidirectional model sampled alike.
+    """
+    samplings: dict[str, dict[str, Any]] = {
+        "guided": {"steps": steps, "guidance": Guidance()},
+        "one_pass": {"steps": 1, "guidance": Guidance.conditional()},
+    }
     table: dict[str, Any] = {}
-    for precision, model in fast.items():
-        baseline = _measured(_resized(model, BIDIRECTIONAL, "bidirectional"), generator, steps, max(1, repeats - 1))
+    for (precision, model), (name, sampling) in product(fast.items(), samplings.items()):
+        baseline = _measured(_resized(model, BIDIRECTIONAL, "bidirectional"), generator, max(1, repeats - 1), sampling)
         rows: dict[str, Any] = {"bidirectional_75": asdict(baseline)}
         for block in BLOCKS:
             layout = WindowLayout(block, 2, model.layout.window_frames, 2)
-            row = _measured(_resized(model, layout, "block_lookahead"), generator, steps, repeats)
+            row = _measured(_resized(model, layout, "block_lookahead"), generator, repeats, sampling)
             rows[f"block_{block}"] = asdict(row) | {
                 "times_better_mean": baseline.mean_ms / row.mean_ms,
                 "times_better_worst": baseline.worst_ms / row.worst_ms,
                 "keeps_up": row.computing_mean_ms < block * FRAME_MS,
             }
-        table[precision] = rows
+        table[f"{precision}, {name}"] = rows
     return table
 
 
-def _measured(denoiser: MotionDenoiser, generator: torch.Generator, steps: int, repeats: int) -> Latency:
+def _measured(denoiser: MotionDenoiser, generator: torch.Generator, repeats: int, sampling: dict[str, Any]) -> Latency:
     """Measured on blocks with full caches; the store pass is left out: it is made while the next input comes in."""
     inputs = _Inputs(denoiser, generator)
-    sampler, computing = _ready(denoiser, inputs, steps), []
+    sampler, computing = _ready(denoiser, inputs, **sampling), []
     for _ in range(repeats):
         block = inputs.block(denoiser.layout.block_frames)
         computing.append(1000 * _timed(partial(sampler.step, *block), float("inf"))[1])
@@ -176,22 +185,13 @@ def _resized(denoiser: MotionDenoiser, layout: WindowLayout, mask: str) -> Motio
     return other
 
 
-def _ready(denoiser: MotionDenoiser, inputs: _Inputs, steps: int) -> BlockSampler:
+def _ready(denoiser: MotionDenoiser, inputs: _Inputs, steps: int, **sampling: Any) -> BlockSampler:
     """A sampler with full caches."""
-    sampler = BlockSampler(denoiser, inputs.reference(), steps=steps)
+    sampler = BlockSampler(denoiser, inputs.reference(), steps=steps, **sampling)
     for _ in range(-(-denoiser.layout.window_frames // denoiser.layout.block_frames)):
         sampler.give(*inputs.block(denoiser.layout.block_frames))
     sampler.commit()
     return sampler
-
-
-def matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 4) -> float:
-    """Floating-point operations a second of a square matrix product: what the machine can do, measured now."""
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    seconds = float("inf")
-    for _ in range(repeats):
-        _, seconds = _timed(lambda: a @ b, seconds)
-    return 2 * size**3 / seconds
 
 
 def _block(sampler: BlockSampler, condition: Condition, noise: Tensor) -> Tensor:
