@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from af.data.plan import EndlessPlan, Item
+from af.data.plan import Item, Plan
 from af.data.shards import ShardError, ShardReader
 from af.errors import UserError
 
@@ -91,9 +91,9 @@ class PlanDataset(Dataset, Generic[Item, Batch]):
     Subclasses read one item in `_read`, make an empty one in `_blank`, and stack samples in `collate`.
     """
 
-    def __init__(self, reader: ShardReader, plan: EndlessPlan[Item] | None, max_bad_rate: float) -> None:
+    def __init__(self, reader: ShardReader, plan: Plan[Item] | None, max_bad_rate: float) -> None:
         self.reader, self.bad = reader, BadSamples(max_bad_rate)
-        self.plan: EndlessPlan[Item] | None = plan
+        self.plan: Plan[Item] | None = plan
 
     def __getitem__(self, item: Item) -> Any:
         sample = self._try(item)

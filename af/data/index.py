@@ -61,6 +61,7 @@ class Index:
     samples: tuple[SampleEntry, ...]
     image_size: int | None
     specs: Mapping[str, Mapping[str, Any] | None]
+    homes: tuple[Location, ...] = ()  # folder of each shard, where they lie in several (`af.data.mixture`)
 
     @property
     def frames(self) -> int:
@@ -69,7 +70,7 @@ class Index:
 
     def path(self, shard: int) -> Location:
         """The tar file of shard number `shard`."""
-        return self.folder / self.shards[shard].name
+        return (self.homes[shard] if self.homes else self.folder) / self.shards[shard].name
 
     def local(self, shard: int) -> Path:
         """The same as a file on this machine's disk: a remote one is fetched into the cache (`local_copy`)."""

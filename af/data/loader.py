@@ -21,7 +21,7 @@ from af.data.dataset import BadSamples, Counted, PlanDataset
 from af.data.disk_cache import scratch_folder
 from af.data.frame_cache import FrameCache
 from af.data.index import Index
-from af.data.plan import ClipItem, EndlessPlan, OnceBatchSampler, PairItem, PlanBatchSampler, WindowItem
+from af.data.plan import ClipItem, OnceBatchSampler, PairItem, Plan, PlanBatchSampler, WindowItem
 from af.data.schema import ROLES, other_role
 from af.data.shards import ShardReader
 from af.data.stores import Location
@@ -79,7 +79,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
     def __init__(
         self,
         folder: Location | str | ShardReader,
-        plan: EndlessPlan[PairItem] | None = None,
+        plan: Plan[PairItem] | None = None,
         *,
         cache_bytes: int = 8 * _GIB,
         cache_folder: Path | str | None = None,
@@ -92,8 +92,11 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
         super().__init__(reader, plan, max_bad_rate)
         index = reader.index
-        if not all("a.mp4" in s.members for s in index.samples):
-            raise UserError(f"{index.folder}: the shards hold no video; the autoencoder needs a.mp4 and b.mp4")
+        blind = next((s for s in index.samples if "a.mp4" not in s.members), None)
+        if blind is not None:
+            raise UserError(
+                f"{index.path(blind.shard).parent}: the shards hold no video; the autoencoder needs a.mp4 and b.mp4"
+            )
         assert index.image_size is not None
         if faces and index.specs.get("face") is None:
             raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients by")
@@ -213,7 +216,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     def __init__(
         self,
         folder: Location | str | ShardReader,
-        plan: EndlessPlan[WindowItem] | None = None,
+        plan: Plan[WindowItem] | None = None,
         *,
         frames: int = 50,
         motion_spec: MotionSpec | None = None,

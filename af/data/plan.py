@@ -111,7 +111,17 @@ Item = TypeVar("Item", PairItem, WindowItem, ClipItem)
 # ------------------------------------------------------------------------------------------------------------- plans
 
 
-class EndlessPlan(Generic[Item]):
+class Plan(Generic[Item]):
+    """An endless order: what to read at every position."""
+
+    seed: int
+
+    def item(self, position: int) -> Item:
+        """What to read at `position` >= 0."""
+        raise NotImplementedError
+
+
+class EndlessPlan(Plan[Item]):
     """The shuffled order; subclasses say how many items each sample has and what an item is.
 
     `counts` are items per sample and epoch. Raises `UserError` when there is nothing to plan.
@@ -333,12 +343,10 @@ class PlanBatchSampler(Generic[Item]):
     start = n * G, whatever its number of ranks or workers was. Iterating again begins at `start` again.
     """
 
-    def __init__(
-        self, plan: EndlessPlan[Item], batch_size: int, *, rank: int = 0, world: int = 1, start: int = 0
-    ) -> None:
+    def __init__(self, plan: Plan[Item], batch_size: int, *, rank: int = 0, world: int = 1, start: int = 0) -> None:
         if batch_size < 1 or not 0 <= rank < world or start < 0:
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world}, start {start}")
-        self.plan: EndlessPlan[Item] = plan
+        self.plan: Plan[Item] = plan
         self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
 
     def __iter__(self) -> Iterator[list[Item]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,6 +40,21 @@ def motion_statistics(motions: Iterable[Float[Tensor, "T D"]], basis: Float[Tens
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return MotionStatistics(mean.float(), std.float(), basis.float())
+
+
+def pooled(statistics: Sequence[MotionStatistics], weights: Sequence[float]) -> MotionStatistics:
+    """Statistics of a mixture of sets with these shares. ValueError when their directions differ."""
+    first = statistics[0]
+    if len(statistics) == 1:
+        return first
+    if not all(torch.equal(s.basis, first.basis) for s in statistics):
+        raise ValueError("motion statistics along different directions cannot be pooled")
+    shares = torch.tensor(weights, dtype=torch.float64)[:, None] / sum(weights)
+    means = torch.stack([s.mean.double() for s in statistics])
+    squares = torch.stack([s.std.double() for s in statistics]).square() + means.square()
+    mean = (shares * means).sum(0)
+    std = ((shares * squares).sum(0) - mean.square()).clamp_min(0).sqrt()
+    return MotionStatistics(mean.float(), std.float(), first.basis)
 
 
 class MotionSpace(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from af.data.dataset import Counted, PlanDataset
 from af.data.events import listener_activity, start_weights
 from af.data.index import INDEX_NAME, Index
 from af.data.loader import PairDataset, Regions, WindowDataset, pairs_to_float, training_loader, validation_loader
-from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
+from af.data.mixture import MixedPlan, Root, joined, roots
+from af.data.plan import EndlessPlan, PairPlan, Plan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
 from af.errors import UserError
 from af.metrics.lipsync import listening_frames
-from af.models.motion_space import MotionStatistics
+from af.models.motion_space import MotionStatistics, pooled
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import read_statistics, spec_of
 from af.pipeline.losers import teacher_noise
@@ -28,8 +29,9 @@ from af.types import PairBatch
 
 
 class _ShardData(LightningDataModule):
-    """What both stages share. `batch_size` is the global one: with several ranks each reads its share. `validation`
-    names the split to validate on; without such a split there is no validation.
+    """What both stages share. `root` is the folder or URL of the shards, or several with weights (`af.data.mixture`).
+    `batch_size` is the global one: with several ranks each reads its share. `validation` names the split to validate on,
+    of all that have it; without such a split there is no validation.
 
     The training position is the number of samples all ranks took so far; it is part of the checkpoint, so a run goes on
     with the very next sample, with any number of ranks and workers that divides the same global batch.
@@ -37,15 +39,22 @@ class _ShardData(LightningDataModule):
 
     validation_index: Index | None = None
 
-    def __init__(self, root: str | Location, batch_size: int, workers: int, seed: int, validation: str) -> None:
+    def __init__(self, root: Root, batch_size: int, workers: int, seed: int, validation: str) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        self.root, self.batch_size, self.workers, self.seed = location(root), batch_size, workers, seed
+        self.weights, self.batch_size, self.workers, self.seed = roots(root), batch_size, workers, seed
         self.start = 0
-        self.train_index = Index.load(self.root / "train")
-        if (self.root / validation / INDEX_NAME).is_file():
-            self.validation_index = Index.load(self.root / validation)
+        self.training_indexes = [Index.load(place / "train") for place in self.weights]
+        self.train_index = joined(self.training_indexes)
+        held_out = [place / validation for place in self.weights if (place / validation / INDEX_NAME).is_file()]
+        if held_out:
+            self.validation_index = joined([Index.load(folder) for folder in held_out])
+
+    @property
+    def where(self) -> str:
+        """The data's place or places, in words."""
+        return " + ".join(map(str, self.weights))
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
@@ -55,12 +64,19 @@ class _ShardData(LightningDataModule):
         """The position: samples taken by all ranks together."""
         assert self.trainer is not None
         batches = int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
-        return {"samples": batches * self.batch_size, "seed": self.seed, "root": str(self.root)}
+        weights = list(self.weights.values())
+        return {"samples": batches * self.batch_size, "seed": self.seed, "root": self.where, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the samples of the checkpoint. Raises UserError when it was made with another seed."""
+        """Go on after the samples of the checkpoint. Raises UserError when it was made with another seed or mixture."""
         if state_dict["seed"] != self.seed:
             raise UserError(f"data.seed is {self.seed}, the checkpoint was made with {state_dict['seed']}")
+        weights, before = list(self.weights.values()), state_dict.get("weights", [1.0])
+        if weights != before:
+            raise UserError(
+                f"data.root mixes {self.where} by {weights}, the checkpoint was made with {state_dict['root']} by {before}; "
+                "go on with the same mixture, or start another run from the exported model"
+            )
         self.start = int(state_dict["samples"])
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -78,6 +94,10 @@ class _ShardData(LightningDataModule):
     def rank_batch_size(self) -> int:
         """This rank's share of a batch."""
         return self._share()[2]
+
+    def _mixed(self, plan: Callable[[Index], EndlessPlan]) -> Plan:
+        plans = [plan(index) for index in self.training_indexes]
+        return plans[0] if len(plans) == 1 else MixedPlan(plans, list(self.weights.values()), seed=self.seed)
 
     def _training_loader(self, dataset: PlanDataset) -> DataLoader:
         rank, world, share = self._share()
@@ -110,7 +130,7 @@ class PairData(_ShardData):
 
     def __init__(
         self,
-        root: str | Location,
+        root: Root,
         *,
         batch_size: int = 32,
         pairs_per_person: int = 8,
@@ -127,13 +147,16 @@ class PairData(_ShardData):
         self.regions, self.faces, self.both_ways = regions, faces, both_ways
 
     def provenance(self) -> dict[str, Any]:
-        """The data's folder."""
-        return {"data": str(self.root)}
+        """The data's place."""
+        return {"data": self.where}
 
     def train_dataloader(self) -> DataLoader:
         """Endless, in the plan's order."""
-        plan = PairPlan(self.train_index, seed=self.seed, pairs_per_person=self.pairs_per_person)
-        return self._training_loader(self._dataset(self.train_index, plan))
+
+        def plan(index: Index) -> PairPlan:
+            return PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person)
+
+        return self._training_loader(self._dataset(self.train_index, self._mixed(plan)))
 
     def val_dataloader(self) -> DataLoader | list:
         """Fixed pairs, each once."""
@@ -142,7 +165,7 @@ class PairData(_ShardData):
         items = fixed_pairs(self.validation_index, seed=self.seed)
         return self._validation_loader(self._dataset(self.validation_index), items)
 
-    def _dataset(self, index: Index, plan: PairPlan | None = None) -> PairDataset:
+    def _dataset(self, index: Index, plan: Plan | None = None) -> PairDataset:
         return PairDataset(
             ShardReader(index),
             plan,
@@ -166,7 +189,7 @@ class WindowData(_ShardData):
 
     def __init__(
         self,
-        root: str | Location,
+        root: Root,
         *,
         window_frames: int,
         block_frames: int,
@@ -189,19 +212,21 @@ class WindowData(_ShardData):
         require_spec(
             self.feature_spec,
             features.spec,
-            where=str(self.root),
+            where=self.where,
             remedy="Encode the data again, or choose the features they were made with.",
         )
         if motion_spec is not None:
             require_spec(
                 self.motion_spec,
                 MotionSpec.from_json(motion_spec),
-                where=str(self.root),
+                where=self.where,
                 remedy="Encode the data with the autoencoder that the model's own latents came from.",
             )
         self.features = features
         self.losers, self.listening = None if losers is None else location(losers), listening
         self.noise_of = None
+        if (losers or teacher) and len(self.weights) > 1:
+            raise UserError("data.losers and data.teacher belong to a single data.root, not to a mixture")
         if teacher is not None:
             if losers is not None:
                 raise UserError("data.teacher and data.losers exclude each other: distil, or prefer")
@@ -210,15 +235,16 @@ class WindowData(_ShardData):
         self.block_frames = feature_block if teacher is None else block_frames
         if block_frames % feature_block:
             raise UserError(
-                f"{self.root}: features come in blocks of {feature_block} frames, which do not divide the model's "
+                f"{self.where}: features come in blocks of {feature_block} frames, which do not divide the model's "
                 f"blocks of {block_frames}; encode with features.block_frames={block_frames} or a divisor of it"
             )
-        self.motion_statistics: MotionStatistics = read_statistics(self.root)
+        found = [read_statistics(place) for place in self.weights]
+        self.motion_statistics: MotionStatistics = pooled(found, list(self.weights.values()))
 
     def provenance(self) -> dict[str, Any]:
         """The specs that a roll-out must meet."""
         return {
-            "data": str(self.root),
+            "data": self.where,
             "feature_spec": self.feature_spec.to_json(),
             "motion_spec": self.motion_spec.to_json(),
         }
@@ -226,12 +252,15 @@ class WindowData(_ShardData):
     def train_dataloader(self) -> DataLoader:
         """Endless, in the plan's order."""
         sizes = {"frames": self.window_frames, "block": self.block_frames}
-        weights = None
-        if self.balance:
-            activities = listener_activity(self.train_index, listening_frames)
-            weights = start_weights(self.train_index, activities, balance=self.balance, **sizes)
-        plan = WindowPlan(self.train_index, seed=self.seed, weights=weights, **sizes)
-        return self._training_loader(self._dataset(self.train_index, plan))
+
+        def plan(index: Index) -> WindowPlan:
+            weights = None
+            if self.balance:
+                activities = listener_activity(index, listening_frames)
+                weights = start_weights(index, activities, balance=self.balance, **sizes)
+            return WindowPlan(index, seed=self.seed, weights=weights, **sizes)
+
+        return self._training_loader(self._dataset(self.train_index, self._mixed(plan)))
 
     def val_dataloader(self) -> DataLoader | list:
         """Windows side by side, each once."""
@@ -240,7 +269,7 @@ class WindowData(_ShardData):
         items = fixed_windows(self.validation_index, frames=self.window_frames, block=self.block_frames)
         return self._validation_loader(self._dataset(self.validation_index), items)
 
-    def _dataset(self, index: Index, plan: WindowPlan | None = None) -> WindowDataset:
+    def _dataset(self, index: Index, plan: Plan | None = None) -> WindowDataset:
         losers = None if self.losers is None else self.losers / index.folder.name
         if losers is not None and plan is None and not (losers / INDEX_NAME).is_file():
             losers = None  # validation without losers: the stage then shows training pairs alone

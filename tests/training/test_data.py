@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from af.data.stores import StoreError
+from af.errors import UserError
 from af.models.speech import LogMel
+from af.pipeline.encode import STATISTICS_NAME, read_statistics, write_statistics
 from af.training.datamodule import PairData, WindowData
 from tests.faulty_server import FaultyServer
 
@@ -52,3 +56,45 @@ def test_a_validation_split_is_not_lost_to_an_outage(store):
     store.faults = lambda path, before: "503" if "/val/" in path else None
     with pytest.raises(StoreError, match=r"/latents/val/index\.json: could not be read"):
         WindowData(f"{store.url}/latents", features=LogMel(**FEATURES), **FEATURES)
+
+
+def mixture(latents, tmp_path) -> dict[str, float]:
+    """Two sets of the same latents: the second has another folder and its statistics shifted."""
+    other = tmp_path / "other"
+    shutil.copytree(latents, other)
+    statistics = read_statistics(latents)
+    moved = dataclasses.replace(statistics, mean=statistics.mean + 3 * statistics.std)
+    write_statistics(other / STATISTICS_NAME, moved)
+    return {str(latents): 0.75, str(other): 0.25}
+
+
+def windows(root, seed: int = 0) -> WindowData:
+    return WindowData(root, features=LogMel(**FEATURES), **FEATURES, batch_size=4, workers=0, seed=seed)
+
+
+def test_a_mixture_goes_on_where_its_checkpoint_stopped(latents, tmp_path):
+    root = mixture(latents, tmp_path)
+    whole = list(itertools.islice(windows(root).train_dataloader(), 6))
+    first = windows(root)
+    first.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=SimpleNamespace(batches_seen=2))
+    state = first.state_dict()
+    later = windows(root)
+    later.load_state_dict(state)
+    for found, expected in zip(itertools.islice(later.train_dataloader(), 4), whole[2:], strict=True):
+        assert torch.equal(found.avatar_motion, expected.avatar_motion)
+    with pytest.raises(UserError, match=r"data\.root mixes .* by \[1\.0\], the checkpoint .* by \[0\.75, 0\.25\]"):
+        windows(latents).load_state_dict(state)
+    assert len(windows(root).validation_index.samples) == 2 * len(windows(latents).validation_index.samples)
+
+
+def test_statistics_of_a_mixture_are_those_of_its_samples(latents, tmp_path):
+    one = read_statistics(latents)
+    pooled = windows(mixture(latents, tmp_path)).motion_statistics
+    # three quarters at the mean, one at three standard deviations: a variance of 1 + 9 · 0.75 · 0.25
+    torch.testing.assert_close(pooled.mean, one.mean + 0.75 * one.std)
+    torch.testing.assert_close(pooled.std, one.std * 2.6875**0.5, rtol=1e-4, atol=1e-6)
+
+
+def test_losers_of_a_mixture_are_refused(latents, losers, tmp_path):
+    with pytest.raises(UserError, match=r"single data\.root"):
+        WindowData(mixture(latents, tmp_path), features=LogMel(**FEATURES), **FEATURES, losers=losers)

@@ -1,0 +1,153 @@
+"""Several data sets as one, each with a share of the samples: their indexes joined, their plans interleaved.
+
+The positions of a mixture come in rounds of 1,000. A round has of every set as many as its weight says, to the nearest
+thousandth, in an order that is a hash of (seed, round); each set goes through its own plan, at its own pace. So what is
+read at a position depends on the seed and the weights alone, as with a single set, and a run goes on anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from af.data.index import Index
+from af.data.plan import EndlessPlan, Item, Plan, mix_array
+from af.data.stores import Location, location
+from af.errors import UserError
+from af.specs import is_number
+
+ROUND: Final = 1000
+_ORDER: Final = 5
+_ROUNDS_KEPT: Final = 4
+
+#: One place, or several with weights: {place: weight}, or [{root: place, weight: number}, ...].
+Root = str | Location | Mapping[str, float] | Sequence[Mapping[str, Any]]
+
+
+def roots(root: Root | None) -> dict[Location, float]:
+    """Places and weights of what `data.root` says. Raises `UserError` for anything else than `Root` with weights > 0."""
+    if root is None or (not isinstance(root, Location) and not root):
+        raise UserError("data.root: say where the shards are: a folder, a URL, or several of them with weights")
+    if isinstance(root, (str, Location)):
+        return {location(root): 1.0}
+    forms = "{FOLDER: WEIGHT, ...} or, with URLs on a command line, [{root: URL, weight: WEIGHT}, ...]"
+    pairs = root.items() if isinstance(root, Mapping) else [_entry(entry, forms) for entry in root]
+    found: dict[Location, float] = {}
+    for place, weight in pairs:
+        if not is_number(weight) or weight <= 0:
+            raise UserError(f"data.root: weight {weight!r} of {place}; expected a positive number, as in {forms}")
+        if location(place) in found:
+            raise UserError(f"data.root: {place} is there twice")
+        found[location(place)] = float(weight)
+    return found
+
+
+def _entry(entry: Any, forms: str) -> tuple[str, Any]:
+    if not isinstance(entry, Mapping) or set(entry) != {"root", "weight"}:
+        raise UserError(f"data.root: {entry!r} in a list; expected {forms}")
+    return entry["root"], entry["weight"]
+
+
+def joined(indexes: Sequence[Index]) -> Index:
+    """The samples of all, in order, as one index (of one: that one). Raises `UserError` naming the folders when feature
+    specs or image sizes differ.
+
+    A spec that only some sets have is no spec of the whole.
+    """
+    first = indexes[0]
+    if len(indexes) == 1:
+        return first
+    for other in indexes[1:]:
+        _same_kind(first, other)
+    offset, samples = 0, []
+    for index in indexes:
+        samples += [replace(s, shard=s.shard + offset) for s in index.samples]
+        offset += len(index.shards)
+    names = dict.fromkeys(name for index in indexes for name in index.specs)
+    common = {
+        n: first.specs.get(n) if all(i.specs.get(n) == first.specs.get(n) for i in indexes) else None for n in names
+    }
+    return replace(
+        first,
+        shards=tuple(s for i in indexes for s in i.shards),
+        samples=tuple(samples),
+        specs=common,
+        homes=tuple(i.path(n).parent for i in indexes for n in range(len(i.shards))),
+    )
+
+
+def _same_kind(first: Index, other: Index) -> None:
+    remedy = "Mix only sets made alike: encode them with the same autoencoder and features (af encode)."
+    if first.image_size != other.image_size:
+        sizes = f"images of {first.image_size} pixels, {other.folder} of {other.image_size}"
+        raise UserError(f"{first.folder} has {sizes}; they cannot be mixed. {remedy}")
+    for name in dict.fromkeys([*first.specs, *other.specs]):
+        mine, theirs = first.specs.get(name), other.specs.get(name)
+        if mine is None and theirs is None:
+            continue
+        if mine is None or theirs is None:
+            if name == "face":  # not needed for training, and read where it is there
+                continue
+            has, lacks = (first, other) if theirs is None else (other, first)
+            raise UserError(
+                f"{has.folder} has {name} features, {lacks.folder} has none; they cannot be mixed. {remedy}"
+            )
+        if different := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
+            values = ", ".join(f"{k}: {mine.get(k)!r} and {theirs.get(k)!r}" for k in different)
+            raise UserError(
+                f"{first.folder} and {other.folder} differ in {name} ({values}); they cannot be mixed. {remedy}"
+            )
+
+
+class MixedPlan(Plan[Item]):
+    """Plans of several sets, interleaved by weight; items refer to the samples of the sets' `joined` index.
+
+    Raises `UserError` for a weight that gives a set no position in a round.
+    """
+
+    def __init__(self, plans: Sequence[EndlessPlan[Item]], weights: Sequence[float], *, seed: int) -> None:
+        if len(plans) != len(weights) or not plans:
+            raise ValueError(f"{len(plans)} plans and {len(weights)} weights")
+        self.plans: Sequence[EndlessPlan[Item]] = plans
+        self.seed = seed
+        self.shares = _shares(weights)
+        for plan, share in zip(plans, self.shares, strict=True):
+            if share == 0:
+                raise UserError(
+                    f"data.root: the weight of {plan.index.folder} is less than 1/{ROUND} of all; leave it out"
+                )
+        self._offsets = np.cumsum([0, *(len(plan.index.samples) for plan in plans)])[:-1]
+        self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def item(self, position: int) -> Item:
+        """What to read at `position` >= 0."""
+        turn, within = divmod(position, ROUND)
+        owners, ranks = self._round(turn)
+        owner = int(owners[within])
+        item = self.plans[owner].item(turn * self.shares[owner] + int(ranks[within]))
+        return replace(item, position=position, sample=item.sample + int(self._offsets[owner]))
+
+    def _round(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each position of a round: whose it is, and how many positions of the round that set had before."""
+        if turn not in self._rounds:
+            order = np.argsort(mix_array(self.seed, turn, _ORDER, last=np.arange(ROUND)), kind="stable")
+            owners = np.repeat(np.arange(len(self.shares)), self.shares)[order]
+            ranks = np.empty(ROUND, np.int64)
+            for n, share in enumerate(self.shares):
+                ranks[owners == n] = np.arange(share)
+            if len(self._rounds) >= _ROUNDS_KEPT:
+                del self._rounds[next(iter(self._rounds))]
+            self._rounds[turn] = owners, ranks
+        return self._rounds[turn]
+
+
+def _shares(weights: Sequence[float]) -> list[int]:
+    """Positions of a round for each weight: rounded down, the rest to the largest remainders."""
+    exact = np.asarray(weights, np.float64) / np.sum(weights) * ROUND
+    shares = np.floor(exact + 1e-9).astype(np.int64)
+    for n in np.argsort(shares - exact, kind="stable")[: ROUND - int(shares.sum())]:
+        shares[n] += 1
+    return [int(s) for s in shares]
