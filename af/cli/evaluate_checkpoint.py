@@ -219,6 +219,7 @@ def _running(
     from af.data.index import Index
     from af.data.shards import ShardReader
     from af.errors import UserError
+    from af.files import write_json
     from af.pipeline.encode import spec_of
     from af.pipeline.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
 
@@ -237,6 +238,10 @@ def _running(
     folder = args.readout or (beside if (beside / "index.json").is_file() else args.data)
     with Console(stderr=True).status("roll-outs of 4 minutes"):
         found, true = long_drift(subject.denoiser, index, Index.load(folder), settings, avatar=avatar)
+    write_json(
+        args.out / "drift.json",
+        {"start_s": found.seconds.tolist(), "distance": found.distance.tolist(), "true": true.distance.tolist()},
+    )
     return [*rows, *drift_rows(found, true, f"those of {folder}")], missing
 
 
