@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "losers": "motion to be preferred less, for the preference stage",
     "generate": "portrait + voices + user video -> a video of the avatar",
     "evaluate": "the table of numbers for a checkpoint, with ground truth and null",
+    "probe": "what the latents of a motion VAE are worth, on synthetic people",
     "sweep": "run a grid of settings, job by job, continued where it was stopped",
     "report": "evaluated runs and sweeps in one table",
     "study": "a blinded preference study of two systems: make the page, score the answers",

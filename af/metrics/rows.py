@@ -115,10 +115,14 @@ def write_metrics(
     rows: Sequence[MetricRow],
     extra: Mapping[str, Any] | None = None,
     title: str = "Evaluation",
+    notes: str = "",
 ) -> tuple[Path, Path]:
-    """Write `metrics.json` (flat, which way is `better`, `extra` entries such as seconds/<stage>) and `metrics.md`; returns both paths."""
+    """Write `metrics.json` (flat, which way is `better`, `extra` entries such as seconds/<stage>) and `metrics.md` (with
+    `notes` below the table); returns both paths.
+    """
     json_path, markdown_path = folder / "metrics.json", folder / "metrics.md"
     content = {**flat_metrics(rows), "better": {row.tag: row.better for row in rows}, **(extra or {})}
     write_json(json_path, content)
-    write_text(markdown_path, f"# {title}\n\n{markdown_table(rows)}")
+    text = f"# {title}\n\n{markdown_table(rows)}"
+    write_text(markdown_path, f"{text}\n{notes}\n" if notes else text)
     return json_path, markdown_path

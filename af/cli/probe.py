@@ -1,0 +1,222 @@
+"""What the latents of a motion VAE are worth, on synthetic shards of people it was not trained on:
+
+    af probe --autoencoder runs/demo/vae/export --data data/demo/test --out runs/probe
+
+- reconstruction of a frame from another frame of the same person (null: the source shown unchanged);
+- transfer of one person's motion to another's portrait, against the picture that would be right: PSNR, expression and
+  pose tracked (R²; null: the portrait shown unchanged), the portrait's colours and proportions kept (error in standard
+  deviations between people; null: the driving person shown);
+- linear probes, on people left out of their fit: face parameters from motion; identity from motion (what should fail),
+  motion from the identity code of another frame (what should fail);
+- smoothness of the coefficients on video, beside that of the true face parameters;
+- directions.png: the portrait with each direction in turn at -3 … 3 standard deviations, and what that moves.
+
+The folder gets metrics.json, metrics.md, directions.png and transfer.png (portrait | driving | picture | right picture).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from af.data.index import Index
+    from af.metrics.rows import MetricRow
+    from af.models.autoencoder import MotionAutoencoder
+    from af.models.tracker import FaceTracker
+    from af.pipeline.probe import Person
+
+STEPS = (-3.0, -1.5, 0.0, 1.5, 3.0)
+ROWS_SHOWN = 8
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af probe`."""
+    parser.add_argument("--autoencoder", type=Path, required=True, metavar="FOLDER", help="model folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="synthetic shards of a split")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--pairs", type=int, default=128, help="transfers (default 128)")
+    parser.add_argument("--conversations", type=int, default=32, help="read for the probes (default 32)")
+    parser.add_argument("--frames", type=int, default=100, help="of each person for the probes (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of pairs (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write."""
+    from rich.console import Console
+
+    from af.data.index import Index
+    from af.data.parts import progress_bar
+    from af.errors import UserError
+    from af.metrics.rows import console_table, write_metrics
+    from af.models.artifact import load_model
+    from af.models.autoencoder import MotionAutoencoder
+    from af.models.tracker import load_tracker
+    from af.pipeline.probe import read_people
+
+    artifact, index = load_model(args.autoencoder), Index.load(args.data)
+    model, tracker = artifact.model, load_tracker()
+    if not isinstance(model, MotionAutoencoder):
+        raise UserError(f"{args.autoencoder} is not a motion autoencoder but {type(model).__name__}")
+    if index.image_size != model.image_size:
+        raise UserError(f"{args.data} has frames of {index.image_size} px, the autoencoder is for {model.image_size}")
+    with progress_bar() as progress:
+        task = progress.add_task("reading people", total=2 * min(args.conversations, len(index.samples)))
+        people = read_people(model, index, args.conversations, args.frames, lambda: progress.advance(task))
+    with Console(stderr=True).status("transferring motion"):
+        rows = _reconstruction_rows(model, index, args.seed)
+        rows += _transfer_rows(model, tracker, index, args)
+    rows += _probe_rows(people)
+    moved = _traversal_text(model, tracker, people, args.out)
+    made_with = {"autoencoder": artifact.digest, "data": str(args.data.resolve()), "seed": args.seed}
+    write_metrics(args.out, rows, made_with, title=f"What the latents of {args.autoencoder} are worth", notes=moved)
+    Console().print(console_table(rows, title=str(args.autoencoder)))
+    print(moved)
+    print(f"written to {args.out}: metrics.json, metrics.md, directions.png, transfer.png")
+    return 0
+
+
+def _reconstruction_rows(model: MotionAutoencoder, index: Index, seed: int) -> list[MetricRow]:
+    from af.metrics.rows import MetricRow
+    from af.pipeline.evaluate import evaluate_reconstruction
+
+    found = evaluate_reconstruction(model, index, seed=seed)
+    text = "cross-frame; null: the source shown unchanged"
+    return [
+        MetricRow(name, found.model[name], n=found.pairs, null=found.copy[name], protocol=text, better="higher")
+        for name in ("psnr", "ssim")
+    ]
+
+
+def _transfer_rows(
+    model: MotionAutoencoder, tracker: FaceTracker, index: Index, args: argparse.Namespace
+) -> list[MetricRow]:
+    from af.data.synth.face import FACE_SPEC
+    from af.metrics.rows import MetricRow
+    from af.pipeline import transfer
+    from af.pipeline.evaluate import psnr_each
+
+    pairs = transfer.draw_pairs(index, args.pairs, seed=args.seed)
+    made, right = transfer.transfer(model, pairs.portraits, pairs.driving), pairs.truth
+    _save_grid(args.out / "transfer.png", [pairs.portraits, pairs.driving, made, right])
+    text = "motion on another's portrait; null: portrait unchanged"
+
+    def row(
+        tag: str, values: tuple[float, float | None, float], better: Literal["lower", "higher"], protocol: str = text
+    ):
+        value, true, null = values
+        return MetricRow(
+            f"transfer/{tag}", value, n=args.pairs, ground_truth=true, null=null, protocol=protocol, better=better
+        )
+
+    rows = [row("psnr", (_mean(psnr_each(made, right)), None, _mean(psnr_each(pairs.portraits, right))), "higher")]
+    r2, true, null = (transfer.expression_r2(tracker, p, pairs.driving_faces) for p in (made, right, pairs.portraits))
+    protocol = f"R² against the truth, {tracker.face_spec.tracker}; {text}"
+    names = FACE_SPEC.names
+    groups = {"expression": names[: FACE_SPEC.expression], "pose": names[FACE_SPEC.expression :]}
+    for tag, members in {**groups, **{name: (name,) for name in names}}.items():
+        a, b, c = (_mean([found[m] for m in members]) for found in (r2, true, null))
+        rows.append(row(f"r2/{tag}", (a, b, c), "higher", protocol))
+    spread = transfer.appearance_spread()
+    drawn = list(zip(pairs.driving_faces, pairs.people, strict=True))
+    errors = [
+        [transfer.appearance_error(p, *d, spread) for p, d in zip(pictures, drawn, strict=True)]
+        for pictures in (made, pairs.driving)
+    ]
+    for tag, members in (("colours", transfer.COLOURS), ("proportions", transfer.SHAPES)):
+        values = [np.concatenate([e[m] for e in side for m in members]) for side in errors]
+        value, null_value = (float(np.sqrt(np.mean(np.square(v)))) for v in values)
+        protocol = "root mean square, in standard deviations between people; null: the driving person shown"
+        rows.append(row(f"identity/{tag}", (value, 0.0, null_value), "lower", protocol))
+    return rows
+
+
+def _probe_rows(people: Sequence[Person]) -> list[MetricRow]:
+    from af.data.synth.face import FACE_NAMES
+    from af.metrics.rows import MetricRow
+    from af.pipeline import probe
+
+    motion, faces, codes = ([getattr(p, name) for p in people] for name in ("coefficients", "face", "codes"))
+    strangers = motion[len(motion) // 2 :] + motion[: len(motion) // 2]
+    read = probe.probe_r2(motion, faces)
+    count, held_out = len(people), "R² on people left out"
+    rows = [
+        MetricRow(f"probe/face_from_motion/{name}", value, n=count, protocol=held_out, better="higher")
+        for name, value in zip(("mean", *FACE_NAMES), (float(read.mean()), *read.tolist()), strict=True)
+    ]
+    rows += [
+        MetricRow(
+            "probe/identity_from_motion",
+            probe.identity_from(people, motion),
+            n=count,
+            ground_truth=probe.identity_from(people, faces),
+            null=probe.identity_from(people, strangers),
+            protocol=f"{held_out}; truth: from the true face parameters; null: another person's motion",
+            better="lower",
+        ),
+        MetricRow(
+            "probe/person_named_from_motion",
+            probe.recognised(motion),
+            n=count,
+            ground_truth=probe.recognised(faces),
+            null=1 / count,
+            protocol="share of frames; truth: from the true face parameters; null: chance",
+            better="lower",
+        ),
+        MetricRow(
+            "probe/motion_from_code",
+            probe.motion_from_codes(people, codes),
+            n=count,
+            ground_truth=probe.motion_from_codes(people, faces),
+            null=probe.motion_from_codes(people, codes, other=count // 2),
+            protocol=f"{held_out}, from another frame half a video away; truth: from its face; null: another person's",
+            better="lower",
+        ),
+        MetricRow(
+            "smoothness/roughness",
+            probe.roughness(motion),
+            n=count,
+            ground_truth=probe.roughness(faces),
+            protocol="|second| / |first difference| on video; truth: of the face parameters",
+            better="true",
+        ),
+    ]
+    return rows
+
+
+def _traversal_text(model: MotionAutoencoder, tracker: FaceTracker, people: Sequence[Person], out: Path) -> str:
+    """Save the picture; what each direction moves most, in standard deviations of that parameter from end to end."""
+    from af.data.synth.face import FACE_NAMES
+    from af.pipeline.probe import traversal
+
+    pictures = traversal(model, people, STEPS)
+    _save_grid(out / "directions.png", list(pictures.swapaxes(0, 1)), rows=len(pictures))
+    spread = np.concatenate([p.face for p in people]).std(0)
+    lines = [f"What each direction moves (from {STEPS[0]:g} to {STEPS[-1]:g} of its standard deviations):", ""]
+    for k, images in enumerate(pictures):
+        tracked = tracker.track(images)
+        change = (tracked[-1] - tracked[0]) / spread
+        largest = np.argsort(-np.abs(change))[:3]
+        lines.append(f"- {k}: " + ", ".join(f"{FACE_NAMES[i]} {change[i]:+.1f}" for i in largest))
+    return "\n".join(lines)
+
+
+def _save_grid(path: Path, columns: Sequence[np.ndarray], rows: int = ROWS_SHOWN) -> None:
+    """Columns of pictures side by side."""
+    from PIL import Image
+
+    from af.files import atomic_path
+    from af.pipeline.evaluate import enlarged
+
+    picture = np.concatenate([np.concatenate(list(column[:rows])) for column in columns], 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        Image.fromarray(enlarged(picture[None], rows * 128)[0]).save(temporary, format="PNG")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.nanmean(values))
