@@ -137,6 +137,7 @@ def test_every_switch_trains_and_rolls_out(settings, latents, tmp_path):
     [
         ("experiment=nothing", "nothing"),
         ("module.learning=1", "learning"),
+        ("+module.sharpness=1", "belong to another stage"),
         ("model.mask=sideways", "sideways"),
         ("module.loss.kind=l3", "l3"),
         ("module.dropout.user=2", "user"),
