@@ -76,9 +76,10 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
     """Write `settings` to `file` in the folder they made, or see that they are the ones that made it: UserError if not."""
-    if not file.is_file():
-        write_json(file, dict(settings))
-        return
+    with exclusive(file.parent / f".{file.name}.lock"):  # the jobs of an array start at the same time
+        if not file.is_file():
+            write_json(file, dict(settings))
+            return
     known = json.loads(file.read_text())
     if different := [k for k in settings if known.get(k) != settings[k]]:
         raise UserError(

@@ -3,7 +3,11 @@
   af encode --data data/demo --autoencoder runs/demo/vae/export --out data/demo-latents
   af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents features=wav2vec2
 
-Each input shard becomes one output shard; shards that exist are skipped, so a stopped job goes on where it was.
+Each input shard becomes one output shard; shards that exist are skipped, so a stopped job goes on where it was. Many
+machines do it together with --part, for instance as a job array (--array=1-16):
+
+  af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents --part $SLURM_ARRAY_TASK_ID/16
+
 `features=` picks a configuration of conf/features (logmel, wav2vec2); its values can be overridden, e.g.
 `features.mode=utterance` or `features.checkpoint=/path/to/wav2vec2`.
 """
@@ -11,10 +15,10 @@ Each input shard becomes one output shard; shards that exist are skipped, so a s
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from af.cli.config import add_config_arguments, compose, resolve
+from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import local_path, location
 
 
@@ -30,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bf16", action="store_true", help="run the autoencoder in bfloat16: faster, latents within 1 %%"
     )
+    parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     add_config_arguments(parser)
 
@@ -39,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     features = resolve(compose("encode", args.overrides, args.config_dir))["features"]
     from af.pipeline.encode import encode
 
-    if args.overwrite and args.out.exists():
-        shutil.rmtree(args.out)
+    clear(args.out, args.overwrite, args.part)
     indices = encode(
         args.data,
         args.out,
@@ -49,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         keep_video=not args.no_video,
         bf16=args.bf16,
         workers=args.workers,
+        share=args.part,
     )
     for index in indices:
         print(f"{index.folder}: {len(index.samples)} clips, {index.frames} frames")

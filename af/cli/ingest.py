@@ -17,7 +17,10 @@ split. Only a and b, or video, are needed. Relative paths count from the manifes
 
 A person has one id wherever they occur, and is in one split only. Without ids every file is taken for another person.
 Input that cannot be used is named with the reason, the rest goes on; ingest_report.json in the output folder says what
-was dropped and why. The same command again does only what is new or has changed.
+was dropped and why. The same command again does only what is new or has changed. Many machines do it together with
+--part, for instance as a job array (--array=1-16):
+
+  af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --out data/mine --part $SLURM_ARRAY_TASK_ID/16
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import local_path
 
 
@@ -84,6 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--split-by-identity", type=_fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people"
     )
     add("--workers", type=_positive(int), default=1, help="processes (default 1)")  # type: ignore[arg-type]
+    add("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     add("--margin", type=_positive(float), default=2.0, help="side of the crop in face sizes (default 2.0)")  # type: ignore[arg-type]
     add("--min-seconds", type=_positive(float), default=2.0, help="shortest clip (default 2)")  # type: ignore[arg-type]
     add("--max-seconds", type=_positive(float), default=20.0, help="longest clip; longer ones are divided (default 20)")  # type: ignore[arg-type]
@@ -141,7 +146,13 @@ def run(args: argparse.Namespace) -> int:
         licence=args.licence,
     )
     report = run_ingest(
-        sources, args.out, options, split=args.split, fractions=args.split_by_identity, workers=args.workers
+        sources,
+        args.out,
+        options,
+        split=args.split,
+        fractions=args.split_by_identity,
+        workers=args.workers,
+        share=args.part,
     )
     totals = report.to_json()
     table = Table(title=f"{args.out}: {totals['clips']} clips, {totals['kept_s'] / 60:.1f} minutes")
@@ -160,8 +171,9 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if report.done_before:
-        print(f"{report.done_before} of {len(sources)} were done before")
+        print(f"{report.done_before} of {len(args.part.of(sources))} were done before")
     for outcome in report.failed:
         print(f"dropped: {outcome.line}", file=sys.stderr)
-    print(f"report: {Path(args.out) / REPORT}")
-    return 0 if totals["clips"] else 1
+    if len(report.outcomes) == len(sources):
+        print(f"report: {Path(args.out) / REPORT}")
+    return 0 if totals["clips"] or args.part.count > 1 else 1

@@ -12,16 +12,16 @@ Sources:
   shuffled   the denoiser reacting to the user of another conversation (--user, default 1)
   file       arrays KEY.a.npy and KEY.b.npy (frames x motion latent) from a folder (--files)
 
-Each shard of the data becomes one of losers; shards that exist are skipped, so a stopped job goes on where it was. Give
-the folder to the stage as data.losers=FOLDER.
+Each shard of the data becomes one of losers; shards that exist are skipped, so a stopped job goes on where it was, and
+--part divides the work among the jobs of an array. Give the folder to the stage as data.losers=FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
+from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import local_path, location
 from af.errors import UserError
 
@@ -44,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of whose user is taken (default 0)")
     parser.add_argument("--batch", type=int, default=32, help="clips rolled out together (default 32)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
 
 
@@ -62,9 +63,10 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         batch=args.batch,
     )
-    if args.overwrite and args.out.exists():
-        shutil.rmtree(args.out)
+    clear(args.out, args.overwrite, args.part)
     splits = [name.strip() for name in args.splits.split(",")]
-    for index in make_losers(args.data, args.out, model, settings, splits=splits, workers=args.workers):
+    for index in make_losers(
+        args.data, args.out, model, settings, splits=splits, workers=args.workers, share=args.part
+    ):
         print(f"{index.folder}: losers of {len(index.samples)} clips, {index.frames} frames")
     return 0

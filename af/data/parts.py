@@ -1,22 +1,28 @@
-"""Long jobs in parts that can be stopped at any time: one file a part, atomic, skipped when it is already there."""
+"""Long jobs in parts that can be stopped at any time: one file a part, atomic, skipped when it is already there.
+
+The parts can be divided among machines (`Share`): each makes its own, and whoever makes the last one finishes the job.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from af.errors import UserError
-from af.files import remove_stale
+from af.files import exclusive, remove_stale
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,71 @@ class PartsReport:
     made: int
     skipped: int
     results: dict[Path, Any]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of `count` processes of a job does: every `count`-th part, from the `number`-th on (from 1)."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """From text such as 3/16. Raises `UserError`."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise UserError(f"--part {text}: expected I/N with I from 1 to N, such as 3/16")
+        return cls(int(number), int(count))
+
+    def of(self, parts: Sequence[Any]) -> list[Any]:
+        """This process's ones."""
+        return list(parts[self.number - 1 :: self.count])
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+#: Everything, by one process.
+WHOLE: Final = Share()
+#: The help of `--part`, the same for every command that takes it.
+PART_HELP: Final = (
+    "do the I-th of N shares, for a job array: the same command with every I from 1 to N, on any machines that share the "
+    "output folder; the last one to end writes the index"
+)
+
+
+def run_job(
+    parts: Sequence[Part],
+    work: Callable[..., Any],
+    finish: Callable[[], Result],
+    *,
+    share: Share = WHOLE,
+    workers: int = 1,
+    description: str = "working",
+) -> Result | None:
+    """Make this share of the parts (`run_parts`); then, when nobody's is missing, `finish()` once at a time and return what
+    it gives. None, and a line that says so, while others are not done: the last one finishes.
+    """
+    run_parts(share.of(parts), work, workers=workers, description=description)
+    if missing := sum(not part.path.exists() for part in parts):
+        tell_unfinished(share, missing, len(parts))
+        return None
+    with exclusive(Path(os.path.commonpath([part.path.parent for part in parts])) / ".finishing"):
+        return finish()
+
+
+def clear(folder: Path, overwrite: bool, share: Share) -> None:
+    """Delete `folder` when asked to. Raises `UserError` for one share of several: it would delete the others'."""
+    if overwrite and share.count > 1:
+        raise UserError("--overwrite and --part exclude each other: delete the folder before the jobs start")
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+
+
+def tell_unfinished(share: Share, missing: int, total: int) -> None:
+    """Say that this share is done, and who does the rest."""
+    print(f"share {share} is done; {missing} of {total} parts are missing yet: the last share to end writes the index")
 
 
 def progress_bar(console: Console | None = None) -> Progress:

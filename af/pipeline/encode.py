@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load, save_file
 
 from af.data.index import Index, build_index
-from af.data.parts import Part, run_parts
+from af.data.parts import WHOLE, Part, Share, run_job
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
@@ -42,8 +42,9 @@ def encode(
     keep_video: bool = True,
     bf16: bool = False,
     workers: int = 1,
+    share: Share = WHOLE,
 ) -> list[Index]:
-    """Encode every split of `source` into `out`; returns the new indices.
+    """Encode every split of `source` into `out`; returns the new indices (none while other shares are not done).
 
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
     With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist are
@@ -59,23 +60,28 @@ def encode(
         "bf16": bf16,
     }
     claim_folder(out / SETTINGS_NAME, settings)
-    folders = split_folders(source)
-    for folder in folders:
-        index = Index.load(folder)
-        parts = [
-            Part(
-                out / index.split / shard.name,
-                (str(folder), number, str(autoencoder), json.dumps(features), keep_video, bf16),
-            )
-            for number, shard in enumerate(index.shards)
-        ]
-        run_parts(parts, encode_shard, workers=workers, description=f"encoding {index.split}")
-    indices = [build_index(out / Index.load(folder).split) for folder in folders]
+    given = (str(autoencoder), json.dumps(features), keep_video, bf16)
+    indices = [Index.load(folder) for folder in split_folders(source)]
+    parts = [
+        Part(out / index.split / shard.name, (str(index.folder), number, *given))
+        for index in indices
+        for number, shard in enumerate(index.shards)
+    ]
     model = artifact.model
     assert isinstance(model, MotionAutoencoder)
+
+    def finish() -> list[Index]:
+        made = [build_index(out / index.split) for index in indices]
+        training_statistics(made, out, model.directions().detach())
+        return made
+
+    return run_job(parts, encode_shard, finish, share=share, workers=workers, description="encoding") or []
+
+
+def training_statistics(indices: Sequence[Index], out: Path, directions: Float[torch.Tensor, "D K"]) -> None:
+    """Write the statistics of the training motions (of the first split, where there is none to train on) into `out`."""
     training = next((i for i in indices if i.split == "train"), indices[0])
-    write_statistics(out / STATISTICS_NAME, motion_statistics(_motions(training), model.directions().detach()))
-    return indices
+    write_statistics(out / STATISTICS_NAME, motion_statistics(_motions(training), directions))
 
 
 def encode_shard(

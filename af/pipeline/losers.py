@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from af.data.index import Index, build_index
-from af.data.parts import Part, run_parts
+from af.data.parts import WHOLE, Part, Share, run_job
 from af.data.plan import mix
 from af.data.schema import ROLES, ClipMeta, other_role
 from af.data.shards import ShardReader, split_folders, write_shard
@@ -75,22 +75,24 @@ def make_losers(
     *,
     splits: Sequence[str] = ("train", "val"),
     workers: int = 1,
+    share: Share = WHOLE,
 ) -> list[Index]:
-    """Write losers for every sample of the encoded shards in `source`; returns the new indices.
+    """Write losers for every sample of the encoded shards in `source`; returns the new indices (none while other shares
+    are not done).
 
     `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist are
     skipped, so a stopped job goes on. Raises UserError when `out` was made with other settings or the denoiser knows
     other latents or features.
     """
-    folders = [f for f in split_folders(source) if Index.load(f).split in splits]
-    if not folders:
+    sources = [index for index in map(Index.load, split_folders(source)) if index.split in splits]
+    if not sources:
         raise UserError(f"{source} has none of the splits {', '.join(splits)}")
     digest = noise_dim = None
     if settings.source != "file":
         denoiser, artifact = _denoiser(str(model))
         digest, noise_dim = artifact.digest, denoiser.dim
-        for folder in folders:
-            require_specs(Index.load(folder), artifact)
+        for index in sources:
+            require_specs(index, artifact)
     made_with = {
         "data": absolute(source),
         "model": digest or str(Path(model).resolve()),
@@ -98,16 +100,16 @@ def make_losers(
         **asdict(settings),
     }
     claim_folder(out / SETTINGS_NAME, made_with)
-    indices = []
-    for folder in folders:
-        index = Index.load(folder)
-        parts = [
-            Part(out / index.split / shard.name, (str(folder), number, str(model), json.dumps(asdict(settings))))
-            for number, shard in enumerate(index.shards)
-        ]
-        run_parts(parts, loser_shard, workers=workers, description=f"losers of {index.split}")
-        indices.append(build_index(out / index.split))
-    return indices
+    parts = [
+        Part(out / index.split / shard.name, (str(index.folder), number, str(model), json.dumps(asdict(settings))))
+        for index in sources
+        for number, shard in enumerate(index.shards)
+    ]
+
+    def finish() -> list[Index]:
+        return [build_index(out / index.split) for index in sources]
+
+    return run_job(parts, loser_shard, finish, share=share, workers=workers, description="losers") or []
 
 
 def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str) -> int:

@@ -25,6 +25,7 @@ from af.data.ingest.sources import COLUMNS, Source, from_flags, from_manifest
 from af.data.ingest.splits import assign_splits, groups_of_people
 from af.data.ingest.track import crop, find_clips, follow, steady_crops
 from af.data.media import write_video
+from af.data.parts import Share
 from af.data.shards import ShardReader, validate
 from af.errors import UserError
 
@@ -373,6 +374,29 @@ def test_workers_give_the_same_shards(tmp_path):
     first = {p.name: p.read_bytes() for p in (tmp_path / "1" / "train").glob("*.tar")}
     assert len(first) == 3
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "2" / "train").glob("*.tar")}
+
+
+def test_shares_ingest_what_one_run_does(tmp_path, capsys):
+    for name in "abcdef":
+        disc_video(tmp_path / f"{name}.mp4", 55)
+    sources = [
+        pair(tmp_path, f"{a}.mp4", f"{b}.mp4", participant_a=a, participant_b=b) for a, b in ("ab", "bc", "de", "fa")
+    ]
+    where = {"fractions": (0.5, 0.25, 0.25)}
+    ingest(tmp_path / "one", *sources, **where)
+    first = ingest(tmp_path / "two", *sources, **where, share=Share(2, 2))
+    assert len(first.outcomes) == 2
+    assert "share 2/2 is done; 2 of 4 parts" in capsys.readouterr().out
+    assert not list((tmp_path / "two").rglob("index.json"))
+    last = ingest(tmp_path / "two", *sources, **where, share=Share(1, 2))
+    assert len(last.outcomes) == 4
+    one, two = (
+        {f.relative_to(r): f.read_bytes() for f in r.rglob("*.tar")} for r in (tmp_path / "one", tmp_path / "two")
+    )
+    assert one == two
+    reports = [json.loads((tmp_path / name / "ingest_report.json").read_text()) for name in ("one", "two")]
+    assert reports[0] == reports[1]
+    assert validate(tmp_path / "two").ok
 
 
 # --------------------------------------------------------------------------------------------------------- sources

@@ -17,11 +17,11 @@ from af.data.ingest.recording import IngestOptions, Watch, cut_out, examine
 from af.data.ingest.sources import Source
 from af.data.ingest.splits import assign_splits
 from af.data.media import MediaError
-from af.data.parts import Part, progress_bar, run_parts
+from af.data.parts import WHOLE, Part, Share, progress_bar, run_parts, tell_unfinished
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
 from af.errors import UserError
-from af.files import write_json
+from af.files import exclusive, write_json
 
 LEDGER: Final = ".ingest"
 REPORT: Final = "ingest_report.json"
@@ -163,12 +163,14 @@ def run_ingest(
     workers: int = 1,
     detector: Detector | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
+    share: Share = WHOLE,
 ) -> IngestReport:
     """Ingest `sources` into `out`/{train,val,test} and index them; what was done before, from unchanged files, is not
     done again.
 
     `fractions` of train, val and test assign conversations by a hash over connected people; None puts all into `split`.
-    `on_outcome` sees each new outcome at once. Raises `UserError` for what concerns all: settings that differ from
+    `on_outcome` sees each new outcome at once. With a `share` of several, only its conversations are ingested; the share
+    that ends last indexes the splits and writes the report of all, the report of the others has their own. Raises `UserError` for what concerns all: settings that differ from
     the folder's, a full disk, a missing detector.
     """
     out = Path(out)
@@ -178,29 +180,8 @@ def run_ingest(
     if detector is None:
         make_detector(options.detector, options.detector_model)  # fails before any work
     _same_options(out, options)
-    ledger = out / LEDGER
-    earlier = {p.stem: _read_outcome(p) for p in ledger.glob("*.json") if p.stem != "options"}
-    ours = {s.id for s in sources}
-    assigned = {
-        person: o.split
-        for key, o in earlier.items()
-        if o is not None and o.clips and (key not in ours or (out / o.split / str(o.shard)).is_file())
-        for person in o.participants
-    }
-    placed = assign_splits(sources, split=split, fractions=fractions, assigned=assigned)
-    parts: list[Part] = []
-    objections: dict[str, Outcome] = {}
-    for source, (where, objection) in zip(sources, placed, strict=True):
-        path = ledger / f"{source.id}.json"
-        if objection is not None:
-            line = f"{source.name}: {objection}"
-            objections[source.id] = Outcome(
-                source.name, where, source.participants, 0, 0.0, {}, "identity_overlap", line, None, {}
-            )
-            continue
-        if path.exists() and not _still_good(earlier.get(source.id), source, out):
-            path.unlink()
-        parts.append(Part(path, (out, source, where, options, detector)))
+    parts, objections = _plan(sources, out, options, split, fractions, detector, share)
+    mine = share.of(parts)
 
     def tell(part: Part, _: Any) -> None:
         outcome = _read_outcome(part.path)
@@ -215,15 +196,60 @@ def run_ingest(
                 ingest_one,
                 watch=lambda step, frames: bar.update(inner, description=step, completed=frames, visible=True),
             )
-        done = run_parts(parts, work, workers=workers, description="conversations", on_result=tell, progress=bar)
+        done = run_parts(mine, work, workers=workers, description="conversations", on_result=tell, progress=bar)
+    chosen = sources
+    if missing := sum(not part.path.exists() for part in parts):
+        tell_unfinished(share, missing, len(parts))
+        ours = {part.path.stem for part in mine}
+        chosen = [source for source in sources if source.id in ours]
     outcomes = []
-    for source in sources:
-        outcome = objections.get(source.id) or _read_outcome(ledger / f"{source.id}.json")
+    for source in chosen:
+        outcome = objections.get(source.id) or _read_outcome(out / LEDGER / f"{source.id}.json")
         assert outcome is not None
         outcomes.append(outcome)
-    for name in SPLITS:
-        if tars(out / name):
-            build_index(out / name)
     report = IngestReport(tuple(outcomes), done.skipped)
-    write_json(out / REPORT, report.to_json())
+    if not missing:
+        with exclusive(out / LEDGER / ".finishing"):
+            for name in SPLITS:
+                if tars(out / name):
+                    build_index(out / name)
+            write_json(out / REPORT, report.to_json())
     return report
+
+
+def _plan(
+    sources: Sequence[Source],
+    out: Path,
+    options: IngestOptions,
+    split: str,
+    fractions: Sequence[float] | None,
+    detector: Detector | None,
+    share: Share,
+) -> tuple[list[Part], dict[str, Outcome]]:
+    """One part a conversation, and the outcomes of those that no split may have. What has changed is made anew: of this
+    share, the others see to theirs.
+    """
+    ledger = out / LEDGER
+    earlier = {p.stem: _read_outcome(p) for p in ledger.glob("*.json") if p.stem != "options"}
+    ours = {s.id for s in sources}
+    assigned = {
+        person: o.split
+        for key, o in earlier.items()
+        if o is not None and o.clips and (key not in ours or (out / o.split / str(o.shard)).is_file())
+        for person in o.participants
+    }
+    placed = assign_splits(sources, split=split, fractions=fractions, assigned=assigned)
+    parts: list[Part] = []
+    objections: dict[str, Outcome] = {}
+    for source, (where, objection) in zip(sources, placed, strict=True):
+        if objection is None:
+            parts.append(Part(ledger / f"{source.id}.json", (out, source, where, options, detector)))
+            continue
+        line = f"{source.name}: {objection}"
+        objections[source.id] = Outcome(
+            source.name, where, source.participants, 0, 0.0, {}, "identity_overlap", line, None, {}
+        )
+    for part in share.of(parts):
+        if part.path.exists() and not _still_good(earlier.get(part.path.stem), part.args[1], out):
+            part.path.unlink()
+    return parts, objections
