@@ -7,7 +7,7 @@ from, all with every condition present (L_DF alone has condition drops, unless `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -150,17 +150,20 @@ class PreferenceModule(DenoiserModule):
     def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws) -> Pairs:
         """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four."""
         policy, reference = self.denoiser, self.reference.denoiser
+        batch = self.cut(replace(batch, loser=loser), draws)
+        assert batch.loser is not None
         winner = policy.motion_space.to_model(batch.avatar_motion)
-        clean = torch.cat((winner, policy.motion_space.to_model(loser)))
+        clean = torch.cat((winner, policy.motion_space.to_model(batch.loser)))
         noise = draws.normal(winner.shape, like=winner).repeat(2, 1, 1)
-        flow_time = self.draw_flow_times(draws, winner).repeat(2, 1)
+        flow_time = self.draw_flow_times(draws, winner)
         dropped = draw_drops(self.pair_dropout, batch, draws)
-        noisy, target = interpolate(noise, clean, flow_time), target_velocity(noise, clean)
+        flow_times = flow_time.repeat(2, 1)
+        noisy, target = interpolate(noise, clean, flow_times), target_velocity(noise, clean)
 
         def velocity(model: MotionDenoiser) -> Tensor:
             condition, portrait = drop(*conditioned(model, batch), dropped)
             twice = type(condition)(**{name: x.repeat(2, 1, 1) for name, x in vars(condition).items()})
-            return model(noisy, flow_time, twice, portrait.repeat(2, 1))
+            return model(noisy, flow_times, twice, portrait.repeat(2, 1))
 
         ours = velocity(policy)
         with torch.no_grad():
@@ -170,7 +173,7 @@ class PreferenceModule(DenoiserModule):
         )
         distance = velocity_error(ours.detach(), theirs, kind="l2").chunk(2)[0]
         errors = PairErrors(policy_winner, policy_loser, reference_winner, reference_loser)
-        return Pairs(errors, distance, self._counted(batch))
+        return Pairs(errors, distance, self._counted(batch) & (flow_time < 1))  # clean frames have no velocity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of the reference the hash alone."""

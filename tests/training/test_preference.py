@@ -65,6 +65,21 @@ def test_one_noise_and_flow_time_for_winner_and_loser(arguments, batch):
     assert errors.reference_winner.equal(errors.reference_loser)
 
 
+def test_pairs_are_judged_where_the_denoiser_learns(arguments, batch):
+    """With clean history: on the noisy block alone, in windows cut to the histories that roll-outs meet."""
+    module = module_of(arguments, "scheme=autoregressive")
+    drawn = draws(batch)
+    lengths = set()
+    for _ in range(20):
+        pairs = module.pairs(batch, batch.loser, drawn)
+        frames = pairs.counted.shape[1]
+        lengths.add(frames)
+        assert pairs.errors.policy_winner.shape == pairs.errors.policy_loser.shape == (len(batch.valid), frames)
+        assert pairs.counted[:, -5:].equal(batch.valid[:, frames - 5 : frames])
+        assert not pairs.counted[:, :-5].any()
+    assert {5, 20} <= lengths <= {5, 10, 15, 20}
+
+
 def test_a_step_prefers_the_winner(arguments, batch):
     module = module_of(arguments)
     optimizer = torch.optim.SGD(module.denoiser.parameters(), lr=1e-4)
