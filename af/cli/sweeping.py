@@ -60,7 +60,8 @@ class ProcessLauncher(Launcher):
             words = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
             folder = Path(plain["run"]) / re.sub(r"[^\w.-]", "_", "_".join([*words, digest]))
             composed.job = str(folder)
-        return Job(folder, settings, {name: _words(s) for name, s in resolve(composed)["stages"].items()})
+        stages = {name: _words(s) for name, s in resolve(composed)["stages"].items() if s is not None}
+        return Job(folder, settings, stages)
 
     def run(self, jobs: Sequence[Job], prune: Callable[[Job], bool] | None = None) -> dict[str, str]:
         """Run jobs that have not ended, with a progress bar; returns their states. `prune` as in `run_jobs`."""
