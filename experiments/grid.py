@@ -60,17 +60,22 @@ def evaluate(out: Path, model: Path, latents: Path, options: Iterable[str] = ())
         af("evaluate", *data, *options, "--out", out)
 
 
-def arguments(folder: Path, title: str) -> argparse.Namespace:
+def arguments(folder: Path, title: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.Namespace:
     """The command line of an experiment in `folder`."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--latents", type=Path, default=Path("data/demo-latents"), help="encoded shards (make demo)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where the runs go")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--start", type=Path, help="model folder to start from, where an experiment does")
     parser.add_argument("--table", action="store_true", help="only the table of what is done")
     parser.add_argument("--out", type=Path, default=folder, help="where the results go")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides", help="for every training"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="for every training, or of the sweep",
     )
     return parser.parse_args()
 
@@ -81,6 +86,11 @@ def write_table(out: Path, title: str, folders: Mapping[str, Sequence[Path]], ta
     for name, evaluations in folders.items():
         files = [folder / "metrics.json" for folder in evaluations]
         settings.append(Setting(name, tuple(json.loads(f.read_text()) for f in files if f.is_file())))
+    write_settings(out, title, settings, tags)
+
+
+def write_settings(out: Path, title: str, settings: Sequence[Setting], tags: Sequence[str] = TAGS) -> None:
+    """`results.md`, `results.json` and plots of settings with the numbers of their runs."""
     comparison = Comparison.of(settings, tags)
     explained = "Mean ± standard error over seeds; the best in bold.\n"
     write_text(out / "results.md", f"# {title}\n\n{comparison.markdown()}\n{explained}")

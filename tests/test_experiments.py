@@ -114,3 +114,20 @@ def test_a_killed_training_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["equal"]
     assert all(kill["lost_steps"] <= 8 for kill in results["kills"])
+
+
+@pytest.mark.slow
+def test_an_experiment_that_is_a_sweep_has_a_table_of_a_part_of_it(latents, denoiser_folder, tmp_path, monkeypatch):
+    """A base that is there is taken over; what is not evaluated is a row without runs."""
+    (tmp_path / "l2-0").mkdir()
+    (tmp_path / "l2-0" / "export").symlink_to(denoiser_folder)
+    words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--seeds", "0"]
+    part = [f"base={tmp_path}/${{loss_kind}}-${{seed}}", "commands.base=null", "loss_kind=l2", "variant=user_motion"]
+    experiment("010_reactions", monkeypatch, *words, "--set", *part)
+    table = json.loads((tmp_path / "results.json").read_text())["table"]
+    runs = {row["setting"]: row["runs"] for row in table if row["metric"] == "mouth/corr"}
+    assert runs == {
+        f"{loss}: {words}": int((loss, words) == ("L2", "user motion, no DPO"))
+        for loss in ("L1", "L2")
+        for words in ("no user motion, no DPO", "user motion, no DPO", "user motion, DPO")
+    }
