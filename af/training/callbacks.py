@@ -73,54 +73,6 @@ class StepProgress(Callback):
         self._stop()
 
 
-class Throughput(Callback):
-    """Log frames a second and the share of the time spent waiting for data, over all ranks, every n steps."""
-
-    def __init__(self, every_n_steps: int = 50) -> None:
-        self.every_n_steps = every_n_steps
-        self._since = self._ended = 0.0
-        self._frames = self._batches = 0
-        self._waited = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._since = self._ended = time.monotonic()
-        self._frames = self._batches = 0
-        self._waited = 0.0
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation does not count as training time."""
-        self.on_train_start(trainer, pl_module)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Time since the last batch ended was spent on data."""
-        self._waited += time.monotonic() - self._ended
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count, and log when it is time."""
-        self._frames += batch_frames(batch)
-        self._batches += 1
-        self._ended = time.monotonic()
-        if self._batches == self.every_n_steps:
-            elapsed = self._ended - self._since
-            pl_module.log_dict(
-                {
-                    "throughput/frames_per_second": self._frames * trainer.world_size / elapsed,
-                    "throughput/batches_per_second": self._batches / elapsed,
-                    "throughput/data_wait_share": self._waited / elapsed,
-                }
-            )
-            self.on_train_start(trainer, pl_module)
-
-
-def batch_frames(batch: Any) -> int:
-    """Video frames in a batch: B for pairs of images, B·T for windows."""
-    first = next(iter(vars(batch).values()))
-    return first.shape[0] if first.ndim != 3 else first.shape[0] * first.shape[1]
-
-
 class ValidationLog(Callback):
     """A line of JSON a validation, `{"step": …, "val/loss": …}`: what a search reads while a training runs."""
 

@@ -142,11 +142,6 @@ class DenoiserModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm before clipping."""
-        if self._logging_step():
-            self.log("grad_norm", gradient_norm(self.denoiser))
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The number of batches seen fixes both the next noise and the next data."""
         checkpoint["batches_seen"] = self.batches_seen
@@ -172,12 +167,6 @@ def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws) -> Dro
     """What a batch does without."""
     frames = batch.valid.shape[1]
     return draws.of_rows(lambda rows: dropout.draw(rows, frames, generator=draws.generator))
-
-
-def gradient_norm(module: torch.nn.Module) -> Tensor:
-    """L2 norm of all gradients of a module."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def warmup_cosine(warmup: int, total: int, final: float):

@@ -27,6 +27,8 @@ from af.training.callbacks import ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ranks import find_ranks
 from af.training.signals import LeaveAtOnce
+from af.training.switches import switch
+from af.training.throughput import Throughput
 
 #: Keys that say how a run is carried out and not what comes out of it: they may change when it goes on.
 FREE: Final = (
@@ -40,6 +42,7 @@ FREE: Final = (
     "data.workers",
     "data.cache_gb",
     "callbacks.progress",
+    "callbacks.gradients",
     "callbacks.heartbeat",
     "callbacks.throughput",
 )
@@ -55,9 +58,11 @@ def fit(
     callbacks: Sequence[Callback],
     checkpoint_every_n_steps: int,
     keep_best: Mapping[str, Any] | None = None,
+    activation_checkpointing: bool = False,
+    compile: bool | str = False,
     **trainer_options: Any,
 ) -> Trainer:
-    """Train until `max_steps`; a folder with a checkpoint is continued, a finished one returns at once.
+    """Train until `max_steps`; a folder with a checkpoint is continued. The switches are for the module's `part`.
 
     Raises UserError when the folder belongs to a run of another configuration.
     """
@@ -67,7 +72,10 @@ def fit(
     if ranks.rank == 0:
         _claim(folder, config, command)
     checkpoints = folder / "checkpoints"
+    switch(getattr(module, config["part"]), activation_checkpointing=activation_checkpointing, compiled=compile)
+    clocks = [callback.data for callback in callbacks if isinstance(callback, Throughput)]
     trainer = Trainer(
+        profiler=clocks[0] if clocks else None,
         default_root_dir=folder,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
         callbacks=[

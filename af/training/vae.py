@@ -18,7 +18,7 @@ from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_norma
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.growing import start_from
 from af.training.callbacks import tensorboard
-from af.training.denoiser import gradient_norm, warmup_cosine
+from af.training.denoiser import warmup_cosine
 from af.training.muon import Muon
 from af.training.pictures import add_image
 from af.training.randomness import training_draws
@@ -89,7 +89,7 @@ class VaeModule(LightningModule):
         self.validation = RankMeans()
         if discriminator is not None:
             # Two backward passes a step would confuse DDP's bookkeeping: it reduces the autoencoder's gradients, and
-            # `_step_discriminator` reduces these.
+            # `_share_discriminator_gradients` reduces these.
             names = [f"discriminator.{name}" for name, _ in discriminator.named_parameters()]
             self._ddp_params_and_buffers_to_ignore = names
 
@@ -157,13 +157,14 @@ class VaeModule(LightningModule):
             return
         optimizer = self.optimizers()[0]  # type: ignore[index]
         if playing:
-            # The plain optimiser: Lightning would count its steps as steps of the training.
-            self._step_discriminator(self.optimizers(use_pl_optimizer=False)[1])  # type: ignore[index]
-        self._log_gradient_norm()
-        if self.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.autoencoder.parameters(), self.gradient_clip)
-        optimizer.step()
+            self._share_discriminator_gradients()
+        optimizer.step()  # clipped in on_before_optimizer_step, when callbacks have seen all gradients
         optimizer.zero_grad()
+        if playing:
+            # The plain optimiser: Lightning would count its steps as steps of the training.
+            second = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+            second.step()
+            second.zero_grad()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             scheduler.step()
 
@@ -178,17 +179,19 @@ class VaeModule(LightningModule):
             loss = loss + self.weights.r1 * self.weights.r1_every * terms["r1"]
         (loss / self.accumulate).backward()
 
-    def _step_discriminator(self, optimizer: torch.optim.Optimizer) -> None:
+    def _share_discriminator_gradients(self) -> None:
         assert self.discriminator is not None
-        gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
         if dist.is_initialized() and dist.get_world_size() > 1:
-            for gradient in gradients:
-                dist.all_reduce(gradient)
-                gradient /= dist.get_world_size()
-        if self.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+            for parameter in self.discriminator.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= dist.get_world_size()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip both players' gradients (the Trainer clips for one optimiser alone)."""
+        if self.discriminator is not None and self.gradient_clip is not None:
+            for player in (self.autoencoder, self.discriminator):
+                torch.nn.utils.clip_grad_norm_(player.parameters(), self.gradient_clip)
 
     def on_fit_start(self) -> None:
         """Refuse what the two optimisers cannot do; give every rank rank 0's discriminator (DDP leaves it alone)."""
@@ -251,11 +254,6 @@ class VaeModule(LightningModule):
         schedulers = [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step"} for optimizer in optimizers]
         return optimizers, schedulers
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm before clipping (the automatic case)."""
-        if self.automatic_optimization:
-            self._log_gradient_norm()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The number of batches seen fixes the next noise."""
         checkpoint["batches_seen"] = self.batches_seen
@@ -269,10 +267,6 @@ class VaeModule(LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def _log_gradient_norm(self) -> None:
-        if self._logging_step():
-            self.log("grad_norm", gradient_norm(self.autoencoder))
 
     def _logging_step(self) -> bool:
         return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from af.errors import UserError
 from af.losses.reconstruction import ReconstructionWeights
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
+from af.training.gradients import Gradients
 from af.training.vae import VaeModule
 from af.types import PairBatch
 
@@ -182,11 +183,12 @@ def test_validation_compares_with_showing_the_source(tmp_path):
 
 def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="tb")
-    trainer = _trainer(tmp_path, 2, logger=logger, val_check_interval=2)
+    trainer = _trainer(tmp_path, 2, logger=logger, val_check_interval=2, callbacks=[Gradients("autoencoder")])
     trainer.fit(_module(ADVERSARIAL), _loader(_batches(2)), _loader(_batches(1)))
     events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
     wanted = {"train/loss", "train/l1", "train/kl", "train/adversarial", "train/discriminator", "train/r1", "lr"}
-    assert wanted | {"grad_norm", "psnr", "psnr/copy", "val/kl"} <= set(events.Tags()["scalars"])
+    wanted |= {"grad_norm", "grad_norm/encoder", "grad_norm/decoder", "grad_norm/discriminator"}
+    assert wanted | {"psnr", "psnr/copy", "val/kl"} <= set(events.Tags()["scalars"])
     (picture,) = events.Images("source_driving_reconstruction")
     assert (picture.width, picture.height) == (3 * 16, 4 * 16)
 

@@ -1,0 +1,143 @@
+"""Gradients watched: their norms, part by part, and a stop with the evidence when they are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from af.errors import UserError
+from af.files import atomic_path
+
+
+class Gradients(Callback):
+    """Logs `grad_norm` (of the trained `part`) and `grad_norm/<child>`; before clipping, of all ranks together.
+
+    When a gradient is not finite, the batches of the step are saved in the run folder (`nonfinite/`, tensors only), on
+    the ranks whose loss is not finite (or, if there is none, on all), and the run stops with a UserError; or it goes on
+    without that step, for the first `skip` of them. Every rank has the same gradients, so every rank decides alike.
+    """
+
+    def __init__(self, part: str, skip: int = 0) -> None:
+        if skip < 0:
+            raise UserError(f"gradients.skip: {skip}; it must not be negative")
+        self.part, self.skip = part, skip
+        self.skipped = 0
+        self._batches: list[Any] = []
+        self._losses: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the batches of a step until it is over."""
+        self._batches.append(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the losses too."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look at the gradients as they are: of all ranks, not yet clipped."""
+        groups = dict(children_gradients(getattr(pl_module, self.part)))
+        others = {n: c for n, c in pl_module.named_children() if n != self.part and _trains(c)}
+        groups |= {name: _gradients(child) for name, child in others.items()}
+        norms = {name: norm(gradients) for name, gradients in groups.items() if gradients}
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if norms and trainer.global_step % every == 0:
+            own = [value for name, value in norms.items() if name not in others]
+            pl_module.log("grad_norm", torch.linalg.vector_norm(torch.stack(own)))
+            pl_module.log_dict({f"grad_norm/{name}": value for name, value in norms.items()})
+        # the scaler of 16-mixed meets infinities on purpose, and skips
+        if norms and str(trainer.precision) != "16-mixed" and not torch.stack(list(norms.values())).isfinite().all():
+            self._stop_or_skip(trainer, pl_module, norms)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Forget the step when it is over."""
+        accumulate = getattr(pl_module, "accumulate", 1) * trainer.accumulate_grad_batches
+        if pl_module.batches_seen % accumulate == 0:  # type: ignore[operator]
+            self._batches, self._losses = [], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps were left out."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped = int(state_dict["skipped"])
+
+    def _stop_or_skip(self, trainer: Trainer, module: LightningModule, norms: dict[str, Tensor]) -> None:
+        bad = [name for name, value in norms.items() if not value.isfinite()]
+        folder = Path(trainer.default_root_dir) / "nonfinite"
+        guilty = self._guilty(trainer)
+        if trainer.global_rank in guilty:
+            self._save(folder / f"step{trainer.global_step:08d}_rank{trainer.global_rank}.pt", trainer, module, norms)
+        which = ", ".join(map(str, guilty))
+        where = f"step {trainer.global_step}: the gradient is not finite in {', '.join(bad)}"
+        if self.skipped >= self.skip:
+            raise UserError(
+                f"{where}; the batch of rank {which} is saved in {folder}. Look at it, then start the same command "
+                f"again with another learning rate, or with callbacks.gradients.skip={self.skip + 1} to leave out such "
+                "steps; the run goes on from its last checkpoint"
+            )
+        self.skipped += 1
+        for parameter in module.parameters():  # optimisers leave out what has no gradient
+            parameter.grad = None
+        module.log("skipped_steps", float(self.skipped))
+        if trainer.global_rank == 0:
+            print(f"{where} (rank {which}); left out, {self.skipped} of {self.skip}", flush=True)
+
+    def _guilty(self, trainer: Trainer) -> list[int]:
+        """The ranks whose loss is not finite, or all."""
+        mine = not all(bool(loss.isfinite().all()) for loss in self._losses)
+        everybody = [mine]
+        if trainer.world_size > 1:
+            everybody = [False] * trainer.world_size
+            dist.all_gather_object(everybody, mine)
+        return [rank for rank, found in enumerate(everybody) if found] or list(range(trainer.world_size))
+
+    def _save(self, file: Path, trainer: Trainer, module: LightningModule, norms: dict[str, Tensor]) -> None:
+        content = {
+            "step": trainer.global_step,
+            "rank": trainer.global_rank,
+            "ranks": trainer.world_size,
+            "seed": module.seed,
+            "batches_seen": module.batches_seen,
+            "losses": [loss.float().cpu() for loss in self._losses],
+            "gradient_norms": {name: float(value) for name, value in norms.items()},
+            "batches": [
+                {name: value.cpu() for name, value in vars(batch).items() if isinstance(value, Tensor)}
+                for batch in self._batches
+            ],
+        }
+        with atomic_path(file) as temporary:
+            torch.save(content, temporary)
+
+
+def children_gradients(part: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
+    """(child's name, its gradients) of a network; weights of its own are the group `self`."""
+    for name, child in part.named_children():
+        if _trains(child):
+            yield name, _gradients(child)
+    own = [p.grad for p in part.parameters(recurse=False) if p.grad is not None]
+    if own:
+        yield "self", own
+
+
+def norm(gradients: list[Tensor]) -> Tensor:
+    """L2 norm of all of them together."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,189 @@
+"""How fast a training is, where its time goes, and what share of the hardware's speed that is."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from af.errors import UserError
+from af.files import append_line
+
+#: Parts of a batch's time; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.
+PHASES: Final = ("data", "forward", "backward", "optimizer", "logging")
+
+
+class DataClock(Profiler):
+    """Seconds that Lightning's loop has waited for batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Lightning tells when something starts ..."""
+        if action_name.endswith("train_dataloader_next"):
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """... and ends."""
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter() - self._since
+
+
+class Products(TorchDispatchMode):
+    """Counts the floating point operations of matrix products, convolutions and attention while it is entered.
+
+    torch's FlopCounterMode takes some operations apart, and a step counted with it rounds differently from any other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket
+        if name in flop_registry:
+            self.flops += flop_registry[name](*args, **(kwargs or {}), out_val=out)
+        elif name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
+        elif name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            self.flops += sdpa_backward_flop_count(*(x.shape for x in args[:4]))
+        return out
+
+
+class Throughput(Callback):
+    """Every n batches: frames a second (all ranks), the time of a batch by `PHASES`, the share of waiting for data, and
+    what the step's products come to in GFLOP/s, in TensorBoard and as a line of `throughput.jsonl`.
+
+    `peak_tflops` is a device's peak at the training's precision (H100, bf16, dense: 989), or "measure": a square matrix
+    product's; with it the utilisation is logged. The products are counted in the first batch of a start, as executed
+    (blocks computed again count again). On a GPU, one batch in ten is timed by phase, with waiting for the device. Where
+    a stage has two players, `optimizer` holds the discriminator's passes too.
+    """
+
+    def __init__(self, every_n_steps: int = 50, peak_tflops: float | str | None = None) -> None:
+        if isinstance(peak_tflops, str) and peak_tflops != "measure":
+            raise UserError(f"throughput.peak_tflops: {peak_tflops!r}; allowed: a number, measure, or null")
+        self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
+        self.data = DataClock()
+        self.flops: int | None = None  # of a batch of this rank
+        self._last = 0.0
+        self._counter: Products | None = None
+        self._eager: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        if self.peak_tflops == "measure":
+            from af.training.bench import matmul_gflops
+
+            dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+            self.peak_tflops = matmul_gflops(dtype) / 1e3
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation does not count as training time."""
+        if not trainer.sanity_checking:
+            self._restart()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The batch is there."""
+        if self.flops is None and self._counter is None:
+            if any(m._compiled_call_impl is not None for m in pl_module.modules()):
+                self._eager = torch.compiler.set_stance("force_eager")  # products inside compiled code are not seen
+                self._eager.__enter__()
+            self._counter = Products()
+            self._counter.__enter__()
+        self._timed = pl_module.device.type != "cuda" or self._batches % 10 == 0
+        self._mark(None)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """The forward pass is over."""
+        self._mark("forward")
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gradients are there, of all ranks."""
+        self._mark("backward")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log when it is time."""
+        self._mark("optimizer")
+        self._timed_batches += self._timed
+        counted = self._counter is not None
+        if self._counter is not None:
+            self.flops = self._counter.flops
+            self._stop_counting()
+        self._frames += batch_frames(batch)
+        self._batches += 1
+        if counted:  # counting is slow: that batch does not count
+            self._restart()
+        elif self._batches == self.every_n_steps:
+            self._log(trainer, pl_module)
+            self._restart()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing switched."""
+        self._stop_counting()
+
+    def _restart(self) -> None:
+        self._since = time.perf_counter()
+        self.data.seconds = 0.0
+        self._frames = self._batches = self._timed_batches = 0
+        self._spent = dict.fromkeys(PHASES[1:4], 0.0)
+        self._timed = False
+
+    def _mark(self, phase: str | None) -> None:
+        """What has passed since the last mark was `phase`."""
+        if not self._timed:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if phase is not None:
+            self._spent[phase] += now - self._last
+        self._last = now
+
+    def _stop_counting(self) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            if self._eager is not None:
+                self._eager.__exit__(None, None, None)
+            self._counter = self._eager = None
+
+    def _log(self, trainer: Trainer, module: LightningModule) -> None:
+        elapsed = time.perf_counter() - self._since
+        batch_s = elapsed / self._batches
+        times = {name: seconds / max(1, self._timed_batches) for name, seconds in self._spent.items()}
+        times["data"] = self.data.seconds / self._batches
+        times["logging"] = max(0.0, batch_s - sum(times.values()))
+        values = {
+            "throughput/frames_per_second": self._frames * trainer.world_size / elapsed,
+            "throughput/batches_per_second": 1 / batch_s,
+            "throughput/data_wait_share": times["data"] / batch_s,
+            **{f"throughput/ms/{name}": 1000 * times[name] for name in PHASES},
+        }
+        if self.flops:
+            values["throughput/gflops_per_second"] = self.flops / batch_s / 1e9  # of a rank
+            if isinstance(self.peak_tflops, int | float):
+                values["throughput/utilization"] = self.flops / batch_s / 1e12 / self.peak_tflops
+        module.log_dict(values)
+        if trainer.global_rank == 0:
+            line = {"step": trainer.global_step, "ranks": trainer.world_size, "flops_per_batch": self.flops, **values}
+            append_line(Path(trainer.default_root_dir) / "throughput.jsonl", json.dumps(line))
+
+
+def batch_frames(batch: Any) -> int:
+    """Video frames in a batch: B for pairs of images, B·T for windows."""
+    first = next(iter(vars(batch).values()))
+    return first.shape[0] if first.ndim != 3 else first.shape[0] * first.shape[1]
