@@ -88,7 +88,9 @@ def instantiate(config: Any, **extra: Any) -> Any:
         if isinstance(cause, ValueError | TypeError):
             key = str(error).partition("full_key: ")[2] or "configuration"
             if foreign := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause)):
-                what = f"{foreign[1]} has no setting {foreign[2]!r}; does an override or a choice belong to another stage?"
+                what = (
+                    f"{foreign[1]} has no setting {foreign[2]!r}; does an override or a choice belong to another stage?"
+                )
                 raise UserError(f"{key}: {what}") from error
             raise UserError(f"{key}: {cause}") from error
         raise

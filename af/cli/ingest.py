@@ -32,7 +32,8 @@ from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import local_path
 
 
-def _fractions(text: str) -> tuple[float, float, float]:
+def fractions(text: str) -> tuple[float, float, float]:
+    """Shares of train, val and test, as argparse reads them."""
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -85,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("train", "val", "test"), default="train", help="where all goes (default train)"
     )
     where.add_argument(
-        "--split-by-identity", type=_fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people"
+        "--split-by-identity", type=fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people"
     )
     add("--workers", type=_positive(int), default=1, help="processes (default 1)")  # type: ignore[arg-type]
     add("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)

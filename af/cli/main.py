@@ -12,7 +12,7 @@ VERBS: dict[str, str] = {
     "demo": "the whole main job on synthetic conversations, from nothing to videos and numbers",
     "synth": "write synthetic conversations as shards",
     "ingest": "turn videos of conversations into shards",
-    "shards": "validate shards or print what is in them",
+    "shards": "check shards, say what is in them, or arrange them anew",
     "train": "train the motion VAE, the denoiser or its preference stage (a Hydra experiment)",
     "encode": "add motion latents and audio features to shards",
     "losers": "motion to be preferred less, for the preference stage",

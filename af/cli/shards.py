@@ -1,4 +1,4 @@
-"""Check shards, say what is in them, or index them again.
+"""Check shards, say what is in them, index them, or arrange their samples anew.
 
   af shards validate data/mine            every member of every sample, checksums, splits without a common person
   af shards validate data/mine --quick    the same without decoding the videos
@@ -6,33 +6,111 @@
   af shards index data/mine               write index.json again after adding or removing .tar files
   af shards extract data/mine/test --sample 3 --out clip   one sample as files: videos with sound, wav, first frames
 
-DIR is a folder with train/, val/ or test/ in it, or one of these; validate, stats and extract also take the URL of one
-(https://…, s3://…; docs/data.md). A shard is a tar file that WebDataset reads too; its
-members are json, npy, flac and mp4 only, and nothing in it is ever executed.
+  af shards reshard data/mine --out data/larger --shard-gb 1     shards of another size, optionally --shuffle SEED
+  af shards split data/mine --out data/split --fractions 0.8,0.1,0.1   new splits without a common person
+  af shards merge data/calls data/talks --out data/both          several folders as one
+
+DIR is a folder with train/, val/ or test/ in it, or one of these; all verbs but index also take its URL (https://…,
+s3://…; docs/data.md). A shard is a tar file that WebDataset reads too; its members are json, npy, flac and mp4 only, and
+nothing in it is ever executed. `af shards VERB --help` explains a verb.
+
+reshard, split and merge copy members byte for byte into an empty folder of this machine and check them on the way. A stopped
+one goes on with the same command, --part divides it among machines, and motion statistics are made again where there were
+some.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 
-from af.data.stores import local_path, location
+from af.cli.ingest import fractions
+from af.data.parts import PART_HELP, WHOLE, Share
+from af.data.stores import Location, local_path, location
+
+_ROOT = "root or split folder, or its URL"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("action", choices=("validate", "stats", "index", "extract"), help="what to do")
-    parser.add_argument("folder", type=location, metavar="DIR", help="root or split folder, or its URL")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument("--quick", action="store_true", help="validate: do not decode every video frame")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="extract: number of the sample (default 0)")
-    parser.add_argument("--out", type=local_path, metavar="FOLDER", help="extract: folder for the files")
-    parser.add_argument("--most", type=int, default=50, help="validate: problems to print (default 50)")
+    """Declare verbs and flags."""
+    verbs = parser.add_subparsers(dest="action", required=True, metavar="VERB")
+
+    def verb(name: str, text: str, folders: str = _ROOT, **more) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.add_argument("folder", type=location, metavar="DIR", help=folders, **more)
+        return sub
+
+    check = verb("validate", "check archives, names, members, checksums, and that no person is in two splits")
+    check.add_argument("--json", action="store_true", help="print JSON instead of text")
+    check.add_argument("--quick", action="store_true", help="do not decode every video frame")
+    check.add_argument("--most", type=int, default=50, help="problems to print (default 50)")
+    verb("stats", "say hours, people, sizes and feature specs of each split").add_argument(
+        "--json", action="store_true", help="print JSON instead of text"
+    )
+    verb("index", "write index.json anew after adding or removing .tar files", "root or split folder of this machine")
+    one = verb("extract", "write one sample as ordinary files: videos with sound, wav, first frames")
+    one.add_argument("--sample", type=int, default=0, metavar="N", help="number of the sample (default 0)")
+    one.add_argument("--out", type=local_path, required=True, metavar="FOLDER", help="folder for the files")
+
+    reshard = verb("reshard", "write the same samples into shards of another size, in order or shuffled")
+    reshard.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle the samples of each split by this seed")
+    split = verb(
+        "split",
+        "put all samples into new splits without a common person: people who met in a conversation stay together",
+    )
+    split.add_argument(
+        "--fractions", type=fractions, default=(0.8, 0.1, 0.1), metavar="TRAIN,VAL,TEST", help="shares of the frames"
+    )
+    split.add_argument("--seed", type=int, default=0, help="another one chooses other people (default 0)")
+    split.add_argument(
+        "--rename", action="store_true", help="put the old split before every key, to make keys different"
+    )
+    merge = verb("merge", "write the splits of several folders into one", "root folders, or their URLs", nargs="+")
+    merge.add_argument("--rename", action="store_true", help="put the folder's number before every key")
+    for sub in (reshard, split, merge):
+        sub.add_argument(
+            "--out", type=local_path, required=True, metavar="FOLDER", help="empty folder for the new shards"
+        )
+        sub.add_argument("--shard-gb", type=float, default=1.0, metavar="GB", help="size of a shard (default 1)")
+        sub.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+        sub.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the action says; validate returns 1 when something is wrong."""
-    return {"validate": _validate, "stats": _stats, "index": _index, "extract": _extract}[args.action](args)
+    """Do what the verb says; validate returns 1 when something is wrong."""
+    verbs = {"validate": _validate, "stats": _stats, "index": _index, "extract": _extract}
+    return verbs.get(args.action, _arrange)(args)
+
+
+def _arrange(args: argparse.Namespace) -> int:
+    from af.data import rearrange
+    from af.errors import UserError
+
+    if not args.shard_gb > 0:
+        raise UserError(f"--shard-gb {args.shard_gb:g}: expected a positive number")
+    how = {"shard_bytes": int(args.shard_gb * 1e9), "workers": args.workers, "share": args.part}
+    roots: Sequence[Location] = args.folder if args.action == "merge" else [args.folder]
+    if args.action == "reshard":
+        made = rearrange.reshard(args.folder, args.out, shuffle=args.shuffle, **how)
+    elif args.action == "split":
+        chosen = {"seed": args.seed, "rename": args.rename}
+        made = rearrange.split_by_identity(args.folder, args.out, args.fractions, **chosen, **how)
+    else:
+        made = rearrange.merge(roots, args.out, rename=args.rename, **how)
+    if made is None:
+        return 0
+    from af.pipeline.encode import carry_statistics
+    from af.pipeline.losers import carry_settings
+
+    carry_statistics(roots, args.out, made)
+    if args.action == "reshard":
+        carry_settings(args.folder, args.out)
+    for index in made:
+        people = len({p for s in index.samples for p in s.participants})
+        totals = f"{len(index.samples)} samples, {people} people, {index.frames} frames"
+        print(f"{index.folder}: {len(index.shards)} shards, {totals}")
+    return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -120,10 +198,7 @@ def _index(args: argparse.Namespace) -> int:
 
 def _extract(args: argparse.Namespace) -> int:
     from af.data.extract import extract
-    from af.errors import UserError
 
-    if args.out is None:
-        raise UserError("extract needs --out FOLDER")
     for path in extract(args.folder, args.sample, args.out):
         print(path)
     return 0

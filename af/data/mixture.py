@@ -61,7 +61,7 @@ def joined(indexes: Sequence[Index]) -> Index:
     if len(indexes) == 1:
         return first
     for other in indexes[1:]:
-        _same_kind(first, other)
+        require_alike(first, other)
     offset, samples = 0, []
     for index in indexes:
         samples += [replace(s, shard=s.shard + offset) for s in index.samples]
@@ -79,26 +79,29 @@ def joined(indexes: Sequence[Index]) -> Index:
     )
 
 
-def _same_kind(first: Index, other: Index) -> None:
-    remedy = "Mix only sets made alike: encode them with the same autoencoder and features (af encode)."
+def require_alike(first: Index, other: Index, *, faces: bool = False) -> None:
+    """Raises `UserError` naming both folders unless image sizes and feature specs agree; with `faces` also the layout of face
+    parameters, which training reads only where they are there.
+    """
+    remedy = "Join only sets made alike: encode them with the same autoencoder and features (af encode)."
     if first.image_size != other.image_size:
         sizes = f"images of {first.image_size} pixels, {other.folder} of {other.image_size}"
-        raise UserError(f"{first.folder} has {sizes}; they cannot be mixed. {remedy}")
+        raise UserError(f"{first.folder} has {sizes}; they do not go together. {remedy}")
     for name in dict.fromkeys([*first.specs, *other.specs]):
         mine, theirs = first.specs.get(name), other.specs.get(name)
         if mine is None and theirs is None:
             continue
         if mine is None or theirs is None:
-            if name == "face":  # not needed for training, and read where it is there
+            if name == "face" and not faces:
                 continue
             has, lacks = (first, other) if theirs is None else (other, first)
             raise UserError(
-                f"{has.folder} has {name} features, {lacks.folder} has none; they cannot be mixed. {remedy}"
+                f"{has.folder} has {name} features, {lacks.folder} has none; they do not go together. {remedy}"
             )
         if different := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
             values = ", ".join(f"{k}: {mine.get(k)!r} and {theirs.get(k)!r}" for k in different)
             raise UserError(
-                f"{first.folder} and {other.folder} differ in {name} ({values}); they cannot be mixed. {remedy}"
+                f"{first.folder} and {other.folder} differ in {name} ({values}); they do not go together. {remedy}"
             )
 
 

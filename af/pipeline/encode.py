@@ -158,6 +158,14 @@ def motion_spec_of(model: MotionAutoencoder, digest: str) -> MotionSpec:
     )
 
 
+def carry_statistics(roots: Sequence[Location], out: Path, indices: Sequence[Index]) -> bool:
+    """Statistics for shards in `out` that were put together from those of encoded `roots`; whether they were encoded."""
+    if not all((root / STATISTICS_NAME).is_file() for root in roots):
+        return False
+    training_statistics(indices, out, read_statistics(roots[0]).basis)
+    return True
+
+
 def write_statistics(path: Path, statistics: MotionStatistics) -> None:
     """Save mean, std and directions."""
     with atomic_path(path) as temporary:

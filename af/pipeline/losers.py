@@ -26,7 +26,7 @@ from af.data.schema import ROLES, ClipMeta, other_role
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
-from af.files import claim_folder
+from af.files import claim_folder, write_text
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance
 from af.models.artifact import Artifact
@@ -184,6 +184,12 @@ def _turn(reader: ShardReader, i: int, role: str, settings: LoserSettings) -> Tu
 def turn_name(key: str, role: str) -> str:
     """What the noise of a person's motion belongs to."""
     return f"{key}/{role}"
+
+
+def carry_settings(root: Location, out: Path) -> None:
+    """What is known about the motions of `root`, for the same ones in `out`."""
+    if (root / SETTINGS_NAME).is_file():
+        write_text(out / SETTINGS_NAME, (root / SETTINGS_NAME).read_bytes().decode())
 
 
 def teacher_noise(folder: Location) -> Callable[[str, str, int], Float[Tensor, "T D"]]:

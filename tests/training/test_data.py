@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from af.cli.main import main
+from af.data.shards import ShardReader
 from af.data.stores import StoreError
 from af.errors import UserError
 from af.models.speech import LogMel
@@ -98,3 +100,19 @@ def test_statistics_of_a_mixture_are_those_of_its_samples(latents, tmp_path):
 def test_losers_of_a_mixture_are_refused(latents, losers, tmp_path):
     with pytest.raises(UserError, match=r"single data\.root"):
         WindowData(mixture(latents, tmp_path), features=LogMel(**FEATURES), **FEATURES, losers=losers)
+
+
+def test_rearranged_shards_can_be_trained_on(latents, losers, tmp_path):
+    new = {name: tmp_path / name for name in ("latents", "losers", "split")}
+    for name, folder in (("latents", latents), ("losers", losers)):
+        assert main(["shards", "reshard", str(folder), "--out", str(new[name]), "--shuffle", "1"]) == 0
+    torch.testing.assert_close(read_statistics(new["latents"]).std, read_statistics(latents).std)
+    data = WindowData(new["latents"], features=LogMel(**FEATURES), **FEATURES, workers=0, losers=new["losers"])
+    assert next(iter(data.train_dataloader())).loser is not None
+    fractions = ["--fractions", "0.4,0.3,0.3", "--rename"]
+    assert main(["shards", "split", str(latents), "--out", str(new["split"]), *fractions]) == 0
+    reader = ShardReader(new["split"] / "train")
+    clips = [reader.read(i, {"motion"}) for i in range(len(reader))]
+    rows = torch.cat([torch.from_numpy(person.motion) for clip in clips for person in (clip.a, clip.b)])
+    found = windows(new["split"]).motion_statistics
+    torch.testing.assert_close(found.mean, (rows @ found.basis).mean(0), rtol=1e-3, atol=1e-4)

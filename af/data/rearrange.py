@@ -1,0 +1,237 @@
+"""The samples of shards into other shards, byte for byte: of another size, order or split, or of several folders in one.
+
+Every verb first decides which samples go where, then writes the new shards as parts that can be stopped and divided, then
+the index. Members are checked on the way (`af shards validate --quick` does the same), so that nothing broken gets a new
+checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from af.data.checks import check_fields, check_member
+from af.data.index import Index, build_index, split_folders, tars
+from af.data.ingest.splits import groups_of_people
+from af.data.mixture import require_alike
+from af.data.parts import WHOLE, Part, Share, run_job
+from af.data.plan import mix
+from af.data.schema import SPLITS, ClipMeta
+from af.data.shards import ShardReader, write_shard
+from af.data.stores import Location, absolute
+from af.errors import UserError
+from af.files import claim_folder
+
+SETTINGS_NAME: Final = "arranged.json"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A sample of an index of the source, and its key in the new shards."""
+
+    index: int
+    sample: int
+    key: str
+
+
+def load(roots: Sequence[Location]) -> list[Index]:
+    """The indexes of all splits of all roots. Raises `UserError` when they differ in specs or image size."""
+    indexes = [Index.load(folder) for root in roots for folder in split_folders(root)]
+    for other in indexes[1:]:
+        require_alike(indexes[0], other, faces=True)
+    return indexes
+
+
+def reshard(
+    root: Location, out: Path, *, shard_bytes: int, shuffle: int | None = None, **how: Any
+) -> list[Index] | None:
+    """Every split of `root` into shards of about `shard_bytes`, in order or shuffled by a seed; returns the new indexes (None
+    while other shares are not done).
+    """
+    indexes = load([root])
+    plan: dict[str, list[Pick]] = {}
+    for n, index in enumerate(indexes):
+        numbers = list(range(len(index.samples)))
+        if shuffle is not None:
+            numbers.sort(key=lambda i: mix(shuffle, i))
+        plan[index.split] = [Pick(n, i, index.samples[i].key) for i in numbers]
+    return _arrange(indexes, plan, out, {"verb": "reshard", "shuffle": shuffle}, shard_bytes, **how)
+
+
+def merge(
+    roots: Sequence[Location], out: Path, *, shard_bytes: int, rename: bool = False, **how: Any
+) -> list[Index] | None:
+    """The splits of several roots into one root, as `reshard`. Raises `UserError` when a person would be in two splits, or when
+    a key occurs twice, unless `rename` puts the number of its root before every key.
+    """
+    indexes = load(roots)
+    number = {id(index): next(n for n, r in enumerate(roots) if _below(index.folder, r)) for index in indexes}
+    _refuse_overlap(indexes)
+    plan: dict[str, list[Pick]] = {}
+    for split in SPLITS:
+        of_split = [(n, index) for n, index in enumerate(indexes) if index.split == split]
+        named = [(n, index, f"{number[id(index)]}-" if rename else "") for n, index in of_split]
+        if named:
+            plan[split] = _unique(
+                [Pick(n, i, p + s.key) for n, x, p in named for i, s in enumerate(x.samples)], indexes
+            )
+    return _arrange(indexes, plan, out, {"verb": "merge", "rename": rename}, shard_bytes, **how)
+
+
+def split_by_identity(
+    root: Location,
+    out: Path,
+    fractions: Sequence[float],
+    *,
+    seed: int = 0,
+    shard_bytes: int,
+    rename: bool = False,
+    **how: Any,
+) -> list[Index] | None:
+    """All samples of `root`, whatever split they are in, into train, val and test with these fractions of the frames, as
+    `reshard`; people who are connected by conversations stay together. `rename` puts the old split before every key.
+    Raises `UserError` when there are fewer groups of people than splits wanted, or when a key occurs twice.
+    """
+    indexes = load([root])
+    places = [(n, i) for n, index in enumerate(indexes) for i in range(len(index.samples))]
+    groups = groups_of_people([indexes[n].samples[i].participants for n, i in places])
+    frames: dict[str, int] = {}
+    for n, i in places:
+        sample = indexes[n].samples[i]
+        group = groups[sample.participants[0]]
+        frames[group] = frames.get(group, 0) + sample.frames
+    home = _balanced(frames, fractions, seed)
+    plan: dict[str, list[Pick]] = {}
+    for split in SPLITS:
+        picks = []
+        for n, i in places:
+            sample = indexes[n].samples[i]
+            if home[groups[sample.participants[0]]] == split:
+                picks.append(Pick(n, i, f"{indexes[n].split}-{sample.key}" if rename else sample.key))
+        if picks:
+            plan[split] = _unique(picks, indexes)
+    settings = {"verb": "split", "fractions": list(fractions), "seed": seed, "rename": rename}
+    return _arrange(indexes, plan, out, settings, shard_bytes, **how)
+
+
+def _balanced(frames: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
+    """Group of people -> split: in an order by hash (large groups first), each to the split that lacks most frames."""
+    wanted = [
+        (split, f * sum(frames.values()) / sum(fractions)) for split, f in zip(SPLITS, fractions, strict=True) if f > 0
+    ]
+    if len(frames) < len(wanted):
+        raise UserError(
+            f"{len(frames)} groups of people who never meet cannot fill {len(wanted)} splits: everybody in a group is "
+            "connected with the others by conversations, and no person may be in two splits"
+        )
+    lacking, smallest = dict(wanted), min(target for _, target in wanted)
+
+    def order(group: str) -> tuple[int, str]:
+        hashed = hashlib.sha256(f"{seed}/{group}".encode()).hexdigest()
+        return (-frames[group] if frames[group] > smallest else 0), hashed
+
+    home: dict[str, str] = {}
+    for left, group in zip(range(len(frames), 0, -1), sorted(frames, key=order), strict=True):
+        empty = [split for split in lacking if split not in home.values()]
+        among = empty if left <= len(empty) else list(lacking)  # the last groups fill what would stay empty
+        chosen = max(among, key=lambda split: lacking[split])
+        home[group] = chosen
+        lacking[chosen] -= frames[group]
+    return home
+
+
+def _below(folder: Location, root: Location) -> bool:
+    return folder == root or folder.parent == root
+
+
+def _refuse_overlap(indexes: Sequence[Index]) -> None:
+    home: dict[str, Index] = {}
+    for index in indexes:
+        for person in sorted({p for s in index.samples for p in s.participants}):
+            other = home.setdefault(person, index)
+            if other.split != index.split:
+                raise UserError(
+                    f"participant {person!r} is in {other.folder} and in {index.folder}: no person may be in two splits; "
+                    "put all into one split first (af shards split)"
+                )
+
+
+def _unique(picks: list[Pick], indexes: Sequence[Index]) -> list[Pick]:
+    seen: dict[str, Pick] = {}
+    for pick in picks:
+        other = seen.setdefault(pick.key, pick)
+        if other is not pick:
+            folders = f"{indexes[other.index].folder} and in {indexes[pick.index].folder}"
+            raise UserError(f"key {pick.key} is in {folders}; --rename makes keys different")
+    return picks
+
+
+def _arrange(
+    indexes: Sequence[Index],
+    plan: Mapping[str, Sequence[Pick]],
+    out: Path,
+    settings: Mapping[str, Any],
+    shard_bytes: int,
+    *,
+    workers: int = 1,
+    share: Share = WHOLE,
+) -> list[Index] | None:
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be positive, got {shard_bytes}")
+    parts = []
+    folders = tuple(str(index.folder) for index in indexes)
+    for split, picks in plan.items():
+        for number, group in enumerate(_groups(picks, indexes, shard_bytes)):
+            parts.append(Part(out / split / f"{number:06d}.tar", (folders, group, split)))
+    ours = {part.path for part in parts}
+    for split in SPLITS:
+        if foreign := [tar for tar in tars(out / split) if tar not in ours]:
+            raise UserError(f"{foreign[0]} is not of this job: choose an empty folder for --out")
+    digest = hashlib.sha256("".join(s.sha256 for index in indexes for s in index.shards).encode()).hexdigest()
+    places = [absolute(index.folder) for index in indexes]
+    claim_folder(out / SETTINGS_NAME, {**settings, "from": places, "content": digest, "shard_bytes": shard_bytes})
+
+    def finish() -> list[Index]:
+        return [build_index(out / split) for split in plan]
+
+    return run_job(parts, write_picks, finish, share=share, workers=workers, description="writing shards")
+
+
+def _groups(picks: Iterable[Pick], indexes: Sequence[Index], shard_bytes: int) -> Iterator[list[Pick]]:
+    group: list[Pick] = []
+    total = 0
+    for pick in picks:
+        size = sum(size + 1024 for _, size in indexes[pick.index].samples[pick.sample].members.values())
+        if group and total + size > shard_bytes:
+            yield group
+            group, total = [], 0
+        group.append(pick)
+        total += size
+    if group:
+        yield group
+
+
+def write_picks(path: Path, folders: tuple[str, ...], picks: Sequence[Pick], split: str) -> int:
+    """Write one shard of `picks` from split folders; returns its number of samples. Raises `ShardError` for broken ones."""
+
+    def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
+        for pick in picks:
+            reader = _reader(folders[pick.index])
+            entry, meta = reader.index.samples[pick.sample], reader.read_meta(pick.sample)
+            where = reader.index.path(entry.shard)
+            check_fields(where, entry.key, entry.members)
+            members = {f: reader.read_bytes(pick.sample, f) for f in entry.members if f != "json"}
+            for field, data in members.items():
+                check_member(where, f"{entry.key}.{field}", field, data, meta, deep=False)
+            yield pick.key, replace(meta, split=split), members
+
+    return write_shard(path, samples())[0]
+
+
+@lru_cache(maxsize=8)
+def _reader(folder: str) -> ShardReader:
+    return ShardReader(folder)
