@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from af.specs import SchemaError
 INDEX_NAME: Final = "index.json"
 INDEX_SCHEMA: Final = 1
 _END_OF_TAR: Final = 1024
+_SHARD_NAME: Final = re.compile(r"[^/\\.\x00][^/\\\x00]{0,200}\.tar")
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,33 @@ class Index:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: broken index ({error}); make it again with: af shards index {folder}") from None
+        _check_entries(file, index)
         if check_files and isinstance(folder, Path):
             _check_files(folder, index)
         return index
+
+
+def _check_entries(file: Location, index: Index) -> None:
+    """An index is data from elsewhere: it may name shards beside it and bytes within them, and nothing else."""
+    problem = next((f"shard {s.name!r}" for s in index.shards if not _SHARD_NAME.fullmatch(str(s.name))), None)
+    for sample in index.samples if problem is None else ():
+        if not 0 <= sample.shard < len(index.shards):
+            problem = f"sample {sample.key!r} in shard number {sample.shard}"
+        elif not KEY_PATTERN.fullmatch(str(sample.key)) or sample.frames < 1 or not set(sample.members) <= set(FIELDS):
+            problem = f"sample {sample.key!r} of {sample.frames} frames with {', '.join(sample.members)}"
+        else:
+            end = index.shards[sample.shard].bytes
+            outside = [n for n, (at, size) in sample.members.items() if at < 0 or size < 0 or at + size > end]
+            runs = [frame for spans in sample.valid.values() for span in spans for frame in span]
+            problem = f"{sample.key}.{outside[0]} outside its shard" if outside else None
+            if runs and not 0 <= min(runs) <= max(runs) <= sample.frames:
+                problem = f"sample {sample.key}: runs outside its {sample.frames} frames"
+        if problem is not None:
+            break
+    if problem is not None:
+        raise UserError(
+            f"{file}: {problem} is not allowed in an index; make it again with: af shards index {index.folder}"
+        )
 
 
 def _check_files(folder: Path, index: Index) -> None:
