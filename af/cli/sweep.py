@@ -3,6 +3,7 @@
   af sweep sweep=dropout
   af sweep sweep=dropout seed=0,1,2 steps=400        other values; commas are swept over (Hydra's multirun)
   af sweep sweep=preference at_once=2                two jobs at a time
+  af sweep sweep=dropout launcher=submitit launcher.parameters.slurm_partition=gpu at_once=16     on a SLURM cluster
   af sweep sweep=dropout --dry-run                   the jobs, their states and their commands
 
 The sweep's folder (run, default runs/sweeps/NAME) has a folder a job (job.json, log.txt, the run, its evaluation) and
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return run_job(args.job)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a sweep is started once, not by every rank: run `af sweep` without torchrun or srun")
-    from af.cli.sweeping import DryRun, ProcessLauncher, multirun
+    from af.cli.sweeping import DryRun, multirun
 
-    multirun(args.overrides, args.config_dir, DryRun() if args.dry_run else ProcessLauncher())
+    multirun(args.overrides, args.config_dir, DryRun() if args.dry_run else None)
     return 0

@@ -19,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from af.cli.config import config_folder, register_resolvers, resolve
+from af.cli.config import config_folder, instantiate, register_resolvers, resolve
 from af.cli.jobs import Job, ledger_states, run_jobs
 from af.cli.search import objective, search
 from af.errors import UserError
@@ -76,7 +76,13 @@ class ProcessLauncher(Launcher):
                 progress.console.print(f"{state}: {job.name}", highlight=False, markup=False, soft_wrap=True)
                 progress.advance(task)
 
-            return run_jobs(jobs, int(self.config.at_once), on_end=ended, prune=prune)
+            return self.run_jobs(jobs, ended, prune)
+
+    def run_jobs(
+        self, jobs: Sequence[Job], on_end: Callable[[Job, str], None], prune: Callable[[Job], bool] | None
+    ) -> dict[str, str]:
+        """As `af.cli.jobs.run_jobs`, here."""
+        return run_jobs(jobs, int(self.config.at_once), on_end=on_end, prune=prune)
 
 
 def _words(arguments: Any) -> list[str]:
@@ -127,7 +133,7 @@ def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: Proces
             context = HydraContext(config_loader=runner.config_loader, callbacks=Callbacks(config))
             sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=task)
             # Hydra takes launchers from packages called hydra_plugins alone: ours is put in by hand
-            sweeper.launcher = launcher or ProcessLauncher()
+            sweeper.launcher = launcher or instantiate(resolve(config.launcher))
             sweeper.launcher.setup(hydra_context=context, task_function=task, config=config)
             if config.search is not None and not isinstance(sweeper.launcher, DryRun):
                 return search(sweeper.launcher, OmegaConf.to_container(config.hydra.overrides.task))  # type: ignore[arg-type]
