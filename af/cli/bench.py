@@ -5,7 +5,9 @@
                                  latency by block size against a bidirectional model (--size small|released)
   af bench vae                   decoding and encoding against per-sample weights
   af bench metrics               rPCC, Var, FD, TLCC and more of 200 clips of 30 s with 56 parameters, on one core
-  af bench loader --data FOLDER  reading your own shards instead of synthetic ones
+  af bench loader --data FOLDER --workers 0,2,4 --out loader.json
+                                 reading your own shards: samples/s and bytes/s by workers, shares of reading, decoding and
+                                 collating; loader.png beside the JSON shows them
 
 Ratios are taken within one run. `--threads` sets the threads of the networks (default: all cores).
 """
@@ -31,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)} (default: synth, loader, train)")
     parser.add_argument(
         "--data", type=location, help="split folder or URL of encoded shards with videos (default: made on the spot)"
+    )
+    parser.add_argument(
+        "--workers", default="0,1,2", metavar="N,N,...", help="loader: numbers of workers (default 0,1,2)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
     parser.add_argument("--size", default="small", choices=("small", "released"), help="networks of rollout and vae")
@@ -87,27 +92,40 @@ def _train(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loader(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
-    """Reading speed of one process, and how many times the demand of the demo's training steps it is."""
-    from af.data.bench import bench
+    """Reading speed by workers, and how many times the demand of the demo's training steps that of one process is."""
+    from af.cli.bench_loader import bench, plot
 
+    workers = _workers(args.workers)
     so_far["train"] = demand = so_far.get("train") or _train(args, so_far)
     if args.data is not None:
-        speeds = bench(args.data)
+        speeds = bench(args.data, workers)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            speeds = bench(_example(Path(folder)))
+            speeds = bench(_example(Path(folder)), workers)
+    if args.out is not None:
+        plot(speeds["loader"], args.out.with_suffix(".png"))
     windows, pairs = (
         demand["denoiser"]["items_per_second"],
         demand["autoencoder"]["items_per_second"] / 2,
     )  # a pair is trained both ways
     frames = 50
-    return {
-        **speeds,
-        "denoiser_demand_window_frames_per_s": windows * frames,
-        "autoencoder_demand_pairs_per_s": pairs,
-        "windows_over_demand": speeds["window_frames_per_s"] / (windows * frames),
-        "pairs_over_demand": speeds["pairs_per_s"] / pairs,
+    wanted = {
+        "window_frames_per_s": ("denoiser", "windows", windows * frames),
+        "pairs_per_s": ("autoencoder", "pairs", pairs),
     }
+    for name, (stage, kind, rate) in wanted.items():
+        speeds[f"{stage}_demand_{name}"] = rate
+        if name in speeds:  # what the shards hold
+            speeds[f"{kind}_over_demand"] = speeds[name] / rate
+    return speeds
+
+
+def _workers(text: str) -> list[int]:
+    from af.errors import UserError
+
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise UserError(f"--workers {text}: expected numbers such as 0,1,2")
+    return [int(part) for part in text.split(",")]
 
 
 def _rollout(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location
 
 
-def _rate(batches: Iterable[Any], samples: int, seconds: float) -> float:
+def rate(batches: Iterable[Any], samples: int, seconds: float) -> float:
     """Samples a second over about `seconds`, after one batch to warm up."""
     iterator = iter(batches)
     next(iterator)
@@ -55,7 +55,7 @@ def bench(
         plan = PairPlan(reader.index)
         uncached = PairDataset(reader, plan, cache_bytes=0)
         loader = training_loader(uncached, batch_size, workers=workers)
-        out["pairs_per_s_uncached"] = _rate(loader, batch_size, seconds)
+        out["pairs_per_s_uncached"] = rate(loader, batch_size, seconds)
         with tempfile.TemporaryDirectory(prefix="af-bench-") as temporary:
             cached = PairDataset(reader, plan, cache_bytes=cache_bytes, cache_folder=temporary)
             if cached.cache is not None:
@@ -64,11 +64,11 @@ def bench(
                 for _ in itertools.islice(loader, -(-len(plan) // batch_size)):
                     count += batch_size
                 out["pairs_per_s_cold"] = count / (time.perf_counter() - start)
-                out["pairs_per_s"] = _rate(loader, batch_size, seconds)
+                out["pairs_per_s"] = rate(loader, batch_size, seconds)
     if {"a.motion.npy", "a.audio.npy"} <= fields:
         windows = WindowDataset(reader, WindowPlan(reader.index, frames=window_frames), frames=window_frames)
         loader = training_loader(windows, batch_size, workers=workers)
-        out["window_frames_per_s"] = window_frames * _rate(loader, batch_size, seconds)
+        out["window_frames_per_s"] = window_frames * rate(loader, batch_size, seconds)
         members = reader.index.samples[0].members
         row = (
             sum(members[f"{r}.{p}.npy"][1] for r in "ab" for p in ("motion", "audio")) / reader.index.samples[0].frames

@@ -9,8 +9,10 @@ import pytest
 import torch
 from toy_shards import AUDIO, MOTION, STREAMING, members, meta, write_split
 
+from af.cli.bench_loader import plot
 from af.data import codecs
 from af.data.bench import bench
+from af.data.bench_workers import loader_speeds
 from af.data.frame_cache import FrameCache
 from af.data.loader import (
     ClipDataset,
@@ -374,3 +376,18 @@ def test_bench_reports_what_is_there(folder, tmp_path):
     assert all(v > 0 for k, v in found.items() if k != "workers")
     silent = write_split(tmp_path / "train", [[20]], video=False)
     assert "pairs_per_s" not in bench(silent, seconds=0.01, batch_size=2, window_frames=10)
+
+
+def test_bench_says_where_the_time_goes_and_what_workers_bring(folder, tmp_path):
+    found = loader_speeds(folder, workers=(0, 1), batch_size=2, window_frames=20, seconds=0.05)
+    assert found.keys() == {"windows", "pairs"}
+    # two people's motion and features of 20 frames, and the reference; headers of 512 bytes each
+    rows = 20 * 2 * (MOTION.dim * 4 + AUDIO.dim * 2)
+    assert rows < found["windows"].bytes_per_sample <= rows + MOTION.dim * 4 + 5 * 512
+    for speed in found.values():
+        assert speed.read + speed.decode + speed.collate == pytest.approx(1)
+        assert min(speed.read, speed.decode, speed.collate) > 0
+        assert [row["workers"] for row in speed.by_workers] == [0, 1]
+        assert all(row["bytes_per_s"] == row["samples_per_s"] * speed.bytes_per_sample > 0 for row in speed.by_workers)
+    plot({name: speed.to_json() for name, speed in found.items()}, tmp_path / "loader.png")
+    assert (tmp_path / "loader.png").stat().st_size > 10_000
