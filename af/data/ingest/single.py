@@ -15,6 +15,7 @@ from af.data.ingest.track import crop, follow, steady_crops
 from af.data.media import MediaError, iter_video
 
 _STILLS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+_SMALLEST = 32  # pixels of the shorter side: below that there is no face to be seen
 
 
 def read_portrait(
@@ -22,17 +23,13 @@ def read_portrait(
 ) -> UInt8[np.ndarray, "Y X 3"]:
     """A picture (or the first frame of a video) as a square of `size` pixels around the face.
 
-    With `find_face` False the middle square of the picture is taken. Raises `MediaError` when the file cannot be read
-    or no face is found in it.
+    With `find_face` False the middle square of the picture is taken. Grey and 16-bit pictures become RGB of 8 bits,
+    transparent places white. Raises `MediaError` when the file cannot be read, is tiny, or no face is found in it.
     """
-    if path.suffix.lower() in _STILLS:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if picture is None:
-            reason = "absent" if not path.exists() else "unreadable"
-            raise MediaError(path, reason, "no such file" if reason == "absent" else "not a picture that can be read")
-        frame = np.ascontiguousarray(picture[..., ::-1])
-    else:
-        frame = next(iter(iter_video(path)))
+    frame = _read_still(path) if path.suffix.lower() in _STILLS else next(iter(iter_video(path)))
+    if min(frame.shape[:2]) < _SMALLEST:
+        height, width = frame.shape[:2]
+        raise MediaError(path, "too_small", f"{width} x {height} pixels; a portrait needs at least {_SMALLEST}")
     if not find_face:
         return _middle(frame, size)
     boxes = np.asarray((detector or make_detector("haar"))(frame), np.float64).reshape(-1, 5)
@@ -40,6 +37,19 @@ def read_portrait(
         raise MediaError(path, "no_face", "no face found; give a clearer portrait, or a face crop with --no-crop")
     track = steady_crops(follow([boxes], [0]), [0], 1, [], frame.shape[:2], margin=IngestOptions.margin)
     return crop(frame, track.boxes[0], size)
+
+
+def _read_still(path: Path) -> UInt8[np.ndarray, "Y X 3"]:
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned upright, 8 bits, three channels
+    if picture is None:
+        reason = "absent" if not path.exists() else "unreadable"
+        raise MediaError(path, reason, "no such file" if reason == "absent" else "not a picture that can be read")
+    whole = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and whole.shape[:2] == picture.shape[:2]:
+        # What is hidden under transparency is of any colour, often black.
+        opaque = whole[..., 3:].astype(np.float32) / np.iinfo(whole.dtype).max
+        picture = np.rint(picture * opaque + 255 * (1 - opaque)).astype(np.uint8)
+    return np.ascontiguousarray(picture[..., ::-1])
 
 
 def face_frames(
