@@ -80,23 +80,35 @@ def arguments(folder: Path, title: str, seeds: Sequence[int] = (0, 1, 2)) -> arg
     return parser.parse_args()
 
 
-def write_table(out: Path, title: str, folders: Mapping[str, Sequence[Path]], tags: Sequence[str] = TAGS) -> None:
+def write_table(
+    out: Path,
+    title: str,
+    folders: Mapping[str, Sequence[Path]],
+    tags: Sequence[str] = TAGS,
+    plotted: Sequence[str] = PLOTTED,
+) -> None:
     """`results.md`, `results.json` and plots of the evaluations that are finished, by setting."""
     settings = []
     for name, evaluations in folders.items():
         files = [folder / "metrics.json" for folder in evaluations]
         settings.append(Setting(name, tuple(json.loads(f.read_text()) for f in files if f.is_file())))
-    write_settings(out, title, settings, tags)
+    write_settings(out, title, settings, tags, plotted)
 
 
-def write_settings(out: Path, title: str, settings: Sequence[Setting], tags: Sequence[str] = TAGS) -> None:
+def write_settings(
+    out: Path,
+    title: str,
+    settings: Sequence[Setting],
+    tags: Sequence[str] = TAGS,
+    plotted: Sequence[str] = PLOTTED,
+) -> None:
     """`results.md`, `results.json` and plots of settings with the numbers of their runs."""
     comparison = Comparison.of(settings, tags)
     explained = "Mean ± standard error over seeds; the best in bold.\n"
     write_text(out / "results.md", f"# {title}\n\n{comparison.markdown()}\n{explained}")
     write_json(out / "results.json", {"title": title, "table": comparison.records()})
     figures = comparison.figures()
-    save_figures(out / "plots", {name: figures[name] for name in PLOTTED if name in figures})
+    save_figures(out / "plots", {name: figures[name] for name in plotted if name in figures})
     print(comparison.markdown())
 
 

@@ -131,3 +131,24 @@ def test_an_experiment_that_is_a_sweep_has_a_table_of_a_part_of_it(latents, deno
         for loss in ("L1", "L2")
         for words in ("no user motion, no DPO", "user motion, no DPO", "user motion, DPO")
     }
+
+
+def test_latent_sizes_in_one_table(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    sizes = ["--train", "4", "--val", "0", "--test", "4", "--seconds", "4", "--size", "32", "--workers", "1"]
+    assert main(["synth", "--out", str(data), *sizes]) == 0
+    words = ["--data", data, "--runs", tmp_path / "runs", "--out", tmp_path, "--steps", "1"]
+    small = [
+        "model.image_size=32",
+        "model.latent_dim=48",
+        "model.channel_base=128",
+        "data.batch_size=2",
+        "data.workers=0",
+    ]
+    probe = ["pairs", "4", "conversations", "4", "frames", "20"]
+    experiment("009_latent_size", monkeypatch, *words, "--set", *small, "--probe", *probe)
+    table = json.loads((tmp_path / "results.json").read_text())["table"]
+    assert {row["setting"] for row in table} == {
+        "K = 5", "K = 10", "K = 20", "K = 40", "K = 20, β_kl = 0.0001", "K = 20, β_kl = 0.01"
+    }  # fmt: skip
+    assert all(row["runs"] == 1 for row in table if row["metric"] in ("psnr", "transfer/psnr"))
