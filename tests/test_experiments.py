@@ -133,6 +133,7 @@ def test_an_experiment_that_is_a_sweep_has_a_table_of_a_part_of_it(latents, deno
     }
 
 
+@pytest.mark.slow
 def test_latent_sizes_in_one_table(tmp_path, monkeypatch):
     data = tmp_path / "data"
     sizes = ["--train", "4", "--val", "0", "--test", "4", "--seconds", "4", "--size", "32", "--workers", "1"]

@@ -47,7 +47,7 @@ def _read_still(path: Path) -> UInt8[np.ndarray, "Y X 3"]:
     whole = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and whole.shape[:2] == picture.shape[:2]:
         # What is hidden under transparency is of any colour, often black.
-        opaque = whole[..., 3:].astype(np.float32) / np.iinfo(whole.dtype).max
+        opaque = whole[..., 3:].astype(np.float32) / (65535 if whole.dtype == np.uint16 else 255)
         picture = np.rint(picture * opaque + 255 * (1 - opaque)).astype(np.uint8)
     return np.ascontiguousarray(picture[..., ::-1])
 
