@@ -6,7 +6,7 @@ PIP_ARGS ?=
 DEMO ?=
 BIN := .venv/bin
 
-.PHONY: help demo setup lint types imports test test-all format clean
+.PHONY: help demo setup lint types imports test test-all docs format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -39,6 +39,9 @@ test: lint types imports  ## lint, types, import rules and the tests (under 10 m
 
 test-all: lint types imports  ## the same with the slow tests and the notebooks
 	$(BIN)/python -m pytest
+
+docs: setup  ## write docs/configuration.md from conf/
+	$(BIN)/python docs/reference.py
 
 format: setup  ## rewrite the files as the formatter wants them
 	$(BIN)/ruff check --fix .

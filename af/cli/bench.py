@@ -5,6 +5,7 @@
                                  latency by block size against a bidirectional model (--size small|released)
   af bench vae                   decoding and encoding against per-sample weights
   af bench metrics               rPCC, Var, FD, TLCC and more of 200 clips of 30 s with 56 parameters, on one core
+  af bench scaling               one and two ranks here, and an estimate for many H100s with its inputs (docs/cluster.md)
   af bench loader --data FOLDER --workers 0,2,4 --out loader.json
                                  reading your own shards: samples/s and bytes/s by workers, shares of reading, decoding and
                                  collating; loader.png beside the JSON shows them
@@ -25,7 +26,7 @@ from typing import Any
 
 from af.data.stores import location
 
-PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics")
+PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics", "scaling")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +148,13 @@ def _metrics(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]
     from af.cli.bench_metrics import bench
 
     return bench()
+
+
+def _scaling(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    from af.cli.bench_scaling import bench
+
+    with tempfile.TemporaryDirectory() as folder:
+        return bench(_example(Path(folder)).parent, Path(folder))
 
 
 def _example(folder: Path) -> Path:

@@ -44,6 +44,12 @@ def matmul_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, seconds:
 
 def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, seconds: float = 5.0) -> StepTime:
     """Forward, backward and optimiser step of the denoiser on random windows, fp32."""
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4)
+    return _step(denoiser_loss(denoiser, batch, feature_dim), optimizer, batch, seconds)
+
+
+def denoiser_loss(denoiser: MotionDenoiser, batch: int, feature_dim: int) -> Callable[[], Tensor]:
+    """The training loss on random windows, to be called."""
     space, layout = denoiser.motion_space, denoiser.layout
     if not space.fitted:
         basis = torch.linalg.qr(torch.randn(space.latent_dim, space.directions))[0]
@@ -67,14 +73,13 @@ def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, second
         torch.randn(batch, space.latent_dim),
         torch.ones(batch, frames, dtype=torch.bool),
     )
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4)
 
     def loss() -> Tensor:
         draws = Draws(step_generator(0, 0), batch)
         losses, _, _ = module.velocity_losses(window, draws, draw_drops(module.dropout, window, draws))
         return losses.mean()
 
-    return _step(loss, optimizer, batch, seconds)
+    return loss
 
 
 def autoencoder_step(

@@ -1,0 +1,130 @@
+"""What one needs to know before renting a cluster: ranks measured here, and an estimate for many GPUs from counted
+operations, gradient bytes and bytes read. The assumptions stand in `ASSUMED` and in the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from af.errors import UserError
+
+#: An H100 SXM's dense bf16 peak and the share of it that a transformer of this size is taken to reach; what an
+#: all-reduce gets a GPU inside a machine (NVLink) and between machines (a 400 Gbit/s adapter a GPU), in GB/s.
+ASSUMED: Final = {
+    "peak_tflops": 989.0,
+    "utilization": 0.35,
+    "gb_per_s_inside": 300.0,
+    "gb_per_s_between": 40.0,
+    "video_mbit_per_s": 2.0,
+    "sound_bytes_per_frame": 640.0,
+    "usd_per_gb_month": 0.023,
+}
+FRAMES_PER_SECOND: Final = 25
+BYTES: Final = 2  # of a stored number
+
+
+def bench(latents: Path, folder: Path, steps: int = 61, rounds: int = 2) -> dict[str, Any]:
+    """Ranks on this machine, and the estimates for the paper's denoiser."""
+    model, features = _paper()
+    counted = count(model, features)
+    result: dict[str, Any] = {"measured": measure(latents, folder, steps, rounds), "assumed": ASSUMED, **counted}
+    result["estimate"] = {
+        f"{gpus}xH100, {batch} windows a GPU": estimate(gpus, batch, counted)
+        for batch in (8, 64)
+        for gpus in (1, 8, 64)
+    }
+    result["storage_1000_h"] = storage(1000.0, counted["numbers_per_frame"])
+    return result
+
+
+def measure(latents: Path, folder: Path, steps: int, rounds: int) -> dict[str, float]:
+    """Frames a second of the demo's denoiser on one and two ranks of one thread, 16 windows a rank; best of alternating
+    rounds. Both see the same machine: only the ratio means something.
+    """
+    best = {1: 0.0, 2: 0.0}
+    for number in range(rounds):
+        for ranks in best:
+            run = folder / f"ranks{ranks}_{number}"
+            words = ["experiment=denoiser_demo", f"data.root={latents}", f"run={run}", f"data.batch_size={16 * ranks}"]
+            words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "data.workers=0"]
+            words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={ranks}"]
+            words += ["callbacks.throughput.every_n_steps=20"]
+            command = [sys.executable, "-m", "af.cli.main", "train", *words]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"the training on {ranks} ranks failed:\n{done.stderr[-2000:]}")
+            lines = [json.loads(line) for line in (run / "throughput.jsonl").read_text().splitlines()]
+            best[ranks] = max(best[ranks], *(line["throughput/frames_per_second"] for line in lines))
+    return {
+        "frames_per_second_1_rank": best[1],
+        "frames_per_second_2_ranks": best[2],
+        "scaling_efficiency": best[2] / (2 * best[1]),
+    }
+
+
+def count(model: Any, audio_dim: int) -> dict[str, float]:
+    """Operations of a window (forward and backward), gradient bytes, numbers a frame and person, bytes read a window."""
+    from af.training.bench import denoiser_loss
+    from af.training.throughput import Products
+
+    loss = denoiser_loss(model, 1, audio_dim)
+    with Products() as products:
+        loss().backward()
+    parameters = sum(p.numel() for p in model.parameters())
+    numbers = model.motion_space.latent_dim + audio_dim
+    return {
+        "parameters": parameters,
+        "flops_per_window": products.flops,
+        "gradient_bytes": 4 * parameters,
+        "numbers_per_frame": numbers,
+        "bytes_per_window": 2 * BYTES * numbers * model.layout.window_frames,
+    }
+
+
+def estimate(gpus: int, batch: int, counted: dict[str, float]) -> dict[str, float]:
+    """Milliseconds of a step, without and with the all-reduce hidden behind the backward pass, and what it asks for.
+
+    A ring moves 2 (n - 1) / n of the gradients past every GPU; the slowest link counts.
+    """
+    compute = batch * counted["flops_per_window"] / (ASSUMED["peak_tflops"] * ASSUMED["utilization"] * 1e12)
+    link = ASSUMED["gb_per_s_inside"] if gpus <= 8 else ASSUMED["gb_per_s_between"]
+    reduce = 2 * (gpus - 1) / gpus * counted["gradient_bytes"] / (link * 1e9)
+    hidden = max(compute, reduce)
+    return {
+        "compute_ms": 1000 * compute,
+        "allreduce_ms": 1000 * reduce,
+        "step_ms_hidden": 1000 * hidden,
+        "step_ms_in_turn": 1000 * (compute + reduce),
+        "efficiency_hidden": compute / hidden,
+        "efficiency_in_turn": compute / (compute + reduce),
+        "windows_per_s": gpus * batch / hidden,
+        "read_gb_per_s": gpus * batch / hidden * counted["bytes_per_window"] / 1e9,
+    }
+
+
+def storage(hours: float, numbers_per_frame: float) -> dict[str, float]:
+    """Gigabytes of `hours` of conversations (two people each), and dollars a month for all of them."""
+    frames = hours * 3600 * FRAMES_PER_SECOND * 2
+    video = frames / FRAMES_PER_SECOND * ASSUMED["video_mbit_per_s"] * 1e6 / 8
+    parts = {
+        "video_gb": video / 1e9,
+        "sound_gb": frames * ASSUMED["sound_bytes_per_frame"] / 1e9,
+        "motion_gb": frames * 512 * BYTES / 1e9,
+        "speech_features_gb": frames * (numbers_per_frame - 512) * BYTES / 1e9,
+        "speech_features_logmel_gb": frames * 64 * BYTES / 1e9,
+    }
+    total = sum(value for name, value in parts.items() if "logmel" not in name)
+    return {**parts, "total_gb": total, "usd_per_month": total * ASSUMED["usd_per_gb_month"]}
+
+
+def _paper() -> tuple[Any, int]:
+    from af.cli.config import compose, instantiate, resolve
+
+    config = resolve(compose("train", ["experiment=denoiser_paper", "data.root=unused"]))["model"]
+    return instantiate(config), config["audio_feature_dim"]
