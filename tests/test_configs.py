@@ -10,6 +10,7 @@ import pytest
 from af.cli.config import compose, config_folder, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
+from af.models.artifact import load_model, save_model
 from tests.conftest import AUTOENCODER, FEATURES
 
 EXPERIMENTS = sorted(p.stem for p in (config_folder() / "experiment").glob("*.yaml"))
@@ -65,6 +66,21 @@ def test_every_experiment_runs_one_step(experiment, dyads, latents, losers, teac
     assert main(["train", *arguments]) == 0
     assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1
     assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def test_the_second_stage_starts_from_a_smaller_model(dyads, tmp_path):
+    """16 px first, then 32: what begins as the smaller model's is not what a fresh run has after the same step."""
+    widths = ["model.latent_dim=16", "model.directions=14", "model.channel_base=256", f"data.root={dyads}", *ONE_STEP]
+    small = resolve(compose("train", ["experiment=vae_synth64", "model.image_size=16", *widths]))["model"]
+    save_model(tmp_path / "small", instantiate(small), small, {"stage": "vae"})
+    weights = {}
+    for name, start in (("fresh", []), ("grown", [f"module.start={tmp_path / 'small'}"])):
+        arguments = ["experiment=vae_synth128", "model.image_size=32", *widths, f"run={tmp_path / name}", *start]
+        assert main(["train", *arguments]) == 0
+        weights[name] = load_model(tmp_path / name / "export").model.state_dict()["decoder.constant"]
+    begun = load_model(tmp_path / "small").model.state_dict()["decoder.constant"]
+    assert (weights["grown"] - begun).abs().max() < 0.1  # one step away
+    assert (weights["fresh"] - begun).abs().max() > 1
 
 
 @pytest.mark.parametrize("group", ["model/autoencoder", "model/denoiser"])
