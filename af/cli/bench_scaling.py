@@ -13,11 +13,15 @@ from typing import Any, Final
 
 from af.errors import UserError
 
-#: An H100 SXM's dense bf16 peak and the share of it that a transformer of this size is taken to reach; what an
-#: all-reduce gets a GPU inside a machine (NVLink) and between machines (a 400 Gbit/s adapter a GPU), in GB/s.
+#: An H100 SXM's dense bf16 peak and the share of it that products of this size are taken to reach; its memory's speed;
+#: the time Python needs to launch a step's kernels; what an all-reduce gets a GPU inside a machine (NVLink) and between
+#: machines (a 400 Gbit/s adapter a GPU), and what a machine of 8 reads from its local disks or the page cache, in GB/s.
 ASSUMED: Final = {
     "peak_tflops": 989.0,
     "utilization": 0.35,
+    "memory_gb_per_s": 3350.0,
+    "launch_ms": 15.0,
+    "read_gb_per_s": 5.0,
     "gb_per_s_inside": 300.0,
     "gb_per_s_between": 40.0,
     "video_mbit_per_s": 2.0,
@@ -33,8 +37,10 @@ def bench(latents: Path, folder: Path, steps: int = 61, rounds: int = 2) -> dict
     model, features = _paper()
     counted = count(model, features)
     result: dict[str, Any] = {"measured": measure(latents, folder, steps, rounds), "assumed": ASSUMED, **counted}
+    logmel = {**counted, "bytes_per_window": 2 * BYTES * (512 + 64) * model.layout.window_frames}
     result["estimate"] = {
-        f"{gpus}xH100, {batch} windows a GPU": estimate(gpus, batch, counted)
+        f"{gpus}xH100, {batch} windows a GPU, {name}": estimate(gpus, batch, bytes_read)
+        for name, bytes_read in (("wav2vec2", counted), ("logmel", logmel))
         for batch in (8, 64)
         for gpus in (1, 8, 64)
     }
@@ -87,24 +93,26 @@ def count(model: Any, audio_dim: int) -> dict[str, float]:
     }
 
 
-def estimate(gpus: int, batch: int, counted: dict[str, float]) -> dict[str, float]:
-    """Milliseconds of a step, without and with the all-reduce hidden behind the backward pass, and what it asks for.
+def estimate(gpus: int, batch: int, counted: dict[str, float]) -> dict[str, Any]:
+    """Milliseconds of a step by what could bound it, the slowest of which does: all of them overlap.
 
-    A ring moves 2 (n - 1) / n of the gradients past every GPU; the slowest link counts.
+    AdamW in fp32 reads 16 and writes 12 bytes a parameter. A ring moves 2 (n - 1) / n of the gradients past every GPU.
     """
     compute = batch * counted["flops_per_window"] / (ASSUMED["peak_tflops"] * ASSUMED["utilization"] * 1e12)
+    optimizer = 28 * counted["parameters"] / (ASSUMED["memory_gb_per_s"] * 1e9)
     link = ASSUMED["gb_per_s_inside"] if gpus <= 8 else ASSUMED["gb_per_s_between"]
-    reduce = 2 * (gpus - 1) / gpus * counted["gradient_bytes"] / (link * 1e9)
-    hidden = max(compute, reduce)
+    times = {
+        "gpu": 1000 * (compute + optimizer),
+        "launch": ASSUMED["launch_ms"],
+        "allreduce": 1000 * 2 * (gpus - 1) / gpus * counted["gradient_bytes"] / (link * 1e9),
+        "read": 1000 * min(gpus, 8) * batch * counted["bytes_per_window"] / (ASSUMED["read_gb_per_s"] * 1e9),
+    }
+    slowest = max(times, key=lambda name: times[name])
     return {
-        "compute_ms": 1000 * compute,
-        "allreduce_ms": 1000 * reduce,
-        "step_ms_hidden": 1000 * hidden,
-        "step_ms_in_turn": 1000 * (compute + reduce),
-        "efficiency_hidden": compute / hidden,
-        "efficiency_in_turn": compute / (compute + reduce),
-        "windows_per_s": gpus * batch / hidden,
-        "read_gb_per_s": gpus * batch / hidden * counted["bytes_per_window"] / 1e9,
+        **times,
+        "bound_by": slowest,
+        "step_ms": times[slowest],
+        "windows_per_s": 1000 * gpus * batch / times[slowest],
     }
 
 
