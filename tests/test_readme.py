@@ -20,10 +20,11 @@ from af.data.mixture import roots
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+DATA = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.M | re.S)
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
 OWN_VIDEOS = re.search(r"^<!-- own videos -->\n```sh\n(.*?)^```", README, re.M | re.S)
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(\S+)")
-HOST = {"HOST": "machine1"}  # what the user's own shell knows
+HOST = {"HOST": "machine1", "SLURM_ARRAY_TASK_ID": "1"}  # what the user's own shell knows
 
 
 def commands(block: str, **variables: str) -> list[list[str]]:
@@ -77,6 +78,13 @@ def test_every_command_is_taken(words, denoiser_folder):
         assert all(str(place).startswith(("data/", "s3://")) for place in roots(config["data"]["root"]))
     if words[1] == "encode":
         resolve(compose("encode", args.overrides, args.config_dir))
+
+
+@pytest.mark.parametrize("words", [w for block in DATA for w in commands(block) if w[0] == "af"], ids=" ".join)
+def test_every_command_about_data_is_taken(words):
+    args = parsed(words)
+    if words[1] == "train":
+        assert roots(resolve(compose("train", args.overrides, args.config_dir))["data"]["root"])
 
 
 def test_words_a_verb_does_not_take_are_noticed():

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -139,6 +140,18 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_was_used_last(remote, s
     tiny = dataclasses.replace(settings, cache_bytes=1000)
     with pytest.raises(UserError, match=r"AF_CACHE_GB.*af shards reshard"):
         Index.load(RemotePath(str(remote / "train"), tiny)).local(0)
+
+
+def test_what_was_used_longest_ago_goes_first(remote, settings):
+    sizes = [s.bytes for s in Index.load(remote / "train").shards]
+    small = dataclasses.replace(settings, cache_bytes=sizes[0] + sizes[1] + sizes[2] - 1)
+    index = Index.load(RemotePath(str(remote / "train"), small))
+    first, second = index.local(0), index.local(1)
+    os.utime(second, (1, 1))
+    os.utime(first, (2, 2))
+    index.local(2)
+    assert first.exists()
+    assert not second.exists()
 
 
 def test_a_shard_that_left_the_cache_is_read_to_its_end(remote, settings):
