@@ -66,8 +66,8 @@ class Throughput(Callback):
     what the step's products come to in GFLOP/s, in TensorBoard and as a line of `throughput.jsonl`.
 
     `peak_tflops` is a device's peak at the training's precision (H100, bf16, dense: 989), or "measure": a square matrix
-    product's; with it the utilisation is logged. The products are counted in the first batch of a start, as executed
-    (blocks computed again count again). On a GPU, one batch in ten is timed by phase, with waiting for the device. Where
+    product's; with it the utilisation is logged. The products are counted in the first batch of a start on one rank, as
+    executed (blocks computed again count again). On a GPU, one batch in ten is timed by phase, with waiting for the device. Where
     a stage has two players, `optimizer` holds the discriminator's passes too.
     """
 
@@ -97,7 +97,8 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is there."""
-        if self.flops is None and self._counter is None:
+        # collectives of several ranks must not run inside the counter: there a run of one rank tells
+        if self.flops is None and self._counter is None and trainer.world_size == 1:
             if any(m._compiled_call_impl is not None for m in pl_module.modules()):
                 self._eager = torch.compiler.set_stance("force_eager")  # products inside compiled code are not seen
                 self._eager.__enter__()

@@ -43,7 +43,7 @@ def test_a_step_of_a_linear_network_has_three_products():
     module = SimpleNamespace(device=torch.device("cpu"), modules=lambda: iter([nn.Identity()]))
     watch, network = Throughput(), nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
     watch.on_train_start(None, module)
-    watch.on_train_batch_start(None, module, None, 0)
+    watch.on_train_batch_start(SimpleNamespace(world_size=1), module, None, 0)
     network(torch.ones(5, 8)).sum().backward()
     watch.on_train_batch_end(None, module, None, SimpleNamespace(x=torch.ones(5, 1)), 0)
     assert watch.flops == 2 * 5 * (2 * 8 * 16 + 3 * 16 * 4)
