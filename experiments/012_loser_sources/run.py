@@ -7,6 +7,7 @@ from experiments.sweeps import SweepExperiment
 LOSERS = {
     "none": "no preference stage",
     "drop_user": "itself without the user (drop_user)",
+    "drop_user_unguided": "the same with w_a = 1",
     "talking": "a model that hears the avatar alone (talking)",
     "weak": "itself with half the user (weak)",
     "shuffled": "itself with another's user (shuffled)",

@@ -1,0 +1,105 @@
+"""Can losers be told from the truth for another reason than missing reactions? See README.md.
+
+Errors of the model that made them, on winners and losers of the validation conversations, by time since the roll-out
+began; the model at its best (`guided`, no loser at all) is the control.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from af.data.index import Index
+from af.data.loader import WindowDataset
+from af.data.plan import fixed_windows
+from af.files import write_json
+from af.forcing.noise import FlowTimes
+from af.forcing.path import interpolate, target_velocity
+from af.losses.velocity import velocity_error
+from af.metrics.plots import save_figures
+from af.models.denoiser import MotionDenoiser
+from af.pipeline.loading import load_denoiser
+from af.training.denoiser import conditioned
+from af.training.preference import OnlineLosers
+from af.training.randomness import Draws, step_generator
+from af.types import DyadBatch
+from experiments.grid import af
+
+SOURCES = {
+    "guided": ["--source", "guided", "--guidance-audio", "1"],
+    "drop_user": ["--source", "drop_user"],
+    "drop_user, w_a = 1": ["--source", "drop_user", "--guidance-audio", "1"],
+    "weak": ["--source", "weak"],
+    "shuffled": ["--source", "shuffled"],
+}
+
+
+def main() -> None:
+    """Make losers of the validation split, measure, write drift.json and plots/drift.png."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latents", type=Path, default=Path("data/demo-latents"))
+    parser.add_argument("--start", type=Path, default=Path("runs/demo/denoiser/export"), help="model folder")
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments/loser_drift"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    args = parser.parse_args()
+    model = load_denoiser(args.start)[0].eval()
+    layout, split = model.layout, args.latents / "val"
+    items = fixed_windows(Index.load(split), frames=layout.window_frames, block=layout.block_frames)
+    seconds = torch.tensor([item.start / 25 for item in items])
+    found = {}
+    for name, options in SOURCES.items():
+        folder = args.runs / name.replace(" ", "")
+        af("losers", "--data", args.latents, "--denoiser", args.start, *options, "--splits", "val", "--out", folder)
+        data = WindowDataset(split, frames=layout.window_frames, losers=folder / "val")
+        batch = data.collate([data[item] for item in items])
+        found[name] = measured(model, batch, batch.loser, seconds)
+    online = OnlineLosers()(model, batch, Draws(step_generator(0, 0), len(items)))
+    found["drop_user on line"] = measured(model, batch, online, seconds)
+    write_json(args.out / "drift.json", found)
+    save_figures(args.out / "plots", {"drift": picture(found)})
+    for name, row in found.items():
+        first, *_, last = row["loser"]
+        print(f"{name:20} winner {row['winner_mean']:.3f} loser {row['loser_mean']:.3f} ({first:.2f} to {last:.2f})")
+
+
+@torch.no_grad()
+def measured(model: MotionDenoiser, batch: DyadBatch, loser: Tensor | None, seconds: Tensor) -> dict:
+    """Mean L1 errors under one draw of noise and flow times: of all windows, and by the second they begin at."""
+    assert loser is not None
+    condition, reference = conditioned(model, batch)
+    winner, loser = (model.motion_space.to_model(x) for x in (batch.avatar_motion, loser))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(winner.shape, generator=generator)
+    t = FlowTimes(model.layout.block_frames)(*winner.shape[:2], generator=generator)
+    valid, errors = batch.valid, {}
+    for name, clean in (("winner", winner), ("loser", loser)):
+        velocity = model(interpolate(noise, clean, t), t, condition, reference)
+        errors[name] = velocity_error(velocity, target_velocity(noise, clean), kind="l1")
+    begins = seconds.unique().tolist()
+    by_time = {name: [e[seconds == s][valid[seconds == s]].mean().item() for s in begins] for name, e in errors.items()}
+    means = {f"{name}_mean": e[valid].mean().item() for name, e in errors.items()}
+    harder = (errors["loser"] > errors["winner"])[valid].float().mean().item()
+    return {**means, "share_of_frames_where_loser_is_harder": harder, "seconds": begins, **by_time}
+
+
+def picture(found: dict) -> Figure:
+    """Error against the time since the roll-out began."""
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, row in found.items():
+        axes.plot(row["seconds"], row["loser"], marker=".", label=name)
+    axes.plot(row["seconds"], row["winner"], color="#222222", lw=2, label="true motion (winner)")
+    axes.set_xlabel("window begins, s after the start")
+    axes.set_ylabel("the model's L1 error")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
