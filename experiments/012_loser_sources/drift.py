@@ -53,7 +53,8 @@ def main() -> None:
     found = {}
     for name, options in SOURCES.items():
         folder = args.runs / name.replace(" ", "")
-        af("losers", "--data", args.latents, "--denoiser", args.start, *options, "--splits", "val", "--out", folder)
+        if not (folder / "val" / "index.json").is_file():
+            af("losers", "--data", args.latents, "--denoiser", args.start, *options, "--splits", "val", "--out", folder)
         data = WindowDataset(split, frames=layout.window_frames, losers=folder / "val")
         batch = data.collate([data[item] for item in items])
         found[name] = measured(model, batch, batch.loser, seconds)

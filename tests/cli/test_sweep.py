@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_a_killed_sweep_ends_every_job_exactly_once(configs, latents, tmp_path):
 @pytest.mark.parametrize("name", sorted(p.stem for p in (config_folder() / "sweep").glob("*.yaml")))
 def test_every_sweep_has_jobs_whose_commands_are_taken(name, denoiser_folder, tmp_path, capsys):
     assert main(["sweep", f"sweep={name}", f"run={tmp_path}", "seed=0", "--dry-run"]) == 0
-    commands = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  af ")]
+    commands = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  af ")]
     assert len(commands) >= 2
     for verb, *arguments in {tuple(c): c for c in commands}.values():
         if verb == "train":
