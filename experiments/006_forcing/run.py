@@ -15,15 +15,18 @@ DRIFT_TITLE = "Roll-outs of four minutes"
 COMMON = ["features.block_frames=5", "trainer.max_steps=800", "trainer.val_check_interval=800"]
 GUIDED = ["--guidance-user", "2"]
 
-FORCING = "forcing: block 10, look-ahead 2"
+FORCING = (
+    "forcing"  # block_lookahead, blocks of 10, 2 frames ahead in every layer, cross-attention to 2 frames each side
+)
 TRAININGS = {
     FORCING: [],
     "autoregressive": ["scheme=autoregressive"],
     "bidirectional": ["scheme=bidirectional"],
     "block 5": ["model.block_frames=5"],
     "block 25": ["model.block_frames=25"],
-    "look-ahead 0": ["model.look_ahead=0"],
-    "look-ahead 4": ["model.look_ahead=4"],
+    "reach 0": ["model.condition_reach=0"],
+    "look-ahead 0 and reach 0": ["model.look_ahead=0"],
+    "look-ahead 4 and reach 4": ["model.look_ahead=4"],
     "look-ahead 2 in the first layer": ["model.look_ahead_layers=first"],
     "mask block_causal": ["model.mask=block_causal"],
     "mask frame_lookahead": ["model.mask=frame_lookahead"],
@@ -58,7 +61,7 @@ def main() -> None:
 
 def over_time(folders: Mapping[str, Sequence[Path]]) -> Figure:
     """Distance of 20 s windows to the training motion along the roll-outs, mean and range over seeds."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     true: list[list[float]] = []
     for name, evaluations in folders.items():
@@ -73,7 +76,7 @@ def over_time(folders: Mapping[str, Sequence[Path]]) -> Figure:
     if true:
         axes.plot(seconds, np.mean(true, 0), color="#222222", ls="--", label="true motion")
     axes.set(xlabel="start of the window, s", ylabel="Fréchet distance to the training motion", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.grid(alpha=0.25)
     return figure
 
