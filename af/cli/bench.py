@@ -95,6 +95,7 @@ def _train(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
 def _loader(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
     """Reading speed by workers, and how many times the demand of the demo's training steps that of one process is."""
     from af.cli.bench_loader import bench, plot
+    from af.cli.config import compose, resolve
 
     workers = _workers(args.workers)
     so_far["train"] = demand = so_far.get("train") or _train(args, so_far)
@@ -109,7 +110,7 @@ def _loader(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
         demand["denoiser"]["items_per_second"],
         demand["autoencoder"]["items_per_second"] / 2,
     )  # a pair is trained both ways
-    frames = 50
+    frames = resolve(compose("train", ["experiment=denoiser_demo"]))["data"]["window_frames"]
     wanted = {
         "window_frames_per_s": ("denoiser", "windows", windows * frames),
         "pairs_per_s": ("autoencoder", "pairs", pairs),

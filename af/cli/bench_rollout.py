@@ -128,10 +128,11 @@ def _many_users(
         inputs = _Inputs(model, generator, users)
         sampler = _ready(model, inputs, steps)
         best, peak = float("inf"), 0.0
+        measured_peak = partial(matmul_gflops, PRECISIONS[precision], size=1024, seconds=0.05)
         for _ in range(repeats):
-            peak = max(peak, matmul_gflops(PRECISIONS[precision], size=1024, seconds=0.05))
+            peak = max(peak, measured_peak())
             _, best = _timed(partial(_block, sampler, *inputs.block(model.layout.block_frames)), best)
-        peak = max(peak, matmul_gflops(PRECISIONS[precision], size=1024, seconds=0.05))
+        peak = max(peak, measured_peak())
         result[precision] = {
             "seconds_per_block": best,
             "users_in_real_time": users * frames_to_seconds(model.layout.block_frames) / best,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from af.clock import FPS
 from af.errors import UserError
 
 #: An H100 SXM's dense bf16 peak and the share of it that products of this size are taken to reach; its memory's speed;
@@ -28,7 +29,6 @@ ASSUMED: Final = {
     "sound_bytes_per_frame": 640.0,
     "usd_per_gb_month": 0.023,
 }
-FRAMES_PER_SECOND: Final = 25
 BYTES: Final = 2  # of a stored number
 
 
@@ -118,8 +118,8 @@ def estimate(gpus: int, batch: int, counted: dict[str, float]) -> dict[str, Any]
 
 def storage(hours: float, numbers_per_frame: float) -> dict[str, float]:
     """Gigabytes of `hours` of conversations (two people each), and dollars a month for all of them."""
-    frames = hours * 3600 * FRAMES_PER_SECOND * 2
-    video = frames / FRAMES_PER_SECOND * ASSUMED["video_mbit_per_s"] * 1e6 / 8
+    frames = hours * 3600 * FPS * 2
+    video = frames / FPS * ASSUMED["video_mbit_per_s"] * 1e6 / 8
     parts = {
         "video_gb": video / 1e9,
         "sound_gb": frames * ASSUMED["sound_bytes_per_frame"] / 1e9,
