@@ -99,9 +99,11 @@ def append_line(path: Path, line: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(file: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock on `file`, waiting for it (`waiting` is called once if so). The system frees it when every process
-    that holds it is gone: child processes started with `close_fds=False` hold it too.
+def exclusive(file: Path, *, waiting: Callable[[], None] = lambda: None, children: bool = False) -> Iterator[None]:
+    """Hold the lock on `file` against other processes and threads, waiting for it (`waiting` is called once if so).
+
+    It ends with this block, also for forked copies of this process. With `children` it ends when the processes that were
+    started within the block with `close_fds=False` are gone, too: they outlive a parent that is killed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -111,7 +113,9 @@ def exclusive(file: Path, *, waiting: Callable[[], None] = lambda: None) -> Iter
         except BlockingIOError:
             waiting()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.set_inheritable(descriptor, True)
+        os.set_inheritable(descriptor, children)
         yield
     finally:
+        if not children:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -26,6 +26,7 @@ from af.models.released import ReleasedSizes
 from af.nn.kv_cache import WindowLayout
 from af.nn.packed import PRECISIONS
 from af.training.bench import matmul_gflops
+from af.training.products import flops_of
 from af.types import Condition
 
 SIZES: Final = {
@@ -122,7 +123,7 @@ def _many_users(
     """Many conversations in one batch: seconds a block of all of them, and the share of the matrix-product peak."""
     one = _Inputs(denoiser, generator)
     alone = _ready(denoiser, one, steps)
-    operations = users * _operations(lambda: _block(alone, *one.block(denoiser.layout.block_frames)))
+    operations = users * flops_of(lambda: _block(alone, *one.block(denoiser.layout.block_frames)))
     result: dict[str, Any] = {"users": users}
     for precision, model in fast.items():
         inputs = _Inputs(model, generator, users)
@@ -209,14 +210,6 @@ def _timed(work: Callable[[], Any], best: float) -> tuple[Any, float]:
     start = time.perf_counter()
     result = work()
     return result, min(best, time.perf_counter() - start)
-
-
-def _operations(work: Callable[[], Any]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def _randomise(denoiser: MotionDenoiser, generator: torch.Generator) -> None:

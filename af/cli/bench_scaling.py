@@ -77,16 +77,14 @@ def measure(latents: Path, folder: Path, steps: int, rounds: int) -> dict[str, f
 def count(model: Any, audio_dim: int) -> dict[str, float]:
     """Operations of a window (forward and backward), gradient bytes, numbers a frame and person, bytes read a window."""
     from af.training.bench import denoiser_loss
-    from af.training.throughput import Products
+    from af.training.products import flops_of
 
     loss = denoiser_loss(model, 1, audio_dim)
-    with Products() as products:
-        loss().backward()
     parameters = sum(p.numel() for p in model.parameters())
     numbers = model.motion_space.latent_dim + audio_dim
     return {
         "parameters": parameters,
-        "flops_per_window": products.flops,
+        "flops_per_window": flops_of(lambda: loss().backward()),
         "gradient_bytes": 4 * parameters,
         "numbers_per_frame": numbers,
         "bytes_per_window": 2 * BYTES * numbers * model.layout.window_frames,

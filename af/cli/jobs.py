@@ -96,7 +96,9 @@ def run_job(folder: Path) -> int:
 
     job = Job.read(folder)
     _end_with_parent()
-    with exclusive(job.folder / "lock", waiting=lambda: print(f"{job.folder} is run by another process; waiting")):
+    with exclusive(
+        job.folder / "lock", waiting=lambda: print(f"{job.folder} is run by another process; waiting"), children=True
+    ):
         if ledger_states(job.ledger).get(job.name) in ENDED:
             return 0
         record(job, "started")

@@ -119,7 +119,9 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the run's folder."""
     from af.files import exclusive
 
-    return exclusive(folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting"))
+    return exclusive(
+        folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting"), children=True
+    )
 
 
 def _start_ranks(config: dict[str, Any], devices: int) -> None:

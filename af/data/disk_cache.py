@@ -1,36 +1,23 @@
-"""Caches on disk: room by removing what was used longest ago, locks between processes, local copies of remote shards."""
+"""Caches on disk: room by removing what was used longest ago, local copies of remote shards."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from af.data.checks import ShardError
 from af.data.stores import Location, NotInStore, RemotePath, StoreError, StoreSettings
 from af.errors import UserError
-from af.files import atomic_path, remove_stale
+from af.files import atomic_path, exclusive, remove_stale
 
 _SUFFIX: Final = ".tar"
 _LOCKS: Final = 256
 _JUST_USED_S: Final = 60.0
-
-
-@contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold the lock on `file` against other processes and threads; freed for forked copies of this process, too."""
-    with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def make_room(folder: Path, suffix: str, wanted: int, limit: int) -> float | None:
@@ -78,7 +65,7 @@ def local_copy(path: Location, size: int, sha256: str) -> Path:
         return copy
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f".lock-{int(name[:8], 16) % _LOCKS}"):
+        with exclusive(folder / f".lock-{int(name[:8], 16) % _LOCKS}"):
             if not _there(copy, size):
                 with atomic_path(copy) as temporary:
                     _reserve(path, temporary, size)
@@ -109,7 +96,7 @@ def _reserve(path: RemotePath, temporary: Path, size: int) -> None:
             f"{path}: {size / 1e9:.3g} GB, more than the whole cache of shards ({settings.cache_bytes / 1e9:.3g} GB); set "
             "AF_CACHE_GB higher, or make smaller shards with: af shards reshard"
         )
-    with locked(settings.cache / ".room"):
+    with exclusive(settings.cache / ".room"):
         remove_stale(settings.cache)
         used = make_room(settings.cache, _SUFFIX, size, settings.cache_bytes)
         with open(temporary, "wb") as file:

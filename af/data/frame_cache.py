@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt8
 
-from af.data.disk_cache import locked, make_room
+from af.data.disk_cache import make_room
 from af.errors import UserError
-from af.files import atomic_path, remove_stale
+from af.files import atomic_path, exclusive, remove_stale
 
 _OPEN_FILES: Final = 128
 _SUFFIX: Final = ".frames"
@@ -94,7 +94,7 @@ class FrameCache:
     def _store(self, name: str, frames: np.ndarray) -> None:
         if frames.nbytes > self.max_bytes:
             return
-        with locked(self.folder / ".lock"):
+        with exclusive(self.folder / ".lock"):
             make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
             try:
                 with atomic_path(self.folder / (name + _SUFFIX)) as temporary:

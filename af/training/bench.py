@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from af.forcing.dropout import ConditionDropout
 from af.forcing.noise import FlowTimes
@@ -19,6 +18,7 @@ from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionStatistics
 from af.training.denoiser import DenoiserModule, draw_drops
 from af.training.muon import Muon
+from af.training.products import flops_of
 from af.training.randomness import Draws, step_generator
 from af.types import DyadBatch
 
@@ -109,10 +109,9 @@ def _step(
         loss().backward()
         optimizer.step()
 
-    with FlopCounterMode(display=False) as counter:
-        step()
+    flops = flops_of(step)
     median = statistics.median(times(step, seconds))
-    gflops = counter.get_total_flops() / median / 1e9
+    gflops = flops / median / 1e9
     return StepTime(median, items / median, gflops, gflops / matmul_gflops(dtype), str(dtype).removeprefix("torch."))
 
 

@@ -10,11 +10,10 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from af.errors import UserError
 from af.files import append_line
+from af.training.products import Products
 
 #: Parts of a batch's time; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.
 PHASES: Final = ("data", "forward", "backward", "optimizer", "logging")
@@ -37,28 +36,6 @@ class DataClock(Profiler):
         """... and ends."""
         if action_name.endswith("train_dataloader_next"):
             self.seconds += time.perf_counter() - self._since
-
-
-class Products(TorchDispatchMode):
-    """Counts the floating point operations of matrix products, convolutions and attention while it is entered.
-
-    torch's FlopCounterMode takes some operations apart, and a step counted with it rounds differently from any other.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket
-        if name in flop_registry:
-            self.flops += flop_registry[name](*args, **(kwargs or {}), out_val=out)
-        elif name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-            self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
-        elif name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            self.flops += sdpa_backward_flop_count(*(x.shape for x in args[:4]))
-        return out
 
 
 class Throughput(Callback):

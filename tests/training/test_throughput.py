@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from af.training.products import flops_of
 from af.training.throughput import PHASES
 from tests.training.test_resume import DENOISER, SHORT, same, train
 
@@ -35,7 +37,6 @@ def test_a_step_of_a_linear_network_has_three_products():
     """Forward, and two in the backward pass but for the first layer's input."""
     from types import SimpleNamespace
 
-    import torch
     from torch import nn
 
     from af.training.throughput import Throughput
@@ -47,3 +48,15 @@ def test_a_step_of_a_linear_network_has_three_products():
     network(torch.ones(5, 8)).sum().backward()
     watch.on_train_batch_end(None, module, None, SimpleNamespace(x=torch.ones(5, 1)), 0)
     assert watch.flops == 2 * 5 * (2 * 8 * 16 + 3 * 16 * 4)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_operations_of_products_are_counted_in_every_mode(mode):
+    layer, convolution = torch.nn.Linear(64, 32), torch.nn.Conv2d(3, 8, 3)
+
+    def work():
+        layer(torch.ones(5, 64))
+        convolution(torch.ones(1, 3, 9, 9))
+
+    with mode():
+        assert flops_of(work) == 2 * 5 * 64 * 32 + 2 * 49 * 8 * 27
