@@ -5,14 +5,19 @@ set -eu
 CLIP=${CLIP:?set CLIP to the folder of the clip}
 OUT=${OUT:-runs/one_real_clip}
 PORTRAIT=${PORTRAIT:-portrait.jpg}
+HERE=$(dirname "$0")
 
-af ingest --pair "$CLIP/user.mp4" "$CLIP/avatar.mp4" --audio - "$CLIP/avatar.wav" --participants user avatar \
-  --size 128 --split train --out "$OUT/data"
-af shards validate "$OUT/data"
-af train experiment=vae_clip data.root="$OUT/data" run="$OUT/vae"
-af encode --data "$OUT/data" --autoencoder "$OUT/vae/export" --out "$OUT/latents"
+# the last of the clips is held out; the VAE learns at 128 px first, then goes on at 256
+for SIZE in 128 256; do
+  af ingest --pair "$CLIP/user.mp4" "$CLIP/avatar.mp4" --audio - "$CLIP/avatar.wav" --participants user avatar \
+    --size $SIZE --max-seconds 4 --out "$OUT/clips$SIZE"
+  python "$HERE/hold_out.py" "$OUT/clips$SIZE/train" "$OUT/data$SIZE"
+done
+af train experiment=vae_clip data.root="$OUT/data128" run="$OUT/vae128"
+af train experiment=vae_clip256 data.root="$OUT/data256" run="$OUT/vae256" module.start="$OUT/vae128/export"
+af encode --data "$OUT/data256" --autoencoder "$OUT/vae256/export" --out "$OUT/latents"
 af train experiment=denoiser_clip data.root="$OUT/latents" run="$OUT/denoiser" \
-  callbacks.previews.autoencoder="$OUT/vae/export"
-af generate --autoencoder "$OUT/vae/export" --denoiser "$OUT/denoiser/export" --portrait "$CLIP/$PORTRAIT" \
+  callbacks.previews.autoencoder="$OUT/vae256/export"
+af generate --autoencoder "$OUT/vae256/export" --denoiser "$OUT/denoiser/export" --portrait "$CLIP/$PORTRAIT" \
   --avatar-audio "$CLIP/avatar.wav" --user-video "$CLIP/user.mp4" --out "$OUT/avatar.mp4" \
   --side-by-side "$OUT/conversation.mp4"
