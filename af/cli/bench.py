@@ -155,7 +155,7 @@ def _scaling(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]
     from af.cli.bench_scaling import bench
 
     with tempfile.TemporaryDirectory() as folder:
-        return bench(_example(Path(folder)).parent, Path(folder))
+        return bench((args.data or _example(Path(folder))).parent, Path(folder))
 
 
 def _example(folder: Path) -> Path:
