@@ -56,11 +56,11 @@ def test_every_experiment_composes_and_resolves(experiment, denoiser_folder):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_one_step(experiment, dyads, latents, losers, teacher, denoiser_folder, tmp_path):
+def test_every_experiment_runs_one_step(experiment, dyads, latents, teacher, denoiser_folder, tmp_path):
     begin = start(experiment, denoiser_folder)
     stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x", *begin]))["stage"]
     root = {"vae": dyads, "denoiser": latents, "preference": latents, "distill": latents}[stage]
-    made = {"preference": [*begin, f"data.losers={losers}"], "distill": [*begin, f"data.teacher={teacher}"]}
+    made = {"preference": begin, "distill": [*begin, f"data.teacher={teacher}"]}
     small = {**SMALL, **made}[stage]
     arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *small, *ONE_STEP]
     assert main(["train", *arguments]) == 0

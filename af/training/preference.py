@@ -195,6 +195,10 @@ class PreferenceModule(DenoiserModule):
             if batch.loser is None:
                 raise UserError("data.losers is not set and module.online neither: make losers with `af losers`")
             return batch.loser
+        if batch.loser is not None:
+            raise UserError(
+                "data.losers and module.online are both set: module.online=null takes the losers of the shards"
+            )
         if step % self.online.every_n_steps:
             return None
         model = self.denoiser if self.online.by == "policy" else self.reference.denoiser

@@ -6,6 +6,7 @@ from experiments.sweeps import SweepExperiment
 
 LOSERS = {
     "none": "no preference stage",
+    "online": "itself without the user, for the very window (on line)",
     "drop_user": "itself without the user (drop_user)",
     "drop_user_unguided": "the same with w_a = 1",
     "talking": "a model that hears the avatar alone (talking)",

@@ -27,7 +27,12 @@ SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=6", "trainer.
 
 @pytest.fixture
 def arguments(latents, losers, denoiser_folder, tmp_path) -> list[str]:
-    preference = ["experiment=preference_demo", f"start={denoiser_folder}", f"data.losers={losers}"]
+    preference = [
+        "experiment=preference_demo",
+        f"start={denoiser_folder}",
+        f"data.losers={losers}",
+        "module.online=null",
+    ]
     return [*preference, *SHORT, f"data.root={latents}", f"run={tmp_path / 'run'}"]
 
 
@@ -154,6 +159,11 @@ def test_losers_made_on_line_need_no_shards(arguments, tmp_path):
 def test_without_losers_it_says_how_to_make_them(arguments, capsys):
     assert main(["train", *arguments, "data.losers=null"]) == 1
     assert "af losers" in capsys.readouterr().err
+
+
+def test_losers_of_shards_and_on_line_exclude_each_other(arguments, capsys):
+    assert main(["train", *arguments, "module.online={_target_: af.training.preference.OnlineLosers}"]) == 1
+    assert "both set" in capsys.readouterr().err
 
 
 def test_only_listening_frames_count(arguments, batch):
