@@ -22,7 +22,6 @@ from af.data.synth.face import FACE_NAMES, FACE_RANGES
 from af.data.synth.render import render
 from af.errors import UserError
 from af.models.autoencoder import MotionAutoencoder
-from af.models.tracker import FaceTracker
 from af.pipeline.encode import image_array, image_tensor
 
 #: What a person's colours and proportions are; the rest is style (hair) that changes too much to be seen to first order.
@@ -93,13 +92,6 @@ def explained(truth: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) 
     spread = truth.var(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spread > 0, 1 - np.square(truth - found).mean(0) / spread, np.nan)
-
-
-def expression_r2(
-    tracker: FaceTracker, pictures: UInt8[np.ndarray, "N Y X 3"], faces: Float[np.ndarray, "N P"]
-) -> dict[str, float]:
-    """R² of each face parameter tracked on pictures against the true one."""
-    return dict(zip(FACE_NAMES, explained(faces, tracker.track(pictures)).tolist(), strict=True))
 
 
 def appearance_spread() -> dict[str, Float[np.ndarray, " C"]]:

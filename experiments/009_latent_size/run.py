@@ -24,6 +24,8 @@ TAGS = (
     "transfer/psnr",
     "transfer/r2/expression",
     "transfer/r2/pose",
+    "transfer/agreement/expression",
+    "transfer/agreement/pose",
     "transfer/identity/colours",
     "transfer/identity/proportions",
     "probe/face_from_motion/mean",

@@ -89,6 +89,7 @@ def test_the_command_writes_numbers_and_pictures(split, autoencoder_folder, tmp_
         "smoothness/roughness/true",
     }  # fmt: skip
     assert tags <= found.keys()
+    assert found["transfer/agreement/smile/true"] == 1
     assert (tmp_path / "directions.png").is_file()
     assert (tmp_path / "transfer.png").is_file()
     assert "- 5: " in (tmp_path / "metrics.md").read_text()  # six directions
