@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,10 +49,10 @@ def test_bf16_keeps_the_loss_within_a_twentieth(plain, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_compiled_ends_with_the_same_weights(plain, tmp_path):
-    """Traced, differentiated and decomposed as for inductor, but run without its C++ (which needs minutes)."""
     words, run = plain
-    assert train(words, tmp_path / "compiled", "launch.compile=aot_eager_decomp_partition") == 0
+    assert train(words, tmp_path / "compiled", "launch.compile=true") == 0
     end_close(run, tmp_path / "compiled", 1e-4)
 
 
