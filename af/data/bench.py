@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from af.data import codecs
-from af.data.loader import PairDataset, WindowDataset, training_loader
+from af.data.loader import training_loader
+from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan
 from af.data.shards import ShardReader
 from af.data.stores import Location
+from af.data.windows import WindowDataset
 
 
 def rate(batches: Iterable[Any], samples: int, seconds: float) -> float:

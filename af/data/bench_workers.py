@@ -12,10 +12,12 @@ import numpy as np
 from af.data.bench import rate
 from af.data.dataset import PlanDataset
 from af.data.index import Index
-from af.data.loader import PairDataset, WindowDataset, training_loader
+from af.data.loader import training_loader
+from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan
 from af.data.shards import ShardReader
 from af.data.stores import Location
+from af.data.windows import WindowDataset
 from af.errors import UserError
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 
 from af.data.disk_cache import scratch_folder
 from af.data.index import Index
-from af.data.loader import Listening
 from af.data.parts import progress_bar
 from af.data.schema import ROLES
 from af.data.shards import ShardError, ShardReader
+from af.data.windows import Listening
 from af.errors import UserError
 from af.files import atomic_path
 

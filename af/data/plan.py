@@ -96,16 +96,7 @@ class WindowItem:
     counted: bool = True
 
 
-@dataclass(frozen=True)
-class ClipItem:
-    """A whole sample. `counted` False: repeated only to fill a batch."""
-
-    position: int
-    sample: int
-    counted: bool = True
-
-
-Item = TypeVar("Item", PairItem, WindowItem, ClipItem)
+Item = TypeVar("Item", PairItem, WindowItem)
 
 
 # ------------------------------------------------------------------------------------------------------------- plans
@@ -287,11 +278,6 @@ def fixed_pairs(index: Index, *, pairs_per_person: int = 2, seed: int = 0) -> li
                 hashed = mix(seed, _FIXED, n, ROLES.index(role), k)
                 items.append(_pair(len(items), n, role, sample.valid[role], hashed))  # type: ignore[arg-type]
     return items
-
-
-def all_clips(index: Index) -> list[ClipItem]:
-    """Every sample once, in the order of the index."""
-    return [ClipItem(n, n) for n in range(len(index.samples))]
 
 
 def _windows(total: int, frames: int) -> int:

@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 from af.data.dataset import Counted, PlanDataset
 from af.data.events import listener_activity, start_weights
 from af.data.index import INDEX_NAME, Index
-from af.data.loader import PairDataset, Regions, WindowDataset, pairs_to_float, training_loader, validation_loader
+from af.data.loader import training_loader, validation_loader
 from af.data.mixture import MixedPlan, Root, joined, roots
+from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import EndlessPlan, PairPlan, Plan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
+from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.metrics.lipsync import listening_frames
 from af.models.motion_space import MotionStatistics, pooled

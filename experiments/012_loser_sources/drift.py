@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from af.data.index import Index
-from af.data.loader import WindowDataset
 from af.data.plan import fixed_windows
+from af.data.windows import WindowDataset
 from af.files import write_json
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity

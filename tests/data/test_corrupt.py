@@ -14,9 +14,11 @@ from test_shards import Bomb, pickled_npy
 from toy_shards import write_split
 
 from af.cli.main import main
-from af.data.loader import PairDataset, WindowDataset, training_loader
+from af.data.loader import training_loader
+from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan
 from af.data.shards import Index, ShardError, ShardReader
+from af.data.windows import WindowDataset
 from af.errors import UserError
 
 VICTIM = 1

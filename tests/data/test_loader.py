@@ -13,18 +13,13 @@ from af.cli.bench_loader import plot
 from af.data import codecs
 from af.data.bench import bench
 from af.data.bench_workers import loader_speeds
+from af.data.dataset import Counted
 from af.data.frame_cache import FrameCache
-from af.data.loader import (
-    ClipDataset,
-    Counted,
-    PairDataset,
-    WindowDataset,
-    pairs_to_float,
-    training_loader,
-    validation_loader,
-)
-from af.data.plan import PairPlan, WindowPlan, all_clips, fixed_pairs, fixed_windows
+from af.data.loader import training_loader, validation_loader
+from af.data.pairs import PairDataset, pairs_to_float
+from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import Index, ShardReader, build_index
+from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.types import DyadBatch, PairBatch
 
@@ -244,14 +239,10 @@ def test_validation_counts_each_window_once(folder, world):
     assert sorted(seen) == sorted((i.sample, i.role, i.start) for i in items)
 
 
-def test_validation_pairs_and_clips(folder):
+def test_validation_pairs(folder):
     pairs = fixed_pairs(Index.load(folder), pairs_per_person=1)
     batches = list(validation_loader(PairDataset(folder, cache_bytes=0), pairs, 4))
     assert sum(int(b.counted.sum()) for b in batches) == 6
-    clips = ClipDataset(folder, ["motion"])
-    read = [c for batch in validation_loader(clips, all_clips(clips.reader.index), 2, workers=1) for c in batch]
-    assert [(c.sample, c.counted) for c in read] == [(0, True), (1, True), (2, True), (0, False)]
-    assert origin(read[1].clip.b.motion[7]) == (1, "b", 7)
 
 
 # ---------------------------------------------------------------------------------------------------- corrupt ones
@@ -318,8 +309,6 @@ def test_corrupt_samples_in_validation_do_not_count(tmp_path):
         batch = next(iter(validation_loader(WindowDataset(folder, frames=30), windows, 4)))
         assert batch.counted.tolist() == [w.sample == 0 for w in windows]
         assert not batch.batch.valid[2:].any()
-        clips = next(iter(validation_loader(ClipDataset(folder), all_clips(index), 4)))
-        assert clips == []
 
 
 # ----------------------------------------------------------------------------------------------------------- cache

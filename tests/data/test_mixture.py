@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from test_plan import make_index
 from toy_shards import MOTION, STREAMING, write_split
 
-from af.data.loader import WindowDataset, training_loader, validation_loader
+from af.data.loader import training_loader, validation_loader
 from af.data.mixture import ROUND, MixedPlan, joined, roots
 from af.data.plan import PlanBatchSampler, WindowPlan, fixed_windows
 from af.data.shards import Index, ShardReader, validate
 from af.data.stores import RemotePath
+from af.data.windows import WindowDataset
 from af.errors import UserError
 
 LENGTHS = ([[90, 40], [60]], [[50], [110]], [[70, 70, 70]])

@@ -11,10 +11,11 @@ import torch
 from toy_shards import write_split
 
 from af.cli.main import main
-from af.data.loader import WindowDataset, training_loader
+from af.data.loader import training_loader
 from af.data.plan import WindowPlan
 from af.data.shards import Index, ShardReader
 from af.data.stores import NotInStore, StoreError, location
+from af.data.windows import WindowDataset
 
 moto_server = pytest.importorskip("moto.server", reason="the development set-up (make setup) brings the server")
 

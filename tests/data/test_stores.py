@@ -15,10 +15,12 @@ from toy_shards import write_split
 
 from af.cli.main import main
 from af.data.disk_cache import local_copy
-from af.data.loader import PairDataset, WindowDataset, training_loader, validation_loader
+from af.data.loader import training_loader, validation_loader
+from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan, fixed_windows
 from af.data.shards import Index, ShardError, ShardReader, validate
 from af.data.stores import RemotePath, StoreError, StoreSettings, absolute, local_path, location
+from af.data.windows import WindowDataset
 from af.errors import UserError
 from tests.faulty_server import FaultyServer
 

@@ -12,9 +12,9 @@ import torch
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.data.index import Index
-from af.data.loader import WindowDataset
 from af.data.plan import fixed_windows
 from af.data.shards import ShardReader
+from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.losses.velocity import valid_mean
 from af.metrics.lipsync import listening_frames

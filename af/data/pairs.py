@@ -1,0 +1,160 @@
+"""Pairs of frames of one person, for the autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from af.data import codecs
+from af.data.dataset import PlanDataset
+from af.data.disk_cache import scratch_folder
+from af.data.frame_cache import FrameCache
+from af.data.plan import PairItem, Plan
+from af.data.shards import ShardReader
+from af.data.stores import Location
+from af.errors import UserError
+from af.specs import FaceSpec
+from af.types import PairBatch
+
+_GIB: Final = 2**30
+
+#: Pixels to emphasise: (face parameters (P,), image size) -> weights (Y, X) for that frame.
+Regions = Callable[[Float32[np.ndarray, " P"], int], Float32[np.ndarray, "Y X"]]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    frames: np.ndarray  # (2, Y, X, 3) uint8: source, driving
+    weights: np.ndarray | None  # (ways, Y, X), of driving and, both ways, source
+    faces: np.ndarray | None  # (ways, P)
+    counted: bool
+
+
+class PairDataset(PlanDataset[PairItem, PairBatch]):
+    """Source and driving frame of one person of one clip, for the autoencoder.
+
+    `cache_bytes` bounds a cache of decoded clips on disk in `cache_folder` (default: ``.cache`` beside the split
+    folders). It is used when the whole split fits into it decoded (64-pixel clips), and makes reading about ten times
+    faster; larger data is decoded from the nearest key frame each time. 0 turns it off.
+    `regions` gives emphasis weights from the driving frame's face parameters, where the shards have them; `faces` puts
+    the parameters themselves into the batch (all shards must have them then, `UserError` otherwise).
+    `both_ways` doubles a batch: its second half are the same pairs with source and driving exchanged.
+    `uint8` leaves images as bytes (a quarter of the traffic between processes): call `pairs_to_float` on the device.
+    """
+
+    def __init__(
+        self,
+        folder: Location | str | ShardReader,
+        plan: Plan[PairItem] | None = None,
+        *,
+        cache_bytes: int = 8 * _GIB,
+        cache_folder: Path | str | None = None,
+        regions: Regions | None = None,
+        faces: bool = False,
+        both_ways: bool = False,
+        uint8: bool = False,
+        max_bad_rate: float = 0.01,
+    ) -> None:
+        reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
+        super().__init__(reader, plan, max_bad_rate)
+        index = reader.index
+        blind = next((s for s in index.samples if "a.mp4" not in s.members), None)
+        if blind is not None:
+            raise UserError(
+                f"{index.path(blind.shard).parent}: the shards hold no video; the autoencoder needs a.mp4 and b.mp4"
+            )
+        assert index.image_size is not None
+        if faces and index.specs.get("face") is None:
+            raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients by")
+        self.image_size, self.regions, self.faces, self.uint8 = index.image_size, regions, faces, uint8
+        self.both_ways = both_ways
+        self.cache: FrameCache | None = None
+        if 2 * index.frames * self.image_size**2 * 3 <= cache_bytes:
+            try:
+                self.cache = FrameCache(cache_folder or scratch_folder(index.folder.parent) / ".cache", cache_bytes)
+            except UserError as error:
+                if cache_folder is not None:
+                    raise
+                warnings.warn(f"{error}; reading goes on without it, slower", stacklevel=2)
+
+    @property
+    def face_spec(self) -> FaceSpec | None:
+        """Layout of the face parameters that `regions` gets."""
+        found = self.reader.index.specs.get("face")
+        return None if found is None else FaceSpec.from_json(found)
+
+    def _read(self, item: PairItem) -> _Pair:
+        driving = (item.driving, item.source) if self.both_ways else (item.driving,)
+        weights = faces = None
+        field = f"{item.role}.face.npy"
+        if (self.faces or self.regions is not None) and self.reader.has(item.sample, field):
+            rows = [self.reader.read_rows(item.sample, field, frame, frame + 1)[0] for frame in driving]
+            faces = np.stack(rows).astype(np.float32)
+            if self.regions is not None:
+                weights = np.stack([self.regions(face, self.image_size) for face in faces])
+        return _Pair(self._frames(item), weights, faces, item.counted)
+
+    def _frames(self, item: PairItem) -> np.ndarray:
+        i, field, indices = item.sample, f"{item.role}.mp4", (item.source, item.driving)
+        entry = self.reader.index.samples[i]
+        try:
+            if self.cache is None:
+                frames = codecs.decode_frames(self.reader.open(i, field), indices)
+            else:
+                shape = (entry.frames, self.image_size, self.image_size)
+                frames = self.cache.read(
+                    self._name(i, field), indices, shape, lambda: codecs.decode_video(self.reader.read_bytes(i, field))
+                )
+        except (ValueError, IndexError) as error:
+            raise self.reader.error(i, field, "bad_mp4", str(error)) from None
+        if frames.shape[1:3] != (self.image_size, self.image_size):
+            raise self.reader.error(i, field, "wrong_size", f"{frames.shape[1:3]}, expected {self.image_size}")
+        return frames
+
+    def _name(self, i: int, field: str) -> str:
+        entry = self.reader.index.samples[i]
+        shard = self.reader.index.shards[entry.shard]
+        return hashlib.sha256(f"{shard.sha256}/{entry.key}/{field}".encode()).hexdigest()[:32]
+
+    def _blank(self, item: PairItem) -> _Pair:
+        spec = self.face_spec
+        faces = None if spec is None else np.zeros((1 + self.both_ways, len(spec.names)), np.float32)
+        return _Pair(np.zeros((2, self.image_size, self.image_size, 3), np.uint8), None, faces, False)
+
+    def collate(self, samples: Sequence[_Pair]) -> PairBatch:
+        """Stack pairs, channels first. Weights where any sample has them, 1 elsewhere."""
+        frames = torch.from_numpy(np.stack([s.frames for s in samples], 1))  # (2, B, Y, X, 3)
+        frames = frames.permute(0, 1, 4, 2, 3).contiguous()
+        ways = 1 + self.both_ways
+        weight = None
+        if any(s.weights is not None for s in samples):
+            ones = np.ones((ways, *frames.shape[3:]), np.float32)
+            weight = _ways([ones if s.weights is None else s.weights for s in samples])[:, None]
+        faces = [s.faces for s in samples if s.faces is not None] if self.faces else []
+        face = _ways(faces) if faces else None
+        source, driving = (torch.cat((frames, frames.flip(0)), 1) if self.both_ways else frames).unbind()
+        batch = PairBatch(source, driving, weight, face)
+        return batch if self.uint8 else pairs_to_float(batch)
+
+
+def _ways(values: Sequence[np.ndarray]) -> Tensor:
+    """(ways, ...) of each pair -> (ways · pairs, ...), one way after the other."""
+    return torch.from_numpy(np.concatenate(np.stack(values, 1)))
+
+
+def pairs_to_float(batch: PairBatch) -> PairBatch:
+    """uint8 images 0..255 as float32 in [-1, 1], on whatever device they are."""
+
+    def convert(images: Tensor) -> Tensor:
+        return images.to(torch.float32).mul_(2 / 255).sub_(1)
+
+    return PairBatch(convert(batch.source), convert(batch.driving), batch.weight, batch.face)
