@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -48,20 +49,27 @@ class ProcessLauncher(Launcher):
         ]
 
     def job(self, overrides: Sequence[str]) -> Job:
-        """The job of a list of overrides: its folder is named after the swept settings and a hash of its commands."""
+        """The job of a list of overrides: its folder is named after the sweep's settings and a hash of its commands."""
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        swept = [str(key).lstrip("+") for key in self.config.hydra.sweeper.params or {}]
+        named = [str(key).lstrip("+") for key in self.config.hydra.sweeper.params or {}]
         with open_dict(composed):
             del composed["hydra"]
             composed.job = "JOB"
             plain = resolve(composed)
-            settings = {key: OmegaConf.select(composed, key) for key in swept}
+            values = OmegaConf.create(plain)
+            settings = {key: OmegaConf.select(values, key) for key in dict.fromkeys([*named, *self._swept()])}
             digest = hashlib.sha256(json.dumps(plain["stages"]).encode()).hexdigest()[:8]
-            words = [f"{key.rpartition('.')[2]}-{value}" for key, value in settings.items()]
+            # what else the command line sweeps over is no part of the name: one value of it alone finds the job again
+            words = [f"{key.rpartition('.')[2]}-{settings[key]}" for key in named]
             folder = Path(plain["run"]) / re.sub(r"[^\w.-]", "_", "_".join([*words, digest]))
             composed.job = str(folder)
         stages = {name: _words(s) for name, s in resolve(composed)["stages"].items() if s is not None}
-        return Job(folder, settings, stages)
+        return Job(folder, resolve(OmegaConf.create(settings)), stages)
+
+    def _swept(self) -> list[str]:
+        """Keys that the command line gives several values."""
+        task = OverridesParser.create().parse_overrides(list(self.config.hydra.overrides.task))
+        return [override.key_or_group for override in task if override.is_sweep_override()]
 
     def run(self, jobs: Sequence[Job], prune: Callable[[Job], bool] | None = None) -> dict[str, str]:
         """Run jobs that have not ended, with a progress bar; returns their states. `prune` as in `run_jobs`."""

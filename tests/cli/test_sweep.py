@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from af.cli.config import compose, config_folder
+from af.cli.gather import Run, grouped
 from af.cli.jobs import Job, ledger_states, record, run_jobs
 from af.cli.main import main
+from af.cli.sweeping import ProcessLauncher, multirun
 from af.files import append_line
 from tests.training.test_resume import DENOISER
 
@@ -76,6 +78,23 @@ def test_a_job_is_named_after_its_commands_not_the_order_of_its_settings(configs
         names.append({line.removesuffix(": to do") for line in printed if line.endswith(": to do")})
     assert names[0] == names[1]
     assert not names[0] & names[2]
+
+
+def test_values_swept_over_on_the_command_line_are_settings_too(configs, tmp_path):
+    """Two folders are two settings, not two seeds of one: their values are paths, which tell nothing else."""
+    ran: list[Job] = []
+
+    class Gathered(ProcessLauncher):
+        def run(self, jobs, prune=None):
+            ran.extend(jobs)
+            for job in jobs:
+                job.write()
+            return {job.name: "finished" for job in jobs}
+
+    multirun(["sweep=tiny", f"run={tmp_path}", "user=0.0", "steps=2,3", "root=a/data,b/data"], configs, Gathered())
+    assert [list(job.settings) for job in ran] == [["seed", "user", "steps", "root"]] * 8
+    jobs = [Run(job.folder, Job.read(job.folder).settings, {}, (), "finished") for job in ran]
+    assert [len(group.runs) for group in grouped(jobs)] == [2] * 4
 
 
 def test_what_does_not_compose_is_said(configs, latents, tmp_path, capsys):
