@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from af.cli.processes import end_sessions
 from af.cli.stages import Stage, run_stages
 from af.errors import UserError
 from af.files import append_line, exclusive, write_json
@@ -114,20 +114,21 @@ def run_job(folder: Path) -> int:
 
 
 def _end_with_parent() -> None:
-    """When the sweep is killed outright, its jobs and their stages end with it (all in this process group)."""
+    """When the sweep is killed outright, its jobs and all they have started end with it."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        # from outside: this process must not live to take a stage that was ended for one that failed or is done
+        subprocess.Popen([sys.executable, "-m", "af.cli.processes", str(os.getpid())], start_new_session=True)
 
-    if os.getpgrp() == os.getpid():  # started by `start`: a group of its own
+    if os.getsid(0) == os.getpid():  # started by `start`: a session of its own
         threading.Thread(target=watch, daemon=True).start()
 
 
 def start(job: Job, threads: int) -> subprocess.Popen:
-    """Start a job as a process (group) of its own; what it says goes to `log.txt` in its folder."""
+    """Start a job as a process (and session) of its own; what it says goes to `log.txt` in its folder."""
     environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     command = [sys.executable, "-m", "af.cli.main", "sweep", "--job", str(job.folder)]
@@ -137,17 +138,11 @@ def start(job: Job, threads: int) -> subprocess.Popen:
         )
 
 
-def stop(process: subprocess.Popen, patience_s: float = 30.0) -> None:
-    """End a job and its stages: politely first."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            continue
+def stop(*processes: subprocess.Popen, patience_s: float = 30.0) -> None:
+    """End jobs and all that they have started, politely first: stages have their time to write checkpoints."""
+    end_sessions([process.pid for process in processes], patience_s)
+    for process in processes:
+        process.poll()
 
 
 def run_jobs(
@@ -186,6 +181,5 @@ def run_jobs(
                     on_end(job, states[name])
             time.sleep(0.1)
     finally:
-        for _, process in running.values():
-            stop(process)
+        stop(*(process for _, process in running.values()))
     return states
