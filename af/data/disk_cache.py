@@ -82,7 +82,8 @@ def _there(copy: Path, size: int) -> bool:
     try:
         if copy.stat().st_size != size:
             return False
-        os.utime(copy)
+        with contextlib.suppress(PermissionError):  # of another user, who shares the cache
+            os.utime(copy)
     except FileNotFoundError:
         return False
     return True

@@ -5,6 +5,7 @@ Reading goes through pread, not a memory map: the bytes stay in the system's pag
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections import OrderedDict
@@ -84,7 +85,8 @@ class FrameCache:
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
                 return None
-            os.utime(descriptor)
+            with contextlib.suppress(PermissionError):  # somebody else's
+                os.utime(descriptor)
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
             self._files[name] = descriptor
@@ -94,11 +96,11 @@ class FrameCache:
     def _store(self, name: str, frames: np.ndarray) -> None:
         if frames.nbytes > self.max_bytes:
             return
-        with exclusive(self.folder / ".lock"):
-            make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
-            try:
+        try:
+            with exclusive(self.folder / ".lock"):
+                make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
                 with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
                     frames.tofile(temporary)
-            except OSError as error:  # a full disk costs speed, not the run
-                self.max_bytes = 0
-                warnings.warn(f"{self.folder}: decoded frames are no longer cached ({error.strerror})", stacklevel=2)
+        except OSError as error:  # a full disk, or somebody else's folder, costs speed, not the run
+            self.max_bytes = 0
+            warnings.warn(f"{self.folder}: decoded frames are no longer cached ({error.strerror})", stacklevel=2)

@@ -275,6 +275,11 @@ def build_index(folder: Location | str, *, progress: Callable[[int, int], None] 
         samples += [replace(e, shard=number) for e in entries]
         if progress is not None:
             progress(number + 1, len(files))
+    first: dict[str, int] = {}
+    for sample in samples:
+        if (other := first.setdefault(sample.key, sample.shard)) != sample.shard:
+            detail = f"also in {shards[other].name}; a key names one sample"
+            raise ShardError(files[sample.shard], sample.key, "repeated_key", detail)
     common = common or {"split": folder.name, "image_size": None, "specs": {}}
     index = Index(folder, common["split"], tuple(shards), tuple(samples), common["image_size"], common["specs"])
     write_json(folder / INDEX_NAME, index.to_json(), indent=None)

@@ -19,19 +19,41 @@ from typing import Any, Final, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from af.data.index import tars
 from af.errors import UserError
-from af.files import exclusive, remove_stale
+from af.files import exclusive, remove_stale, write_text
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a job: `work(path, *args)` writes the file `path` atomically (`files.atomic_path`, `write_shard`)."""
+    """One part of a job: `work(path, *args)` writes the file `path` atomically (`files.atomic_path`, `write_shard`).
+
+    `content` is a digest of what it is made from, kept beside the file: a part made from something else is made again.
+    """
 
     path: Path
     args: tuple[Any, ...] = ()
-    weight: float = 1.0
+    content: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the file is there, made from this content."""
+        return self.path.exists() and (not self.content or self._known() == self.content)
+
+    def begin(self) -> None:
+        """Note the content before the work: a file without that note counts as made from something else."""
+        if self.content and self._known() != self.content:
+            self.path.unlink(missing_ok=True)
+            write_text(self._note, self.content)
+
+    @property
+    def _note(self) -> Path:
+        return self.path.parent / ".made_from" / self.path.name
+
+    def _known(self) -> str | None:
+        return self._note.read_text("utf-8") if self._note.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -85,10 +107,17 @@ def run_job(
     description: str = "working",
 ) -> Result | None:
     """Make this share of the parts (`run_parts`); then, when nobody's is missing, `finish()` once at a time and return what
-    it gives. None, and a line that says so, while others are not done: the last one finishes.
+    it gives. None, and a line that says so, while others are not done: the last one finishes. Raises `UserError` when the
+    split folders hold shards of something else.
     """
+    ours = {part.path for part in parts}
+    for folder in sorted({part.path.parent for part in parts}):
+        if foreign := [tar for tar in tars(folder) if tar not in ours]:
+            raise UserError(
+                f"{foreign[0]} is not of this job (any more): delete it, or choose an empty folder for --out"
+            )
     run_parts(share.of(parts), work, workers=workers, description=description)
-    if missing := sum(not part.path.exists() for part in parts):
+    if missing := sum(not part.done for part in parts):
         tell_unfinished(share, missing, len(parts))
         return None
     with exclusive(Path(os.path.commonpath([part.path.parent for part in parts])) / ".finishing"):
@@ -148,7 +177,7 @@ def run_parts(
     """
     for folder in {part.path.parent for part in parts}:
         remove_stale(folder)
-    todo = [part for part in parts if not part.path.exists()]
+    todo = [part for part in parts if not part.done]
     results: dict[Path, Any] = {}
     own = progress is None
     bar = progress or progress_bar()
@@ -167,6 +196,7 @@ def run_parts(
     try:
         if workers <= 1 or len(todo) <= 1:
             for part in todo:
+                part.begin()
                 finished(part, work(part.path, *part.args))
         else:
             _run_pool(todo, work, min(workers, len(todo)), finished)
@@ -187,12 +217,14 @@ def _run_pool(
         while True:
             # few submitted at a time: an error or Ctrl-C leaves nothing long to wait for
             while len(running) < 2 * workers and (part := next(waiting, None)) is not None:
+                part.begin()
                 running[pool.submit(work, part.path, *part.args)] = part
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                finished(running.pop(future), future.result())
+                result = future.result()  # the part stays in `running` if this raises: it is the one to name
+                finished(running.pop(future), result)
     except BrokenProcessPool:
         names = ", ".join(sorted(part.path.name for part in running.values())) or "a part"
         raise UserError(

@@ -187,10 +187,8 @@ def _arrange(
     for split, picks in plan.items():
         for number, group in enumerate(_groups(picks, indexes, shard_bytes)):
             parts.append(Part(out / split / f"{number:06d}.tar", (folders, group, split)))
-    ours = {part.path for part in parts}
-    for split in SPLITS:
-        if foreign := [tar for tar in tars(out / split) if tar not in ours]:
-            raise UserError(f"{foreign[0]} is not of this job: choose an empty folder for --out")
+    if not (out / SETTINGS_NAME).is_file() and (there := [tar for split in SPLITS for tar in tars(out / split)]):
+        raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out")
     digest = hashlib.sha256("".join(s.sha256 for index in indexes for s in index.shards).encode()).hexdigest()
     places = [absolute(index.folder) for index in indexes]
     claim_folder(out / SETTINGS_NAME, {**settings, "from": places, "content": digest, "shard_bytes": shard_bytes})

@@ -47,8 +47,8 @@ def encode(
     """Encode every split of `source` into `out`; returns the new indices (none while other shares are not done).
 
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
-    With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist are
-    skipped, so a stopped job goes on. `bf16` runs the autoencoder in half precision (latents within about 1 %). The statistics of the training motions are written beside the splits.
+    With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist,
+    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `bf16` runs the autoencoder in half precision (latents within about 1 %). The statistics of the training motions are written beside the splits.
     Raises UserError when `out` was made with other settings.
     """
     artifact = load_model(autoencoder)
@@ -63,7 +63,7 @@ def encode(
     given = (str(autoencoder), json.dumps(features), keep_video, bf16)
     indices = [Index.load(folder) for folder in split_folders(source)]
     parts = [
-        Part(out / index.split / shard.name, (str(index.folder), number, *given))
+        Part(out / index.split / shard.name, (str(index.folder), number, *given), shard.sha256)
         for index in indices
         for number, shard in enumerate(index.shards)
     ]

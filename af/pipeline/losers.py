@@ -80,8 +80,8 @@ def make_losers(
     """Write losers for every sample of the encoded shards in `source`; returns the new indices (none while other shares
     are not done).
 
-    `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist are
-    skipped, so a stopped job goes on. Raises UserError when `out` was made with other settings or the denoiser knows
+    `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist,
+    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. Raises UserError when `out` was made with other settings or the denoiser knows
     other latents or features.
     """
     sources = [index for index in map(Index.load, split_folders(source)) if index.split in splits]
@@ -100,8 +100,9 @@ def make_losers(
         **asdict(settings),
     }
     claim_folder(out / SETTINGS_NAME, made_with)
+    chosen = json.dumps(asdict(settings))
     parts = [
-        Part(out / index.split / shard.name, (str(index.folder), number, str(model), json.dumps(asdict(settings))))
+        Part(out / index.split / shard.name, (str(index.folder), number, str(model), chosen), shard.sha256)
         for index in sources
         for number, shard in enumerate(index.shards)
     ]

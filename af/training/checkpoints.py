@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from af.errors import UserError
 from af.files import atomic_path, remove_stale
 
 LAST = "last.ckpt"
+_NAME = re.compile(r"last\.ckpt|(best-)?\d+\.ckpt")
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -91,7 +93,7 @@ def newest_sound(folder: Path) -> Path | None:
     Also clears what killed writers left behind.
     """
     remove_stale(folder)
-    files = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
+    files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]
     for path in sorted(files, key=_step, reverse=True):
         if sound(path):
             return path
@@ -113,5 +115,5 @@ def sound(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+    except Exception:  # zipfile raises many kinds for damaged archives
         return False

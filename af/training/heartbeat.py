@@ -14,8 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from af.files import write_json
 
-#: What a rank can be doing, in the order within a step: one that is behind the others is the one they wait for.
-PHASES = ("data", "forward", "backward", "validation")
+#: What a rank can be doing between two optimiser steps, in order (a validation comes when the step before it has been
+#: counted): one that is behind the others is the one they wait for.
+PHASES = ("data", "validation", "forward", "backward")
 
 
 @dataclass(frozen=True, order=True)
@@ -50,8 +51,10 @@ class Heartbeat(Callback):
         self._beat(trainer, "data")
         work = [self._write_when_due]
         if trainer.global_rank == 0 and self.hung_after_s is not None:
-            for old in self._folder.glob("*.json"):
-                old.unlink(missing_ok=True)
+            (self._folder / "hung.json").unlink(missing_ok=True)
+            for old in self._folder.glob("rank*.json"):  # of a start with more ranks
+                if int(old.stem.removeprefix("rank")) >= trainer.world_size:
+                    old.unlink(missing_ok=True)
             work.append(self._look)
         self._threads = [threading.Thread(target=target, daemon=True) for target in work]
         for thread in self._threads:

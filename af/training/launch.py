@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import signal
 import subprocess
 import time
 import warnings
@@ -20,6 +21,7 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from af.errors import UserError
 from af.files import write_json
@@ -35,6 +37,7 @@ FREE: Final = (
     "run",
     "tags",
     "launch",
+    "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
@@ -94,9 +97,14 @@ def fit(
     )
     resumed = str(checkpoints) if any(checkpoints.glob("*.ckpt")) else None
     start = time.monotonic()
-    trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None  # Lightning would end with 0, as if all were done
+    except SystemExit:
+        if trainer.interrupted:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
     if ranks.rank == 0:
         write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": time.monotonic() - start})
     return trainer

@@ -185,10 +185,14 @@ def test_other_settings_or_foreign_shards_are_refused(written, tmp_path):
     reshard(written, tmp_path / "out", shard_bytes=1)
     with pytest.raises(UserError, match="other settings"):
         reshard(written, tmp_path / "out", shard_bytes=1, shuffle=1)
-    with pytest.raises(UserError, match="is not of this job"):
-        reshard(written, tmp_path / "out", shard_bytes=10**9)
-    with pytest.raises(UserError, match=r"is not of this job"):
-        reshard(written, written, shard_bytes=10**9)
+    taken = tmp_path / "taken" / "train"
+    taken.mkdir(parents=True)
+    (taken / "000000.tar").write_bytes((written / "train" / "000000.tar").read_bytes())
+    for size in (1, 10**9):  # more shards than are there, and fewer
+        with pytest.raises(UserError, match=r"taken/train/000000.tar is not of this job"):
+            reshard(written, tmp_path / "taken", shard_bytes=size)
+        with pytest.raises(UserError, match=r"is not of this job"):
+            reshard(written, written, shard_bytes=size)
     assert validate(written).ok
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import pickle
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import webdataset
 from toy_shards import AUDIO, MOTION, STREAMING, members, meta, rows, write_split
 
 from af.data import codecs
-from af.data.parts import Part, run_parts
+from af.data.parts import Part, run_job, run_parts
 from af.data.shards import Index, ShardError, ShardReader, build_index, validate, write_shard
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
@@ -322,6 +323,12 @@ def test_index_refuses_what_it_can_see(copy, fault):
     assert (copy / "train/index.json").read_bytes() == before  # the old index stays whole
 
 
+def test_index_refuses_a_key_of_two_shards(copy):
+    shutil.copy(copy / "train" / "000000.tar", copy / "train" / "000009.tar")
+    with pytest.raises(ShardError, match=r"000009\.tar.*also in 000000\.tar"):
+        build_index(copy / "train")
+
+
 def test_reader_refuses_broken_members(copy):
     replace(copy / TAR, "000000.a.motion.npy", pickled_npy())
     replace(copy / TAR, "000001.a.motion.npy", npy(3, 6))
@@ -384,6 +391,24 @@ def test_parts_are_made_once_and_go_on_after_a_failure(tmp_path, workers):
     assert report.results[tmp_path / "2.txt"] == 3
     assert all((tmp_path / name).stat().st_mtime_ns == t for name, t in made_before.items())
     assert run_parts(parts, _write_part).made == 0
+
+
+def test_parts_made_from_something_else_are_made_again(tmp_path):
+    def parts(*contents: str) -> list[Part]:
+        return [Part(tmp_path / f"{n}.txt", (text,), content=text) for n, text in enumerate(contents)]
+
+    assert run_parts(parts("one", "two"), _write_part).made == 2
+    assert run_parts(parts("one", "two"), _write_part).made == 0
+    assert run_parts(parts("one", "changed"), _write_part).results == {tmp_path / "1.txt": len("changed")}
+    assert (tmp_path / "1.txt").read_text() == "changed"
+    (tmp_path / "2.txt").write_text("from who knows what")
+    assert run_parts(parts("one", "changed", "three"), _write_part).made == 1
+
+
+def test_a_job_refuses_shards_of_something_else(tmp_path):
+    (tmp_path / "old.tar").touch()
+    with pytest.raises(UserError, match=r"old\.tar is not of this job"):
+        run_job([Part(tmp_path / "new.tar", ("new",))], _write_part, lambda: None)
 
 
 def _slow_or_failing_part(path: Path, fails: bool) -> None:

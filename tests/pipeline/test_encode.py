@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from af.data.index import Index
+from af.data.index import Index, build_index
 from af.data.shards import ShardReader
+from af.data.synth.build import SynthSettings
+from af.data.synth.build import build as build_conversations
+from af.data.synth.session import SessionConfig
 from af.errors import UserError
 from af.models.artifact import build, load_model
 from af.pipeline.encode import encode, image_array, image_tensor, read_statistics, video_motion, video_motion_pieces
@@ -35,6 +39,27 @@ def test_a_stopped_job_goes_on_and_gives_the_same_bytes(dyads, latents, autoenco
     lost.unlink()
     encode(dyads, tmp_path / "out", autoencoder_folder, FEATURES)
     assert lost.read_bytes() == before
+
+
+def test_what_changed_since_is_encoded_again(autoencoder_folder, tmp_path):
+    def conversations(seed: int, out: Path) -> Path:
+        session = SessionConfig(seconds=3)
+        build_conversations(
+            out, SynthSettings(train=2, val=0, test=0, size=32, seed=seed, session=session, sessions_per_shard=1)
+        )
+        return out / "train"
+
+    source, other = conversations(0, tmp_path / "source"), conversations(1, tmp_path / "other")
+    encode(tmp_path / "source", tmp_path / "out", autoencoder_folder, FEATURES)
+    kept, remade = (tmp_path / "out" / "train" / f"00000{n}.tar" for n in (0, 1))
+    times = kept.stat().st_mtime_ns, remade.stat().st_mtime_ns
+    shutil.copy(other / "000001.tar", source / "000001.tar")
+    build_index(source)
+    encode(tmp_path / "source", tmp_path / "out", autoencoder_folder, FEATURES)
+    assert kept.stat().st_mtime_ns == times[0]
+    assert remade.stat().st_mtime_ns > times[1]
+    encode(tmp_path / "source", tmp_path / "anew", autoencoder_folder, FEATURES)
+    assert remade.read_bytes() == (tmp_path / "anew" / "train" / "000001.tar").read_bytes()
 
 
 def test_other_settings_in_the_same_folder_are_refused(dyads, latents, autoencoder_folder, tmp_path):

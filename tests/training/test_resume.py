@@ -185,7 +185,7 @@ def test_a_killed_process_continued_ends_with_the_same_weights(latents, tmp_path
     while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(how)
-    process.wait(120)
+    assert process.wait(120) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     assert not (tmp_path / "killed" / "done.json").exists(), "ended before it could be killed"
     subprocess.run([*command, f"run={tmp_path / 'killed'}"], check=True, env=environment)
     assert same(tmp_path / "whole", tmp_path / "killed")

@@ -90,7 +90,7 @@ def build(
         for shard, first in enumerate(range(0, count, step)):
             numbers = range(first, min(first + step, count))
             path = out / split / f"{shard:06d}.tar"
-            parts.append(Part(path, (settings, split, numbers), weight=len(numbers)))
+            parts.append(Part(path, (settings, split, numbers)))
     report = run_parts(parts, write_part, workers=workers, description="synthetic conversations")
     return [build_index(out / split) for split in SPLITS if getattr(settings, split)], report
 
