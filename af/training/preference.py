@@ -113,7 +113,8 @@ class PreferenceModule(DenoiserModule):
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One step of both terms."""
-        step, draws = self.batches_seen, self.next_draws(batch)
+        step = self.batches_seen // self.trainer.accumulate_grad_batches  # all batches of a step have the term, or none
+        draws = self.next_draws(batch)
         loss = batch.avatar_motion.new_zeros(())
         if self.denoising_weight:
             loss = self.denoising_weight * self.denoising_loss(batch, draws)
@@ -229,7 +230,7 @@ class PreferenceModule(DenoiserModule):
 
 class StopOnDrift(Callback):
     """Stop when the policy's error on winners is more than `tolerance` (a share) above the reference's for `steps`
-    preference steps in a row: the margin then grows by unlearning the loser and the winner alike.
+    batches with a preference term in a row: the margin then grows by unlearning the loser and the winner alike.
     """
 
     def __init__(self, steps: int = 200, tolerance: float = 0.05) -> None:
