@@ -89,13 +89,22 @@ def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file that several processes add to: one write, so that lines never mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, (line + "\n").encode())
-    finally:
-        os.close(descriptor)
+    """Add a line to a file that several processes add to: lines never mix, and one that was cut off spoils itself alone."""
+    with exclusive(path), open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write((line + "\n").encode())
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The JSON values of a file made by `append_line`; none without it. A line that was cut off counts as nothing."""
+    found = []
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from af.cli.jobs import Job
 from af.errors import UserError
+from af.files import read_lines
 
 if TYPE_CHECKING:
     import optuna
@@ -21,8 +22,7 @@ def logged(file: Path, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric in a file of `af`: every validation of a .jsonl, the one number of a .json."""
     if not file.is_file():
         return []
-    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
-    entries = [json.loads(line) for line in lines]
+    entries = read_lines(file) if file.suffix == ".jsonl" else [json.loads(file.read_text())]
     return [(int(e.get("step", 0)), float(e[metric])) for e in entries if e.get(metric) is not None]
 
 
