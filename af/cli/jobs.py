@@ -21,20 +21,11 @@ from typing import Any, Final
 from af.cli.processes import end_sessions
 from af.cli.stages import Stage, run_stages
 from af.errors import UserError
-from af.files import append_line, exclusive, write_json
+from af.files import append_line, exclusive, read_lines, write_json
+from af.training.ranks import without_ranks
 
 LEDGER: Final = "ledger.jsonl"
 ENDED: Final = ("finished", "pruned")
-#: What a launcher of ranks leaves in the environment: a job must not take itself for a rank of its sweep.
-RANK_VARIABLES: Final = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 @dataclass(frozen=True)
@@ -74,14 +65,7 @@ class Job:
 
 def ledger_states(ledger: Path) -> dict[str, str]:
     """The last event of every job; a half-written line (a machine that went down) counts as nothing."""
-    states: dict[str, str] = {}
-    for line in ledger.read_text().splitlines() if ledger.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        states[entry["job"]] = entry["event"]
-    return states
+    return {entry["job"]: entry["event"] for entry in read_lines(ledger)}
 
 
 def record(job: Job, event: str, **more: Any) -> None:
@@ -129,7 +113,7 @@ def _end_with_parent() -> None:
 
 def start(job: Job, threads: int) -> subprocess.Popen:
     """Start a job as a process (and session) of its own; what it says goes to `log.txt` in its folder."""
-    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("TORCHELASTIC_")}
+    environment = without_ranks(os.environ)  # a job must not take itself for a rank of its sweep
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     command = [sys.executable, "-m", "af.cli.main", "sweep", "--job", str(job.folder)]
     with open(job.folder / "log.txt", "ab") as log:

@@ -14,10 +14,10 @@ again. `af report runs/sweeps/NAME` puts the numbers into one table, finished or
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from af.errors import UserError
+from af.training.ranks import find_ranks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         from af.cli.jobs import run_job
 
         return run_job(args.job)
-    if "LOCAL_RANK" in os.environ:
+    if find_ranks().launcher is not None:
         raise UserError("a sweep is started once, not by every rank: run `af sweep` without torchrun or srun")
     from af.cli.sweeping import DryRun, multirun
 

@@ -30,7 +30,9 @@ class ProcessLauncher(Launcher):
     """Every job in processes of its own; jobs that have ended are skipped, so that a stopped sweep goes on."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
+        """Called by Hydra. UserError for a wrong `at_once`."""
+        if not isinstance(config.at_once, int) or config.at_once < 1:
+            raise UserError(f"at_once={config.at_once}: give a number of jobs, 1 or more")
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

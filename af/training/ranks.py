@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: What torchrun tells a rank.
 TORCHRUN: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: How the rest of what it tells begins.
+TORCHRUN_MORE: Final = ("LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "TORCHELASTIC_")
 #: Strategies that have been tried; the averages, the checkpoints and the order of the data rely on whole copies.
 STRATEGIES: Final = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
@@ -56,6 +58,11 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     if int(found.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return Ranks(int(found["SLURM_PROCID"]), int(found["SLURM_STEP_NUM_TASKS"]), "srun")
     return Ranks()
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for processes that are no ranks of torchrun's."""
+    return {k: v for k, v in environment.items() if k not in TORCHRUN and not k.startswith(TORCHRUN_MORE)}
 
 
 def ranks_per_node(trainer: Mapping[str, Any]) -> int:

@@ -21,7 +21,8 @@ from af.cli.gather import Run, grouped
 from af.cli.jobs import Job, ledger_states, record, run_jobs
 from af.cli.main import main
 from af.cli.sweeping import ProcessLauncher, multirun
-from af.files import append_line
+from af.training.ranks import Ranks, find_ranks
+from tests.training.test_ranks import SRUN, TORCHRUN
 from tests.training.test_resume import DENOISER
 
 TINY = """
@@ -103,8 +104,10 @@ def test_what_does_not_compose_is_said(configs, latents, tmp_path, capsys):
     assert "usr" in capsys.readouterr().err
 
 
-def test_a_sweep_is_not_started_by_every_rank(configs, latents, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "0")
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_a_sweep_is_not_started_by_every_rank(environment, configs, latents, tmp_path, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     assert main(command(configs, latents, tmp_path)) == 1
     assert "every rank" in capsys.readouterr().err
 
@@ -127,12 +130,13 @@ def test_ranks_of_the_sweep_are_not_the_jobs(tmp_path, monkeypatch):
     from af.cli import jobs
 
     seen = {}
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setenv("MASTER_PORT", "29500")
+    for name, value in {**TORCHRUN, "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda *a, **k: seen.update(k["env"]))
     tmp_path.joinpath("job").mkdir()
     jobs.start(Job(tmp_path / "job", {}, {}), threads=1)
-    assert not {"LOCAL_RANK", "MASTER_PORT"} & set(seen)
+    assert find_ranks(seen) == Ranks()
+    assert not {*TORCHRUN, "TORCHELASTIC_RUN_ID"} & set(seen)
     assert seen["OMP_NUM_THREADS"]
 
 
@@ -140,8 +144,18 @@ def test_half_a_line_in_the_ledger_is_nothing(tmp_path):
     job = Job(tmp_path / "a", {}, {})
     record(job, "started")
     record(job, "finished")
-    append_line(job.ledger, '{"job": "b", "ev')
+    with open(job.ledger, "a") as ledger:
+        ledger.write('{"job": "b", "ev')
     assert ledger_states(job.ledger) == {"a": "finished"}
+    record(Job(tmp_path / "c", {}, {}), "finished")  # begins a line of its own
+    assert ledger_states(job.ledger) == {"a": "finished", "c": "finished"}
+
+
+@pytest.mark.parametrize("at_once", [0, -1])
+def test_no_job_at_once_is_refused(at_once, configs, latents, tmp_path, capsys):
+    for launcher in ("local", "submitit"):
+        assert main(command(configs, latents, tmp_path, f"at_once={at_once}", f"launcher={launcher}")) == 1
+        assert f"at_once={at_once}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
