@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from af.errors import UserError
+from af.errors import user_text
 
 VERBS: dict[str, str] = {
     "demo": "the whole main job on synthetic conversations, from nothing to videos and numbers",
@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         # overrides may stand between options; verbs with verbs of their own cannot have that
         parse = sub.parse_args if sub._subparsers else sub.parse_intermixed_args
         return module.run(parse(argv[1:])) or 0
-    except UserError as error:
-        print(f"af {args.verb}: {error}", file=sys.stderr)
+    except Exception as error:
+        if (text := user_text(error)) is None:
+            raise
+        print(f"af {args.verb}: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"af {args.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
