@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.resolved is not None:
         started = json.loads(args.resolved.read_text())
-        return train(started["config"], started["command"])
+        return _train(started["config"], started["command"])  # torchrun holds the folder
     if several := [word for word in args.overrides if _sweeps(word)]:
         raise UserError(
             f"{several[0]}: a training has one value; `af sweep` runs one job a value, in processes of its own "
@@ -60,13 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
 def train(config: dict[str, Any], command: Sequence[str]) -> int:
     """Train what a resolved configuration describes, in this process; one at a time in a folder."""
-    from af.training.ranks import check_ranks, find_ranks
+    from af.training import launch
+    from af.training.ranks import find_ranks
 
-    ranks = find_ranks()
-    check_ranks(config["trainer"], ranks)
-    if ranks.launcher is not None:
+    ranks, folder = find_ranks(), Path(config["run"])
+    if ranks.rank > 0:  # the first one holds the folder for all
         return _train(config, command)
-    with _alone(Path(config["run"])):
+    before = launch.finished(folder, config)
+    with _alone(folder):
+        if ranks.world > 1 and not before and launch.finished(folder, config):
+            raise UserError(f"{folder} was finished by another process meanwhile")  # the other ranks go on: end them
         return _train(config, command)
 
 
@@ -75,10 +78,12 @@ def _train(config: dict[str, Any], command: Sequence[str]) -> int:
 
     from af.training import launch
     from af.training.callbacks import Export
+    from af.training.ranks import check_ranks, find_ranks
 
+    check_ranks(config["trainer"], find_ranks())
     folder = Path(config["run"])
     if launch.finished(folder, config):
-        print(f"{folder} is finished (delete {folder / 'done.json'} to train on)")
+        print(f"{folder} is finished; for more, {_further(config, folder)}")
         return 0
     torch.set_float32_matmul_precision(config["matmul_precision"])
     # weights start from the seed, under a forked random state: nothing else is reseeded
@@ -102,6 +107,13 @@ def _train(config: dict[str, Any], command: Sequence[str]) -> int:
     if trainer.global_rank == 0:
         print(f"trained to step {trainer.global_step}; model in {folder / 'export'}")
     return 0
+
+
+def _further(config: dict[str, Any], folder: Path) -> str:
+    """What to do when a run has ended and is to be trained on. Stages that can start from a model name it."""
+    places = {"start": config, "module.start": config["module"]}
+    start = [f"{key}={folder / 'export'}" for key, part in places.items() if "start" in part]
+    return " ".join(["start another run: run=FOLDER", *start])
 
 
 def _sweeps(override: str) -> bool:

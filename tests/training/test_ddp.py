@@ -19,7 +19,12 @@ from .test_resume import DENOISER, SHORT, VAE, continued_from
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vae", "denoiser", "preference"])
 def test_two_ranks_train_and_continue(stage, dyads, latents, losers, denoiser_folder, tmp_path):
-    preference = ["experiment=preference_demo", f"start={denoiser_folder}", f"data.losers={losers}"]
+    preference = [
+        "experiment=preference_demo",
+        f"start={denoiser_folder}",
+        f"data.losers={losers}",
+        "module.online=null",
+    ]
     stages = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents), "preference": (preference, latents)}
     arguments, root = stages[stage]
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

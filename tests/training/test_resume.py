@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
+from af.files import exclusive, write_json
 from af.training import launch
 from af.training.checkpoints import SafeCheckpointIO
 
@@ -54,7 +56,12 @@ SHORT = [
 
 @pytest.fixture(params=["vae", "denoiser", "preference"])
 def arguments(request, dyads, latents, losers, denoiser_folder) -> list[str]:
-    preference = ["experiment=preference_demo", f"start={denoiser_folder}", f"data.losers={losers}"]
+    preference = [
+        "experiment=preference_demo",
+        f"start={denoiser_folder}",
+        f"data.losers={losers}",
+        "module.online=null",
+    ]
     stages = {"vae": (VAE, dyads), "denoiser": (DENOISER, latents), "preference": (preference, latents)}
     stage, root = stages[request.param]
     return [*stage, *SHORT, f"data.root={root}"]
@@ -98,8 +105,32 @@ def test_a_finished_run_is_left_alone(arguments, tmp_path, capsys):
     assert train(arguments, run, "trainer.max_steps=1") == 0
     written = (run / "export" / "model.safetensors").stat().st_mtime_ns
     assert train(arguments, run, "trainer.max_steps=1") == 0
-    assert "finished" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "finished" in printed
+    start = next((word for word in printed.split() if "start=" in word), None)
+    assert ("experiment=denoiser_demo" in arguments) == (start is None)
+    if start is not None:  # what is said to train on does so
+        assert train([a for a in arguments if not a.startswith("start=")], tmp_path / "more", start) == 0
     assert (run / "export" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_the_first_rank_of_a_launcher_holds_the_folder(latents, tmp_path, monkeypatch, capsys):
+    """Another process has the folder and ends the run; a rank that waited for it must end its fellows."""
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    folder, words = tmp_path / "run", [*DENOISER, f"data.root={latents}", "trainer=ddp", "trainer.devices=2"]
+    config = resolve(compose("train", [*words, f"run={folder}"]))
+    with ThreadPoolExecutor(1) as pool:
+        with exclusive(folder / "lock"):
+            rank = pool.submit(train, words, folder)
+            while not (printed := capsys.readouterr().out):
+                assert not rank.done()
+                time.sleep(0.02)
+            assert "another process; waiting" in printed
+            write_json(folder / "config.json", config)
+            write_json(folder / "done.json", {"steps": 1})
+        assert rank.result() == 1
+    assert "finished by another process" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_configuration_is_refused(arguments, tmp_path, capsys):
