@@ -11,6 +11,7 @@ HERE=$(dirname "$0")
 for SIZE in 128 256; do
   af ingest --pair "$CLIP/user.mp4" "$CLIP/avatar.mp4" --audio - "$CLIP/avatar.wav" --participants user avatar \
     --size $SIZE --max-seconds 4 --out "$OUT/clips$SIZE"
+  af shards validate "$OUT/clips$SIZE"
   python "$HERE/hold_out.py" "$OUT/clips$SIZE/train" "$OUT/data$SIZE"
 done
 af train experiment=vae_clip data.root="$OUT/data128" run="$OUT/vae128"
