@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from af.clock import frames_to_seconds
 from af.data.index import Index
 from af.data.plan import fixed_windows
 from af.data.windows import WindowDataset
@@ -49,7 +50,7 @@ def main() -> None:
     model = load_denoiser(args.start)[0].eval()
     layout, split = model.layout, args.latents / "val"
     items = fixed_windows(Index.load(split), frames=layout.window_frames, block=layout.block_frames)
-    seconds = torch.tensor([item.start / 25 for item in items])
+    seconds = torch.tensor([frames_to_seconds(item.start) for item in items])
     found = {}
     for name, options in SOURCES.items():
         folder = args.runs / name.replace(" ", "")
