@@ -2,7 +2,8 @@
 
 For a portrait of person A and a driving frame of person B the right picture is A drawn with B's face parameters. So an
 autoencoder's picture can be compared pixel by pixel, its expression can be tracked, and what it did to A can be read off:
-the difference of the two pictures is explained, to first order, by changes of A's colours and proportions.
+the difference of the two pictures is explained, to first order, by changes of A's colours and proportions, and what
+persists from picture to picture is an error of the identity.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from af.data.index import Index
 from af.data.shards import ShardReader
 from af.data.synth.appearance import Appearance
 from af.data.synth.build import appearance_of
-from af.data.synth.face import FACE_NAMES, FACE_RANGES
+from af.data.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES
 from af.data.synth.render import render
 from af.errors import UserError
 from af.models.autoencoder import MotionAutoencoder
@@ -30,8 +31,13 @@ SHAPES = (
     "face_width", "jaw", "chin", "eye_size", "eye_spacing", "eye_tilt", "brow_thickness", "brow_height", "nose_width",
     "nose_length", "mouth_width", "lip_fullness", "hairline", "hair_volume",
 )  # fmt: skip
+_OPEN = 0.3  # blink of a portrait at most
 _PEOPLE = 400  # drawn for the spread between people
 _STEP = 0.25  # of that spread, for derivatives
+#: Driving frames a portrait. One picture cannot tell a wider mouth from a wider opened one, their mean can.
+DRIVEN = 8
+#: By how much face parameters are off where the measure's own floor is read, as a share of their ranges.
+FACES_OFF = 0.02
 _NOISE = 4.0  # grey values (of 255) that a pixel may differ for no reason
 
 
@@ -53,24 +59,47 @@ class Pairs:
 
 
 def draw_pairs(index: Index, count: int, *, seed: int = 0) -> Pairs:
-    """`count` pairs of different people of a synthetic split. UserError when the split is not synthetic."""
+    """`count` portraits with driving frames of other people, of a synthetic split; each portrait `DRIVEN` times in turn.
+
+    UserError when the split is not synthetic.
+    """
     reader, rng = ShardReader(index), np.random.default_rng(seed)
     if len(index.samples) < 2:
         raise UserError(f"{index.folder}: transfer needs two conversations of different people")
-    portraits = np.resize(rng.permutation(len(index.samples)), count)
+    chosen = np.resize(rng.permutation(len(index.samples)), -(-count // DRIVEN))
+    portraits = np.repeat(chosen, DRIVEN)[:count]
     others = (portraits + rng.integers(1, len(index.samples), count)) % len(index.samples)  # never the portrait's clip
-    frames, faces, people = [], [], []
-    for i in (*portraits, *others):
-        clip, role = reader.read(int(i), {"video", "face"}), rng.choice(["a", "b"])
+
+    def draw(i: int, *, portrait: bool = False) -> tuple[np.ndarray, np.ndarray, Appearance]:
+        clip, role = reader.read(i, {"video", "face"}), rng.choice(["a", "b"])
         extra, person = clip.meta.get("extra", {}), clip.person(role)
         if "seed" not in extra or person.video is None or person.face is None:
             raise UserError(f"{index.folder}: only synthetic shards with videos know who is to be seen (af synth)")
-        t = rng.integers(len(person.video))
-        frames.append(person.video[t])
-        faces.append(person.face[t])
-        people.append(appearance_of(extra, role))
-    pictures, parameters = np.stack(frames), np.stack(faces)
-    return Pairs(pictures[:count], parameters[:count], tuple(people[:count]), pictures[count:], parameters[count:])
+        blink = person.face[:, FACE_INDEX["blink"]]
+        # nobody can keep the colour of eyes that a portrait does not show
+        t = (
+            rng.choice(np.flatnonzero(blink <= max(_OPEN, blink.min())))
+            if portrait
+            else rng.integers(len(person.video))
+        )
+        return person.video[t], person.face[t], appearance_of(extra, role)
+
+    shown = [draw(int(i), portrait=True) for i in chosen]
+    sides = [shown[n // DRIVEN] for n in range(count)], [draw(int(i)) for i in others]
+    (portrait, face, people), (driving, driving_face, _) = (zip(*side, strict=True) for side in sides)
+    return Pairs(np.stack(portrait), np.stack(face), people, np.stack(driving), np.stack(driving_face))
+
+
+def with_faces_off(pairs: Pairs, *, seed: int = 0) -> UInt8[np.ndarray, "N Y X 3"]:
+    """The right people with face parameters that are off by `FACES_OFF` of their ranges (normal, kept within them).
+
+    What `appearance_error` reads on these is the least that it can tell: a face that is a little off and a person of
+    other proportions look alike.
+    """
+    low, high = np.array([FACE_RANGES[name] for name in FACE_NAMES]).T
+    noise = np.random.default_rng((seed, 1)).normal(size=pairs.driving_faces.shape)
+    faces = np.clip(pairs.driving_faces + FACES_OFF * (high - low) * noise, low, high)
+    return replace(pairs, driving_faces=faces).truth
 
 
 @torch.inference_mode()
@@ -134,6 +163,16 @@ def appearance_error(
     for (name, _), value in zip(names, found, strict=False):
         errors.setdefault(name, []).append(value)
     return {name: np.array(values) for name, values in errors.items()}
+
+
+def identity_error(
+    pictures: UInt8[np.ndarray, "N Y X 3"], pairs: Pairs, spread: dict[str, Float[np.ndarray, " C"]]
+) -> dict[str, Float[np.ndarray, "G C"]]:
+    """What persists of `appearance_error` in the pictures of each of the G portraits: the mean of its `DRIVEN` pictures."""
+    drawn = zip(pictures, pairs.driving_faces, pairs.people, strict=True)
+    errors = [appearance_error(*each, spread) for each in drawn]
+    groups = [errors[n : n + DRIVEN] for n in range(0, len(errors), DRIVEN)]
+    return {name: np.stack([np.mean([e[name] for e in group], axis=0) for group in groups]) for name in spread}
 
 
 def _moved(person: Appearance, name: str, i: int, step: float) -> dict[str, Any]:

@@ -53,8 +53,34 @@ def test_pairs_are_of_different_people_and_the_right_picture_is_theirs(split):
     own = np.concatenate([render(face[None], person, 32) for face, person in drawn])
     assert np.abs(own.astype(int) - pairs.portraits).mean() < 3  # the videos are compressed
     assert np.abs(pairs.truth.astype(int) - pairs.driving).mean() > 10
+    assert (pairs.portraits[: transfer.DRIVEN] == pairs.portraits[0]).all()  # a portrait several times, then the next
+    assert (pairs.portraits[transfer.DRIVEN] != pairs.portraits[0]).any()
     again = transfer.draw_pairs(Index.load(split), 10, seed=1)
     np.testing.assert_array_equal(again.driving_faces, pairs.driving_faces)
+
+
+def test_the_floor_shows_the_right_people_with_faces_a_little_off(split):
+    pairs = transfer.draw_pairs(Index.load(split), 10, seed=1)
+    off = transfer.with_faces_off(pairs, seed=3).astype(int)
+    assert 0.2 < np.abs(off - pairs.truth).mean() < 0.3 * np.abs(pairs.driving.astype(int) - pairs.truth).mean()
+    np.testing.assert_array_equal(off, transfer.with_faces_off(pairs, seed=3))
+
+
+def test_identity_errors_are_what_persists_from_picture_to_picture():
+    rng, spread = np.random.default_rng(5), transfer.appearance_spread()
+    person = Appearance.sample(rng)
+    faces = rng.uniform(-0.1, 0.1, (transfer.DRIVEN, len(FACE_NAMES))).astype(np.float32)
+    pictures = np.zeros((transfer.DRIVEN, 32, 32, 3), np.uint8)
+    pairs = transfer.Pairs(pictures, faces, (person,) * transfer.DRIVEN, pictures, faces)
+    darker = tuple(c - 0.5 * s for c, s in zip(person.clothes, spread["clothes"], strict=True))
+    shown = transfer.with_faces_off(replace(pairs, people=(replace(person, clothes=darker),) * transfer.DRIVEN))
+
+    found = transfer.identity_error(shown, pairs, spread)
+    assert all(len(values) == 1 for values in found.values())  # one portrait
+    np.testing.assert_allclose(found["clothes"][0], -0.5, atol=0.1)
+    single = transfer.appearance_error(shown[0], faces[0], person, spread)
+    wrong, once = (np.concatenate([np.ravel(side[name]) for name in transfer.SHAPES]) for side in (found, single))
+    assert np.abs(wrong).mean() < 0.7 * np.abs(once).mean()  # that of faces a little off does not
 
 
 def test_r2_by_hand():
