@@ -1,18 +1,20 @@
 #!/bin/sh
 # One real conversation through the whole job: ingest, VAE, latents, denoiser, film. Stops and continues like its parts.
 #   CLIP=folder with user.mp4, avatar.mp4, avatar.wav and a portrait   OUT=where things go   PORTRAIT=name of the portrait
+#   HOLD_OUT="--last 4" holds out the last 4 s (options of hold_out.py)
 set -eu
 CLIP=${CLIP:?set CLIP to the folder of the clip}
 OUT=${OUT:-runs/one_real_clip}
 PORTRAIT=${PORTRAIT:-portrait.jpg}
 HERE=$(dirname "$0")
 
-# the last of the clips is held out; the VAE learns at 128 px first, then goes on at 256
+# one second in four is held out; the VAE learns at 128 px first, then goes on at 256
 for SIZE in 128 256; do
   af ingest --pair "$CLIP/user.mp4" "$CLIP/avatar.mp4" --audio - "$CLIP/avatar.wav" --participants user avatar \
-    --size $SIZE --max-seconds 4 --out "$OUT/clips$SIZE"
+    --size $SIZE --out "$OUT/clips$SIZE"
   af shards validate "$OUT/clips$SIZE"
-  python "$HERE/hold_out.py" "$OUT/clips$SIZE/train" "$OUT/data$SIZE"
+  # shellcheck disable=SC2086
+  python "$HERE/hold_out.py" "$OUT/clips$SIZE/train" "$OUT/data$SIZE" ${HOLD_OUT:---every 4}
 done
 af train experiment=vae_clip data.root="$OUT/data128" run="$OUT/vae128"
 af train experiment=vae_clip256 data.root="$OUT/data256" run="$OUT/vae256" module.start="$OUT/vae128/export"
