@@ -137,12 +137,15 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
     for signals in signal_subsets():
         name, console = subset_name(signals), Console(stderr=True)
         out = args.out / "conditions" / name
-        if not (out / "metrics.json").is_file():
+        chosen, file = replace(settings, signals=signals), out / "metrics.json"
+        _claim(subject, chosen, out, args)
+        extra = {"signals": list(signals), "clips": _count(subject.index, args)}
+        if not file.is_file() or json.loads(file.read_text()).get("clips") != extra["clips"]:
             console.print(f"signals: {name}", highlight=False)
             videos = args.videos if len(signals) == len(SIGNALS) else 0
-            report, *_ = _report(subject, replace(settings, signals=signals), out, args, videos=videos)
-            write_metrics(out, report.rows, {"signals": list(signals)}, title=f"{args.denoiser} with {name}")
-        found.append(Setting(name, (json.loads((out / "metrics.json").read_text()),)))
+            report, *_ = _report(subject, chosen, out, args, videos=videos)
+            write_metrics(out, report.rows, extra, title=f"{args.denoiser} with {name}")
+        found.append(Setting(name, (json.loads(file.read_text()),)))
     comparison = Comparison.of(found)
     title = f"{args.denoiser} on {args.data}: every subset of the signals"
     write_comparison(args.out / "conditions", comparison, title)
@@ -151,17 +154,10 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
     return 0
 
 
-def _report(
-    subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
-) -> tuple[ParameterReport, list[EvaluationClip], Protocol]:
-    from rich.console import Console
-
-    from af.data.parts import progress_bar
+def _claim(subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace) -> None:
+    """What is kept in `out` belongs to these settings."""
     from af.data.stores import absolute
     from af.files import claim_folder
-    from af.metrics.evaluation import Protocol
-    from af.metrics.table import parameter_report
-    from af.pipeline.evaluate import evaluate_split
 
     made_with: dict[str, Any] = {
         **asdict(settings),
@@ -170,7 +166,20 @@ def _report(
         "faces": subject.faces.spec.tracker,
         **subject.digests,
     }
-    claim_folder(out / "evaluation.json", made_with)  # clips kept there belong to these settings
+    claim_folder(out / "evaluation.json", made_with)
+
+
+def _report(
+    subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
+) -> tuple[ParameterReport, list[EvaluationClip], Protocol]:
+    from rich.console import Console
+
+    from af.data.parts import progress_bar
+    from af.metrics.evaluation import Protocol
+    from af.metrics.table import parameter_report
+    from af.pipeline.evaluate import evaluate_split
+
+    _claim(subject, settings, out, args)
     with progress_bar() as progress:
         task = progress.add_task("rolling out", total=_count(subject.index, args))
         clips = evaluate_split(

@@ -133,6 +133,24 @@ def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_f
     assert "steps" in capsys.readouterr().err
 
 
+def test_the_table_of_subsets_is_of_these_settings(denoiser_folder, latents, tmp_path, monkeypatch, capsys):
+    """Finished subsets are kept; those of other settings are refused, those of fewer clips computed again."""
+    from af.forcing import dropout
+
+    monkeypatch.setattr(dropout, "signal_subsets", lambda: [("avatar_audio",)])
+    words = ["evaluate", "--readout", str(latents / "train"), "--denoiser", str(denoiser_folder), "--steps", "1"]
+    words += ["--data", str(latents / "test"), "--out", str(tmp_path), "--conditions", "all"]
+    numbers = tmp_path / "conditions" / "avatar_audio" / "metrics.json"
+    assert main([*words, "--limit", "1"]) == 0
+    written = numbers.stat().st_mtime_ns
+    assert main([*words, "--limit", "1"]) == 0
+    assert numbers.stat().st_mtime_ns == written
+    assert main([*words, "--limit", "1", "--guidance-user", "3"]) == 1
+    assert "guidance" in capsys.readouterr().err
+    assert main(words) == 0
+    assert json.loads(numbers.read_text())["clips"] == 2
+
+
 def test_a_readout_finds_what_the_latents_hold_and_nothing_else(tmp_path):
     """Latents that are a linear image of half of the parameters: those are read exactly, the others not at all."""
     rng = np.random.default_rng(0)
