@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,10 @@ class Run:
         """The run's seed, where it is known."""
         return next((v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed"), None)
 
+    def has_come_to(self, key: str) -> bool:
+        """Whether its configuration says something about a key, if only that it is not set."""
+        return key in self.config or (bool(self.config) and self.metrics is not None)
+
 
 @dataclass
 class Group:
@@ -48,13 +52,14 @@ def gather(places: Sequence[Path], tag: str | None = None) -> list[Run]:
     for place in places:
         if not place.exists():
             raise UserError(f"{place}: no such folder")
-    runs: list[Run] = []
-    for folder in sorted({folder for place in places for folder in _jobs(place)}):
-        runs += _job_runs(folder)
+    jobs = {folder.resolve(): folder for place in places for folder in _jobs(place)}
+    runs = [run for folder in sorted(jobs.values()) for run in _job_runs(folder)]
+    known: set[Path] = set()
     for place in places:
         for file in sorted(place.rglob(METRICS)):
-            inside_job = any((parent / "job.json").is_file() for parent in file.parents)
-            if _is_evaluation(file) and not inside_job:
+            whole = file.resolve()
+            if whole not in known and not jobs.keys() & set(whole.parents) and _is_evaluation(file):
+                known.add(whole)
                 runs.append(_plain_run(file, place))
     if tag is not None:
         runs = [run for run in runs if tag in _tags(run)]
@@ -65,24 +70,57 @@ def gather(places: Sequence[Path], tag: str | None = None) -> list[Run]:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Runs by what they share: settings of sweeps but the seed, and what else differs between runs of one name."""
+    """Runs by what they share: settings of sweeps but the seed, and what else differs between runs of one name.
+
+    Folders and hashes, which differ between seeds, tell nothing unless they differ between runs of one seed, too.
+    """
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(_name(run.settings) or run.folder.as_posix(), []).append(run)
     groups: dict[str, Group] = {}
     for name, members in by_name.items():
-        keys = differing([telling(run) for run in members if run.config])
+        keys = distinguishing(members, telling)
+        alike: dict[str, list[Run]] = {}
         for run in members:
-            more = {key: telling(run).get(key) for key in keys} if run.config else {}
-            full = ", ".join([name, *(f"{k}={_short(v)}" for k, v in more.items())])
-            groups.setdefault(full, Group(full)).runs.append(run)
+            alike.setdefault(_with_values(name, run, keys), []).append(run)
+        for full, repeated in alike.items():
+            places = _contradictions(repeated)
+            for run in repeated:
+                whole = _with_values(full, run, places)
+                groups.setdefault(whole, Group(whole)).runs.append(run)
     return list(groups.values())
+
+
+def _with_values(name: str, run: Run, keys: Sequence[str]) -> str:
+    return ", ".join([name, *(f"{key}={_short(run.config.get(key))}" for key in keys if run.has_come_to(key))])
+
+
+def _contradictions(runs: Sequence[Run]) -> list[str]:
+    """Keys, of folders too, whose values differ between runs of one seed: such runs do not repeat each other."""
+    by_seed: dict[str, list[Run]] = {}
+    for run in runs:
+        by_seed.setdefault(json.dumps(run.seed), []).append(run)
+    return sorted({key for same in by_seed.values() for key in distinguishing(same, _but_seed)})
+
+
+def _but_seed(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if _last(key) not in ("seed", "run", "denoiser")}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys whose values are not the same in all configurations."""
     keys = sorted({key for config in configs for key in config})
     return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
+
+
+def distinguishing(runs: Sequence[Run], config: Callable[[Run], Mapping[str, Any]]) -> list[str]:
+    """Keys that are not the same in all runs. Of a job that has not ended, what it has not come to yet tells nothing."""
+    keys = set(differing([config(run) for run in runs if run.config and run.metrics is not None]))
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in config(run).items():
+            values.setdefault(key, set()).add(json.dumps(value))
+    return sorted(keys | {key for key, found in values.items() if len(found) > 1})
 
 
 def _jobs(place: Path) -> list[Path]:
@@ -113,7 +151,9 @@ def _plain_run(file: Path, place: Path) -> Run:
 
 
 def _is_evaluation(file: Path) -> bool:
-    return (file.parent / "metrics.md").is_file() and "conditions" not in file.parts
+    """Whether it is one of its own, not a row of `af evaluate --conditions all`."""
+    in_table = file.parent.parent.name == "conditions" and "signals" in json.loads(file.read_text())
+    return (file.parent / "metrics.md").is_file() and not in_table
 
 
 def _configs(folder: Path, metrics: Path | None) -> dict[str, Any]:
@@ -141,9 +181,21 @@ def telling(run: Run) -> dict[str, Any]:
     return {
         key: value
         for key, value in run.config.items()
-        if key.rpartition(".")[2].rpartition("/")[2] not in ("seed", "run", "denoiser", "autoencoder", "data")
+        if _last(key) not in ("seed", "run", "denoiser", "autoencoder", "data")
         and not (isinstance(value, str) and "/" in value)
     }
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2].rpartition("/")[2]
+
+
+def require_one_tracker(runs: Sequence[Run]) -> None:
+    """UserError when faces were read in more than one way: numbers of two trackers do not go into one table."""
+    read_by = {str(run.config["evaluation/faces"]): run.folder for run in runs if "evaluation/faces" in run.config}
+    if len(read_by) > 1:
+        found = "".join(f"\n  {tracker}: {folder}" for tracker, folder in sorted(read_by.items()))
+        raise UserError(f"faces were read by several trackers, whose numbers do not go into one table:{found}")
 
 
 def _tags(run: Run) -> list[str]:

@@ -6,7 +6,8 @@
   af report runs/sweeps/dropout --metrics rpcc/exp,react/smile,mouth/corr
 
 Writes table.md (with what differs between the settings, and the exact commands), table.csv, table.json and plots/ into
---out (default: report/ in the first folder). Runs that differ in their seed alone are one row.
+--out (default: report/ in the first folder). Jobs of sweeps that differ in their seed alone are one row; an evaluation
+outside of sweeps is a row. All must have read faces by the same tracker.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from af.cli.comparison_files import write_comparison
-    from af.cli.gather import gather, grouped
+    from af.cli.gather import gather, grouped, require_one_tracker
     from af.metrics.comparison import Comparison, Setting
 
     runs = gather(args.runs, args.tag)
+    require_one_tracker(runs)
     groups = grouped(runs)
     tags = [tag.strip() for tag in args.metrics.split(",")] if args.metrics else None
     settings = [Setting(g.name, tuple(r.metrics for r in g.runs if r.metrics is not None)) for g in groups]
@@ -62,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
 
 def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
     """{key: {group: its runs' values}} for the keys that are not the same in all runs (seeds and folders left out)."""
-    from af.cli.gather import differing, telling
+    from af.cli.gather import distinguishing, telling
 
-    known = {group.name: [telling(run) for run in group.runs if run.config] for group in groups}
-    keys = differing([config for configs in known.values() for config in configs])
-    return {key: {name: _distinct([c.get(key) for c in configs]) for name, configs in known.items()} for key in keys}
+    return {
+        key: {g.name: _distinct([telling(r).get(key) for r in g.runs if r.has_come_to(key)]) for g in groups}
+        for key in distinguishing([run for group in groups for run in group.runs], telling)
+    }
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:

@@ -96,3 +96,54 @@ def test_plain_runs_by_folder_and_by_tag(sweep, tmp_path, capsys):
 
 def test_columns_of_ones_own(sweep):
     assert {r["metric"] for r in report(sweep, "--metrics", "mouth/corr")["table"]} == {"mouth/corr"}
+
+
+def test_jobs_of_one_seed_on_other_data_are_not_averaged(sweep):
+    """The same sweep again with other latents: nothing but a path tells."""
+    for n, latents in enumerate(["data/a", "data/b", "data/a"]):
+        job = Job(sweep / f"more{n}", {"seed": n // 2, "user": 0.5}, {})
+        job.write()
+        write_json(job.folder / "denoiser" / "config.json", {"data": {"root": latents}, "run": str(job.folder)})
+        evaluated(job.folder / "evaluation", 0.1 * n, 0.5, denoiser=str(n), data=f"{latents}/test")
+    runs = {r["setting"]: r["runs"] for r in report(sweep)["table"] if r["setting"].startswith("user=0.5")}
+    assert sorted(runs.values()) == [1, 2]
+    assert any("denoiser/data.root=data/b" in name for name in runs)
+
+
+def test_a_job_on_its_way_is_in_the_row_of_those_that_ended(sweep):
+    """It has a configuration of its training and none of its evaluation yet."""
+    config = {"module": {"dropout": {"user": 0.0}, "lr": 1e-3}, "seed": 1, "tags": ["t"]}
+    write_json(sweep / "job3" / "denoiser" / "config.json", config)
+    content = report(sweep)
+    assert {run["setting"] for run in content["runs"]} == {"user=0.1", "user=0.0"}
+    assert list(content["config_differences"]) == ["denoiser/module.dropout.user"]
+
+
+def test_an_evaluation_counts_once_however_it_is_named(sweep, tmp_path):
+    evaluated(tmp_path / "mine" / "evaluation", 0.3, 0.3)
+    out = tmp_path / "out"
+    places = [str(tmp_path), str(tmp_path / "mine"), str(tmp_path / "sweep" / ".." / "sweep")]
+    assert main(["report", *places, "--out", str(out)]) == 0
+    assert len(json.loads((out / "table.json").read_text())["runs"]) == 4 + 1
+
+
+def test_an_evaluation_within_a_job_can_be_asked_for_alone(sweep):
+    content = report(sweep / "job0" / "evaluation")
+    assert [run["folder"] for run in content["runs"]] == [str(sweep / "job0" / "evaluation")]
+
+
+def test_a_row_of_subsets_is_no_evaluation_but_a_folder_may_be_called_conditions(tmp_path):
+    folder = tmp_path / "conditions"
+    evaluated(folder / "mine", 0.3, 0.3)
+    evaluated(folder / "mine" / "conditions" / "none", 0.1, 0.1)
+    metrics = folder / "mine" / "conditions" / "none" / "metrics.json"
+    write_json(metrics, {**json.loads(metrics.read_text()), "signals": []})
+    assert [run["folder"] for run in report(folder)["runs"]] == [str(folder / "mine")]
+
+
+def test_numbers_of_two_trackers_are_not_mixed(tmp_path, capsys):
+    evaluated(tmp_path / "a", 0.3, 0.3, faces="synthetic/1")
+    evaluated(tmp_path / "b", 0.3, 0.3, faces="latent-readout/0123")
+    assert main(["report", str(tmp_path)]) == 1
+    assert "latent-readout/0123: " in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "a")]) == 0
