@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from af.cli.gather import gather
+from af.cli.gather import gather, grouped
 from af.metrics.comparison import Setting
 from experiments.grid import TAGS, af, arguments, write_settings
 
@@ -37,16 +37,18 @@ class SweepExperiment:
             words = [f"run={run}", f"latents={args.latents}", f"seed={','.join(map(str, args.seeds))}", *self.overrides]
             start = [f"start={args.start}"] if args.start else []
             af("sweep", f"sweep={self.sweep}", *words, *start, *args.overrides)
-        found = gather([run])
-        settings = [
-            Setting(
-                name,
-                tuple(
-                    r.metrics
-                    for r in found
-                    if r.metrics is not None and all(r.settings.get(key) == value for key, value in row.items())
-                ),
-            )
-            for name, row in self.rows.items()
-        ]
-        write_settings(args.out, self.title, settings, self.tags)
+        write_settings(args.out, self.title, self.settings(run), self.tags)
+
+    def settings(self, run: Path) -> list[Setting]:
+        """The rows, from the jobs in the sweep's folder. SystemExit where a row's jobs differ in more than their seeds."""
+        found, settings = gather([run]), []
+        for name, row in self.rows.items():
+            jobs = [r for r in found if r.metrics and all(r.settings.get(key) == value for key, value in row.items())]
+            if len(several := grouped(jobs)) > 1:
+                kinds = "".join(f"\n  {group.name}: {group.runs[0].folder.parent}" for group in several)
+                raise SystemExit(
+                    f"{run} has jobs of several kinds for the row {name!r}, as of sweeps with other values:{kinds}\n"
+                    "Delete those that are not meant, or give each sweep --runs of its own."
+                )
+            settings.append(Setting(name, tuple(r.metrics for r in jobs if r.metrics)))
+        return settings

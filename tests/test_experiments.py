@@ -14,6 +14,7 @@ import pytest
 
 from af.cli.main import main
 from af.data.media import read_video, write_video
+from af.files import write_json
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -131,6 +132,28 @@ def test_an_experiment_that_is_a_sweep_has_a_table_of_a_part_of_it(latents, deno
         for loss in ("L1", "L2")
         for words in ("no user motion, no DPO", "user motion, no DPO", "user motion, DPO")
     }
+
+
+def test_a_row_of_a_sweep_has_jobs_that_differ_in_their_seeds_alone(tmp_path, monkeypatch):
+    """A trial with fewer steps in the same folder is no further seed."""
+    sweep = tmp_path / "011_condition_dropping"
+
+    def job(name: str, seed: int, steps: int) -> None:
+        write_json(sweep / name / "job.json", {"settings": {"seed": seed, "single": 0.1, "user": 0.1}, "stages": {}})
+        write_json(sweep / name / "denoiser" / "config.json", {"trainer": {"max_steps": steps}, "seed": seed})
+        write_json(sweep / name / "evaluation" / "metrics.json", {"react/smile": 0.1 * seed, "better": {}})
+        (sweep / name / "evaluation" / "metrics.md").write_text("# Evaluation")
+
+    words = ["--runs", tmp_path, "--out", tmp_path, "--table"]
+    job("a", 0, 800)
+    job("b", 1, 800)
+    experiment("011_condition_dropping", monkeypatch, *words)
+    table = json.loads((tmp_path / "results.json").read_text())["table"]
+    (row,) = (r for r in table if r["setting"] == "each 10%, user 10%" and r["metric"] == "react/smile")
+    assert (row["runs"], row["mean"]) == (2, pytest.approx(0.05))
+    job("trial", 0, 5)
+    with pytest.raises(SystemExit, match=r"max_steps=5: .*trial"):
+        experiment("011_condition_dropping", monkeypatch, *words)
 
 
 @pytest.mark.slow
