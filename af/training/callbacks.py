@@ -19,6 +19,15 @@ from af.models.artifact import save_model
 from af.training.ema import Ema
 
 
+def writes_logs(module: LightningModule) -> bool:
+    """Whether Lightning writes what `module` (which counts its `batches_seen`) logs in this step: in every
+    `log_every_n_steps`-th one, and not in the first. What was logged in an earlier step is written as if it were of that one.
+    """
+    trainer = module.trainer
+    every, steps = trainer.log_every_n_steps, -(-module.batches_seen // trainer.accumulate_grad_batches)  # type: ignore
+    return bool(every) and steps % every == 0
+
+
 class StepProgress(Callback):
     """One bar over optimiser steps (the data are endless, so epochs say nothing), with the logged progress values."""
 

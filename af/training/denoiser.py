@@ -13,6 +13,7 @@ from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import VelocityLoss, valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
+from af.training.callbacks import writes_logs
 from af.training.randomness import Draws, training_draws, validation_draws
 from af.training.validation import RankMeans
 from af.types import Condition, DyadBatch
@@ -99,7 +100,7 @@ class DenoiserModule(LightningModule):
         dropped = draw_drops(dropout, batch, draws)
         losses, _, valid = self.velocity_losses(batch, draws, dropped)
         loss = valid_mean(losses, valid)
-        if self._logging_step():
+        if writes_logs(self):
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             for name, case in dropped.cases().items():
                 if (valid & case).any():
@@ -149,9 +150,6 @@ class DenoiserModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the count of the checkpoint."""
         self.batches_seen = checkpoint["batches_seen"]
-
-    def _logging_step(self) -> bool:
-        return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from af.errors import UserError
 from af.files import atomic_path
+from af.training.callbacks import writes_logs
 
 
 class Gradients(Callback):
@@ -47,8 +48,7 @@ class Gradients(Callback):
         others = {n: c for n, c in pl_module.named_children() if n != self.part and _trains(c)}
         groups |= {name: _gradients(child) for name, child in others.items()}
         norms = {name: norm(gradients) for name, gradients in groups.items() if gradients}
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if norms and trainer.global_step % every == 0:
+        if norms and writes_logs(pl_module):
             own = [value for name, value in norms.items() if name not in others]
             pl_module.log("grad_norm", torch.linalg.vector_norm(torch.stack(own)))
             pl_module.log_dict({f"grad_norm/{name}": value for name, value in norms.items()})

@@ -125,10 +125,10 @@ class PreferenceModule(DenoiserModule):
         margins = self._margins(pairs)
         preference = self.preference(margins)
         self.winner_excess = self._winner_excess(pairs)
-        if self._logging_step():
-            self.log("train/preference/loss", preference, prog_bar=True)
-            for name, value in self._diagnostics(pairs, margins).items():
-                self.log(f"train/preference/{name}", value)
+        # in every step that has the term: those that are written may have none
+        self.log("train/preference/loss", preference, prog_bar=True)
+        for name, value in self._diagnostics(pairs, margins).items():
+            self.log(f"train/preference/{name}", value)
         return loss + self.weight * preference
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
@@ -245,8 +245,7 @@ class StopOnDrift(Callback):
         if pl_module.winner_excess is None:
             return
         self.in_a_row = self.in_a_row + 1 if pl_module.winner_excess > self.tolerance else 0
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            pl_module.log("train/preference/winner_excess", pl_module.winner_excess)
+        pl_module.log("train/preference/winner_excess", pl_module.winner_excess)
         if self.in_a_row >= self.steps:
             trainer.should_stop = True
             if trainer.global_rank == 0:

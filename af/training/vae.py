@@ -17,7 +17,7 @@ from af.losses.guide import FaceGuide
 from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.growing import start_from
-from af.training.callbacks import tensorboard
+from af.training.callbacks import tensorboard, writes_logs
 from af.training.denoiser import warmup_cosine
 from af.training.muon import Muon
 from af.training.pictures import add_image
@@ -263,10 +263,9 @@ class VaeModule(LightningModule):
         self.batches_seen = checkpoint["batches_seen"]
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        if self._logging_step():
+        if "r1" in terms:  # not in every step: when logs are written, the newest one
+            self.log("train/r1", terms.pop("r1").detach())
+        if writes_logs(self):
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def _logging_step(self) -> bool:
-        return self.trainer.global_step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

@@ -150,6 +150,29 @@ def test_drift_stops_the_run(arguments, tmp_path, capsys):
     assert "above the reference's" in capsys.readouterr().out
 
 
+def test_curves_have_the_numbers_of_their_steps(arguments, tmp_path):
+    """Steps are written as 1 and 3 (from 0); the policy is the reference in step 0 alone."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(["train", *arguments, "trainer.log_every_n_steps=2", "module.lr=1e-2", "module.warmup_steps=0"]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for tag in ("train/preference/drift", "train/preference/winner_excess", "train/loss", "grad_norm", "lr"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 3, 5]
+    assert all(event.value > 0 for event in events.Scalars("train/preference/drift"))
+
+
+def test_a_term_of_every_other_step_is_seen(arguments, tmp_path):
+    """Logs are written in steps 1, 3, ... when there is no preference term: the newest numbers are those of the step before."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2, steps: 1}"
+    words = [*arguments, "data.losers=null", online, "trainer.log_every_n_steps=2"]
+    assert main(["train", *words]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for tag in ("train/preference/loss", "train/preference/winner_excess"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 3, 5]
+
+
 def test_losers_made_on_line_need_no_shards(arguments, tmp_path):
     online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2, steps: 2, by: policy}"
     assert main(["train", *arguments, "data.losers=null", online]) == 0
