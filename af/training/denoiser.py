@@ -93,11 +93,14 @@ class DenoiserModule(LightningModule):
         frames = self.flow_times.frames(batch.valid.shape[1], draws.generator)
         return batch if frames == batch.valid.shape[1] else batch.first(frames)
 
+    def training_progress(self) -> float:
+        """0 at the trainer's first step, 1 at its last: where schedules are."""
+        return self.trainer.global_step / max(1, self.trainer.max_steps - 1)
+
     def denoising_loss(self, batch: DyadBatch, draws: Draws) -> Tensor:
         """L_DF with drops as they are due at this point of the training."""
         batch = self.cut(batch, draws)
-        dropout = self.dropout.at(self.trainer.global_step / max(1, self.trainer.max_steps - 1))
-        dropped = draw_drops(dropout, batch, draws)
+        dropped = draw_drops(self.dropout.at(self.training_progress()), batch, draws)
         losses, _, valid = self.velocity_losses(batch, draws, dropped)
         loss = valid_mean(losses, valid)
         if writes_logs(self):

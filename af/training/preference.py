@@ -95,6 +95,11 @@ class PreferenceModule(DenoiserModule):
         super().__init__(denoiser, **denoising)
         if weight < 0 or denoising_weight < 0 or weight + denoising_weight == 0:
             raise UserError(f"weight: {weight}, denoising_weight: {denoising_weight}; neither negative, not both 0")
+        if online is not None and online.every_n_steps > 1 and denoising_weight == 0:
+            raise UserError(
+                f"denoising_weight: 0 with online.every_n_steps: {online.every_n_steps}; steps without losers would have "
+                "nothing to learn from"
+            )
         self.reference, self.preference, self.online = reference, preference, online
         self.weight, self.denoising_weight, self.error = weight, denoising_weight, error
         self.listening_only = listening_only
@@ -121,7 +126,7 @@ class PreferenceModule(DenoiserModule):
         loser, self.winner_excess = self._loser(batch, step, draws), None
         if loser is None:
             return loss
-        pairs = self.pairs(batch, loser, draws)
+        pairs = self.pairs(batch, loser, draws, self.training_progress())
         margins = self._margins(pairs)
         preference = self.preference(margins)
         self.winner_excess = self._winner_excess(pairs)
@@ -140,7 +145,7 @@ class PreferenceModule(DenoiserModule):
         loser = batch.loser if self.online is None else self.online(self.reference.denoiser, batch, draws)
         if loser is None:
             return
-        pairs = self.pairs(batch, loser, draws)
+        pairs = self.pairs(batch, loser, draws, self.training_progress())
         count = int(pairs.counted.sum())
         if count:
             margins = self._margins(pairs)
@@ -148,8 +153,10 @@ class PreferenceModule(DenoiserModule):
             for name, value in values.items():
                 self.validation.add(f"preference/{name}", value, count)
 
-    def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws) -> Pairs:
-        """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four."""
+    def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws, progress: float = 1.0) -> Pairs:
+        """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four, with
+        drops as they are due at `progress` (0 … 1) of the training.
+        """
         policy, reference = self.denoiser, self.reference.denoiser
         batch = self.cut(replace(batch, loser=loser), draws)
         assert batch.loser is not None
@@ -157,7 +164,7 @@ class PreferenceModule(DenoiserModule):
         clean = torch.cat((winner, policy.motion_space.to_model(batch.loser)))
         noise = draws.normal(winner.shape, like=winner).repeat(2, 1, 1)
         flow_time = self.draw_flow_times(draws, winner)
-        dropped = draw_drops(self.pair_dropout, batch, draws)
+        dropped = draw_drops(self.pair_dropout.at(progress), batch, draws)
         flow_times = flow_time.repeat(2, 1)
         noisy, target = interpolate(noise, clean, flow_times), target_velocity(noise, clean)
 

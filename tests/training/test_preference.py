@@ -189,6 +189,24 @@ def test_losers_of_shards_and_on_line_exclude_each_other(arguments, capsys):
     assert "both set" in capsys.readouterr().err
 
 
+def test_drops_of_pairs_follow_their_schedule(arguments, batch):
+    """Everything dropped at the end of the training, nothing at its start: then as without drops."""
+    dropout = "{_target_: af.forcing.dropout.ConditionDropout, avatar_audio: 1, user_audio: 1, user_motion: 1"
+    ramp = "reference: 0, schedule: {_target_: af.forcing.dropout.Ramp}}"
+    dropping, plain = module_of(arguments, f"module.pair_dropout={dropout}, {ramp}"), module_of(arguments)
+    expected = plain.pairs(batch, batch.loser, draws(batch)).errors
+    for progress, same in ((0.0, True), (1.0, False)):
+        found = dropping.pairs(batch, batch.loser, draws(batch), progress).errors
+        assert found.reference_winner.equal(expected.reference_winner) == same
+        assert found.policy_winner.equal(found.reference_winner)  # dropped for both alike
+
+
+def test_a_step_has_something_to_learn_from(arguments):
+    online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2}"
+    with pytest.raises(UserError, match="every_n_steps"):
+        module_of([*arguments, "data.losers=null", online, "module.denoising_weight=0"])
+
+
 def test_only_listening_frames_count(arguments, batch):
     module = module_of(arguments, "module.listening_only=true")
     pairs = module.pairs(batch, batch.loser, draws(batch))
