@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     features = resolve(compose("encode", args.overrides, args.config_dir))["features"]
     from af.pipeline.encode import encode
 
-    clear(args.out, args.overwrite, args.part)
+    clear(args.out, args.overwrite, args.part, (args.data, args.autoencoder))
     indices = encode(
         args.data,
         args.out,

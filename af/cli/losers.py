@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         batch=args.batch,
     )
-    clear(args.out, args.overwrite, args.part)
+    clear(args.out, args.overwrite, args.part, (args.data, model))
     splits = [name.strip() for name in args.splits.split(",")]
     for index in make_losers(
         args.data, args.out, model, settings, splits=splits, workers=args.workers, share=args.part

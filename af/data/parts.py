@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from af.data.index import tars
+from af.data.schema import SPLITS
+from af.data.stores import Location
 from af.errors import UserError
-from af.files import exclusive, remove_stale, write_text
+from af.files import claim_folder, exclusive, remove_stale, write_text
 
 Result = TypeVar("Result")
 
@@ -124,10 +126,24 @@ def run_job(
         return finish()
 
 
-def clear(folder: Path, overwrite: bool, share: Share) -> None:
-    """Delete `folder` when asked to. Raises `UserError` for one share of several: it would delete the others'."""
+def claim_output(file: Path, settings: Mapping[str, Any]) -> None:
+    """`claim_folder` for a folder of splits. Raises `UserError` also when it holds shards of something else (maybe the very
+    ones to be read): they would be written over.
+    """
+    if not file.is_file() and (there := [tar for split in SPLITS for tar in tars(file.parent / split)]):
+        raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out")
+    claim_folder(file, settings)
+
+
+def clear(folder: Path, overwrite: bool, share: Share, read: Sequence[Location] = ()) -> None:
+    """Delete `folder` when asked to. Raises `UserError` for one share of several: it would delete the others'; and when
+    something that is to be `read` lies there.
+    """
     if overwrite and share.count > 1:
         raise UserError("--overwrite and --part exclude each other: delete the folder before the jobs start")
+    for place in read if overwrite else ():
+        if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--overwrite would delete {place}, which is read: choose another folder for --out")
     if overwrite and folder.exists():
         shutil.rmtree(folder)
 

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.data.checks import check_fields, check_member
-from af.data.index import Index, build_index, split_folders, tars
+from af.data.index import Index, build_index, split_folders
 from af.data.ingest.splits import groups_of_people
 from af.data.mixture import require_alike
-from af.data.parts import WHOLE, Part, Share, run_job
+from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.plan import mix
 from af.data.schema import SPLITS, ClipMeta
 from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
-from af.files import claim_folder
 
 SETTINGS_NAME: Final = "arranged.json"
 
@@ -187,11 +186,9 @@ def _arrange(
     for split, picks in plan.items():
         for number, group in enumerate(_groups(picks, indexes, shard_bytes)):
             parts.append(Part(out / split / f"{number:06d}.tar", (folders, group, split)))
-    if not (out / SETTINGS_NAME).is_file() and (there := [tar for split in SPLITS for tar in tars(out / split)]):
-        raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out")
     digest = hashlib.sha256("".join(s.sha256 for index in indexes for s in index.shards).encode()).hexdigest()
     places = [absolute(index.folder) for index in indexes]
-    claim_folder(out / SETTINGS_NAME, {**settings, "from": places, "content": digest, "shard_bytes": shard_bytes})
+    claim_output(out / SETTINGS_NAME, {**settings, "from": places, "content": digest, "shard_bytes": shard_bytes})
 
     def finish() -> list[Index]:
         return [build_index(out / split) for split in plan]

@@ -16,12 +16,12 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load, save_file
 
 from af.data.index import Index, build_index
-from af.data.parts import WHOLE, Part, Share, run_job
+from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
-from af.files import atomic_path, claim_folder
+from af.files import atomic_path
 from af.models.artifact import build, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
@@ -49,7 +49,7 @@ def encode(
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
     With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist,
     made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `bf16` runs the autoencoder in half precision (latents within about 1 %). The statistics of the training motions are written beside the splits.
-    Raises UserError when `out` was made with other settings.
+    Raises UserError when `out` was made with other settings or holds other shards.
     """
     artifact = load_model(autoencoder)
     settings = {
@@ -59,7 +59,7 @@ def encode(
         "keep_video": keep_video,
         "bf16": bf16,
     }
-    claim_folder(out / SETTINGS_NAME, settings)
+    claim_output(out / SETTINGS_NAME, settings)
     given = (str(autoencoder), json.dumps(features), keep_video, bf16)
     indices = [Index.load(folder) for folder in split_folders(source)]
     parts = [

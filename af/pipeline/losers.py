@@ -20,13 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from af.data.index import Index, build_index
-from af.data.parts import WHOLE, Part, Share, run_job
+from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.plan import mix
 from af.data.schema import ROLES, ClipMeta, other_role
 from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
-from af.files import claim_folder, write_text
+from af.files import write_text
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance
 from af.models.artifact import Artifact
@@ -81,7 +81,7 @@ def make_losers(
     are not done).
 
     `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist,
-    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. Raises UserError when `out` was made with other settings or the denoiser knows
+    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. Raises UserError when `out` was made with other settings or holds other shards, or the denoiser knows
     other latents or features.
     """
     sources = [index for index in map(Index.load, split_folders(source)) if index.split in splits]
@@ -99,7 +99,7 @@ def make_losers(
         "noise_dim": noise_dim,
         **asdict(settings),
     }
-    claim_folder(out / SETTINGS_NAME, made_with)
+    claim_output(out / SETTINGS_NAME, made_with)
     chosen = json.dumps(asdict(settings))
     parts = [
         Part(out / index.split / shard.name, (str(index.folder), number, str(model), chosen), shard.sha256)

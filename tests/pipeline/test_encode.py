@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from af.cli.main import main
 from af.data.index import Index, build_index
 from af.data.shards import ShardReader
 from af.data.synth.build import SynthSettings
@@ -99,3 +100,17 @@ def test_settings_are_recorded(latents):
     settings = json.loads((latents / "encoding.json").read_text())
     assert settings["features"] == FEATURES
     assert Index.load(latents / "train").specs["audio"]["block_frames"] == FEATURES["block_frames"]
+
+
+def test_shards_of_something_else_are_not_written_over(dyads, latents, autoencoder_folder, denoiser_folder, tmp_path):
+    """Also when they are the very ones to be read."""
+    for command in (
+        ["encode", "--data", tmp_path / "source", "--autoencoder", autoencoder_folder],
+        ["losers", "--data", tmp_path / "source", "--denoiser", denoiser_folder, "--source", "drop_user"],
+    ):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        shutil.copytree(dyads if command[0] == "encode" else latents, tmp_path / "source")
+        before = {path: path.read_bytes() for path in (tmp_path / "source").rglob("*.tar")}
+        for overwrite in ([], ["--overwrite"]):
+            assert main([*map(str, command), "--out", str(tmp_path / "source"), *overwrite]) == 1
+            assert {path: path.read_bytes() for path in (tmp_path / "source").rglob("*.tar")} == before
