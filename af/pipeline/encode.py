@@ -22,7 +22,7 @@ from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import atomic_path
-from af.models.artifact import build, load_model
+from af.models.artifact import Artifact, build, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
 from af.models.speech import SpeechFeatures
@@ -49,9 +49,13 @@ def encode(
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
     With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist,
     made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `bf16` runs the autoencoder in half precision (latents within about 1 %). The statistics of the training motions are written beside the splits.
-    Raises UserError when `out` was made with other settings or holds other shards.
+    Raises UserError when `out` was made with other settings or holds other shards, and before anything is written when
+    the shards have no video of the autoencoder's size.
     """
-    artifact = load_model(autoencoder)
+    model, artifact = _autoencoder(autoencoder)
+    indices = [Index.load(folder) for folder in split_folders(source)]
+    for index in indices:
+        _check_videos(index, model)
     settings = {
         "source": absolute(source),
         "autoencoder": artifact.digest,
@@ -61,14 +65,11 @@ def encode(
     }
     claim_output(out / SETTINGS_NAME, settings)
     given = (str(autoencoder), json.dumps(features), keep_video, bf16)
-    indices = [Index.load(folder) for folder in split_folders(source)]
     parts = [
         Part(out / index.split / shard.name, (str(index.folder), number, *given), shard.sha256)
         for index in indices
         for number, shard in enumerate(index.shards)
     ]
-    model = artifact.model
-    assert isinstance(model, MotionAutoencoder)
 
     def finish() -> list[Index]:
         made = [build_index(out / index.split) for index in indices]
@@ -190,12 +191,26 @@ def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
 
 @lru_cache(maxsize=1)
 def _models(autoencoder: str, features: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
-    artifact = load_model(autoencoder)
-    model = artifact.model
-    if not isinstance(model, MotionAutoencoder):
-        raise UserError(f"{autoencoder} is not a motion autoencoder but {type(model).__name__}")
+    model, artifact = _autoencoder(autoencoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features))
+
+
+def _autoencoder(folder: Path | str) -> tuple[MotionAutoencoder, Artifact]:
+    artifact = load_model(folder)
+    if not isinstance(artifact.model, MotionAutoencoder):
+        raise UserError(f"{folder} is not a motion autoencoder but {type(artifact.model).__name__}")
+    return artifact.model, artifact
+
+
+def _check_videos(index: Index, model: MotionAutoencoder) -> None:
+    if blind := next((s for s in index.samples if not {f"{role}.mp4" for role in ROLES} <= set(s.members)), None):
+        raise UserError(f"{index.folder}: no video of {blind.key}, nothing to encode; give the shards with videos")
+    if index.samples and index.image_size != model.image_size:
+        raise UserError(
+            f"{index.folder} has frames of {index.image_size} px, the autoencoder is for {model.image_size}; "
+            "give shards of that size, or an autoencoder trained on these"
+        )
 
 
 def _motions(index: Index) -> Iterator[torch.Tensor]:

@@ -15,7 +15,7 @@ from af.data.synth.build import SynthSettings
 from af.data.synth.build import build as build_conversations
 from af.data.synth.session import SessionConfig
 from af.errors import UserError
-from af.models.artifact import build, load_model
+from af.models.artifact import build, load_model, save_model
 from af.pipeline.encode import encode, image_array, image_tensor, read_statistics, video_motion, video_motion_pieces
 
 from ..conftest import AUTOENCODER, FEATURES
@@ -114,3 +114,19 @@ def test_shards_of_something_else_are_not_written_over(dyads, latents, autoencod
         for overwrite in ([], ["--overwrite"]):
             assert main([*map(str, command), "--out", str(tmp_path / "source"), *overwrite]) == 1
             assert {path: path.read_bytes() for path in (tmp_path / "source").rglob("*.tar")} == before
+
+
+def test_what_cannot_be_encoded_is_refused_before_the_folder_is_taken(
+    dyads, autoencoder_folder, denoiser_folder, tmp_path
+):
+    larger, blind = {**AUTOENCODER, "image_size": 64}, tmp_path / "blind"
+    save_model(tmp_path / "larger", build(larger), larger, {})
+    encode(dyads, blind, autoencoder_folder, FEATURES, keep_video=False)
+    for source, model, message in (
+        (dyads, denoiser_folder, "not a motion autoencoder but MotionDenoiser"),
+        (dyads, tmp_path / "larger", "frames of 32 px, the autoencoder is for 64"),
+        (blind, autoencoder_folder, "no video"),
+    ):
+        with pytest.raises(UserError, match=message):
+            encode(source, tmp_path / "out", model, FEATURES)
+    assert not (tmp_path / "out").exists()
