@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
@@ -56,12 +57,26 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(chosen[0], map_location, weights_only)
 
 
+class _WholeSteps(ModelCheckpoint):
+    """Does not write the checkpoint a run goes on from again, after the first of the accumulated batches of a step."""
+
+    @property
+    def state_key(self) -> str:
+        """As Lightning's own."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is there is saved."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
+
 def checkpointers(folder: Path, every_n_steps: int, best: Mapping[str, Any] | None) -> list[ModelCheckpoint]:
     """Callbacks that keep the two newest checkpoints (`last.ckpt` is a link to the newest) and, when asked, the best.
 
     `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}.
     """
-    newest = ModelCheckpoint(
+    newest = _WholeSteps(
         folder,
         filename="{step:08d}",
         every_n_train_steps=every_n_steps,
@@ -90,11 +105,11 @@ def checkpointers(folder: Path, every_n_steps: int, best: Mapping[str, Any] | No
 def newest_sound(folder: Path) -> Path | None:
     """The checkpoint of the highest step that is whole, or None; broken ones are told of and set aside as NAME.broken.
 
-    Also clears what killed writers left behind.
+    The best ones come last: validation may have been in the middle of a step of accumulated batches. Also clears what killed writers left behind.
     """
     remove_stale(folder)
     files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]
-    for path in sorted(files, key=_step, reverse=True):
+    for path in sorted(files, key=_order, reverse=True):
         if sound(path):
             return path
         aside = path.with_name(path.name + ".broken")
@@ -105,9 +120,10 @@ def newest_sound(folder: Path) -> Path | None:
     return None
 
 
-def _step(path: Path) -> float:
+def _order(path: Path) -> tuple[bool, float]:
     """Where links cannot be made, `last` is a copy of the newest."""
-    return math.inf if path.name == LAST else int(path.stem.removeprefix("best-"))
+    number = path.stem.removeprefix("best-")
+    return number == path.stem, math.inf if path.name == LAST else int(number)
 
 
 def sound(path: Path) -> bool:

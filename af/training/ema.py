@@ -36,6 +36,9 @@ class Ema(Callback):
             self.average = {name: p.detach().clone() for name, p in trainable.items()}
         else:
             self.average = {name: value.to(trainable[name].device) for name, value in self.average.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step to go on from, known only now: in a continued run the first batch may be one of several of a step."""
         self._last_step = trainer.global_step
 
     @torch.no_grad()

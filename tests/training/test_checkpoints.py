@@ -46,6 +46,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(tmp_path,
     assert (tmp_path / "00000005.ckpt.broken").is_file()
 
 
+def test_the_best_ones_are_gone_on_from_when_nothing_else_is_left(tmp_path):
+    for name in ("best-00000005", "best-00000007", "00000004"):
+        write(tmp_path / f"{name}.ckpt", 1)
+    assert newest_sound(tmp_path).name == "00000004.ckpt"
+    (tmp_path / "00000004.ckpt").unlink()
+    assert newest_sound(tmp_path).name == "best-00000007.ckpt"
+
+
 def test_nothing_but_damaged_checkpoints_is_said(tmp_path):
     write(tmp_path / "00000001.ckpt", 1)
     truncate(tmp_path / "00000001.ckpt")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +20,8 @@ from af.errors import UserError
 from af.losses.reconstruction import ReconstructionWeights
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
+from af.training.checkpoints import SafeCheckpointIO, checkpointers
+from af.training.ema import Ema
 from af.training.gradients import Gradients
 from af.training.vae import VaeModule
 from af.types import PairBatch
@@ -165,6 +167,34 @@ def test_resumed_is_uninterrupted(tmp_path, weights, muon_lr):
     fit(3)
     resumed = _weights(fit(6, tmp_path / "saved" / "last.ckpt"))
     assert [name for name in whole if not whole[name].equal(resumed[name])] == []
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_stopped_again_in_the_middle_of_a_step_is_uninterrupted(tmp_path, accumulate):
+    """Accumulated batches: the average moves once a step, and no checkpoint is written between them."""
+    batches = _batches(6 * accumulate)
+
+    def fit(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
+        class Stop(Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                if pl_module.batches_seen == stop:
+                    raise OSError("gone")
+
+        seen = [torch.load(p, weights_only=True)["batches_seen"] for p in folder.glob("*.ckpt")]
+        average = Ema("autoencoder", 0.9)
+        callbacks = [average, Stop(), *checkpointers(folder, 3, None)]
+        trainer = _trainer(tmp_path, 6, callbacks=callbacks, enable_checkpointing=True)
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        module, loader = _module(ADVERSARIAL, accumulate=accumulate), _loader(batches[max(seen, default=0) :])
+        trainer.fit(module, loader, ckpt_path=folder if seen else None)
+        return average.average
+
+    whole = fit(tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(OSError, match="gone"):
+            fit(tmp_path / "parts", 3 * accumulate + 1)
+    continued = fit(tmp_path / "parts")
+    assert [name for name in whole if not whole[name].equal(continued[name])] == []
 
 
 def test_validation_compares_with_showing_the_source(tmp_path):
