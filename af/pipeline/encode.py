@@ -30,6 +30,8 @@ from af.types import FeatureSpec, MotionSpec
 
 STATISTICS_NAME = "motion_statistics.safetensors"
 SETTINGS_NAME = "encoding.json"
+_BATCH = 64
+_BATCH_PIXELS = _BATCH * 128**2  # encoded at once: 4 frames of 512 px, whose activations take half a GB
 _COPIED = ("flac", "face.npy")
 
 
@@ -124,22 +126,28 @@ def encode_shard(
 
 
 def video_motion(
-    model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int = 64
+    model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int | None = None
 ) -> Float[np.ndarray, "T D"]:
-    """Motion latents of face frames of the model's size."""
+    """Motion latents of face frames of the model's size. `batch` as in `video_motion_pieces`."""
     pieces = list(video_motion_pieces(model, frames, batch))
     return np.concatenate(pieces) if pieces else np.zeros((0, model.latent_dim), np.float32)
 
 
 @torch.inference_mode()
 def video_motion_pieces(
-    model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int = 64
+    model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int | None = None
 ) -> Iterator[Float[np.ndarray, "t D"]]:
-    """The same in pieces of `batch` frames: frames of any number in bounded memory."""
+    """The same in pieces of `batch` frames (default: `frames_at_once`): frames of any number in bounded memory."""
     device = next(model.parameters()).device
+    batch = batch or frames_at_once(model)
     iterator = iter(frames)
     while group := list(islice(iterator, batch)):
         yield model.motion(image_tensor(np.stack(group)).to(device)).float().cpu().numpy()
+
+
+def frames_at_once(model: MotionAutoencoder) -> int:
+    """How many frames to give to an autoencoder in one call: 64, fewer above 128 px."""
+    return max(1, min(_BATCH, _BATCH_PIXELS // model.image_size**2))
 
 
 def image_tensor(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[torch.Tensor, "T 3 Y X"]:

@@ -20,7 +20,7 @@ from af.metrics import functional
 from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.encode import image_array, image_tensor
+from af.pipeline.encode import frames_at_once, image_array, image_tensor
 from af.pipeline.faces import SIDES, FaceSource
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.types import Clip, FaceSpec
@@ -156,16 +156,16 @@ def evaluate_reconstruction(
     *,
     pairs_per_clip: int = 4,
     seed: int = 0,
-    batch: int = 64,
+    batch: int | None = None,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Reconstruction:
     """Likeness, mean over pairs, of driving frames made from another frame of the same clip, both people.
 
-    `lpips` takes pictures in −1 … 1 and gives the mean of a batch.
+    `lpips` takes pictures in −1 … 1 and gives the mean of a batch. `batch` pairs at a time (default: `frames_at_once`).
     """
     reader = ShardReader(index)
     device = next(autoencoder.parameters()).device
-    rng = np.random.default_rng(seed)
+    rng, batch = np.random.default_rng(seed), batch or frames_at_once(autoencoder)
     sources, drivings = [], []
     for i in range(len(index.samples)):
         clip = reader.read(i, {"video"})

@@ -16,6 +16,7 @@ from af.data.synth.build import build as build_conversations
 from af.data.synth.session import SessionConfig
 from af.errors import UserError
 from af.models.artifact import build, load_model, save_model
+from af.models.autoencoder import MotionAutoencoder
 from af.pipeline.encode import encode, image_array, image_tensor, read_statistics, video_motion, video_motion_pieces
 
 from ..conftest import AUTOENCODER, FEATURES
@@ -84,6 +85,14 @@ def test_motion_of_a_video_does_not_depend_on_the_pieces(dyads, autoencoder_fold
     frames = ShardReader(dyads / "val").read(0).a.video
     pieces = np.concatenate(list(video_motion_pieces(model, iter(frames), batch=7)))
     np.testing.assert_allclose(pieces, video_motion(model, frames), atol=1e-5)
+
+
+def test_large_frames_are_encoded_a_few_at_a_time(monkeypatch):
+    """At 512 px the activations of one frame take more than 100 MB."""
+    model, sizes = MotionAutoencoder(512, 8, 2, channel_base=512, max_channels=8), []
+    monkeypatch.setattr(model, "motion", lambda images: sizes.append(len(images)) or torch.zeros(len(images), 8))
+    assert video_motion(model, np.zeros((10, 512, 512, 3), np.uint8)).shape == (10, 8)
+    assert sizes == [4, 4, 2]
 
 
 def test_images_go_there_and_back():
