@@ -234,16 +234,21 @@ class MotionAutoencoder(nn.Module):
 
     def motion(self, image: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B D"]:
         """Motion latents Q λ of images. Errors as `identity`."""
-        return self.coefficients(image) @ self.directions().T
+        return self._along_directions(self.coefficients(image))
 
     def reference_motion(self, identity: Identity) -> Float[Tensor, "B D"]:
         """Motion latent of the portraits themselves, from their code: the same as `motion(image)`, without encoding."""
-        return self._posterior(identity.code)[0] @ self.directions().T
+        return self._along_directions(self._posterior(identity.code)[0])
 
     def directions(self) -> Float[Tensor, "D K"]:
         """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs (trained weights depend on them)."""
         with torch.autocast(self.direction_weight.device.type, enabled=False):
             return torch.linalg.qr(self.direction_weight.float() + 1e-8).Q
+
+    def _along_directions(self, coefficients: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
+        # In bfloat16 the product would leave the span of the directions.
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return coefficients @ self.directions().T
 
     def decode(
         self, identity: Identity, motion: Float[Tensor, "B T D"], chunk_frames: int | None = None
@@ -306,7 +311,6 @@ class MotionAutoencoder(nn.Module):
         coefficients = mean
         if noise is not None and log_variance is not None:
             coefficients = mean + noise * torch.exp(0.5 * log_variance)
-        with torch.autocast(mean.device.type, enabled=False):
-            motion = coefficients @ self.directions().T
+        motion = self._along_directions(coefficients)
         image = self.decode(identity, motion[:, None], chunk_frames=1)[:, 0]
         return AutoencoderOutput(image, mean, log_variance, motion)

@@ -62,10 +62,12 @@ def test_motion_is_the_coefficients_on_orthonormal_directions(model, images):
 def test_directions_stay_fp32_and_orthonormal_under_bfloat16_autocast(model, images):
     with torch.autocast("cpu", torch.bfloat16):
         directions, output = model.directions(), model(images, images)
+        motions = [output.motion, model.motion(images), model.reference_motion(model.identity(images))]
     assert directions.dtype == output.motion.dtype == output.image.dtype == torch.float32
     torch.testing.assert_close(directions, model.directions(), rtol=0, atol=0)
-    inside = output.motion @ directions @ directions.T
-    torch.testing.assert_close(inside, output.motion, rtol=0, atol=1e-6)
+    for motion in motions:
+        assert motion.dtype == torch.float32
+        torch.testing.assert_close(motion @ directions @ directions.T, motion, rtol=0, atol=1e-6)
 
 
 def test_the_driving_image_reaches_the_picture_through_the_directions_only(model, images):
