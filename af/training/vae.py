@@ -41,7 +41,7 @@ class VaeModule(LightningModule):
 
     The autoencoder's optimiser is Adam, with `muon_lr` (root mean square of a step) `Muon` for its convolutions.
     Learning rates: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step.
-    Raises ValueError if a term has a weight but not what it needs.
+    Raises ValueError if a term has a weight but not what it needs, and for options that would do nothing.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class VaeModule(LightningModule):
             raise ValueError("weights.guide and `guide` go together: give both or neither")
         if weights.kl > 0 and not autoencoder.variational:
             raise ValueError("weights.kl needs an autoencoder with variational=True")
+        if discriminator is None and (accumulate != 1 or gradient_clip is not None):
+            raise ValueError(
+                "accumulate and gradient_clip are for two optimisers; without a discriminator set "
+                "trainer.accumulate_grad_batches and trainer.gradient_clip_val"
+            )
         if start is not None:
             start_from(autoencoder, start)
         self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual

@@ -107,6 +107,12 @@ def test_a_term_without_what_it_needs_is_refused(weights, message):
         VaeModule(MotionAutoencoder(16, 12, 4, channel_base=64), weights=weights)
 
 
+@pytest.mark.parametrize("option", [{"accumulate": 2}, {"gradient_clip": 1.0}])
+def test_options_of_two_optimisers_are_refused_for_one(option):
+    with pytest.raises(ValueError, match="without a discriminator set trainer"):
+        _module(**option)
+
+
 def test_both_ways_train_alike_with_each_image_encoded_once(tmp_path):
     first, second = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batches = [PairBatch(torch.cat((first, second)), torch.cat((second, first)))] * 2
