@@ -66,9 +66,10 @@ def kl_to_standard_normal(
 
 
 def feature_pyramid_l1(
-    features: Callable[[Tensor], Sequence[Tensor]],
     prediction: Float[Tensor, "B 3 Y X"],
     target: Float[Tensor, "B 3 Y X"],
+    *,
+    features: Callable[[Tensor], Sequence[Tensor]],
     scales: Sequence[float] = (1.0, 0.5, 0.25, 0.125),
 ) -> Float[Tensor, ""]:
     """Perceptual distance: mean absolute differences of a network's features, summed over layers and image scales.

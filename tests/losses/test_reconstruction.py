@@ -49,13 +49,13 @@ def test_free_bits_stop_the_gradient_of_cheap_dimensions_only():
 
 def test_pyramid_sums_scales_and_layers():
     prediction, target = torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
-    value = feature_pyramid_l1(lambda x: [x, 2 * x], prediction, target, scales=(1.0, 0.5))
+    value = feature_pyramid_l1(prediction, target, features=lambda x: [x, 2 * x], scales=(1.0, 0.5))
     assert value.item() == pytest.approx(2 * (1 + 2))
 
 
 def test_pyramid_gives_the_target_no_gradient():
     prediction, target = torch.zeros(1, 3, 8, 8, requires_grad=True), torch.ones(1, 3, 8, 8, requires_grad=True)
-    feature_pyramid_l1(lambda x: [x], prediction, target).backward()
+    feature_pyramid_l1(prediction, target, features=lambda x: [x]).backward()
     assert prediction.grad.abs().sum() > 0
     assert target.grad is None
 

@@ -16,10 +16,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from af.cli.config import compose, instantiate, resolve
 from af.errors import UserError
 from af.losses.reconstruction import ReconstructionWeights
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
+from af.models.perceptual import _LAYERS
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ema import Ema
 from af.training.gradients import Gradients
@@ -201,6 +203,23 @@ def test_stopped_again_in_the_middle_of_a_step_is_uninterrupted(tmp_path, accumu
             fit(tmp_path / "parts", 3 * accumulate + 1)
     continued = fit(tmp_path / "parts")
     assert [name for name in whole if not whole[name].equal(continued[name])] == []
+
+
+def test_the_recipe_of_the_configuration_trains(tmp_path):
+    """What conf/loss/reconstruction/lia.yaml says to add to an experiment."""
+    state = {}
+    for layer in filter(None, _LAYERS):
+        state[f"features.{layer[0]}.weight"] = torch.full((1, 1, 1, 1), 0.01).expand(layer[2], layer[1], 3, 3)
+        state[f"features.{layer[0]}.bias"] = torch.zeros(layer[2])
+    torch.save(state, tmp_path / "vgg19.pth")
+    vgg = {"_target_": "af.models.perceptual.VggFeatures", "weights": str(tmp_path / "vgg19.pth")}
+    pyramid = {"_target_": "af.losses.reconstruction.feature_pyramid_l1", "_partial_": True, "features": vgg}
+    config = resolve(compose("train", ["experiment=vae_demo", "loss/reconstruction@loss=lia", "data.root=none"]))
+    options = {"weights": instantiate(config["loss"]), "perceptual": instantiate(pyramid)}
+    trainer, model = _trainer(tmp_path, 1, precision="bf16-mixed"), _module().autoencoder
+    judge = Discriminator(16, channel_base=64, max_channels=8)
+    trainer.fit(VaeModule(model, discriminator=judge, **options), _loader(_batches(1)))
+    assert trainer.logged_metrics["train/perceptual"] > 0
 
 
 def test_validation_compares_with_showing_the_source(tmp_path):
