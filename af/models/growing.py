@@ -25,7 +25,7 @@ _COLOURS = 1 << 14  # samples for the statistics of a layer under colours of any
 def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
     """Give `model` the weights of the model in `folder`, of the same size or half of it.
 
-    Raises UserError when that is another kind of model, or of other widths.
+    Raises UserError when that is another kind of model, of other widths, or paints otherwise.
     """
     small = load_model(folder).model
     if not isinstance(small, MotionAutoencoder):
@@ -45,12 +45,18 @@ def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
             f"{folder} has other layers than the model it is to start (first: {(wrong + new)[0]}): "
             "latent_dim, directions, channel_base, max_channels, motion_layers, normalised and variational must agree"
         )
+    if _paints(model) != _paints(small):  # the same layers, but another picture
+        raise UserError(f"{folder} has paint={_paints(small)}, the model it is to start {_paints(model)} (model.paint)")
     model.load_state_dict(known, strict=False)
     if grown:
         _hand_colours_on(model, small)
         level = model.decoder.levels[str(model.image_size)]
         for name in ("rgb.weight", "rgb_inner_bias", "rgb_bias"):
             level.get_parameter(name).zero_()
+
+
+def _paints(model: MotionAutoencoder) -> bool:
+    return any(level.paint for level in model.decoder.levels.values())
 
 
 def _outermost(name: str, size: int) -> bool:

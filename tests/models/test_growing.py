@@ -66,7 +66,12 @@ def test_the_same_size_is_copied(tmp_path):
 
 @pytest.mark.parametrize(
     ("size", "change", "message"),
-    [(64, {}, "go by doubling"), (32, {"latent_dim": 16}, "must agree"), (32, {"normalised": True}, "must agree")],
+    [
+        (64, {}, "go by doubling"),
+        (32, {"latent_dim": 16}, "must agree"),
+        (32, {"normalised": True}, "must agree"),
+        (16, {"paint": True}, "paint=False, the model it is to start True"),
+    ],
 )
 def test_what_does_not_fit_is_named(tmp_path, size, change, message):
     _saved(tmp_path)
