@@ -59,9 +59,10 @@ def search(launcher: ProcessLauncher, overrides: list[str]) -> optuna.Study:
         storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
         load_if_exists=True,
         direction=config.objective.direction,
-        sampler=optuna.samplers.TPESampler(seed=wanted.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=wanted.startup_trials, n_warmup_steps=wanted.warmup_steps),
     )
+    # what goes on must not draw again what was drawn for the first trials
+    study.sampler = optuna.samplers.TPESampler(seed=wanted.seed + len(study.trials))
     stopped = [t for t in study.trials if t.state == TrialState.RUNNING]
     while True:
         over = [t for t in study.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -85,7 +86,10 @@ def suggest(trial: optuna.Trial, name: str, space: Mapping[str, Any]) -> Any:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, job: Job, launcher: ProcessLauncher) -> None:
-    """Run a trial's job to its end, or until it falls behind, and put the result into the study."""
+    """Run a trial's job to its end, or until it falls behind, and put the result into the study.
+
+    UserError when it fails, or ends without a number for the objective.
+    """
     from optuna.trial import TrialState
 
     wanted = launcher.config.objective
@@ -105,6 +109,10 @@ def tell(study: optuna.Study, trial: optuna.Trial, job: Job, launcher: ProcessLa
     if state == "failed":
         raise UserError(f"trial {trial.number} failed; the same command tries it again. See {job.folder / 'log.txt'}")
     value = objective(launcher.config, job)
+    if state == "finished" and value is None:
+        raise UserError(
+            f"objective: {file} says nothing about {wanted.metric!r}; say which file and metric of a job is meant"
+        )
     if state == "pruned" or value is None or not math.isfinite(value):
         study.tell(trial, state=TrialState.PRUNED)
     else:

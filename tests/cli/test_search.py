@@ -102,6 +102,21 @@ def test_a_stopped_search_goes_on_and_finds_the_valley(configs, tmp_path):
     assert GoesOn.asked == 12 - 4  # nothing left to do
 
 
+def test_what_goes_on_does_not_begin_again(configs, tmp_path):
+    """A search that is stopped twice before its sampler has learnt anything tries no value twice."""
+    pytest.importorskip("optuna")
+    words = ["sweep=parabola", f"run={tmp_path / 'run'}"]
+    for trials in (2, 4, 6):
+        study = multirun([*words, f"search.trials={trials}"], configs, Parabola())
+    assert len({trial.params["x"] for trial in study.trials}) == 6
+
+
+def test_an_objective_that_no_job_has_is_said(configs, tmp_path):
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match="'val/lss'"):
+        multirun(["sweep=parabola", f"run={tmp_path / 'run'}", "objective.metric=val/lss"], configs, Parabola())
+
+
 def test_a_space_that_is_none_is_refused(configs, tmp_path):
     pytest.importorskip("optuna")
     with pytest.raises(UserError, match=r"search\.params\.x"):
