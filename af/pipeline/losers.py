@@ -6,6 +6,7 @@ motion of both people, each as the avatar, and in its json how it was made.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,8 +82,9 @@ def make_losers(
     are not done).
 
     `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist,
-    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. Raises UserError when `out` was made with other settings or holds other shards, or the denoiser knows
-    other latents or features.
+    made from the same ones (and arrays), are skipped: a stopped job goes on, and what has changed is made again. Raises
+    UserError when `out` was made with other settings or holds other shards, or the denoiser knows other latents or
+    features.
     """
     sources = [index for index in map(Index.load, split_folders(source)) if index.split in splits]
     if not sources:
@@ -102,7 +104,11 @@ def make_losers(
     claim_output(out / SETTINGS_NAME, made_with)
     chosen = json.dumps(asdict(settings))
     parts = [
-        Part(out / index.split / shard.name, (str(index.folder), number, str(model), chosen), shard.sha256)
+        Part(
+            out / index.split / shard.name,
+            (str(index.folder), number, str(model), chosen),
+            shard.sha256 if settings.source != "file" else _digest_of_arrays(index, number, Path(model)),
+        )
         for index in sources
         for number, shard in enumerate(index.shards)
     ]
@@ -231,14 +237,29 @@ def _stranger(index: Index, i: int, seed: int) -> int:
 
 def _from_file(reader: ShardReader, i: int, role: str, folder: Path) -> Float[np.ndarray, "T D"]:
     entry = reader.index.samples[i]
-    file = folder / f"{entry.key}.{role}.npy"
-    if not file.is_file():
-        raise UserError(f"{file} is missing: --source file needs KEY.a.npy and KEY.b.npy for every sample")
+    file = _array_file(folder, entry.key, role)
     array = np.load(file, allow_pickle=False)
     dim = MotionSpec.from_json(reader.index.specs["motion"]).dim
     if array.shape != (entry.frames, dim):
         raise UserError(f"{file}: shape {array.shape}, expected {(entry.frames, dim)} (frames x motion latent)")
     return array.astype(np.float32)
+
+
+def _array_file(folder: Path, key: str, role: str) -> Path:
+    file = folder / f"{key}.{role}.npy"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: --source file needs KEY.a.npy and KEY.b.npy for every sample")
+    return file
+
+
+def _digest_of_arrays(index: Index, shard: int, folder: Path) -> str:
+    """Of a shard and the arrays for its samples."""
+    digest = hashlib.sha256(index.shards[shard].sha256.encode())
+    for entry in index.samples:
+        if entry.shard == shard:
+            for role in ROLES:
+                digest.update(_array_file(folder, entry.key, role).read_bytes())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -119,6 +119,10 @@ def test_arrays_from_a_folder(latents, losers, tmp_path):
     assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "out")]) == 0
     found = motions(tmp_path / "out")
     assert all(found[turn].tobytes() == motion.tobytes() for turn, motion in motions(losers).items())
+    (key, role), motion = next(iter(found.items()))
+    np.save(files / f"{key}.{role}.npy", motion + 1)  # another array is another loser
+    assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "out")]) == 0
+    assert motions(tmp_path / "out")[key, role].tobytes() == (motion + 1).tobytes()
     next(files.iterdir()).unlink()
     assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "half")]) == 1
 
