@@ -33,7 +33,7 @@ class Dropped:
     reference: Bool[Tensor, " B"]
 
     def cases(self) -> dict[str, Bool[Tensor, "B T"]]:
-        """The cases losses are logged for: everything there, no user at all, no avatar audio, nothing but noise."""
+        """The cases losses are logged for: everything there, each signal gone, no user at all, no reference."""
         reference = self.reference[:, None].expand_as(self.user_audio)
         return {
             "all_present": ~(self.avatar_audio | self.user_audio | self.user_motion | reference),

@@ -18,7 +18,8 @@ from af.errors import UserError
 
 KINDS: Final = ("dpo", "ipo", "hinge")
 UNITS: Final = ("frame", "block", "sequence")
-#: A decision is saturated when its sigmoid is outside [1/20, 19/20]: at most a fifth of the gradient at margin 0 is left.
+#: A decision is saturated when its sigmoid is outside [1/20, 19/20]. DPO's gradient, half of β at margin 0, is then below
+#: a tenth of that where the winner is preferred, and nearly twice that where the loser is.
 SATURATED_AT: Final = math.log(19)
 
 

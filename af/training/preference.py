@@ -257,7 +257,7 @@ class StopOnDrift(Callback):
             trainer.should_stop = True
             if trainer.global_rank == 0:
                 print(
-                    f"stopped at step {trainer.global_step}: for {self.steps} steps the winner's error was more than "
+                    f"stopped at step {trainer.global_step}: for {self.steps} batches the winner's error was more than "
                     f"{self.tolerance:.0%} above the reference's (a smaller module.preference.beta or module.weight "
                     "drifts less)"
                 )
