@@ -157,7 +157,8 @@ def run_jobs(
             for name, (job, process) in list(running.items()):
                 if prune is not None and process.poll() is None and prune(job):
                     stop(process)
-                    record(job, "pruned")
+                    if ledger_states(job.ledger).get(name) not in ENDED:  # it may have come to its end meanwhile
+                        record(job, "pruned")
                 if process.poll() is not None:
                     del running[name]
                     found = ledger_states(job.ledger).get(name)

@@ -126,6 +126,19 @@ def test_a_failed_job_keeps_no_other_from_running_and_is_tried_again(tmp_path):
     assert Counter(events(tmp_path))[("bad", "failed")] == 2
 
 
+def test_a_job_that_ends_while_it_is_given_up_has_ended(tmp_path):
+    job = Job(tmp_path / "late", {}, {"only": ["shards", "--help"]})
+    job.write()
+
+    def late(job: Job) -> bool:
+        while ledger_states(job.ledger).get(job.name) != "finished":
+            time.sleep(0.05)
+        return True
+
+    assert run_jobs([job], prune=late) == {"late": "finished"}
+    assert [event for _, event in events(tmp_path)] == ["started", "finished"]
+
+
 def test_ranks_of_the_sweep_are_not_the_jobs(tmp_path, monkeypatch):
     from af.cli import jobs
 
