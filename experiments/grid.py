@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from af.files import write_json, write_text
 from af.metrics.comparison import Comparison, Setting
@@ -47,10 +48,43 @@ def af(*words: object) -> None:
 
 
 def train(run: Path, experiment: str, latents: Path, seed: int, overrides: Iterable[str] = ()) -> Path:
-    """Train into `run` unless it is finished; returns the model folder."""
+    """Train into `run` unless it is finished; returns the model folder. SystemExit when it was trained with other values."""
+    words = [f"experiment={experiment}", f"data.root={latents}", f"run={run}", f"seed={seed}", *overrides]
     if not (run / "done.json").is_file():
-        af("train", f"experiment={experiment}", f"data.root={latents}", f"run={run}", f"seed={seed}", *overrides)
+        af("train", *words)
+    elif different := _other_values(run, words):
+        raise SystemExit(
+            f"{run} was trained with other values ({', '.join(different)}); choose other --runs, or delete it"
+        )
     return run / "export"
+
+
+def _other_values(run: Path, words: Sequence[str]) -> list[str]:
+    """Keys that a finished run has and that `words` give other values; folders may have moved."""
+    from af.cli.config import compose, resolve
+    from af.training.launch import changed
+
+    file = run / "config.json"
+    if not file.is_file():  # taken over
+        return []
+    known, wanted = json.loads(file.read_text()), resolve(compose("train", list(words)))
+
+    def tells(key: str) -> bool:
+        values = [_value(config, key) for config in (known, wanted)]
+        return not any(value is _ABSENT or (isinstance(value, str) and "/" in value) for value in values)
+
+    return [key for key in changed(known, wanted) if tells(key)]
+
+
+_ABSENT = object()
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return _ABSENT
+        config = config[part]
+    return config
 
 
 def evaluate(out: Path, model: Path, latents: Path, options: Iterable[str] = ()) -> None:

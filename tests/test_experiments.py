@@ -82,6 +82,28 @@ def experiment(name: str, monkeypatch, *words: object) -> None:
     runpy.run_path(str(EXPERIMENTS / name / "run.py"), run_name="__main__")
 
 
+def test_a_finished_training_of_other_values_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    from af.cli.config import compose, resolve
+
+    monkeypatch.syspath_prepend(EXPERIMENTS.parent)
+    from experiments.grid import train
+
+    def again(*overrides: str) -> Path:
+        return train(tmp_path, "denoiser_demo", Path("moved/latents"), 0, overrides)
+
+    write_json(tmp_path / "done.json", {"steps": 1})
+    assert again("trainer.max_steps=5") == tmp_path / "export"  # taken over: nothing is known
+    words = ["experiment=denoiser_demo", "data.root=some/latents", "run=x", "data.workers=0", "trainer.max_steps=1"]
+    config = resolve(compose("train", words))
+    del config["module"]["warmup_steps"]  # what there was not yet when it was trained
+    write_json(tmp_path / "config.json", config)
+    assert again("trainer.max_steps=1") == tmp_path / "export"
+    with pytest.raises(SystemExit, match=r"\(trainer\.max_steps\)"):
+        again("trainer.max_steps=5")
+    with pytest.raises(SystemExit, match=r"\(trainer\.max_steps\)"):
+        again()
+
+
 @pytest.mark.slow
 def test_velocity_losses_in_one_table(latents, tmp_path, monkeypatch):
     words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--seeds", "0"]
