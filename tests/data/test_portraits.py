@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from af.data.ingest.single import read_portrait
 from af.data.media import MediaError
@@ -51,6 +52,18 @@ def test_transparency_is_white(tmp_path, bits):
     cv2.imwrite(str(tmp_path / "a.png"), np.concatenate((picture, alpha), 2))
     found = read_portrait(tmp_path / "a.png", 32, find_face=False)
     np.testing.assert_allclose(_halves(found), [[255] * 3, _BLUE], atol=1)
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_transparency_turns_with_the_picture(tmp_path, width):
+    rgba = np.concatenate((_picture(64, width), np.full((64, width, 1), 255, np.uint8)), 2)
+    rgba[:, : width // 2, 3] = 0  # the left half, which orientation 6 turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgba).save(tmp_path / "a.png", exif=exif)
+    found = read_portrait(tmp_path / "a.png", 32, find_face=False)
+    np.testing.assert_array_equal(found[:8], 255)
+    assert (found[-8:] != 255).any(-1).all()
 
 
 def test_what_is_no_portrait_is_said(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageOps
 
 from af.data.ingest.detect import Detector, make_detector
 from af.data.ingest.recording import IngestOptions, look_through
@@ -44,11 +46,11 @@ def _read_still(path: Path) -> UInt8[np.ndarray, "Y X 3"]:
     if picture is None:
         reason = "absent" if not path.exists() else "unreadable"
         raise MediaError(path, reason, "no such file" if reason == "absent" else "not a picture that can be read")
-    whole = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and whole.shape[:2] == picture.shape[:2]:
-        # What is hidden under transparency is of any colour, often black.
-        opaque = whole[..., 3:].astype(np.float32) / (65535 if whole.dtype == np.uint16 else 255)
-        picture = np.rint(picture * opaque + 255 * (1 - opaque)).astype(np.uint8)
+    with contextlib.suppress(OSError), Image.open(path) as whole:  # what Pillow does not know has no transparency
+        upright = ImageOps.exif_transpose(whole)
+        if upright.has_transparency_data:  # what is hidden under it is of any colour, often black
+            opaque = np.asarray(upright.convert("RGBA"), np.float32)[..., 3:] / 255
+            picture = np.rint(picture * opaque + 255 * (1 - opaque)).astype(np.uint8)
     return np.ascontiguousarray(picture[..., ::-1])
 
 
