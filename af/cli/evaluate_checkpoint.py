@@ -99,17 +99,16 @@ def _load(args: argparse.Namespace) -> _Subject:
     import torch
 
     from af.data.index import Index
-    from af.models.artifact import load_model
+    from af.models.artifact import load_as, load_model
     from af.models.tracker import load_tracker
     from af.pipeline.avatar import Avatar
-    from af.pipeline.encode import spec_of
+    from af.pipeline.encode import require_specs, spec_of
     from af.pipeline.faces import LatentReadout, RememberingTracker, TrackedFaces
-    from af.pipeline.loading import load_denoiser, require_specs
     from af.specs import require_spec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = Index.load(args.data)
-    denoiser, artifact = load_denoiser(args.denoiser)
+    denoiser, artifact = load_as(args.denoiser, MotionDenoiser)
     require_specs(index, artifact)
     motion_spec = spec_of(index)[1]
     digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}

@@ -54,17 +54,14 @@ def _belongs(autoencoder: Path | None, wav2vec2: str | None) -> dict[str, Any]:
     """What the denoiser was made for, in the words of `af generate`: latents and speech features."""
     from dataclasses import asdict
 
-    from af.models.artifact import load_model
+    from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
     from af.models.speech import Wav2Vec2Features
     from af.types import MotionSpec
 
     info: dict[str, Any] = {}
     if autoencoder is not None:
-        images = load_model(autoencoder)
-        if not isinstance(images.model, MotionAutoencoder):
-            raise UserError(f"--autoencoder {autoencoder} holds a {type(images.model).__name__}")
-        model = images.model
+        model, images = load_as(autoencoder, MotionAutoencoder)
         info["motion_spec"] = asdict(
             MotionSpec(
                 dim=model.latent_dim,

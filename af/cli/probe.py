@@ -56,15 +56,13 @@ def run(args: argparse.Namespace) -> int:
     from af.data.parts import progress_bar
     from af.errors import UserError
     from af.metrics.rows import console_table, write_metrics
-    from af.models.artifact import load_model
+    from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
     from af.models.tracker import load_tracker
     from af.pipeline.probe import read_people
 
-    artifact, index = load_model(args.autoencoder), Index.load(args.data)
-    model, tracker = artifact.model, load_tracker()
-    if not isinstance(model, MotionAutoencoder):
-        raise UserError(f"{args.autoencoder} is not a motion autoencoder but {type(model).__name__}")
+    model, artifact = load_as(args.autoencoder, MotionAutoencoder)
+    index, tracker = Index.load(args.data), load_tracker()
     if index.image_size != model.image_size:
         raise UserError(f"{args.data} has frames of {index.image_size} px, the autoencoder is for {model.image_size}")
     with progress_bar() as progress:

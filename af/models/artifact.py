@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from af.errors import UserError
 from af.files import atomic_path, write_json
 
 FORMAT = 1
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,12 @@ def load_model(folder: str | Path) -> Artifact:
     except RuntimeError as error:
         raise UserError(f"{folder}/model.safetensors does not fit model.json: {error}") from error
     return Artifact(folder, model.eval(), info, info["sha256"])
+
+
+def load_as(folder: str | Path, kind: type[Kind]) -> tuple[Kind, Artifact]:
+    """The model of a folder, of a class that must be `kind`, and the folder. Raises UserError when it is of another."""
+    artifact = load_model(folder)
+    if not isinstance(artifact.model, kind):
+        wanted = re.sub(r"(?<!^)(?=[A-Z])", " ", kind.__name__).lower()
+        raise UserError(f"{folder} is not a {wanted} but {type(artifact.model).__name__}")
+    return artifact.model, artifact

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from af.errors import UserError
-from af.models.artifact import load_model
+from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.nn.equalized import SLOPE, EqualConv2d
 
@@ -27,9 +27,7 @@ def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
 
     Raises UserError when that is another kind of model, of other widths, or paints otherwise.
     """
-    small = load_model(folder).model
-    if not isinstance(small, MotionAutoencoder):
-        raise UserError(f"{folder} is not a motion autoencoder but {type(small).__name__}")
+    small, _ = load_as(folder, MotionAutoencoder)
     if model.image_size not in (small.image_size, 2 * small.image_size):
         raise UserError(
             f"{folder} is a model of {small.image_size} px: it can start one of {small.image_size} or "

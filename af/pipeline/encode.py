@@ -22,10 +22,11 @@ from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import atomic_path
-from af.models.artifact import Artifact, build, load_model
+from af.models.artifact import Artifact, build, load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
 from af.models.speech import SpeechFeatures
+from af.specs import require_spec
 from af.types import FeatureSpec, MotionSpec
 
 STATISTICS_NAME = "motion_statistics.safetensors"
@@ -54,7 +55,7 @@ def encode(
     Raises UserError when `out` was made with other settings or holds other shards, and before anything is written when
     the shards have no video of the autoencoder's size.
     """
-    model, artifact = _autoencoder(autoencoder)
+    model, artifact = load_as(autoencoder, MotionAutoencoder)
     indices = [Index.load(folder) for folder in split_folders(source)]
     for index in indices:
         _check_videos(index, model)
@@ -197,18 +198,20 @@ def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
     return FeatureSpec.from_json(audio), MotionSpec.from_json(motion)
 
 
+def require_specs(index: Index, artifact: Artifact) -> None:
+    """Raises UserError unless the shards hold the latents and the features that the denoiser was trained on."""
+    audio, motion = spec_of(index)
+    remedy = "Give the shards that this denoiser was trained on, or shards encoded alike."
+    where = str(index.folder)
+    require_spec(audio, FeatureSpec.from_json(artifact.info["feature_spec"]), where=where, remedy=remedy)
+    require_spec(motion, MotionSpec.from_json(artifact.info["motion_spec"]), where=where, remedy=remedy)
+
+
 @lru_cache(maxsize=1)
 def _models(autoencoder: str, features: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
-    model, artifact = _autoencoder(autoencoder)
+    model, artifact = load_as(autoencoder, MotionAutoencoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features))
-
-
-def _autoencoder(folder: Path | str) -> tuple[MotionAutoencoder, Artifact]:
-    artifact = load_model(folder)
-    if not isinstance(artifact.model, MotionAutoencoder):
-        raise UserError(f"{folder} is not a motion autoencoder but {type(artifact.model).__name__}")
-    return artifact.model, artifact
 
 
 def _check_videos(index: Index, model: MotionAutoencoder) -> None:

@@ -30,10 +30,9 @@ from af.errors import UserError
 from af.files import write_text
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance
-from af.models.artifact import Artifact
+from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.encode import spec_of
-from af.pipeline.loading import load_denoiser, require_specs
+from af.pipeline.encode import require_specs, spec_of
 from af.pipeline.rolling import RolloutSettings, Turn, roll_out
 from af.specs import MotionSpec
 
@@ -264,6 +263,6 @@ def _digest_of_arrays(index: Index, shard: int, folder: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _denoiser(folder: str) -> tuple[MotionDenoiser, Artifact]:
-    denoiser, artifact = load_denoiser(folder)
+    denoiser, artifact = load_as(folder, MotionDenoiser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return denoiser.to(device), artifact

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from af.data.shards import Index, ShardReader
-from af.models.artifact import load_model
+from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.nn.masks import attention_mask
@@ -103,8 +102,7 @@ class Previews(Callback):
     def _decode(self, clip: Clip, motion: Tensor, device: torch.device) -> np.ndarray:
         if self._decoder is None:
             assert self.autoencoder is not None
-            model = load_model(Path(self.autoencoder)).model
-            assert isinstance(model, MotionAutoencoder)
+            model, _ = load_as(self.autoencoder, MotionAutoencoder)
             self._decoder = model.to(device).requires_grad_(False)
         assert clip.b.video is not None
         identity = self._decoder.identity(image_tensor(clip.b.video[:1]).to(device))

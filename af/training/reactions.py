@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from af.errors import UserError
 from af.forcing.rollout import Guidance
 from af.metrics.table import Protocol, evaluate_parameters
-from af.models.artifact import load_model
+from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.tracker import load_tracker
 from af.pipeline.avatar import Avatar
@@ -94,8 +93,6 @@ class Reactions(Callback):
     def _load(self, module: LightningModule) -> MotionAutoencoder:
         if self._decoder is None:
             assert self.autoencoder is not None
-            model = load_model(self.autoencoder).model
-            if not isinstance(model, MotionAutoencoder):
-                raise UserError(f"{self.autoencoder} is not a motion autoencoder but {type(model).__name__}")
+            model, _ = load_as(self.autoencoder, MotionAutoencoder)
             self._decoder = model.to(module.device).requires_grad_(False)
         return self._decoder

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from af.models.artifact import weights_digest
+from af.models.artifact import load_as, weights_digest
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.loading import load_denoiser
 
 
 def policy(folder: str | Path) -> MotionDenoiser:
     """The denoiser in a model folder, in training mode. UserError when it is something else."""
-    return load_denoiser(folder)[0].train()
+    return load_as(folder, MotionDenoiser)[0].train()
 
 
 class FrozenReference:
@@ -30,7 +29,7 @@ class FrozenReference:
     @classmethod
     def load(cls, folder: str | Path) -> FrozenReference:
         """The denoiser of a model folder, frozen."""
-        return cls(load_denoiser(folder)[0])
+        return cls(load_as(folder, MotionDenoiser)[0])
 
     def to(self, device: torch.device | str) -> None:
         """Move it."""

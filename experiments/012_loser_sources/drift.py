@@ -22,8 +22,8 @@ from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import velocity_error
 from af.metrics.plots import save_figures
+from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.loading import load_denoiser
 from af.training.denoiser import conditioned
 from af.training.preference import OnlineLosers
 from af.training.randomness import Draws, step_generator
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/loser_drift"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
-    model = load_denoiser(args.start)[0].eval()
+    model = load_as(args.start, MotionDenoiser)[0].eval()
     layout, split = model.layout, args.latents / "val"
     items = fixed_windows(Index.load(split), frames=layout.window_frames, block=layout.block_frames)
     seconds = torch.tensor([frames_to_seconds(item.start) for item in items])
