@@ -100,6 +100,7 @@ def _load(args: argparse.Namespace) -> _Subject:
 
     from af.data.index import Index
     from af.models.artifact import load_as, load_model
+    from af.models.denoiser import MotionDenoiser
     from af.models.tracker import load_tracker
     from af.pipeline.avatar import Avatar
     from af.pipeline.encode import require_specs, spec_of
