@@ -27,8 +27,8 @@ from af.types import PairBatch
 
 _GIB: Final = 2**30
 
-#: Pixels to emphasise: (face parameters (P,), image size) -> weights (Y, X) for that frame.
-Regions = Callable[[Float32[np.ndarray, " P"], int], Float32[np.ndarray, "Y X"]]
+#: Pixels to emphasise: (face parameters (P,) or None, image size) -> weights (Y, X) for that frame; None: all alike.
+Regions = Callable[[Float32[np.ndarray, " P"] | None, int], Float32[np.ndarray, "Y X"] | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
     `cache_bytes` bounds a cache of decoded clips on disk in `cache_folder` (default: ``.cache`` beside the split
     folders). It is used when the whole split fits into it decoded (64-pixel clips), and makes reading about ten times
     faster; larger data is decoded from the nearest key frame each time. 0 turns it off.
-    `regions` gives emphasis weights from the driving frame's face parameters, where the shards have them; `faces` puts
+    `regions` gives emphasis weights, from the driving frame's face parameters where the shards have them; `faces` puts
     the parameters themselves into the batch (all shards must have them then, `UserError` otherwise).
     `both_ways` doubles a batch: its second half are the same pairs with source and driving exchanged.
     `uint8` leaves images as bytes (a quarter of the traffic between processes): call `pairs_to_float` on the device.
@@ -99,8 +99,12 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         if (self.faces or self.regions is not None) and self.reader.has(item.sample, field):
             rows = [self.reader.read_rows(item.sample, field, frame, frame + 1)[0] for frame in driving]
             faces = np.stack(rows).astype(np.float32)
-            if self.regions is not None:
-                weights = np.stack([self.regions(face, self.image_size) for face in faces])
+        if self.regions is not None:
+            masks = [
+                self.regions(face, self.image_size) for face in ([None] * len(driving) if faces is None else faces)
+            ]
+            found = [mask for mask in masks if mask is not None]
+            weights = np.stack(found) if len(found) == len(masks) else None
         return _Pair(self._frames(item), weights, faces, item.counted)
 
     def _frames(self, item: PairItem) -> np.ndarray:

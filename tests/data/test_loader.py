@@ -14,11 +14,13 @@ from af.data import codecs
 from af.data.bench import bench
 from af.data.bench_workers import loader_speeds
 from af.data.dataset import Counted
+from af.data.emphasis import FaceCentre
 from af.data.frame_cache import FrameCache
 from af.data.loader import training_loader, validation_loader
 from af.data.pairs import PairDataset, pairs_to_float
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
-from af.data.shards import Index, ShardReader, build_index
+from af.data.shards import Index, ShardReader, build_index, write_shard
+from af.data.synth.emphasis import EyesAndMouth
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.types import DyadBatch, PairBatch
@@ -111,6 +113,25 @@ def test_regions_weigh_the_driving_frame(folder):
     for n in range(6):
         item = plan.item(n)
         assert batch.weight[n].unique().item() == item.sample * 1000 + item.driving + (0.5 if item.role == "b" else 0)
+
+
+def test_regions_hear_of_frames_without_face_parameters(tmp_path):
+    folder = tmp_path / "train"
+    unmarked = {name: value for name, value in members(0, 20, 32).items() if "face" not in name}
+    write_shard(
+        folder / "000000.tar", [("000000", dataclasses.replace(meta(0, 20, 32, "train"), face_spec=None), unmarked)]
+    )
+    build_index(folder)
+    centre, told = FaceCentre(weight=2.0, y=0.6), lambda face, size: None if face is None else np.ones((size, size))
+    for regions, weighed in ((centre, True), (told, False), (EyesAndMouth(), False)):
+        data = PairDataset(folder, PairPlan(Index.load(folder), seed=1), cache_bytes=0, regions=regions, both_ways=True)
+        weight = next(iter(training_loader(data, 2))).weight
+        assert (weight is not None) == weighed
+        if weight is not None:
+            assert weight.shape == (4, 1, 32, 32)
+            assert weight.min() >= 1
+            assert np.unravel_index(int(weight[3, 0].argmax()), (32, 32))[0] in (18, 19)  # 0.6 of the height
+            assert weight.max() == pytest.approx(3, abs=0.05)
 
 
 def test_shards_without_video_are_refused(tmp_path):

@@ -18,6 +18,8 @@ class EyesAndMouth:
     weight: float = 4.0
     appearance: Appearance = field(default_factory=lambda: Appearance.sample(np.random.default_rng(0)))
 
-    def __call__(self, face: Float32[np.ndarray, " P"], size: int) -> Float32[np.ndarray, "Y X"]:
-        """Weights of a frame of `size` pixels."""
+    def __call__(self, face: Float32[np.ndarray, " P"] | None, size: int) -> Float32[np.ndarray, "Y X"] | None:
+        """Weights of a frame of `size` pixels; None where the face is not known."""
+        if face is None:
+            return None
         return 1 + self.weight * regions(face[None], self.appearance, size)[0]
