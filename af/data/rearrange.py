@@ -8,7 +8,7 @@ checksum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -210,8 +210,17 @@ def _groups(picks: Iterable[Pick], indexes: Sequence[Index], shard_bytes: int) -
         yield group
 
 
-def write_picks(path: Path, folders: tuple[str, ...], picks: Sequence[Pick], split: str) -> int:
-    """Write one shard of `picks` from split folders; returns its number of samples. Raises `ShardError` for broken ones."""
+def write_picks(
+    path: Path,
+    folders: tuple[str, ...],
+    picks: Sequence[Pick],
+    split: str,
+    describe: Callable[[ClipMeta], ClipMeta] = lambda meta: meta,
+) -> int:
+    """Write one shard of `picks` from split folders, described by `describe`; returns its number of samples.
+
+    Raises `ShardError` for broken ones.
+    """
 
     def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
         for pick in picks:
@@ -222,7 +231,7 @@ def write_picks(path: Path, folders: tuple[str, ...], picks: Sequence[Pick], spl
             members = {f: reader.read_bytes(pick.sample, f) for f in entry.members if f != "json"}
             for field, data in members.items():
                 check_member(where, f"{entry.key}.{field}", field, data, meta, deep=False)
-            yield pick.key, replace(meta, split=split), members
+            yield pick.key, replace(describe(meta), split=split), members
 
     return write_shard(path, samples())[0]
 
