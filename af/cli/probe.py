@@ -54,17 +54,16 @@ def run(args: argparse.Namespace) -> int:
 
     from af.data.index import Index
     from af.data.parts import progress_bar
-    from af.errors import UserError
     from af.metrics.rows import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
     from af.models.tracker import load_tracker
+    from af.pipeline.encode import require_videos
     from af.pipeline.probe import read_people
 
     model, artifact = load_as(args.autoencoder, MotionAutoencoder)
     index, tracker = Index.load(args.data), load_tracker()
-    if index.image_size != model.image_size:
-        raise UserError(f"{args.data} has frames of {index.image_size} px, the autoencoder is for {model.image_size}")
+    require_videos(index, model)
     with progress_bar() as progress:
         task = progress.add_task("reading people", total=2 * min(args.conversations, len(index.samples)))
         people = read_people(model, index, args.conversations, args.frames, lambda: progress.advance(task))

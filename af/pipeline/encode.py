@@ -58,7 +58,7 @@ def encode(
     model, artifact = load_as(autoencoder, MotionAutoencoder)
     indices = [Index.load(folder) for folder in split_folders(source)]
     for index in indices:
-        _check_videos(index, model)
+        require_videos(index, model)
     settings = {
         "source": absolute(source),
         "autoencoder": artifact.digest,
@@ -214,9 +214,12 @@ def _models(autoencoder: str, features: str) -> tuple[MotionAutoencoder, MotionS
     return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features))
 
 
-def _check_videos(index: Index, model: MotionAutoencoder) -> None:
+def require_videos(index: Index, model: MotionAutoencoder) -> None:
+    """Raises UserError unless the shards hold the videos of both people, of the autoencoder's size."""
     if blind := next((s for s in index.samples if not {f"{role}.mp4" for role in ROLES} <= set(s.members)), None):
-        raise UserError(f"{index.folder}: no video of {blind.key}, nothing to encode; give the shards with videos")
+        raise UserError(
+            f"{index.folder}: no video of {blind.key}, which the autoencoder needs; give the shards with videos"
+        )
     if index.samples and index.image_size != model.image_size:
         raise UserError(
             f"{index.folder} has frames of {index.image_size} px, the autoencoder is for {model.image_size}; "
