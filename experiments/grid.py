@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from af.files import write_json, write_text
 from af.metrics.comparison import Comparison, Setting
@@ -61,6 +60,8 @@ def train(run: Path, experiment: str, latents: Path, seed: int, overrides: Itera
 
 def _other_values(run: Path, words: Sequence[str]) -> list[str]:
     """Keys that a finished run has and that `words` give other values; folders may have moved."""
+    from omegaconf import OmegaConf
+
     from af.cli.config import compose, resolve
     from af.training.launch import changed
 
@@ -68,23 +69,13 @@ def _other_values(run: Path, words: Sequence[str]) -> list[str]:
     if not file.is_file():  # taken over
         return []
     known, wanted = json.loads(file.read_text()), resolve(compose("train", list(words)))
+    configs, absent = [OmegaConf.create(known), OmegaConf.create(wanted)], object()
 
     def tells(key: str) -> bool:
-        values = [_value(config, key) for config in (known, wanted)]
-        return not any(value is _ABSENT or (isinstance(value, str) and "/" in value) for value in values)
+        values = [OmegaConf.select(config, key, default=absent) for config in configs]
+        return not any(value is absent or (isinstance(value, str) and "/" in value) for value in values)
 
     return [key for key in changed(known, wanted) if tells(key)]
-
-
-_ABSENT = object()
-
-
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
-            return _ABSENT
-        config = config[part]
-    return config
 
 
 def evaluate(out: Path, model: Path, latents: Path, options: Iterable[str] = ()) -> None:
