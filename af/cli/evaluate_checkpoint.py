@@ -42,6 +42,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         shutil.rmtree(args.out)
     if every:
         return _every_subset(subject, settings, args)
+    _claim(subject, settings, args.out, args)
     start = time.monotonic()
     report, clips, protocol = _report(subject, settings, args.out, args, videos=args.videos)
     rows = report.rows
@@ -179,7 +180,6 @@ def _report(
     from af.metrics.table import parameter_report
     from af.pipeline.evaluate import evaluate_split
 
-    _claim(subject, settings, out, args)
     with progress_bar() as progress:
         task = progress.add_task("rolling out", total=_count(subject.index, args))
         clips = evaluate_split(

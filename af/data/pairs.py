@@ -100,11 +100,9 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
             rows = [self.reader.read_rows(item.sample, field, frame, frame + 1)[0] for frame in driving]
             faces = np.stack(rows).astype(np.float32)
         if self.regions is not None:
-            masks = [
-                self.regions(face, self.image_size) for face in ([None] * len(driving) if faces is None else faces)
-            ]
-            found = [mask for mask in masks if mask is not None]
-            weights = np.stack(found) if len(found) == len(masks) else None
+            shown = [None] * len(driving) if faces is None else faces
+            masks = [mask for face in shown if (mask := self.regions(face, self.image_size)) is not None]
+            weights = np.stack(masks) if len(masks) == len(shown) else None
         return _Pair(self._frames(item), weights, faces, item.counted)
 
     def _frames(self, item: PairItem) -> np.ndarray:

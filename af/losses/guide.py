@@ -10,8 +10,8 @@ class FaceGuide(nn.Module):
     """Mean squared difference of the first P coefficients from the P standardised face parameters.
 
     Pixels alone say little about lips and lids: they are few. The parameters are standardised by the batch's mean and
-    variance (in evaluation: the running ones), so each of them moves its direction by as much as the others; coefficients beyond P stay free. Used in
-    training only, on shards that know the parameters; nothing of it is part of the model.
+    variance (in evaluation: the running ones), so each of them moves its direction by as much as the others; coefficients
+    beyond P stay free. Used in training only, on shards that know the parameters; nothing of it is part of the model.
     """
 
     def __init__(self, parameters: int) -> None:

@@ -23,8 +23,8 @@ def writes_logs(module: LightningModule) -> bool:
     """Whether Lightning writes what `module` (which counts its `batches_seen`) logs in this step: in every
     `log_every_n_steps`-th one, and not in the first. What was logged in an earlier step is written as if it were of that one.
     """
-    trainer = module.trainer
-    every, steps = trainer.log_every_n_steps, -(-module.batches_seen // trainer.accumulate_grad_batches)  # type: ignore
+    every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside of the class
+    steps = -(-module.batches_seen // module.trainer.accumulate_grad_batches)  # type: ignore[operator]
     return bool(every) and steps % every == 0
 
 

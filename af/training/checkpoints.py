@@ -105,7 +105,8 @@ def checkpointers(folder: Path, every_n_steps: int, best: Mapping[str, Any] | No
 def newest_sound(folder: Path) -> Path | None:
     """The checkpoint of the highest step that is whole, or None; broken ones are told of and set aside as NAME.broken.
 
-    The best ones come last: validation may have been in the middle of a step of accumulated batches. Also clears what killed writers left behind.
+    The best ones come last: validation may have been in the middle of a step of accumulated batches. Also clears what
+    killed writers left behind.
     """
     remove_stale(folder)
     files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]

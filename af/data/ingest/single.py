@@ -47,9 +47,8 @@ def _read_still(path: Path) -> UInt8[np.ndarray, "Y X 3"]:
         reason = "absent" if not path.exists() else "unreadable"
         raise MediaError(path, reason, "no such file" if reason == "absent" else "not a picture that can be read")
     with contextlib.suppress(OSError), Image.open(path) as whole:  # what Pillow does not know has no transparency
-        upright = ImageOps.exif_transpose(whole)
-        if upright.has_transparency_data:  # what is hidden under it is of any colour, often black
-            opaque = np.asarray(upright.convert("RGBA"), np.float32)[..., 3:] / 255
+        if whole.has_transparency_data:  # what is hidden under it is of any colour, often black
+            opaque = np.asarray(ImageOps.exif_transpose(whole).convert("RGBA"), np.float32)[..., 3:] / 255
             picture = np.rint(picture * opaque + 255 * (1 - opaque)).astype(np.uint8)
     return np.ascontiguousarray(picture[..., ::-1])
 
