@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path`: synced and renamed to `path` on success, removed on any error.
 
     The temporary name says host and process, so that `remove_stale` can tell leftovers of killed runs from live ones.
+    Whatever writes it (safetensors writes for the owner alone), the file may be read by whom the umask lets read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{_host()}.{os.getpid()}.tmp"
     try:
+        mode = _new_file_mode(temporary)
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
+            if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+                os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _new_file_mode(path: Path) -> int:
+    """The mode of a new file there. Asking for the umask itself would change it for all threads."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        path.unlink()
 
 
 def remove_stale(folder: Path) -> int:
@@ -115,7 +130,7 @@ def exclusive(file: Path, *, waiting: Callable[[], None] = lambda: None, childre
     started within the block with `close_fds=False` are gone, too: they outlive a parent that is killed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from af.files import append_line, read_lines
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from af.files import append_line, atomic_path, exclusive, read_lines, write_text
 
 
 def test_a_line_after_one_that_was_cut_off_is_whole(tmp_path):
@@ -28,3 +34,27 @@ def test_lines_of_several_processes_never_mix(tmp_path):
         list(pool.map(add, [tmp_path / "a.jsonl"] * 3, range(3)))
     found = [entry[:2] for entry in read_lines(tmp_path / "a.jsonl")]
     assert sorted(found) == [[w, n] for w in range(3) for n in range(20)]
+
+
+def with_safetensors(file: Path) -> None:
+    with atomic_path(file) as temporary:  # which makes its files for their owner alone
+        save_file({"x": torch.zeros(1)}, temporary)
+
+
+def with_exclusive(file: Path) -> None:
+    with exclusive(file):
+        pass
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize(
+    "write", [with_safetensors, with_exclusive, lambda f: write_text(f, "x"), lambda f: append_line(f, "{}")]
+)
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path, write, umask):
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "file")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
