@@ -21,6 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from af.clock import FPS, SAMPLE_RATE, frames_to_samples, seconds_to_samples
+from af.data.notes import Notes
 from af.errors import UserError
 from af.files import atomic_path
 
@@ -310,10 +311,13 @@ class _ToRgb:
         return array
 
 
-def iter_video(path: Path | str, *, max_side: int | None = None) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+def iter_video(
+    path: Path | str, *, max_side: int | None = None, notes: Notes | None = None, bad: set[int] | None = None
+) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
     """Frames of any video at constant 25 fps (nearest time stamp), upright RGB, one at a time.
 
-    `max_side` scales down while converting (cheap previews). Raises `MediaError` for unreadable files, files without
+    `max_side` scales down while converting (cheap previews). `notes` gets what is noteworthy but usable; `bad` gets the
+    numbers of frames whose picture the decoder could not restore: they are no faces to learn from. Raises `MediaError` for unreadable files, files without
     video, and at the end when the file stops more than half a second before its declared end (truncated).
     """
     with _opened(path) as container:
@@ -350,11 +354,13 @@ def read_video(
     return np.stack(chosen)
 
 
-def read_audio(path: Path | str, *, channel: int | None = None) -> Float32[np.ndarray, " S"]:
+def read_audio(
+    path: Path | str, *, channel: int | None = None, notes: Notes | None = None
+) -> Float32[np.ndarray, " S"]:
     """The first sound track as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
 
-    Channels are averaged, or `channel` (0 left, 1 right) is taken alone; gaps in the time stamps become silence. Raises `MediaError` for unreadable files and files
-    without sound.
+    Channels are averaged, or `channel` (0 left, 1 right) is taken alone; gaps in the time stamps become silence.
+    `notes` gets what is noteworthy but usable. Raises `MediaError` for unreadable files and files without sound.
     """
     with _opened(path) as container:
         if not container.streams.audio:
