@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from af.cli.sampling import anchor_of, guidance_of
 
 if TYPE_CHECKING:
@@ -30,7 +28,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
     from af.cli.evaluation_report import write_report
     from af.forcing.dropout import SIGNALS, named_subset
-    from af.pipeline.faces import LatentReadout
+    from af.pipeline.evaluate import film_path
+    from af.pipeline.faces import SIDES, LatentReadout
     from af.pipeline.rolling import RolloutSettings
 
     every = args.conditions == "all"
@@ -58,8 +57,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
     videos = None
     if subject.avatar is not None and not args.no_gallery:
-        films = {clip.name: args.out / "videos" / f"{clip.name}.mp4" for clip in clips[: args.videos]}
-        videos = {name: film_sides(film) for name, film in films.items()}
+        filmed = [clip.name for clip in clips[: args.videos]]
+        videos = {name: {side: film_path(args.out, name, side) for side in SIDES} for name in filmed}
     write_report(
         args.out,
         rows,
@@ -75,14 +74,6 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     )
     _settings_to_tensorboard(args.out, rows, args)
     return 0
-
-
-def film_sides(film: Path) -> dict[str, np.ndarray]:
-    """The three sides of a film that `evaluate_split` wrote: user | generated | true."""
-    from af.data.media import read_video
-
-    frames = read_video(film)
-    return dict(zip(("user", "generated", "true"), np.split(frames, 3, axis=2), strict=True))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def write_report(
     not_computed: Mapping[str, str] | None = None,
     problems: Mapping[str, str] | None = None,
     notes: Mapping[str, Sequence[str]] | None = None,
-    videos: Mapping[str, Mapping[str, Path | np.ndarray]] | None = None,
+    videos: Mapping[str, Mapping[str, Path]] | None = None,
     per_clip: Mapping[str, Mapping[str, float]] | None = None,
     audio: Mapping[str, np.ndarray | None] | None = None,
     features: Mapping[str, Mapping[str, Sequence[np.ndarray]]] | None = None,
@@ -35,7 +35,7 @@ def write_report(
 ) -> dict[str, Path]:
     """Write metrics.json, metrics.md, clips.json, plots/, tensorboard/ and gallery.html; returns their paths.
 
-    `videos` {clip: {"user" | "generated" | "true": path or uint8 frames}} (None: no gallery), `audio` the avatars' 16 kHz
+    `videos` {clip: {"user" | "generated" | "true": path}} (None: no gallery), `audio` the avatars' 16 kHz
     sound, `features` {extractor: {"true" | "generated": clips}} of pictures, whose jitter at block borders is plotted,
     `extra` further entries of metrics.json, `per_clip` further numbers of single clips, `problems` {clip: why it was left out}, `not_computed` {metric:
     why}. Everything is written whole or not at all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ def make_gallery(
     title: str,
     clips: Sequence[EvaluationClip],
     values: Mapping[str, Mapping[str, float]],
-    videos: Mapping[str, Mapping[str, Path | np.ndarray]],
+    videos: Mapping[str, Mapping[str, Path]],
     audio: Mapping[str, np.ndarray | None],
     rows: Sequence[MetricRow] = (),
     console: Console | None = None,
@@ -61,16 +61,14 @@ def make_gallery(
     return path
 
 
-def preview(source: Path | np.ndarray, audio: np.ndarray | None) -> bytes:
-    """A small H.264 mp4 (no side above 192 px) of a video file or of uint8 frames, with sound if given."""
-    from af.data.media import iter_video, write_video
+def preview(source: Path, audio: np.ndarray | None) -> bytes:
+    """A small H.264 mp4 (no side above 192 px) of a video file, with sound if given."""
+    from af.data.media import iter_video
+    from af.data.video_writer import write_video
 
-    frames: Iterable[np.ndarray] = (
-        iter_video(source, max_side=LARGEST_SIDE) if isinstance(source, Path) else _small(source)
-    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "preview.mp4"
-        write_video(file, frames, audio, crf=27)
+        write_video(file, iter_video(source, max_side=LARGEST_SIDE), audio, crf=27)
         return file.read_bytes()
 
 
@@ -85,19 +83,6 @@ def first_frame(video: bytes) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def _small(frames: np.ndarray) -> Iterator[np.ndarray]:
-    import cv2
-
-    height, width = frames.shape[1:3]
-    scale = LARGEST_SIDE / max(height, width)
-    for frame in frames:
-        yield (
-            frame
-            if scale >= 1
-            else cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        )
 
 
 def face_curves(clip: EvaluationClip) -> dict[str, Curve]:

@@ -12,7 +12,8 @@ pictures are face crops already. The video is as long as the longest input (--se
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument("--user-audio", type=Path, help="the user's voice (default: the sound of --user-video)")
     inputs.add_argument("--no-crop", action="store_true", help="portrait and user video are face crops already")
     outputs = parser.add_argument_group("outputs")
-    outputs.add_argument("--out", type=Path, required=True, help="mp4 of the avatar with its voice")
-    outputs.add_argument("--side-by-side", type=Path, help="also an mp4 of user | avatar with both voices")
+    outputs.add_argument(
+        "--out", type=Path, required=True, help="the avatar with its voice: .mp4, or .gif without sound"
+    )
+    outputs.add_argument("--side-by-side", type=Path, help="also user | avatar with both voices: .mp4 or .gif")
     outputs.add_argument("--seconds", type=float, help="length (default: of the longest input)")
     sampling = parser.add_argument_group("sampling")
     add_sampling_arguments(sampling)
@@ -53,12 +56,18 @@ def run(args: argparse.Namespace) -> int:
 
     from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
     from af.data.ingest.single import face_frames, read_portrait
-    from af.data.media import probe, read_audio, write_video
+    from af.data.media import fit_audio, probe, read_audio
     from af.data.parts import progress_bar
+    from af.data.video_writer import require_video_name, video_writer
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
-    from af.pipeline.evaluate import enlarged
+    from af.pipeline.side_by_side import enlarged, side_by_side
 
+    require_video_name(args.out, "--out")
+    if args.side_by_side is not None:
+        require_video_name(args.side_by_side, "--side-by-side")
+        if args.side_by_side.absolute() == args.out.absolute():
+            raise UserError(f"--side-by-side {args.side_by_side} is --out, too; give each a file of its own")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device, args.precision)
     size = avatar.autoencoder.image_size
@@ -95,47 +104,39 @@ def run(args: argparse.Namespace) -> int:
         anchor=anchor_of(args),
         generator=torch.Generator().manual_seed(args.seed),
     )
-    with progress_bar() as progress:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
         task = progress.add_task("generating", total=frames)
-
-        def counted(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-            for picture in pictures:
-                progress.advance(task)
-                yield enlarged(picture[None])[0]
-
-        write_video(args.out, counted(avatar.frames(identity, motion)), spoken, crf=16)
+        alone = stack.enter_context(video_writer(args.out, spoken, crf=16))
+        both = None
+        if args.side_by_side is not None:
+            mixed = np.sum([fit_audio(v, frames) for v in (voice, user_voice) if v is not None], axis=0)
+            sound = np.clip(mixed, -1, 1).astype(np.float32) if mixed.ndim else None
+            both = stack.enter_context(video_writer(args.side_by_side, sound, crf=16))
+        users = _user_frames(args.user_video if both is not None else None)
+        for picture, user in zip(avatar.frames(identity, motion), users, strict=False):
+            large = enlarged(picture[None])[0]
+            alone.write(large)
+            if both is not None:
+                sides = {"user": np.zeros_like(picture) if user is None else user, "avatar": picture}
+                both.write(side_by_side(sides, len(large)))
+            progress.advance(task)
     print(f"{args.out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
     if args.side_by_side is not None:
-        _write_side_by_side(args, frames, [v for v in (voice, user_voice) if v is not None])
         print(args.side_by_side)
+    for path in (args.out, args.side_by_side):
+        if path is not None and path.suffix.lower() == ".gif":
+            print(f"{path}: a GIF has no sound")
     return 0
 
 
-def _write_side_by_side(args: argparse.Namespace, frames: int, voices: list[np.ndarray]) -> None:
-    import cv2
-    import numpy as np
+def _user_frames(video: Path | None) -> Iterator[np.ndarray | None]:
+    """The user's frames, the last one again for ever; None as long as there is none."""
+    from af.data.media import iter_video
 
-    from af.clock import frames_to_samples
-    from af.data.media import iter_video, write_video
-
-    def pictures() -> Iterator[np.ndarray]:
-        user = iter(iter_video(args.user_video)) if args.user_video is not None else iter(())
-        held = None
-        for picture in iter_video(args.out):
-            side = picture.shape[0]
-            held = next(user, held)
-            shown = np.zeros_like(picture) if held is None else cv2.resize(_square(held), (side, side))
-            yield np.concatenate([shown, picture], axis=1)
-
-    samples = frames_to_samples(frames)
-    padded = [np.pad(v[:samples], (0, max(0, samples - len(v)))) for v in voices]
-    mixed = np.clip(np.sum(padded, axis=0), -1, 1).astype(np.float32)
-    write_video(args.side_by_side, pictures(), mixed, crf=16)
-
-
-def _square(picture: np.ndarray) -> np.ndarray:
-    """The middle square of a picture."""
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
+    held = None
+    for frame in iter_video(video) if video is not None else ():
+        held = frame
+        yield held
+    while True:
+        yield held

@@ -222,7 +222,7 @@ def _save_grid(path: Path, columns: Sequence[np.ndarray], rows: int = ROWS_SHOWN
     from PIL import Image
 
     from af.files import atomic_path
-    from af.pipeline.evaluate import enlarged
+    from af.pipeline.side_by_side import enlarged
 
     picture = np.concatenate([np.concatenate(list(column[:rows])) for column in columns], 1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,13 @@ from PIL import Image
 from af.clock import FPS, SAMPLE_RATE
 from af.data.media import (
     MediaError,
-    VideoSink,
     fit_audio,
     iter_video,
     probe,
     read_audio,
     read_video,
-    write_video,
 )
+from af.data.video_writer import VideoSink, write_video
 
 __all__ = [
     "CodecError",

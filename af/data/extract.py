@@ -8,10 +8,10 @@ import cv2
 import soundfile
 
 from af.clock import SAMPLE_RATE
-from af.data.media import write_video
 from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.data.stores import Location
+from af.data.video_writer import write_video
 from af.errors import UserError
 from af.files import atomic_path
 

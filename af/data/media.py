@@ -1,4 +1,5 @@
-"""Media files through PyAV in bounded memory: any video as constant 25 fps RGB, any sound as 16 kHz mono, mp4 out.
+"""Media files through PyAV in bounded memory: any video as constant 25 fps RGB, any sound as 16 kHz mono
+(`af.data.video_writer` writes them).
 
 Times are counted from the start of the file (the earliest stream), so that pictures and sound stay together whatever
 their containers' offsets are.
@@ -12,18 +13,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
 import soxr
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from af.clock import FPS, SAMPLE_RATE, frames_to_samples, seconds_to_samples
 from af.data.notes import Notes
+from af.data.video_writer import write_video
 from af.errors import UserError
-from af.files import atomic_path
+
+__all__ = ["MediaError", "MediaInfo", "fit_audio", "iter_video", "probe", "read_audio", "read_video", "write_video"]
 
 #: Sound that starts later than the clock says by more than this gets silence before it (dropped packets).
 _GAP_S = 0.04
@@ -50,157 +53,6 @@ class MediaInfo:
     video_s: float | None
     audio_s: float | None
     has_audio: bool
-
-
-class VideoSink:
-    """Encodes RGB frames one by one to H.264 in mp4: constant 25 fps, BT.709 limited range, tagged so.
-
-    `pixel_format` None chooses full colour (yuv444p) below 256 pixels, where halved colour would blur lips and eyes,
-    and yuv420p above. Odd sizes under yuv420p are padded by repeating the last row or column.
-    """
-
-    def __init__(
-        self,
-        file: IO[bytes] | str,
-        *,
-        crf: int,
-        keyframe_interval: int,
-        preset: str,
-        b_frames: int,
-        pixel_format: str | None,
-        threads: int,
-    ) -> None:
-        self._container = av.open(file, "w", format="mp4")
-        self._options = {
-            "crf": str(crf),
-            "preset": preset,
-            "g": str(keyframe_interval),
-            "keyint_min": str(keyframe_interval),
-            "bf": str(b_frames),
-            "sc_threshold": "0",
-        }
-        self._pixel_format, self._threads = pixel_format, threads
-        self._reformatter = VideoReformatter()
-        self._video: Any = None
-        self._audio: Any = None
-        self._resampler: Any = None
-        self._size = (0, 0)
-        self._samples = 0
-        self.frames = 0
-
-    def add_audio(self, rate: int) -> None:
-        """Declare a mono AAC track. Must be called before the first frame."""
-        self._audio = self._container.add_stream("aac", rate=rate)
-        self._audio.bit_rate = 96_000 if rate <= 24_000 else 128_000
-        self._audio.layout = "mono"
-        self._audio.time_base = Fraction(1, rate)
-
-    def _open(self, height: int, width: int) -> None:
-        chosen = self._pixel_format or ("yuv444p" if min(height, width) < 256 else "yuv420p")
-        even = 2 if chosen == "yuv420p" else 1
-        self._size, self._pad = (height, width), (-height % even, -width % even)
-        video: Any = self._container.add_stream("libx264", rate=FPS)
-        video.height, video.width = height + self._pad[0], width + self._pad[1]
-        video.pix_fmt, video.options = chosen, self._options
-        context = video.codec_context
-        context.thread_count = self._threads
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
-        self._video = video
-
-    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append one frame. Raises ValueError when its size or type differs from the first one's."""
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f"frames must be uint8 (Y, X, 3), got {frame.dtype} {frame.shape}")
-        if self._video is None:
-            self._open(*frame.shape[:2])
-        if frame.shape[:2] != self._size:
-            raise ValueError(f"frame {self.frames} is {frame.shape[:2]}, the first one was {self._size}")
-        if any(self._pad):
-            frame = np.pad(frame, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = self._reformatter.reformat(
-            picture,
-            format=self._video.pix_fmt,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            threads=1,
-        )
-        picture.pts, picture.time_base = self.frames, Fraction(1, FPS)
-        self._container.mux(self._video.encode(picture))
-        self.frames += 1
-
-    def write_audio(self, samples: Float32[np.ndarray, " S"]) -> None:
-        """Append sound in [-1, 1] at the declared rate."""
-        if len(samples) == 0:
-            return
-        block = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
-        )
-        block.sample_rate, block.pts, block.time_base = self._audio.rate, self._samples, Fraction(1, self._audio.rate)
-        self._samples += len(samples)
-        self._container.mux(self._audio.encode(block))
-
-    def close(self) -> None:
-        """Flush the encoders and finish the file."""
-        for stream in (self._video, self._audio):
-            if stream is not None:
-                self._container.mux(stream.encode(None))
-        self._container.close()
-
-    def abort(self) -> None:
-        """Release the file after an error; what was written is not a valid video."""
-        with contextlib.suppress(Exception):
-            self._container.close()
-
-
-def write_video(
-    path: Path | str,
-    frames: Iterable[UInt8[np.ndarray, "Y X 3"]],
-    audio: Float32[np.ndarray, " S"] | None = None,
-    fps: int = FPS,
-    *,
-    sample_rate: int = SAMPLE_RATE,
-    crf: int = 18,
-    preset: str = "veryfast",
-    threads: int = 1,
-) -> int:
-    """Write frames (RGB, uint8) and mono sound in [-1, 1] as an H.264 + AAC mp4; returns the number of frames.
-
-    Frames are taken one by one: memory does not grow with length. The sound starts with the first frame and is cut or
-    padded with silence to the length of the frames. The file appears under its name only when complete.
-    Raises ValueError without frames or when `fps` is not the clock's.
-    """
-    if fps != FPS:
-        raise ValueError(f"videos are written at {FPS} fps, got {fps}")
-    with atomic_path(Path(path)) as temporary:
-        # str(...) may hold "%" or a protocol-like prefix ("a:b.mp4"): an open file avoids both
-        with open(temporary, "wb") as file:
-            sink = VideoSink(
-                file,
-                crf=crf,
-                keyframe_interval=2 * FPS,
-                preset=preset,
-                b_frames=2,
-                pixel_format="yuv420p",
-                threads=threads,
-            )
-            try:
-                if audio is not None:
-                    sink.add_audio(sample_rate)
-                    audio = np.asarray(audio, np.float32).reshape(-1)
-                per_frame = sample_rate // FPS
-                for frame in frames:
-                    sink.write(frame)
-                    if audio is not None:
-                        due = audio[(sink.frames - 1) * per_frame : sink.frames * per_frame]
-                        sink.write_audio(np.pad(due, (0, per_frame - len(due))))
-                if sink.frames == 0:
-                    raise ValueError(f"no frames to write to {path}")
-                sink.close()
-            except BaseException:
-                sink.abort()
-                raise
-        return sink.frames
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from af.data.media import write_video
 from af.data.schema import other_role
 from af.data.shards import Index, ShardReader
+from af.data.video_writer import write_video
 from af.files import atomic_path
 from af.metrics import functional
 from af.metrics.evaluation import EvaluationClip
@@ -23,6 +23,7 @@ from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import frames_at_once, image_array, image_tensor
 from af.pipeline.faces import SIDES, FaceSource
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
+from af.pipeline.side_by_side import enlarged, side_by_side
 from af.types import Clip, FaceSpec
 
 FIELDS = frozenset({"audio", "motion", "audio_features"})
@@ -54,7 +55,8 @@ def evaluate_split(
     """Generate the avatar of every clip and read its face; returns what the metrics need.
 
     Results of single clips are kept in `out`/clips, so a stopped evaluation goes on. Where `faces` decodes frames, the
-    first `videos` clips are written as mp4: user | generated | true, with both voices. `advance` is called once a clip.
+    first `videos` clips are written as mp4: each side alone (`film_path`), and user | generated | true with both voices.
+    `advance` is called once a clip.
     """
     reader = ShardReader(index)
     count = len(index.samples) if limit is None else min(limit, len(index.samples))
@@ -98,8 +100,13 @@ def _finish(
     if video and faces.frames is not None:
         assert user.video is not None
         assert true.video is not None
-        side_by_side = np.concatenate([user.video, faces.frames, true.video], axis=2)
-        write_video(_video_path(out, clip.key), enlarged(side_by_side), _mixed(user.audio, true.audio), crf=14)
+        sides = {"user": user.video, "generated": faces.frames, "true": true.video}
+        voices = {"user": user.audio, "generated": true.audio, "true": true.audio}
+        for side, frames in sides.items():
+            write_video(film_path(out, clip.key, side), enlarged(frames), voices[side], crf=14)
+        large = len(enlarged(user.video[:1])[0])
+        rows = (side_by_side(dict(zip(sides, row, strict=True)), large) for row in zip(*sides.values(), strict=True))
+        write_video(_video_path(out, clip.key), rows, _mixed(user.audio, true.audio), crf=14)
     path = _result_path(out, clip.key)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **faces.tracks)  # type: ignore[arg-type]
@@ -138,15 +145,14 @@ def _video_path(out: Path, key: str) -> Path:
     return out / "videos" / f"{key}.mp4"
 
 
+def film_path(out: Path, key: str, side: str) -> Path:
+    """The video of one side ("user", "generated", "true") of a clip that `evaluate_split` filmed."""
+    return out / "videos" / key / f"{side}.mp4"
+
+
 def _mixed(*voices: np.ndarray | None) -> np.ndarray | None:
     present = [v for v in voices if v is not None]
     return np.clip(np.sum(present, axis=0), -1, 1).astype(np.float32) if present else None
-
-
-def enlarged(frames: UInt8[np.ndarray, "T Y X 3"], least: int = 192) -> UInt8[np.ndarray, "T Y2 X2 3"]:
-    """Small frames repeated to at least `least` rows, so that players do not blur them; an even number of pixels."""
-    factor = max(1, -(-least // frames.shape[1]))
-    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 @torch.inference_mode()

@@ -40,7 +40,8 @@ def test_a_conversation_gives_a_film_with_sound_in_step(generate, files, tmp_pat
     assert abs(int(correlation.argmax()) - (count - 1)) <= 16  # a millisecond
     pair = read_video(both)
     assert pair.shape[0] == 100
-    assert pair.shape[2] == 2 * pair.shape[1]
+    side = pair.shape[2] // 2
+    assert side == len(read_video(tmp_path / "out.mp4")[0]) < pair.shape[1]  # captions stand above the images
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,26 @@ def test_every_input_is_optional(generate, files, tmp_path, inputs, frames):
     given = [str(files / i) if "." in i and i != "0.5" else i for i in inputs]
     assert generate(*given) == 0
     assert len(read_video(tmp_path / "out.mp4")) == frames
+
+
+def test_the_ending_says_what_is_written(generate, files, tmp_path, capsys):
+    """A GIF is a GIF, with the same frames as the mp4; other endings are refused before any work."""
+    voice = ["--avatar-audio", str(files / "avatar.wav"), "--seconds", "0.4"]
+    assert generate(*voice, "--side-by-side", str(tmp_path / "both.GIF"), out="a.gif") == 0
+    assert "no sound" in capsys.readouterr().out
+    assert generate(*voice, out="a.mp4") == 0
+    assert (tmp_path / "a.gif").read_bytes()[:6] == (tmp_path / "both.GIF").read_bytes()[:6] == b"GIF89a"
+    gif, film = (read_video(tmp_path / f"a.{suffix}").astype(int) for suffix in ("gif", "mp4"))
+    assert gif.shape == film.shape
+    assert abs(gif - film).mean() < abs(gif - np.roll(film, 3, axis=2)).mean()
+    for wrong in ("b.webm", "b.mpeg4", "b"):
+        assert generate(*voice, out=wrong) != 0
+        assert f"{wrong}: " in (said := capsys.readouterr().err)
+        assert ".mp4 or .gif" in said
+    assert generate(*voice, "--side-by-side", str(tmp_path / "c.avi"), out="c.mp4") != 0
+    assert "--side-by-side" in capsys.readouterr().err
+    assert generate(*voice, "--side-by-side", str(tmp_path / "c.mp4"), out="c.mp4") != 0
+    assert {p.name for p in tmp_path.iterdir()} == {"a.gif", "both.GIF", "a.mp4"}
 
 
 def test_the_seed_decides(generate, files, tmp_path):

@@ -1,0 +1,282 @@
+"""Videos out, frame by frame, whole or not at all: H.264 in mp4 with sound, or an animated GIF, as the name says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from jaxtyping import Float32, UInt8
+
+from af.clock import FPS, SAMPLE_RATE
+from af.errors import UserError
+from af.files import atomic_path
+
+#: What a video may be called. A GIF has no sound and 256 colours a frame.
+VIDEO_SUFFIXES: Final = (".mp4", ".gif")
+
+
+def require_video_name(path: Path | str, option: str = "") -> Path:
+    """`path`, whose suffix says what to write. Raises UserError naming it (and `option`) unless in `VIDEO_SUFFIXES`."""
+    path = Path(path)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        said = f"{option} {path}".strip()
+        raise UserError(f"{said}: {ending}; videos are written as {' or '.join(VIDEO_SUFFIXES)} (a GIF has no sound)")
+    return path
+
+
+class _Sink(Protocol):
+    frames: int
+
+    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class VideoSink:
+    """Encodes RGB frames one by one to H.264 in mp4: constant 25 fps, BT.709 limited range, tagged so.
+
+    `pixel_format` None chooses full colour (yuv444p) below 256 pixels, where halved colour would blur lips and eyes,
+    and yuv420p above. Odd sizes under yuv420p are padded by repeating the last row or column.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes] | str,
+        *,
+        crf: int,
+        keyframe_interval: int,
+        preset: str,
+        b_frames: int,
+        pixel_format: str | None,
+        threads: int,
+    ) -> None:
+        self._container = av.open(file, "w", format="mp4")
+        self._options = {
+            "crf": str(crf),
+            "preset": preset,
+            "g": str(keyframe_interval),
+            "keyint_min": str(keyframe_interval),
+            "bf": str(b_frames),
+            "sc_threshold": "0",
+        }
+        self._pixel_format, self._threads = pixel_format, threads
+        self._reformatter = VideoReformatter()
+        self._video: Any = None
+        self._audio: Any = None
+        self._resampler: Any = None
+        self._size = (0, 0)
+        self._samples = 0
+        self.frames = 0
+
+    def add_audio(self, rate: int) -> None:
+        """Declare a mono AAC track. Must be called before the first frame."""
+        self._audio = self._container.add_stream("aac", rate=rate)
+        self._audio.bit_rate = 96_000 if rate <= 24_000 else 128_000
+        self._audio.layout = "mono"
+        self._audio.time_base = Fraction(1, rate)
+
+    def _open(self, height: int, width: int) -> None:
+        chosen = self._pixel_format or ("yuv444p" if min(height, width) < 256 else "yuv420p")
+        even = 2 if chosen == "yuv420p" else 1
+        self._size, self._pad = (height, width), (-height % even, -width % even)
+        video: Any = self._container.add_stream("libx264", rate=FPS)
+        video.height, video.width = height + self._pad[0], width + self._pad[1]
+        video.pix_fmt, video.options = chosen, self._options
+        context = video.codec_context
+        context.thread_count = self._threads
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+        self._video = video
+
+    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
+        """Append one frame. Raises ValueError when its size or type differs from the first one's."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"frames must be uint8 (Y, X, 3), got {frame.dtype} {frame.shape}")
+        if self._video is None:
+            self._open(*frame.shape[:2])
+        if frame.shape[:2] != self._size:
+            raise ValueError(f"frame {self.frames} is {frame.shape[:2]}, the first one was {self._size}")
+        if any(self._pad):
+            frame = np.pad(frame, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = self._reformatter.reformat(
+            picture,
+            format=self._video.pix_fmt,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
+        picture.pts, picture.time_base = self.frames, Fraction(1, FPS)
+        self._container.mux(self._video.encode(picture))
+        self.frames += 1
+
+    def write_audio(self, samples: Float32[np.ndarray, " S"]) -> None:
+        """Append sound in [-1, 1] at the declared rate."""
+        if len(samples) == 0:
+            return
+        block = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
+        )
+        block.sample_rate, block.pts, block.time_base = self._audio.rate, self._samples, Fraction(1, self._audio.rate)
+        self._samples += len(samples)
+        self._container.mux(self._audio.encode(block))
+
+    def close(self) -> None:
+        """Flush the encoders and finish the file."""
+        for stream in (self._video, self._audio):
+            if stream is not None:
+                self._container.mux(stream.encode(None))
+        self._container.close()
+
+    def abort(self) -> None:
+        """Release the file after an error; what was written is not a valid video."""
+        with contextlib.suppress(Exception):
+            self._container.close()
+
+
+class GifSink:
+    """Encodes RGB frames one by one to an endless animated GIF at 25 fps, each with a palette of its own 256 colours."""
+
+    def __init__(self, file: IO[bytes] | str) -> None:
+        self._container = av.open(file, "w", format="gif", options={"loop": "0"})
+        self._stream: Any = None
+        self._graph: Any = None
+        self.frames = 0
+
+    def _open(self, height: int, width: int) -> None:
+        self._stream = self._container.add_stream("gif", rate=FPS)
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "pal8"
+        graph = self._graph = av.filter.Graph()
+        source = graph.add_buffer(
+            width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, FPS)
+        )
+        split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=single")
+        use, sink = graph.add("paletteuse", "new=1:dither=bayer:bayer_scale=4"), graph.add("buffersink")
+        source.link_to(split)
+        split.link_to(use, 0, 0)
+        split.link_to(palette, 1, 0)
+        palette.link_to(use, 0, 1)
+        use.link_to(sink)
+        graph.configure()
+
+    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
+        """Append one frame; all have the size of the first one."""
+        if self._stream is None:
+            self._open(*frame.shape[:2])
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture.pts, picture.time_base = self.frames, Fraction(1, FPS)
+        self._graph.push(picture)
+        self.frames += 1
+        self._drain()
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                picture = self._graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Flush the filters and finish the file."""
+        if self._stream is not None:
+            self._graph.push(None)
+            self._drain()
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def abort(self) -> None:
+        """Release the file after an error; what was written is not a valid image."""
+        with contextlib.suppress(Exception):
+            self._container.close()
+
+
+class VideoWriter:
+    """A video being written: `write` frames (RGB, uint8) one by one. Made by `video_writer`."""
+
+    def __init__(self, sink: _Sink, audio: np.ndarray | None, sample_rate: int) -> None:
+        self._sink, self._audio, self._per_frame = sink, audio, sample_rate // FPS
+
+    @property
+    def frames(self) -> int:
+        """How many were written."""
+        return self._sink.frames
+
+    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
+        """Append a frame, and the sound that belongs to it."""
+        self._sink.write(frame)
+        if self._audio is not None and isinstance(self._sink, VideoSink):
+            due = self._audio[(self.frames - 1) * self._per_frame : self.frames * self._per_frame]
+            self._sink.write_audio(np.pad(due, (0, self._per_frame - len(due))))
+
+
+@contextlib.contextmanager
+def video_writer(
+    path: Path | str,
+    audio: Float32[np.ndarray, " S"] | None = None,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    crf: int = 18,
+    preset: str = "veryfast",
+    threads: int = 1,
+) -> Iterator[VideoWriter]:
+    """A `VideoWriter` for H.264 + AAC in mp4, or for a GIF (without sound), as the suffix says; mono sound in [-1, 1].
+
+    The sound starts with the first frame and is cut or padded with silence to the length of the frames. The file appears
+    under its name only when the block ends without an error. Raises UserError for other suffixes, ValueError without
+    frames.
+    """
+    path = require_video_name(path)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # str(...) may hold "%" or a protocol-like prefix ("a:b.mp4"): an open file avoids both
+        sink: VideoSink | GifSink
+        if path.suffix.lower() == ".gif":
+            sink = GifSink(file)
+        else:
+            sink = VideoSink(
+                file,
+                crf=crf,
+                keyframe_interval=2 * FPS,
+                preset=preset,
+                b_frames=2,
+                pixel_format="yuv420p",
+                threads=threads,
+            )
+            if audio is not None:
+                sink.add_audio(sample_rate)
+                audio = np.asarray(audio, np.float32).reshape(-1)
+        try:
+            yield VideoWriter(sink, audio, sample_rate)
+            if sink.frames == 0:
+                raise ValueError(f"no frames to write to {path}")
+            sink.close()
+        except BaseException:
+            sink.abort()
+            raise
+
+
+def write_video(
+    path: Path | str,
+    frames: Iterable[UInt8[np.ndarray, "Y X 3"]],
+    audio: Float32[np.ndarray, " S"] | None = None,
+    fps: int = FPS,
+    **options: Any,
+) -> int:
+    """Write frames and sound as `video_writer` does, which `options` are for; returns the number of frames.
+
+    Frames are taken one by one: memory does not grow with length. Raises ValueError when `fps` is not the clock's.
+    """
+    if fps != FPS:
+        raise ValueError(f"videos are written at {FPS} fps, got {fps}")
+    with video_writer(path, audio, **options) as writer:
+        for frame in frames:
+            writer.write(frame)
+        return writer.frames
