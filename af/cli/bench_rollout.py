@@ -24,7 +24,7 @@ from af.models.denoiser import MotionDenoiser
 from af.models.fast import for_inference
 from af.models.released import ReleasedSizes
 from af.nn.kv_cache import WindowLayout
-from af.nn.packed import PRECISIONS
+from af.nn.precision import PRECISIONS
 from af.training.bench import matmul_gflops
 from af.training.products import flops_of
 from af.types import Condition

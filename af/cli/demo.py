@@ -61,7 +61,7 @@ def stages(config: dict[str, Any]) -> list[Stage]:
         (
             "encode",
             "every frame becomes a motion latent, every sound a feature",
-            ["encode", "--data", data, "--autoencoder", str(vae / "export"), "--out", latents, "--bf16", *flags(config["encode"])],
+            ["encode", "--data", data, "--autoencoder", str(vae / "export"), "--out", latents, *flags(config["encode"])],
         ),
         (
             "denoiser",

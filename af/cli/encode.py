@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")
     parser.add_argument(
-        "--bf16", action="store_true", help="run the autoencoder in bfloat16: faster, latents within 1 %%"
+        "--precision",
+        default="fp32",
+        help="of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
     )
     parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         args.autoencoder,
         features,
         keep_video=not args.no_video,
-        bf16=args.bf16,
+        precision=args.precision,
         workers=args.workers,
         share=args.part,
     )

@@ -45,7 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(sampling)
     sampling.add_argument("--solver", default="euler", help="euler, or heun: two evaluations a step (default euler)")
     sampling.add_argument("--schedule", default="uniform", help="uniform, released or pyramid (default uniform)")
-    sampling.add_argument("--precision", help="fp32 or bf16: pack the denoiser's weights, faster on CPU")
+    sampling.add_argument(
+        "--precision", help="fp32, bf16 or auto (what is fast here): pack the denoiser's weights, faster on CPU"
+    )
     sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default 0)")
 
 
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from af.data.media import fit_audio, probe, read_audio
     from af.data.parts import progress_bar
     from af.data.video_writer import require_video_name, video_writer
+    from af.nn.precision import choose
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces
     from af.pipeline.side_by_side import enlarged, side_by_side
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         if args.side_by_side.absolute() == args.out.absolute():
             raise UserError(f"--side-by-side {args.side_by_side} is --out, too; give each a file of its own")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.precision is not None:
+        print(f"precision: {choose(args.precision, device)}")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device, args.precision)
     size = avatar.autoencoder.image_size
     voice = None if args.avatar_audio is None else read_audio(args.avatar_audio)

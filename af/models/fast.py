@@ -7,7 +7,8 @@ import copy
 from torch import nn
 
 from af.models.denoiser import MotionDenoiser
-from af.nn.packed import PackedLinear, precision_dtype
+from af.nn.packed import PackedLinear
+from af.nn.precision import choose
 from af.nn.transformer import ForcingBlock
 
 
@@ -15,10 +16,10 @@ def for_inference(denoiser: MotionDenoiser, precision: str = "fp32") -> MotionDe
     """A copy of `denoiser` to roll out with: no gradients, weights of the blocks packed (`af.nn.packed`).
 
     `precision` "fp32" changes rounding only; "bf16" multiplies in bf16, with norms, softmax, residual stream, flow time
-    and condition encoder in fp32. The copy shares the weights that stay as they are with the original.
-    UserError for another precision.
+    and condition encoder in fp32; "auto" is the one that the weights' device is fast in (`af.nn.precision`). The copy
+    shares the weights that stay as they are with the original. UserError for another precision.
     """
-    dtype = precision_dtype(precision)
+    dtype = choose(precision, denoiser.input.weight.device).dtype
     shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in denoiser.parameters()}
     fast = copy.deepcopy(denoiser, shared)
     for block in fast.blocks:

@@ -2,20 +2,17 @@
 
 An ordinary linear layer brings its weights into that layout in every call, which for a few dozen rows costs as much as
 the product itself. On other devices, and where oneDNN is missing, these layers compute the same without the layout.
+Processors that cannot multiply in bf16 multiply numbers rounded to bf16 in fp32, which gives the same at fp32's speed.
 """
 
 from __future__ import annotations
-
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from af.errors import UserError
-
-PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from af.nn.precision import packs_bf16
 
 
 class PackedLinear(nn.Module):
@@ -27,15 +24,20 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, gelu: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.gelu = linear.in_features, linear.out_features, gelu
-        weight = linear.weight.detach().to(dtype)
-        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.dtype = dtype
+        on_cpu = linear.weight.device.type == "cpu"
+        product = torch.float32 if on_cpu and dtype == torch.bfloat16 and not packs_bf16() else dtype
+        weight = linear.weight.detach().to(dtype).to(product)
+        self.packed = on_cpu and torch.backends.mkldnn.is_available()
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype).to(product)
         # kept out of the state: nothing but this machine can read it
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
 
     def forward(self, x: Float[Tensor, "*rest C"]) -> Float[Tensor, "*rest D"]:
         """x Wᵀ + b, and its GELU if asked for."""
-        x = x.to(self.weight.dtype)
+        return self._product(x.to(self.dtype).to(self.weight.dtype)).to(self.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.packed:
             kind, how = ("gelu", "tanh") if self.gelu else ("none", "")
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], how)
@@ -44,10 +46,3 @@ class PackedLinear(nn.Module):
 
     def __deepcopy__(self, memo: dict) -> PackedLinear:
         return self  # never written to; its layout cannot be copied
-
-
-def precision_dtype(precision: str) -> torch.dtype:
-    """The dtype called `precision`; UserError naming what is allowed otherwise."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: {precision!r}; allowed: {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]

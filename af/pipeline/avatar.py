@@ -38,7 +38,7 @@ class Avatar:
     def load(
         cls, autoencoder: Path, denoiser: Path, device: torch.device | str = "cpu", precision: str | None = None
     ) -> Avatar:
-        """Read two model folders. `precision` "fp32" or "bf16" packs the denoiser's weights (`af.models.fast`).
+        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser's weights (`af.models.fast`).
 
         Raises UserError when the folders were not made for each other.
         """

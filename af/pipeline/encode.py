@@ -26,6 +26,7 @@ from af.models.artifact import Artifact, build, load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
 from af.models.speech import SpeechFeatures
+from af.nn.precision import choose
 from af.specs import require_spec
 from af.types import FeatureSpec, MotionSpec
 
@@ -43,7 +44,7 @@ def encode(
     features: Mapping[str, Any],
     *,
     keep_video: bool = True,
-    bf16: bool = False,
+    precision: str = "fp32",
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
@@ -51,10 +52,15 @@ def encode(
 
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
     With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist,
-    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `bf16` runs the autoencoder in half precision (latents within about 1 %). The statistics of the training motions are written beside the splits.
+    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `precision` "bf16"
+    runs the autoencoder in half precision (latents within about 1 %), "auto" does where that is fast
+    (`af.nn.precision`). The statistics of the training motions are written beside the splits.
     Raises UserError when `out` was made with other settings or holds other shards, and before anything is written when
     the shards have no video of the autoencoder's size.
     """
+    chosen = choose(precision, _device())
+    if precision != "fp32":
+        print(f"precision: {chosen}")
     model, artifact = load_as(autoencoder, MotionAutoencoder)
     indices = [Index.load(folder) for folder in split_folders(source)]
     for index in indices:
@@ -64,10 +70,10 @@ def encode(
         "autoencoder": artifact.digest,
         "features": dict(features),
         "keep_video": keep_video,
-        "bf16": bf16,
+        "bf16": chosen.name == "bf16",
     }
     claim_output(out / SETTINGS_NAME, settings)
-    given = (str(autoencoder), json.dumps(features), keep_video, bf16)
+    given = (str(autoencoder), json.dumps(features), keep_video, chosen.name)
     parts = [
         Part(out / index.split / shard.name, (str(index.folder), number, *given), shard.sha256)
         for index in indices
@@ -89,7 +95,7 @@ def training_statistics(indices: Sequence[Index], out: Path, directions: Float[t
 
 
 def encode_shard(
-    path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, bf16: bool
+    path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, precision: str
 ) -> int:
     """Write one encoded shard; returns its number of samples. Runs in worker processes, which keep their models."""
     model, motion_spec, extractor = _models(autoencoder, features)
@@ -113,7 +119,7 @@ def encode_shard(
                 assert person.audio is not None
                 if reader.has(i, f"{role}.face.npy"):
                     members[f"{role}.face.npy"] = reader.read_rows(i, f"{role}.face.npy", 0, entry.frames)
-                with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+                with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=precision == "bf16"):
                     members[f"{role}.motion.npy"] = video_motion(model, person.video)
                 members[f"{role}.audio.npy"] = extractor(torch.from_numpy(person.audio)).half().numpy()
             meta = replace(
@@ -210,8 +216,11 @@ def require_specs(index: Index, artifact: Artifact) -> None:
 @lru_cache(maxsize=1)
 def _models(autoencoder: str, features: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
     model, artifact = load_as(autoencoder, MotionAutoencoder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features))
+    return model.to(_device()), motion_spec_of(model, artifact.digest), build(json.loads(features))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def require_videos(index: Index, model: MotionAutoencoder) -> None:

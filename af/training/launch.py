@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from af.errors import UserError
 from af.files import write_json
+from af.nn.precision import choose
 from af.training.callbacks import ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ranks import find_ranks
@@ -32,6 +33,10 @@ from af.training.signals import LeaveAtOnce
 from af.training.switches import switch
 from af.training.throughput import Throughput
 
+#: Lightning's precisions that the stages are made for, by the names that it takes for them.
+PRECISIONS: Final = {"auto": "auto", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"} | {
+    name: name for name in ("32-true", "64-true", "16-mixed", "bf16-mixed")
+}
 #: Keys that say how a run is carried out and not what comes out of it: they may change when it goes on.
 FREE: Final = (
     "run",
@@ -63,6 +68,7 @@ def fit(
     keep_best: Mapping[str, Any] | None = None,
     activation_checkpointing: bool = False,
     compile: bool | str = False,
+    precision: str | int = "32-true",
     **trainer_options: Any,
 ) -> Trainer:
     """Train until `max_steps`; a folder with a checkpoint is continued. The switches are for the module's `part`.
@@ -72,8 +78,11 @@ def fit(
     folder = Path(folder)
     _quiet()
     ranks = find_ranks()
+    lightning_precision, why = trainer_precision(precision, str(trainer_options.get("accelerator", "auto")))
     if ranks.rank == 0:
-        _claim(folder, config, command)
+        _claim(folder, config, command, lightning_precision)
+        if why:
+            print(f"precision: {lightning_precision} ({why})", flush=True)
     checkpoints = folder / "checkpoints"
     switch(getattr(module, config["part"]), activation_checkpointing=activation_checkpointing, compiled=compile)
     clocks = [callback.data for callback in callbacks if isinstance(callback, Throughput)]
@@ -92,6 +101,7 @@ def fit(
         use_distributed_sampler=False,  # the plan already says who reads what
         enable_progress_bar=False,
         enable_model_summary=False,
+        precision=lightning_precision,  # type: ignore[arg-type]
         check_val_every_n_epoch=None,
         **trainer_options,
     )
@@ -108,6 +118,24 @@ def fit(
     if ranks.rank == 0:
         write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": time.monotonic() - start})
     return trainer
+
+
+def trainer_precision(wanted: str | int, accelerator: str) -> tuple[str, str]:
+    """Lightning's name for a precision, and where it is worth a line, the reason: `auto` takes bf16-mixed where the
+    accelerator is fast in it and 32-true elsewhere, and bf16-mixed that was asked for may be slow. UserError for others.
+    """
+    if str(wanted) not in PRECISIONS:
+        raise UserError(f"trainer.precision: {wanted!r}; allowed: auto, 32-true, bf16-mixed, 16-mixed, 64-true")
+    name = PRECISIONS[str(wanted)]
+    if name not in ("auto", "bf16-mixed"):
+        return name, ""
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = "cuda" if accelerator == "gpu" else accelerator
+    chosen = choose("auto" if name == "auto" else "bf16", device)
+    if name == "auto":
+        return {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen.name], chosen.reason
+    return name, chosen.reason if "slow" in chosen.reason else ""
 
 
 def _quiet() -> None:
@@ -142,7 +170,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> None:
+def _claim(folder: Path, config: Mapping[str, Any], command: Sequence[str], precision: str) -> None:
     known = _read_json(folder / "config.json")
     if known is not None and (different := changed(known, config)):
         raise UserError(
@@ -150,7 +178,7 @@ def _claim(folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> N
             "choose another run=FOLDER, or delete that one"
         )
     write_json(folder / "config.json", _plain(config))
-    write_json(folder / "environment.json", environment(command))
+    write_json(folder / "environment.json", {**environment(command), "precision": precision})
 
 
 def _plain(config: Mapping[str, Any]) -> Any:

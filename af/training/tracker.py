@@ -18,6 +18,7 @@ from af.data.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES, FACE_SPEC
 from af.data.synth.render import render
 from af.data.synth.session import simulate
 from af.models.tracker import IMAGE_SIZE, FaceTracker
+from af.nn.precision import choose
 
 _FRAMES_A_PERSON = 32
 _BUFFER = 16_384  # rendered frames kept and drawn from; a person's worth is replaced each step
@@ -117,7 +118,7 @@ def train_tracker(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / (0.05 * steps + 1)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
     )
-    fast_bfloat16 = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    dtype = choose("auto").dtype
     pictures = torch.empty((_BUFFER, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
     faces = torch.empty((_BUFFER, len(FACE_NAMES)))
     place = held = 0
@@ -130,7 +131,7 @@ def train_tracker(
             place = here.stop % _BUFFER
             held = min(held + _FRAMES_A_PERSON, _BUFFER)
         chosen = torch.from_numpy(rng.integers(held, size=_BATCH))
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             predicted = model(_from_bytes(pictures[chosen]).contiguous(memory_format=torch.channels_last))
         loss = tracking_loss(predicted, faces[chosen])
         optimizer.zero_grad(set_to_none=True)

@@ -139,3 +139,20 @@ def test_what_cannot_be_encoded_is_refused_before_the_folder_is_taken(
         with pytest.raises(UserError, match=message):
             encode(source, tmp_path / "out", model, FEATURES)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_auto_encodes_in_what_the_processor_is_fast_in(dyads, autoencoder_folder, tmp_path, monkeypatch, capsys, fast):
+    monkeypatch.setattr("af.nn.precision._fast_bf16", lambda device: (fast, "as the test says"))
+    encode(dyads, tmp_path / "auto", autoencoder_folder, FEATURES, precision="auto")
+    name = "bf16" if fast else "fp32"
+    assert f"precision: {name} (auto: as the test says)" in capsys.readouterr().out
+    encode(dyads, tmp_path / name, autoencoder_folder, FEATURES, precision=name)
+    assert motion(tmp_path / "auto") == motion(tmp_path / name)
+    encode(dyads, tmp_path / "exact", autoencoder_folder, FEATURES)
+    assert (motion(tmp_path / "auto") == motion(tmp_path / "exact")) == (not fast)
+    assert json.loads((tmp_path / "auto" / "encoding.json").read_text())["bf16"] == fast
+
+
+def motion(folder) -> bytes:
+    return ShardReader(folder / "test").read_bytes(0, "a.motion.npy")

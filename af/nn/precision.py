@@ -1,0 +1,92 @@
+"""In which precision networks compute: the one place where `auto` is decided, and where bf16 is kept out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from af.errors import UserError
+
+PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
+#: What `ONEDNN_MAX_CPU_ISA` may ask for that has no products in bf16.
+_WITHOUT_BF16: Final = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A decision: `fp32` or `bf16`, and why."""
+
+    name: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are made in."""
+        return PRECISIONS[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def choose(wanted: str, device: torch.device | str = "cpu") -> Precision:
+    """The precision called `wanted`; for `auto` bf16 where `device` multiplies in it, otherwise fp32.
+
+    Emulated, a product in bf16 takes ten to a hundred times as long as in fp32. UserError for another name.
+    """
+    if wanted not in ("auto", *PRECISIONS):
+        raise UserError(f"precision: {wanted!r}; allowed: auto, {', '.join(PRECISIONS)}")
+    fast, why = _fast_bf16(torch.device(device))
+    if wanted == "auto":
+        return Precision("bf16" if fast else "fp32", f"auto: {why}")
+    slow = "" if fast or wanted == "fp32" else f", but slow: {why}; auto takes fp32"
+    return Precision(wanted, f"as asked{slow}")
+
+
+def packs_bf16() -> bool:
+    """Whether oneDNN can lay out bf16 weights on this processor (AVX-512 at least, and not switched off)."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _fast_bf16(device: torch.device) -> tuple[bool, str]:
+    """Whether bf16 is the faster precision of the device, and the fact that says so."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return fast, f"this GPU {'multiplies' if fast else 'does not multiply'} in bf16"
+    if device.type != "cpu":
+        return False, f"bf16 is not known to be fast on {device.type}"
+    has = {
+        "AMX": getattr(torch.cpu, "_is_amx_tile_supported", bool)(),
+        "AVX512-BF16": getattr(torch.cpu, "_is_avx512_bf16_supported", bool)(),
+    }
+    name = next((name for name, there in has.items() if there), None)
+    if name is None:
+        return False, "this processor has neither AVX512-BF16 nor AMX"
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if os.environ.get(variable, "").upper() in _WITHOUT_BF16:
+            return False, f"{variable}={os.environ[variable]} switches {name} off"
+    if not packs_bf16():
+        return False, f"this build of torch does not use {name}"
+    return True, f"this processor has {name}"
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the precision of their operands: no autocast to half precision, no TF32.
+
+    For what half precision would spoil: coordinates of motion, differences of nearly equal errors.
+    """
+    before = torch.get_float32_matmul_precision()
+    with torch.autocast(device.type, enabled=False):
+        if before == "highest":  # nothing to switch, and so nothing that other threads could see
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
