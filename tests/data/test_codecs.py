@@ -18,7 +18,7 @@ from toy_videos import make_video
 from af.clock import FPS, SAMPLE_RATE
 from af.data import codecs
 from af.data.codecs import CodecError, MediaError
-from af.data.media import _at_constant_rate
+from af.data.video import _at_constant_rate
 from af.errors import UserError
 
 
@@ -356,7 +356,7 @@ def test_bad_files_say_which_and_why(tmp_path):
         ("text.mp4", codecs.read_video, "not_media"),
         ("cut.mp4", codecs.read_video, "not_media"),
         ("cut.mkv", codecs.read_video, "truncated"),
-        ("cut_fast.mp4", codecs.read_video, "damaged"),
+        ("cut_fast.mp4", codecs.read_video, "truncated"),
         ("cut_fast.mp4", codecs.read_audio, "truncated"),
         ("sound.wav", codecs.read_video, "no_video"),
         ("mute.mp4", codecs.read_audio, "no_audio"),

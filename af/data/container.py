@@ -1,0 +1,136 @@
+"""Opening media files: what a file says about itself, which of its streams count, and how each failure is named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import av
+from av.stream import Disposition
+
+from af.data.notes import Notes
+from af.errors import UserError
+
+#: Pictures that never are "the video" of a file: covers, previews, tiles of a larger picture.
+_NOT_VIDEO: Final = (
+    Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+)
+#: Tracks that are offered beside the main one.
+_ASIDE: Final = (
+    Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.descriptions
+)
+#: ISO media brands of still pictures (HEIF, AVIF); their sequences ("msf1", "avis") are videos.
+_STILL_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
+
+
+class MediaError(UserError):
+    """A media file cannot be used: `reason` is a short word for counting, the text names file and reason."""
+
+    def __init__(self, path: Path | str, reason: str, text: str) -> None:
+        super().__init__(f"{path}: {text}")
+        self.path, self.reason, self.text = str(path), reason, text
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel from worker processes
+        return (type(self), (self.path, self.reason, self.text))
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file says about itself. Durations in seconds (None: not told); sizes in pixels as coded."""
+
+    width: int
+    height: int
+    rate: float | None
+    video_s: float | None
+    audio_s: float | None
+    has_audio: bool
+
+
+@contextlib.contextmanager
+def opened(path: Path | str) -> Iterator[Any]:
+    """An input container; every failure to read it is a `MediaError` naming the file."""
+    path = Path(path)
+    if not path.exists():
+        raise MediaError(path, "missing", "no such file")
+    if path.is_dir():
+        raise MediaError(path, "not_media", "is a folder, not a video or sound file")
+    if path.stat().st_size == 0:
+        raise MediaError(path, "empty", "the file is empty (0 bytes)")
+    try:
+        # "file:" keeps names with ":" or "%" from being read as protocols or patterns
+        container = av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace")
+    except av.error.PermissionError as error:
+        raise MediaError(path, "unreadable", f"cannot be read ({error.strerror})") from error
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        text = getattr(error, "strerror", error)
+        raise MediaError(path, "not_media", f"not a video or sound file, or cut off ({text})") from error
+    with container:
+        try:
+            yield container
+        except av.error.FFmpegError as error:
+            raise MediaError(path, "damaged", f"damaged or cut off: decoding failed ({error.strerror})") from error
+
+
+def start_s(container: Any) -> Fraction:
+    """Time stamp of the file's earliest stream, in seconds: what all times are counted from."""
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def stream_s(container: Any, stream: Any) -> float | None:
+    """How long the file says that a stream lasts, in seconds."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def damaged_packet(error: av.error.FFmpegError) -> bool:
+    """Whether one packet could not be decoded: the ones after it may still be."""
+    return isinstance(error, av.error.InvalidDataError)
+
+
+def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
+    """The video stream that counts: the default one, else the largest; never a cover. Raises `MediaError`."""
+    brand = str(container.metadata.get("major_brand", "")).strip()
+    names = container.format.name.split(",")
+    if brand in _STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
+        raise MediaError(path, "still", "is a still picture, not a video")
+    moving = [s for s in container.streams.video if not s.disposition & _NOT_VIDEO]
+    if not moving:
+        cover = " but a cover or a still picture" if container.streams.video else ""
+        raise MediaError(path, "no_video", f"has no video stream{cover}")
+    first, *others = sorted(
+        ranked(moving), key=lambda s: (not _preferred(s), -s.codec_context.width * s.codec_context.height)
+    )
+    if others:
+        sizes = ", ".join(f"{s.codec_context.width}x{s.codec_context.height}" for s in others)
+        notes.add("tracks", f"{path}: {1 + len(others)} video tracks: number {first.index} is taken, not {sizes}")
+    return first
+
+
+def ranked(streams: Sequence[Any]) -> list[Any]:
+    """Streams of one kind, those that a player would take first: the default ones, in the file's order."""
+    return sorted(streams, key=lambda s: not _preferred(s))
+
+
+def _preferred(stream: Any) -> bool:
+    return bool(stream.disposition & Disposition.default) and not stream.disposition & _ASIDE
+
+
+def probe(path: Path | str) -> MediaInfo:
+    """Sizes, rate and durations as the file declares them. Raises `MediaError` for anything that is not a video."""
+    with opened(path) as container:
+        stream, sound = main_video(path, container, Notes()), ranked(container.streams.audio)
+        context = stream.codec_context
+        return MediaInfo(
+            width=context.width,
+            height=context.height,
+            rate=float(stream.average_rate) if stream.average_rate else None,
+            video_s=stream_s(container, stream),
+            audio_s=stream_s(container, sound[0]) if sound else None,
+            has_audio=bool(sound),
+        )

@@ -1,0 +1,344 @@
+"""Any sound as 16 kHz mono: which track, which channels, at which level, and what is wrong with it.
+
+A track is heard twice: once to measure its channels, once to mix them. Memory holds the mix alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import numpy as np
+import soxr
+from jaxtyping import Float32, Float64
+
+from af.clock import SAMPLE_RATE, frames_to_samples, samples_to_seconds, seconds_to_samples
+from af.data.container import MediaError, damaged_packet, opened, ranked, start_s, stream_s
+from af.data.notes import Notes
+
+#: Sound that starts later than the clock says by more than this gets silence before it (dropped packets).
+_GAP_S: Final = 0.04
+#: Shares of the channels in one, where there is a centre: ITU-R BS.775's, the centre (where speech is) at full level.
+_SHARES: Final = {"FC": 1.0, "FL": 0.5**0.5, "FR": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
+_SURROUND_SHARE: Final = 0.5
+#: A channel this much weaker in energy than the strongest carries no sound (30 dB).
+_CARRIES: Final = 1e-3
+#: A mix with less than this share of its channels' energy has cancelled itself.
+_CANCELS: Final = 0.1
+#: Below this level (RMS, full scale = 1) the loudest second counts as silence: -50 dB.
+_SILENT: Final = 10 ** (-50 / 20)
+#: Floating-point samples above this are not loud but whole numbers: 16, 24 or 32 bits without their scale.
+_LOUD: Final = 32.0
+_MOST_CHANNELS: Final = 64  # swresample's limit
+
+#: What tells stretches of one track apart that are mixed alike: the names of its channels ("NONE": not said).
+Layout = tuple[str, ...]
+
+
+@dataclass
+class _Block:
+    time: Fraction | None  # seconds from the start of the file
+    rate: int
+    layout: Layout
+    samples: Float32[np.ndarray, "S C"]
+
+
+@dataclass
+class _Channels:
+    """Measures of the channels of one layout; what is not a number counts as silence."""
+
+    products: Float64[np.ndarray, "C C"]
+    peaks: Float64[np.ndarray, " C"]
+    samples: int = 0
+    at_full_scale: int = 0
+
+    def add(self, samples: Float32[np.ndarray, "S C"]) -> None:
+        """Measure more of it."""
+        exact = samples.astype(np.float64)
+        self.products += exact.T @ exact
+        loud = np.abs(exact)
+        self.peaks = np.maximum(self.peaks, loud.max(0, initial=0.0))
+        self.samples += len(samples)
+        self.at_full_scale += int((loud.max(1, initial=0.0) >= 0.999).sum())
+
+
+@dataclass
+class _Heard:
+    """What the first hearing of a track tells."""
+
+    channels: dict[Layout, _Channels] = field(default_factory=dict)
+    rates: dict[int, Fraction | None] = field(default_factory=dict)  # rate -> when it is first heard
+    not_finite: int = 0
+    damaged: int = 0
+
+    @property
+    def samples(self) -> int:
+        return sum(c.samples for c in self.channels.values())
+
+    @property
+    def peak(self) -> float:
+        return max((float(c.peaks.max()) for c in self.channels.values()), default=0.0)
+
+    @property
+    def rms(self) -> float:
+        """Of the strongest channel."""
+        energy = max((float(np.diag(c.products).max()) for c in self.channels.values()), default=0.0)
+        return float(np.sqrt(energy / max(1, self.samples)))
+
+
+def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Iterator[_Block]:
+    """The decoded sound of track `number`, in float; damaged packets are left out, and counted in `heard`."""
+    with opened(path) as container:
+        stream, start = container.streams.audio[number], start_s(container)
+        described, resampler, follows = None, None, None
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except av.error.FFmpegError as error:
+                if not damaged_packet(error):
+                    raise
+                if heard is not None:
+                    heard.damaged += 1
+                continue
+            for raw in decoded:
+                layout = tuple(channel.name for channel in raw.layout.channels)
+                if len(layout) > _MOST_CHANNELS:
+                    text = f"has {len(layout)} sound channels; at most {_MOST_CHANNELS} can be read: give a mix of them"
+                    raise MediaError(path, "channels", text)
+                if described != (described := (raw.format.name, layout, raw.sample_rate)):
+                    # packed: more than seven planes of samples end the process in PyAV
+                    resampler = av.AudioResampler(format="flt", layout=raw.layout, rate=raw.sample_rate)
+                time = None if raw.pts is None or raw.pts == follows else raw.pts * raw.time_base - start
+                follows = _assumed_next(packet, raw)
+                assert resampler is not None
+                for block in resampler.resample(raw):
+                    yield _Block(time, raw.sample_rate, layout, block.to_ndarray().reshape(-1, len(layout)))
+                    time = None
+
+
+def _assumed_next(packet: Any, raw: Any) -> int | None:
+    """The time stamp that a demuxer makes up for the next packet when it takes this one for longer or shorter than it is
+    (it does so after a change of the rate); None while it is right about the length.
+    """
+    if raw.pts is None or not packet.duration:
+        return None
+    lasts = Fraction(raw.samples, raw.sample_rate) / packet.time_base
+    return None if abs(packet.duration - lasts) <= lasts / 10 else raw.pts + packet.duration
+
+
+def _finite(samples: Float32[np.ndarray, "S C"]) -> Float32[np.ndarray, "S C"]:
+    return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _hear(path: Path | str, number: int) -> _Heard:
+    heard = _Heard()
+    for block in _blocks(path, number, heard):
+        heard.not_finite += int((~np.isfinite(block.samples).all(1)).sum())
+        heard.rates.setdefault(block.rate, block.time)
+        count = len(block.layout)
+        measured = heard.channels.setdefault(block.layout, _Channels(np.zeros((count, count)), np.zeros(count)))
+        measured.add(_finite(block.samples))
+    return heard
+
+
+def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float64[np.ndarray, " C"], str]:
+    """Shares of the channels in a mono mix, and what is unusual about them ("" if nothing).
+
+    `products`: sums over time of products of two channels. Channels without sound have no share; with a centre, the
+    shares are `_SHARES`, without one the rest is averaged; channels that would cancel each other are turned around.
+    """
+    names, energy = np.array(layout), np.diag(products)
+    carries = (energy >= _CARRIES * energy.max()) & ~np.char.startswith(names, "LFE")
+    if not energy.any() or not carries.any():
+        return np.full(len(layout), 1 / len(layout)), ""
+    said = []
+    if (carries & (names == "FC")).any():
+        shares = carries * np.array([_SHARES.get(name, _SURROUND_SHARE) for name in layout])
+    else:
+        shares = carries / carries.sum()
+    if len(layout) > 1 and not carries.all():
+        said.append(f"sound in {_named(layout, carries)} of {len(layout)} channels")
+    elif len(layout) > 2:
+        said.append(f"{len(layout)} channels mixed")
+    if shares @ products @ shares < _CANCELS * (shares**2 @ energy):
+        strongest = int(np.argmax(energy * carries))
+        likeness = products[strongest] / np.sqrt(np.maximum(energy * energy[strongest], 1e-30))
+        turned = carries & (likeness < -0.5)
+        shares = np.where(turned, -shares, shares)
+        said.append(f"{_named(layout, turned)} is the opposite of another channel and was turned around")
+    return shares, "; ".join(said)
+
+
+def _named(layout: Layout, chosen: np.ndarray) -> str:
+    words = {"FL": "left", "FR": "right", "FC": "centre"}
+    return ", ".join(words.get(n, f"number {i + 1}") for i, n in enumerate(layout) if chosen[i])
+
+
+def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
+    """The default track, unless it is silent and another is not."""
+    with opened(path) as container:
+        tracks = container.streams.audio
+        numbers = [tracks.index(stream) for stream in ranked(tracks)]
+    if not numbers:
+        raise MediaError(path, "no_audio", "has no sound")
+    first, heard = numbers[0], _hear(path, numbers[0])
+    chosen, best, why = first, heard, "the default one" if numbers != sorted(numbers) else "the first"
+    for number in numbers[1:]:
+        if best.rms > 0.1 * _SILENT:
+            break
+        other = _hear(path, number)
+        if other.rms > 0.1 * _SILENT:
+            chosen, best, why = number, other, f"the first that is not silent (number {first + 1} is)"
+    if len(numbers) > 1:
+        notes.add("tracks", f"{path}: {len(numbers)} sound tracks: number {chosen + 1} is taken, {why}")
+    return chosen, best
+
+
+def _scale(path: Path | str, peak: float, notes: Notes) -> float:
+    """What makes samples up to `peak` ones of at most 1."""
+    if peak <= 1:
+        return 1.0
+    if peak <= _LOUD:
+        if peak > 2:
+            notes.add("level", f"{path}: {20 * np.log10(peak):.0f} dB over full scale: made quieter")
+        return 1 / peak
+    for bits in (16, 24, 32):
+        if peak <= 2.0 ** (bits - 1):
+            notes.add("level", f"{path}: floating-point samples up to {peak:.0f}: taken for {bits} bits and scaled")
+            return 2.0 ** (1 - bits)
+    raise MediaError(path, "bad_level", f"floating-point samples up to {peak:.3g}; write it with samples in [-1, 1]")
+
+
+def _says_s(path: Path | str, container: Any, stream: Any) -> float | None:
+    """Declared duration in seconds; a WAV's own size of its data counts, which libraries quietly cut to the file's."""
+    declared = stream_s(container, stream)
+    context = stream.codec_context
+    size = _wav_data_bytes(path) if container.format.name == "wav" and context.name.startswith("pcm_") else None
+    return max(declared or 0.0, 8 * size / context.bit_rate) if size and context.bit_rate else declared
+
+
+def _wav_data_bytes(path: Path | str) -> int | None:
+    """Bytes of sound that the header of a RIFF WAV announces; None when it leaves them open (written to a pipe)."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return None
+        while len(chunk := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", chunk)
+            if name == b"data":
+                return size if 0 < size < 0x7FFF0000 else None
+            file.seek(size + size % 2, 1)
+    return None
+
+
+def read_audio(
+    path: Path | str, *, channel: int | None = None, notes: Notes | None = None
+) -> Float32[np.ndarray, " S"]:
+    """The sound of a file as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
+
+    Of several tracks the default one, or the one that is not silent. Channels are mixed by `mixing`, or `channel` (0
+    left, 1 right) is taken alone. Gaps in the time stamps become silence; other rates or channels from some time on are
+    followed. `notes` gets what is noteworthy but usable. Raises `MediaError` for unreadable and cut off files, files
+    without sound, and samples that are no numbers or far beyond full scale.
+    """
+    notes = Notes() if notes is None else notes
+    number, heard = _choose(path, notes)
+    if not heard.samples:
+        raise MediaError(path, "no_audio", "its sound track holds no samples")
+    if 2 * heard.not_finite > heard.samples:
+        text = f"{heard.not_finite} of {heard.samples} samples are not numbers (NaN or infinity)"
+        raise MediaError(path, "not_finite", text)
+    shares: dict[Layout, np.ndarray] = {}
+    for layout, measured in heard.channels.items():
+        if channel is None:
+            shares[layout], said = mixing(layout, measured.products)
+            if said:
+                notes.add("channels", f"{path}: {said}")
+        elif channel >= len(layout):
+            raise MediaError(path, "no_audio", f"has {len(layout)} sound channel, not {channel + 1}")
+        else:
+            shares[layout] = np.eye(len(layout))[channel]
+    loudest = max(float((m.peaks * (shares[n] != 0)).max()) for n, m in heard.channels.items())
+    scale = _scale(path, loudest, notes)
+    out, missing_s = _mixed(path, number, {n: (s * scale).astype(np.float32) for n, s in shares.items()})
+    with opened(path) as container:
+        declared = _says_s(path, container, container.streams.audio[number])
+    if declared is not None and seconds_to_samples(declared) - len(out) > SAMPLE_RATE // 2:
+        text = f"cut off: says {declared:.2f} s but the sound ends at {samples_to_seconds(len(out)):.2f} s"
+        raise MediaError(path, "truncated", text)
+    _note_faults(path, heard, missing_s, notes)
+    top = float(np.abs(out).max(initial=0.0))
+    if top > 1:  # louder together than each alone
+        out /= top
+    _note_level(path, out, notes)
+    return out
+
+
+def _mixed(path: Path | str, number: int, shares: dict[Layout, np.ndarray]) -> tuple[np.ndarray, float]:
+    """(the mix at 16 kHz, seconds that are missing within it)."""
+    pieces: list[np.ndarray] = []
+    rate, resampler = 0, None
+    position, missing = Fraction(0), Fraction(0)  # seconds
+
+    def append(block: np.ndarray) -> None:
+        nonlocal position
+        position += Fraction(len(block), rate)
+        pieces.append(block if resampler is None else resampler.resample_chunk(np.ascontiguousarray(block)))
+
+    def end() -> None:
+        if resampler is not None:
+            pieces.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+    for block in _blocks(path, number):
+        if block.rate != rate:
+            end()
+            rate = block.rate
+            resampler = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        mono = _finite(block.samples) @ shares[block.layout]
+        if block.time is not None:
+            shift = round((block.time - position) * rate)
+            if shift > _GAP_S * rate or (position == 0 and shift > 0):
+                missing += Fraction(shift, rate) if position else 0
+                append(np.zeros(shift, np.float32))
+            elif shift < -_GAP_S * rate or (position == 0 and shift < 0):
+                mono = mono[-shift:]
+        append(mono)
+    end()
+    return np.concatenate(pieces), float(missing)
+
+
+def _note_faults(path: Path | str, heard: _Heard, missing_s: float, notes: Notes) -> None:
+    if len(heard.rates) > 1:
+        seen = ", ".join(f"{rate} Hz from {float(time or 0):.2f} s" for rate, time in heard.rates.items())
+        notes.add("rate", f"{path}: the sound's rate changes and was followed: {seen}")
+    if heard.damaged or missing_s > 0:
+        packets = f" ({heard.damaged} damaged packets)" if heard.damaged else ""
+        notes.add("corruption", f"{path}: {missing_s:.2f} s of sound are missing{packets}: silence in their place")
+    if heard.not_finite:
+        notes.add(
+            "corruption", f"{path}: {heard.not_finite} of {heard.samples} samples are no numbers: silence instead"
+        )
+    clipped = sum(c.at_full_scale for c in heard.channels.values())
+    if heard.peak <= 2 and clipped > 1e-3 * heard.samples:
+        notes.add("clipping", f"{path}: {clipped / heard.samples:.1%} of the sound is at full scale (clipped)")
+
+
+def _note_level(path: Path | str, sound: Float32[np.ndarray, " S"], notes: Notes) -> None:
+    second = min(len(sound), SAMPLE_RATE)
+    whole = sound[: len(sound) // second * second].reshape(-1, second)
+    loudest = float(np.sqrt((whole.astype(np.float64) ** 2).mean(1).max()))
+    if loudest == 0:
+        notes.add("level", f"{path}: silent throughout")
+    elif loudest < _SILENT:
+        notes.add("level", f"{path}: nearly silent: the loudest second is at {20 * np.log10(loudest):.0f} dB")
+
+
+def fit_audio(audio: Float32[np.ndarray, " S"], frames: int) -> Float32[np.ndarray, " S"]:
+    """`audio` cut, or padded with silence, to exactly the samples of `frames` frames."""
+    wanted = frames_to_samples(frames)
+    return np.pad(audio[:wanted], (0, max(0, wanted - len(audio))))

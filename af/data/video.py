@@ -1,0 +1,307 @@
+"""Any video as constant 25 fps RGB: upright, square pixels, whole frames, BT.709; what cannot be restored is named."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import Colorspace, VideoReformatter
+from jaxtyping import Int32, UInt8
+
+from af.clock import FPS
+from af.data import colour
+from af.data.container import MediaError, damaged_packet, main_video, opened, start_s, stream_s
+from af.data.notes import Notes
+
+_UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
+
+
+@dataclass
+class _Losses:
+    """Which times show what was never received: from a damaged packet to the next whole key picture.
+
+    Pictures in between are predicted from the damaged one, though the decoder calls them good.
+    """
+
+    spans: list[tuple[Fraction, Fraction | None]] = field(default_factory=list)  # None: no end yet
+    _pending: list[tuple[int, int]] = field(default_factory=list)  # (first time stamp, that of its own key picture)
+    _key: int = -1
+
+    def saw(self, packet: Any) -> None:
+        """Note the key picture that packets from here on are predicted from."""
+        if packet.is_keyframe and not packet.is_corrupt and packet.pts is not None:
+            self._key = packet.pts
+
+    def lost(self, packet: Any) -> None:
+        """A packet that is damaged. Later packets may be shown before it, but none before its decoding time."""
+        at = packet.pts if packet.dts is None else packet.dts
+        self._pending.append((0 if at is None else at, self._key))
+
+    def shown(self, picture: Any, time: Fraction) -> None:
+        """A picture in order of time."""
+        if picture.pts is None:
+            return
+        if picture.is_corrupt:
+            self._pending.append((picture.pts, self._key))
+        elif picture.key_frame:
+            self._pending = [(at, key) for at, key in self._pending if key >= picture.pts]
+            if self.spans and self.spans[-1][1] is None and not any(at <= picture.pts for at, _ in self._pending):
+                self.spans[-1] = (self.spans[-1][0], time)
+        open_span = bool(self.spans) and self.spans[-1][1] is None
+        if not open_span and any(at <= picture.pts for at, _ in self._pending):
+            self.spans.append((time, None))
+
+    def frames(self, count: int) -> set[int]:
+        """Numbers of the frames at 25 fps, of `count`, that show something of the spans."""
+        lost: set[int] = set()
+        for start, end in self.spans:
+            lost.update(range(max(0, int(start * FPS)), count if end is None else min(count, math.ceil(end * FPS))))
+        return lost
+
+
+class _Whole:
+    """Interlaced pictures made whole (bwdif, one frame a frame); others pass unchanged until the first such one."""
+
+    def __init__(self) -> None:
+        self._graph: Any = None
+        self._kind: Any = None
+        self.used = False
+
+    def __call__(self, picture: Any) -> Iterator[Any]:
+        kind = (picture.width, picture.height, picture.format.name)
+        if self._graph is not None and kind != self._kind:
+            yield from self.end()
+        if self._graph is None and not picture.interlaced_frame:
+            yield picture
+            return
+        if self._graph is None:
+            self._make(kind, picture.time_base)
+        self._graph.push(picture)
+        yield from self._pull()
+
+    def _make(self, kind: tuple[int, int, str], time_base: Fraction) -> None:
+        self._graph, self._kind, self.used = Graph(), kind, True
+        source = self._graph.add_buffer(width=kind[0], height=kind[1], format=kind[2], time_base=time_base)
+        deinterlace = self._graph.add("bwdif", mode="send_frame", deint="interlaced")
+        self._graph.link_nodes(source, deinterlace, self._graph.add("buffersink")).configure()
+
+    def _pull(self) -> Iterator[Any]:
+        with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                yield self._graph.pull()
+
+    def end(self) -> Iterator[Any]:
+        """The pictures that are still on their way."""
+        if self._graph is not None:
+            self._graph.push(None)
+            yield from self._pull()
+            self._graph = None
+
+
+def _pictures(container: Any, stream: Any, losses: _Losses, whole: _Whole) -> Iterator[Any]:
+    """Decoded pictures; a damaged packet costs itself, not the ones after it."""
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"err_detect": "explode"}  # else errors are covered up without a word
+    for packet in container.demux(stream):
+        losses.saw(packet)
+        try:
+            decoded = packet.decode()
+        except av.error.FFmpegError as error:
+            if not damaged_packet(error):
+                raise
+            losses.lost(packet)
+            continue
+        if packet.is_corrupt:
+            losses.lost(packet)
+        for picture in decoded:
+            yield from whole(picture)
+    yield from whole.end()
+
+
+def _timed_pictures(
+    container: Any, stream: Any, losses: _Losses, whole: _Whole
+) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    """(time, duration, decoded picture) in increasing time, in seconds from the start of the file."""
+    start, last = start_s(container), None
+    step = 1 / Fraction(stream.average_rate or stream.guessed_rate or FPS)
+    for picture in _pictures(container, stream, losses, whole):
+        if picture.pts is None:
+            time = last + step if last is not None else Fraction(0)
+        else:
+            time = picture.pts * picture.time_base - start
+        losses.shown(picture, time)
+        if last is not None and time <= last:
+            continue  # repeated or disordered time stamps: the first picture of an instant counts
+        duration = picture.duration * picture.time_base if picture.duration else step
+        yield time, duration, picture
+        last = time
+
+
+def _at_constant_rate(pictures: Iterable[tuple[Fraction, Fraction, Any]]) -> Iterator[Any]:
+    """The picture nearest in time to each instant n/25, n = 0, 1, ... (ties: the earlier one), as long as they last."""
+    current, time, end, n = None, Fraction(0), Fraction(0), 0
+    for next_time, duration, picture in pictures:
+        while current is not None and Fraction(n, FPS) <= (time + next_time) / 2:
+            yield current
+            n += 1
+        current, time, end = picture, next_time, next_time + duration
+    # the last picture stays as long as it lasts; half a frame of rounding either way
+    while current is not None and Fraction(n, FPS) < end - Fraction(1, 2 * FPS):
+        yield current
+        n += 1
+
+
+def display_matrix(picture: Any) -> Int32[np.ndarray, "2 2"]:
+    """How a picture is to be shown: (a, b), (c, d) of its display matrix as signs; (1, 0), (0, 1) without one.
+
+    A pixel at (x, y) is shown at (a x + c y, b x + d y). Angles in between are rounded to a quarter turn.
+    """
+    for data in picture.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            matrix = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].astype(np.int64)
+            swapped = abs(matrix[0, 1]) > abs(matrix[0, 0])
+            kept = np.array([[0, 1], [1, 0]]) if swapped else np.eye(2, dtype=np.int64)
+            return (np.where(matrix < 0, -1, 1) * kept).astype(np.int32)
+    return np.eye(2, dtype=np.int32)
+
+
+def shown_upright(array: UInt8[np.ndarray, "Y X C"], matrix: Int32[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "Y2 X2 C"]:
+    """A picture turned and mirrored as its display matrix says: one of eight ways."""
+    if matrix[0, 1]:
+        array, across, down = array.transpose(1, 0, 2), matrix[1, 0], matrix[0, 1]
+    else:
+        across, down = matrix[0, 0], matrix[1, 1]
+    return np.ascontiguousarray(array[:: int(down), :: int(across)])
+
+
+class _ToRgb:
+    """Decoded pictures to upright RGB arrays with square pixels, scaled so that no side exceeds `max_side`.
+
+    All have the size of the first one: later ones of another size but the same shape are scaled to it.
+    """
+
+    def __init__(self, path: Path | str, max_side: int | None, notes: Notes) -> None:
+        self.path, self.max_side, self.notes = path, max_side, notes
+        self._reformatter = VideoReformatter()
+        self._last: tuple[Any, np.ndarray] = (None, np.empty(0))
+        self._natural: tuple[int, int] | None = None  # height and width of the first picture, upright
+        self._size = (0, 0)
+        self._colours: dict[tuple[int, ...], colour.ToBt709] = {}
+
+    def __call__(self, picture: Any, aspect: Fraction | None) -> UInt8[np.ndarray, "Y X 3"]:
+        if self._last[0] is picture:  # shown again
+            return self._last[1]
+        matrix = display_matrix(picture)
+        if (matrix != np.eye(2)).any():
+            self.notes.add("matrix", f"{self.path}: turned or mirrored by its display matrix")
+        height, width = self._fitted(picture, aspect, bool(matrix[0, 1]))
+        array = shown_upright(self._rgb(picture, height, width), matrix)
+        self._last = (picture, array)
+        return array
+
+    def _fitted(self, picture: Any, aspect: Fraction | None, swapped: bool) -> tuple[int, int]:
+        """Height and width before turning. Raises `MediaError` when the shape differs from the first picture's."""
+        natural = (picture.height, max(1, round(picture.width * (aspect or 1))))
+        natural = natural[::-1] if swapped else natural
+        if self._natural is None:
+            shrink = min(1.0, (self.max_side or max(natural)) / max(natural))
+            self._natural = natural
+            self._size = (max(1, round(natural[0] * shrink)), max(1, round(natural[1] * shrink)))
+        elif natural != self._natural:
+            before, now = (f"{w} x {h}" for h, w in (self._natural, natural))
+            if abs(natural[0] * self._natural[1] / (natural[1] * self._natural[0]) - 1) > 0.02:
+                text = f"its picture changes from {before} to {now} pixels: cut the file there and give the parts"
+                raise MediaError(self.path, "size_change", text)
+            self.notes.add("size", f"{self.path}: the picture changes from {before} to {now} pixels: scaled")
+        return self._size[::-1] if swapped else self._size
+
+    def _rgb(self, picture: Any, height: int, width: int) -> UInt8[np.ndarray, "Y X 3"]:
+        high = picture.width >= 1280 or picture.height > 576  # what does not say its colour space: as players do it
+        source = Colorspace.ITU709 if picture.colorspace == _UNSPECIFIED and high else None
+
+        def reformat(pixels: str) -> Any:
+            return self._reformatter.reformat(
+                picture,
+                width=width,
+                height=height,
+                format=pixels,
+                src_colorspace=source,
+                interpolation="AREA",
+                threads=1,
+            )
+
+        kind = (int(picture.color_primaries), int(picture.color_trc))
+        if not colour.is_standard(*kind):
+            self.notes.add("colour", f"{self.path}: {colour.name(*kind)} converted to BT.709")
+            wide = reformat("rgb48le")
+            if (key := (width, height, *kind)) not in self._colours:
+                self._colours[key] = colour.ToBt709(width, height, wide.time_base, *kind)
+            return self._colours[key](wide)
+        if any(component.is_alpha for component in picture.format.components):
+            return on_white(reformat("rgba").to_ndarray())
+        array: np.ndarray = reformat("rgb24").to_ndarray()
+        return array
+
+
+def on_white(rgba: UInt8[np.ndarray, "Y X 4"]) -> UInt8[np.ndarray, "Y X 3"]:
+    """A picture over white: what is hidden under transparent places is of any colour, often black."""
+    opaque = rgba[..., 3:].astype(np.float32) / 255
+    return np.rint(rgba[..., :3] * opaque + 255 * (1 - opaque)).astype(np.uint8)
+
+
+def iter_video(
+    path: Path | str, *, max_side: int | None = None, notes: Notes | None = None, bad: set[int] | None = None
+) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+    """Frames of any video at constant 25 fps (nearest time stamp), upright RGB, one at a time.
+
+    `max_side` scales down while converting (cheap previews). `notes` gets what is noteworthy but usable; when the frames
+    end, `bad` gets the numbers of those that the decoder could not restore: they are no faces to learn from. Raises
+    `MediaError` for unreadable files, files without video, still pictures, a change of shape, and at the end when the
+    file stops more than half a second before its declared end (truncated).
+    """
+    notes = Notes() if notes is None else notes
+    with opened(path) as container:
+        stream = main_video(path, container, notes)
+        losses, whole, n = _Losses(), _Whole(), 0
+        declared, convert = stream_s(container, stream), _ToRgb(path, max_side, notes)
+        for picture in _at_constant_rate(_timed_pictures(container, stream, losses, whole)):
+            yield convert(picture, stream.sample_aspect_ratio)
+            n += 1
+        if n == 0:
+            raise MediaError(path, "no_frames", "no picture could be decoded")
+        if declared is not None and n / FPS < declared - 0.5:
+            raise MediaError(
+                path, "truncated", f"cut off: says {declared:.2f} s but the pictures end at {n / FPS:.2f} s"
+            )
+        if whole.used:
+            notes.add("interlaced", f"{path}: interlaced: its pictures were made whole (bwdif)")
+        if spoilt := losses.frames(n):
+            text = f"{len(spoilt) / FPS:.2f} of {n / FPS:.2f} s could not be restored (damaged packets), from"
+            notes.add("corruption", f"{path}: {text} {min(spoilt) / FPS:.2f} s on")
+            if bad is not None:
+                bad.update(spoilt)
+
+
+def read_video(
+    path: Path | str, *, start: int = 0, stop: int | None = None, max_side: int | None = None
+) -> UInt8[np.ndarray, "T Y X 3"]:
+    """Frames [start, stop) at 25 fps of a video, in memory at once (for short clips and tests; else `iter_video`)."""
+    chosen: list[np.ndarray] = []
+    with contextlib.closing(iter_video(path, max_side=max_side)) as frames:  # type: ignore[type-var]
+        for n, frame in enumerate(frames):
+            if stop is not None and n >= stop:
+                break
+            if n >= start:
+                chosen.append(frame)
+    if not chosen:
+        raise MediaError(path, "no_frames", f"has no frames in [{start}, {stop})")
+    return np.stack(chosen)
