@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from af.data.tables import read_rows
 from af.errors import UserError
 
 ARRAYS = (".npy", ".npz", ".csv")
@@ -57,36 +58,18 @@ def read_manifest(path: Path) -> list[ManifestClip]:
 
     Raises UserError naming the file, the row and the column. Files need not exist: that is each clip's own error.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest; write one with the columns {', '.join(REQUIRED)}[, audio, …]")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            loaded = json.loads(text)
-            rows = loaded["clips"] if isinstance(loaded, dict) and "clips" in loaded else loaded
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise UserError(f"{path}: must hold a list of objects, one a clip")
-        else:
-            reader = csv.DictReader(text.splitlines(), skipinitialspace=True, restkey="(beyond the header)")
-            rows = list(reader)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix or 'CSV'} ({error})") from error
-    if not rows:
-        raise UserError(f"{path}: holds no clips")
+    columns = REQUIRED + OPTIONAL
     clips: list[ManifestClip] = []
-    for number, row in enumerate(rows, 1):
-        clips.append(_clip(path, number, row))
+    for where, row in read_rows(path, columns, inside="clips"):
+        if isinstance(row, UserError):
+            raise UserError(f"{where}: {row}")
+        clips.append(_clip(path, where, row))
         if clips[-1].clip in {c.clip for c in clips[:-1]}:
-            raise UserError(f"{path}, clip {number}: the name {clips[-1].clip!r} appears twice; names must differ")
+            raise UserError(f"{where}: the name {clips[-1].clip!r} appears twice; names must differ")
     return clips
 
 
-def _clip(path: Path, number: int, row: dict) -> ManifestClip:
-    where = f"{path}, clip {number}"
-    unknown = [str(k) for k in row if k not in REQUIRED + OPTIONAL]
-    if unknown:
-        allowed = ", ".join(REQUIRED + OPTIONAL)
-        raise UserError(f"{where}: unknown column {', '.join(unknown)}; allowed are {allowed}")
+def _clip(path: Path, where: str, row: Mapping[str, Any]) -> ManifestClip:
     missing = [k for k in REQUIRED if not str(row.get(k) or "").strip()]
     if missing:
         raise UserError(f"{where}: column {', '.join(missing)} is missing or empty")

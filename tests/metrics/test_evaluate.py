@@ -271,10 +271,11 @@ def test_a_stopped_evaluation_goes_on_and_a_changed_file_is_measured_again(folde
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no clips"),
-        ("clip,user,true\na,b,c\n", "clip 1: column generated is missing"),
-        ("clip,user,true,generated,sound\na,b,c,d,e\n", "unknown column sound; allowed are clip"),
+        ("", "lists nothing"),
+        ("clip,user,true\na,b,c\n", "entry 1: column generated is missing"),
+        ("clip,user,true,generated,sound\na,b,c,d,e\n", "unknown column sound; allowed: clip"),
         ("clip,user,true,generated\na,b,c,d\na,b,c,d\n", "'a' appears twice"),
+        ("clip;user;true;generated\na;b\0;c;d\n", "entry 1: user b\\x00 holds a NUL"),
         ("clip,user,true,generated,phrase_ends\na,b,c,d,1 x\n", "phrase_ends must be frame numbers"),
     ],
 )

@@ -1,0 +1,129 @@
+"""Tables that people write by hand or save from a spreadsheet: .csv, .json and .jsonl, a row of texts each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from af.errors import UserError
+
+#: Where a row stands ("pairs.csv, entry 3"), and its values by column, or what is wrong with this row alone.
+Row = tuple[str, Mapping[str, Any] | UserError]
+
+_BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+def read_rows(path: Path, columns: Collection[str], *, inside: str | None = None) -> list[Row]:
+    """Every row of a table whose columns are among `columns`; cells are texts, empty ones None.
+
+    Understood is what spreadsheets save: UTF-8 with or without a mark, UTF-16, commas, semicolons or tabs, spaces around
+    names, empty rows. JSON is a list of objects (or an object that holds one under `inside`), .jsonl an object a line.
+    A row that is wrong by itself is its own error in the list. Raises `UserError` for what concerns all: no such file,
+    nothing in it, an unknown column, a quote that never closes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest file")
+    suffix = path.suffix.lower()
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}
+    if suffix not in readers:
+        raise UserError(f"{path}: a manifest ends in .csv, .json or .jsonl")
+    try:
+        found = list(readers[suffix](path, _decoded(path.read_bytes()), columns, inside))
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable manifest ({error})") from None
+    rows = [(f"{path}, entry {number}", _checked(row, columns)) for number, row in enumerate(found, 1)]
+    if not rows:
+        raise UserError(f"{path}: the manifest lists nothing")
+    return rows
+
+
+def _decoded(data: bytes) -> str:
+    """Text of a file; bytes that are not UTF-8 stay as lone surrogates, so that only their own row suffers."""
+    for mark, encoding in _BOMS.items():
+        if data.startswith(mark):
+            return data.decode(encoding)
+    if data[1:2] == b"\0" or data[:1] == b"\0":  # no mark: every other byte of plain text is 0
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def _csv_rows(path: Path, text: str, columns: Collection[str], _: str | None) -> Iterator[Any]:
+    first, _, rest = text.partition("\n")
+    if said := re.fullmatch(r"sep=(.)\s*", first):  # Excel's own way to say it
+        text, first = rest, rest.partition("\n")[0]
+    delimiter = said[1] if said else max(",;\t", key=first.count)
+    # not str.splitlines: names may hold U+2028 and its like
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    header = [name.strip().lower() for name in next(lines, [])]
+    if unknown := [name for name in header if name and name not in columns]:
+        raise UserError(f"{path}: unknown column {shown(', '.join(unknown))}; allowed: {', '.join(columns)}")
+    if twice := {name for name in header if name and header.count(name) > 1}:
+        raise UserError(f"{path}: column {', '.join(sorted(twice))} is there twice")
+    while True:
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:
+            if "end of data" in str(error) or "field limit" in str(error):
+                raise UserError(f"{path}: a quote that opens before line {lines.line_num} never closes") from None
+            yield UserError(str(error))
+            continue
+        if cells is None:
+            return
+        if not any(cell.strip() for cell in cells):
+            continue  # spreadsheets leave such rows behind
+        if more := [cell for cell in cells[len(header) :] if cell.strip()]:
+            yield UserError(
+                f"more values than columns ({shown(', '.join(more))}); quote values that hold a {delimiter!r}"
+            )
+        else:
+            yield {name: cell for name, cell in zip(header, cells, strict=False) if name}
+
+
+def _json_rows(path: Path, text: str, _: Collection[str], inside: str | None) -> Iterator[Any]:
+    rows = json.loads(text)
+    if inside is not None and isinstance(rows, dict) and inside in rows:
+        rows = rows[inside]
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of objects")
+    yield from rows
+
+
+def _json_lines(path: Path, text: str, _: Collection[str], inside: str | None) -> Iterator[Any]:
+    for line in text.split("\n"):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield UserError(f"not JSON ({error})")
+
+
+def _checked(row: Any, columns: Collection[str]) -> Mapping[str, Any] | UserError:
+    if isinstance(row, UserError):
+        return row
+    if not isinstance(row, Mapping):
+        return UserError(f"expected an object with the columns {', '.join(columns)}")
+    if unknown := [str(name) for name in row if name not in columns]:
+        return UserError(f"unknown column {shown(', '.join(unknown))}; allowed: {', '.join(columns)}")
+    for name, value in row.items():
+        if isinstance(value, str) and (fault := unreadable_text(value)):
+            return UserError(f"{name} {shown(value)} {fault}")
+    return {name: None if isinstance(value, str) and not value.strip() else value for name, value in row.items()}
+
+
+def unreadable_text(text: str) -> str | None:
+    """What makes a text unfit for a name or path: NUL, or bytes that are not UTF-8. None when nothing does."""
+    if "\0" in text:
+        return "holds a NUL character"
+    if re.search("[\ud800-\udfff]", text):
+        return "is not UTF-8: save the list as UTF-8, or rename what it names"
+    return None
+
+
+def shown(text: str) -> str:
+    """`text` on one line that any terminal and log takes: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
