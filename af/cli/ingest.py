@@ -27,9 +27,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import local_path
+
+if TYPE_CHECKING:
+    from af.data.ingest.run import IngestReport
 
 
 def fractions(text: str) -> tuple[float, float, float]:
@@ -126,10 +130,11 @@ def run(args: argparse.Namespace) -> int:
     from af.data.ingest.sources import from_flags, from_manifest
     from af.errors import UserError
 
-    sources = from_flags(args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo)
+    sources, rejected = from_flags(args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo)
     if args.manifest:
-        sources += from_manifest(args.manifest, stereo=args.stereo)
-    if not sources:
+        listed, unusable = from_manifest(Path(args.manifest).expanduser(), stereo=args.stereo)
+        sources, rejected = sources + listed, rejected + unusable
+    if not sources and not rejected:
         raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
     if args.max_seconds < args.min_seconds:
         raise UserError(f"--max-seconds {args.max_seconds:g} is less than --min-seconds {args.min_seconds:g}")
@@ -154,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
         fractions=args.split_by_identity,
         workers=args.workers,
         share=args.part,
+        rejected=rejected,
     )
     totals = report.to_json()
     table = Table(title=f"{args.out}: {totals['clips']} clips, {totals['kept_s'] / 60:.1f} minutes")
@@ -175,6 +181,21 @@ def run(args: argparse.Namespace) -> int:
         print(f"{report.done_before} of {len(args.part.of(sources))} were done before")
     for outcome in report.failed:
         print(f"dropped: {outcome.line}", file=sys.stderr)
-    if len(report.outcomes) == len(sources):
+    _tell_notes(report)
+    if report.complete:
         print(f"report: {Path(args.out) / REPORT}")
     return 0 if totals["clips"] or args.part.count > 1 else 1
+
+
+def _tell_notes(report: IngestReport, most: int = 5) -> None:
+    """What is noteworthy: how much of each kind and the first lines; then what concerns the whole."""
+    found = [note for outcome in report.outcomes for note in outcome.notes]
+    if found:
+        counts = ", ".join(f"{n} x {kind}" for kind, n in sorted(report.to_json()["notes_by_kind"].items()))
+        print(f"noted, and kept: {counts}", file=sys.stderr)
+        for note in found[:most]:
+            print(f"  {note['kind']}: {note['text']}", file=sys.stderr)
+        if len(found) > most:
+            print(f"  ... and {len(found) - most} more in the report", file=sys.stderr)
+    for line in report.notes:
+        print(f"note: {line}", file=sys.stderr)

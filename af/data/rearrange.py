@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.data.checks import check_fields, check_member
-from af.data.index import Index, build_index, split_folders
+from af.data.index import Index, SampleEntry, build_index, split_folders
 from af.data.ingest.splits import groups_of_people
 from af.data.mixture import require_alike
 from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.plan import mix
-from af.data.schema import SPLITS, ClipMeta
+from af.data.schema import SPLITS, ClipMeta, person_key
 from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
@@ -97,11 +97,11 @@ def split_by_identity(
     """
     indexes = load([root])
     places = [(n, i) for n, index in enumerate(indexes) for i in range(len(index.samples))]
-    groups = groups_of_people([indexes[n].samples[i].participants for n, i in places])
+    groups = groups_of_people([_people(indexes[n].samples[i]) for n, i in places])
     frames: dict[str, int] = {}
     for n, i in places:
         sample = indexes[n].samples[i]
-        group = groups[sample.participants[0]]
+        group = groups[_people(sample)[0]]
         frames[group] = frames.get(group, 0) + sample.frames
     home = _balanced(frames, fractions, seed)
     plan: dict[str, list[Pick]] = {}
@@ -109,7 +109,7 @@ def split_by_identity(
         picks = []
         for n, i in places:
             sample = indexes[n].samples[i]
-            if home[groups[sample.participants[0]]] == split:
+            if home[groups[_people(sample)[0]]] == split:
                 picks.append(Pick(n, i, f"{indexes[n].split}-{sample.key}" if rename else sample.key))
         if picks:
             plan[split] = _unique(picks, indexes)
@@ -143,6 +143,11 @@ def _balanced(frames: Mapping[str, int], fractions: Sequence[float], seed: int) 
     return home
 
 
+def _people(sample: SampleEntry) -> tuple[str, str]:
+    one, other = map(person_key, sample.participants)
+    return one, other
+
+
 def _below(folder: Location, root: Location) -> bool:
     return folder == root or folder.parent == root
 
@@ -151,7 +156,7 @@ def _refuse_overlap(indexes: Sequence[Index]) -> None:
     home: dict[str, Index] = {}
     for index in indexes:
         for person in sorted({p for s in index.samples for p in s.participants}):
-            other = home.setdefault(person, index)
+            other = home.setdefault(person_key(person), index)
             if other.split != index.split:
                 raise UserError(
                     f"participant {person!r} is in {other.folder} and in {index.folder}: no person may be in two splits; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -37,6 +38,12 @@ Spans = tuple[tuple[int, int], ...]
 def other_role(role: str) -> str:
     """The person whom `role` talks with."""
     return ROLES[1 - ROLES.index(role)]
+
+
+def person_key(participant: str) -> str:
+    """The same text for every way of writing one person's id: case, spaces, and forms of one letter do not count."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", participant) if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", " ".join(plain.split()).casefold())
 
 
 def spans(mask: Bool[np.ndarray, " T"]) -> Spans:

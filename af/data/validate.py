@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 from af.data.checks import ShardError, check_fields, check_member
 from af.data.index import INDEX_NAME, Index, read_meta, scan_tar, sha256_of, specs_of, split_folders, tars
-from af.data.schema import SPLITS
+from af.data.schema import SPLITS, person_key
 from af.data.stores import Location
 from af.errors import UserError
 
@@ -62,7 +64,8 @@ class _Checker:
         self.deep = deep
         self.problems: list[Problem] = []
         self.samples = self.frames = 0
-        self.people: dict[str, dict[str, Location]] = {}  # split -> participant -> a shard
+        self.people: dict[str, dict[str, tuple[str, Location]]] = {}  # split -> person -> (id as written, a shard)
+        self.clips: dict[str, dict[bytes, tuple[str, Location]]] = {}  # split -> digest of a video -> (member, shard)
 
     def add(self, error: ShardError) -> None:
         self.problems.append(Problem(error.file, error.member, error.reason, error.detail))
@@ -91,7 +94,10 @@ class _Checker:
             raise ShardError(path, key, "repeated_key", f"the key is in {keys[key].name} too")
         keys[key] = path
         for participant in meta.participants:
-            self.people.setdefault(meta.split, {}).setdefault(participant, path)
+            self.people.setdefault(meta.split, {}).setdefault(person_key(participant), (participant, path))
+        if person_key(meta.participants[0]) == person_key(meta.participants[1]):
+            self.add(ShardError(path, f"{key}.json", "one_person", f"both people are {meta.participants[0]!r}"))
+        videos: set[bytes] = set()
         if path.parent.name in SPLITS and meta.split != path.parent.name:
             self.add(
                 ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, lies in {path.parent.name}")
@@ -105,6 +111,12 @@ class _Checker:
             if member.field != "json":
                 try:
                     data = os.pread(descriptor, member.size, member.offset)
+                    if member.field.endswith(".mp4"):
+                        digest = hashlib.sha256(data).digest()
+                        self.clips.setdefault(meta.split, {}).setdefault(digest, (f"{key}.{member.field}", path))
+                        if digest in videos:
+                            raise ShardError(path, key, "one_person", "a.mp4 and b.mp4 are the same video")
+                        videos.add(digest)
                     check_member(path, f"{key}.{member.field}", member.field, data, meta, deep=self.deep)
                 except ShardError as error:
                     self.add(error)
@@ -136,14 +148,14 @@ class _Checker:
                 )
 
     def identities(self) -> None:
-        splits = [s for s in SPLITS if s in self.people]
-        for i, first in enumerate(splits):
-            for second in splits[i + 1 :]:
-                for person in sorted(self.people[first].keys() & self.people[second].keys()):
-                    detail = (
-                        f"participant {person!r} is in {first} and in {second} ({self.people[second][person].name})"
-                    )
-                    self.problems.append(Problem(str(self.people[first][person]), "", "identity_overlap", detail))
+        """Whoever is in two splits: by id, in whatever spelling, or by the very same video under another id."""
+        for kind, found in (("participant", self.people), ("the same video", self.clips)):
+            for first, second in itertools.combinations([s for s in SPLITS if s in found], 2):
+                for key in sorted(found[first].keys() & found[second].keys()):  # type: ignore[attr-defined]
+                    (one, place), (other, elsewhere) = found[first][key], found[second][key]  # type: ignore[index]
+                    spelling = f" as {other!r}" if other != one else ""
+                    detail = f"{kind} {one!r} is in {first} and{spelling} in {second} ({elsewhere.name})"
+                    self.problems.append(Problem(str(place), "", "identity_overlap", detail))
 
 
 def _listed(folder: Location) -> list[_Find]:

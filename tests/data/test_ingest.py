@@ -358,8 +358,8 @@ def test_other_settings_are_refused(tmp_path):
     ingest(tmp_path / "out", pair(tmp_path))
     with pytest.raises(UserError, match=r"size 32 -> 48.*--out"):
         ingest(tmp_path / "out", pair(tmp_path), options=IngestOptions(size=48, detect_every=3))
-    with pytest.raises(UserError, match="listed twice"):
-        ingest(tmp_path / "out", pair(tmp_path), pair(tmp_path))
+    twice = ingest(tmp_path / "out", pair(tmp_path), pair(tmp_path))
+    assert [o.reason for o in twice.outcomes] == [None, "listed_twice"]
 
 
 @pytest.mark.slow
@@ -423,10 +423,12 @@ def test_manifests_and_flags_say_the_same(tmp_path, monkeypatch):
     )
     found = [from_manifest(tmp_path / name) for name in ("m.json", "m.jsonl", "m.csv")]
     assert found[0] == found[1] == found[2]
+    assert all(rejected == [] for _, rejected in found)
+    found = [sources for sources, _ in found]
     assert found[0][0].a == str(tmp_path / "x, 1.mp4")
     assert found[0][0].audio_a == "silence"
-    assert from_flags([["x, 1.mp4", "y = 2.mp4"]], [], [["silence", "v.wav"]], [["p", "q"]]) == found[0][:1]
-    assert from_flags([], ["both.mp4"], [["-", "-"]], []) == found[0][1:]
+    assert from_flags([["x, 1.mp4", "y = 2.mp4"]], [], [["silence", "v.wav"]], [["p", "q"]]) == (found[0][:1], [])
+    assert from_flags([], ["both.mp4"], [["-", "-"]], []) == (found[0][1:], [])
     assert len({s.id for s in found[0]}) == 2
     assert set(COLUMNS) == set(Source.__dataclass_fields__) - {"stereo"}
 
@@ -434,21 +436,18 @@ def test_manifests_and_flags_say_the_same(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("m.csv", "a,b,size\nx,y,3\n", "entry 1: unknown column size"),
-        ("m.csv", "a,b\nx,y\nx\n", "entry 2: a conversation is either"),
+        ("m.csv", "a,b,size\nx,y,3\n", "unknown column size"),
+        ("m.csv", "a,b,a\nx,y,z\n", "column a is there twice"),
         ("m.csv", "a,b\n", "lists nothing"),
-        ("m.csv", "a,b\nx,y,z\n", "entry 1: unknown column"),
+        ("m.csv", "", "lists nothing"),
+        ("m.csv", 'a,b\n"x,y\nz,w\n', "a quote that opens before line 3 never closes"),
         ("m.json", '{"a": 1}', "expected a list"),
-        ("m.json", '[{"a": "x", "b": 3}]', "entry 1: b must be text"),
-        ("m.json", '[{"a": "x", "b": "y", "split": "dev"}]', "entry 1: split 'dev'"),
-        ("m.json", '[{"a": "x", "b": "y", "video": "z"}]', "entry 1: a conversation is either"),
-        ("m.json", '[["x", "y"]]', "entry 1: expected an object"),
         ("m.json", "[", "not a readable manifest"),
-        ("m.jsonl", '{"a": "x", "b": "y", "participant_a": "p", "participant_b": "p"}', "both 'p'"),
+        ("m.json", "[" * 100_000, "not a readable manifest"),
         ("m.txt", "x", "ends in"),
     ],
 )
-def test_wrong_manifests_name_row_and_column(tmp_path, name, text, expected):
+def test_a_list_that_is_none_is_refused(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=expected) as caught:
         from_manifest(tmp_path / name)
@@ -613,7 +612,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert cli.main(["shards", "stats", str(out)]) == 0
     assert "GB of mp4" in capsys.readouterr().out
     tar = next((out / "train").glob("*.tar"))
-    tar.write_bytes(tar.read_bytes()[:-3000])
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     assert cli.main(["shards", "validate", str(out), "--quick"]) == 1
     assert "truncated" in capsys.readouterr().out
     assert cli.main(["shards", "index", str(out)]) == 1

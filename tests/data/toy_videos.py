@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def make_video(
 
 
 def scene(frames: int, size: tuple[int, int] = (96, 128), *, seed: int = 0, face=lambda t: (64.0, 48.0, 12.0)):
-    """Frames of a textured room with a red disc, the "face": `face(t)` is its (x, y, radius), None for no face."""
+    """Frames of a textured room with a red disc, the "face": `face(t)` is its (x, y, radius), None for no face.
+
+    In its lower half is a dark "mouth" that opens and closes.
+    """
     rng = np.random.default_rng(seed)
     room = np.kron(rng.integers(0, 120, (size[0] // 8 + 1, size[1] // 8 + 1)), np.ones((8, 8)))[: size[0], : size[1]]
     picture = np.stack([room * 0.5, room, room], -1).astype(np.uint8)
@@ -48,6 +52,8 @@ def scene(frames: int, size: tuple[int, int] = (96, 128), *, seed: int = 0, face
         where = face(t)
         if where is not None:
             frame[(x - where[0]) ** 2 + (y - where[1]) ** 2 < where[2] ** 2] = FACE_COLOUR
+            opening = where[2] * (0.1 + 0.15 * (1 + np.sin(1.9 * t)))
+            frame[(np.abs(x - where[0]) < where[2] / 3) & (np.abs(y - where[1] - where[2] / 2) < opening)] = 10
         yield frame
 
 
@@ -66,6 +72,7 @@ def tone(frames: int, hertz: float) -> np.ndarray:
 
 
 def disc_video(path: Path, frames: int, hertz: float | None = 440.0, **options) -> Path:
-    """A 25 fps video of a `scene` with a tone (None: without sound)."""
+    """A 25 fps video of a `scene` with a tone (None: without sound); other names show other rooms."""
+    options.setdefault("seed", zlib.crc32(path.name.encode()))
     write_video(path, scene(frames, **options), None if hertz is None else tone(frames, hertz))
     return path

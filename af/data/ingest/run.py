@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,13 @@ from af.clock import frames_to_seconds
 from af.data.index import build_index, tars
 from af.data.ingest.detect import Detector, make_detector
 from af.data.ingest.recording import IngestOptions, Watch, cut_out, examine
-from af.data.ingest.sources import Source
-from af.data.ingest.splits import assign_splits
+from af.data.ingest.sources import Rejected, Source
+from af.data.ingest.splits import assign_splits, groups_of_people, one_person
 from af.data.media import MediaError
 from af.data.parts import WHOLE, Part, Share, progress_bar, run_parts, tell_unfinished
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
+from af.data.tables import shown
 from af.errors import UserError
 from af.files import exclusive, write_json
 
@@ -31,7 +33,8 @@ REPORT: Final = "ingest_report.json"
 class Outcome:
     """What became of one conversation. `reason` is None when it gave clips, else a short word for counting.
 
-    `dropped_s` are seconds left out of a usable conversation, by reason. `line` is the message for a person.
+    `dropped_s` are seconds left out of a usable conversation, by reason. `line` is the message for a person. `notes` are
+    what is noteworthy and leaves it usable: {"kind", "text"} each.
     """
 
     name: str
@@ -44,14 +47,26 @@ class Outcome:
     line: str
     shard: str | None
     fingerprint: dict[str, Any]
+    notes: tuple[dict[str, str], ...] = ()
+
+    @classmethod
+    def dropped(cls, source: Source, split: str, reason: str, line: str) -> Outcome:
+        """Of a conversation that is not even read."""
+        return cls(source.name, split, source.participants, 0, 0.0, {}, reason, line, None, {})
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """All conversations of the folder that were asked for, and how many were done before."""
+    """All conversations of the folder that were asked for, and how many were done before.
+
+    `notes` are lines about the whole: splits that stay empty, people under several names. `complete`: nothing is left to
+    other shares, and the report is written.
+    """
 
     outcomes: tuple[Outcome, ...]
     done_before: int
+    notes: tuple[str, ...] = ()
+    complete: bool = True
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -69,6 +84,8 @@ class IngestReport:
             "kept_s": round(sum(o.kept_s for o in self.outcomes), 2),
             "dropped_s": {k: round(v, 2) for k, v in sorted(dropped.items())},
             "failed": dict(Counter(str(o.reason) for o in self.failed)),
+            "notes": list(self.notes),
+            "notes_by_kind": dict(Counter(note["kind"] for o in self.outcomes for note in o.notes)),
             "outcomes": [asdict(o) for o in self.outcomes],
         }
 
@@ -93,17 +110,18 @@ def ingest_one(
     clips, kept_s, dropped_s, reason, line = 0, 0.0, {}, None, ""
     try:
         finder = detector or make_detector(options.detector, options.detector_model)
-        recording = examine(source, options, finder, watch)
+        with _reading(source):
+            recording = examine(source, options, finder, watch)
         dropped_s = {k: frames_to_seconds(n) for k, n in recording.dropped.items() if n}
         if recording.clips:
-            clips, frames = write_shard(shard, cut_out(source, recording, options, split, watch))
+            clips, frames = write_shard(shard, _read(source, cut_out(source, recording, options, split, watch)))
             kept_s = frames_to_seconds(frames)
         else:
             reason = "no_clip"
             faces = frames_to_seconds(recording.frames - recording.dropped["no_face"])
             line = f"{source.name}: no stretch of {options.min_s:g} s with both faces and no scene cut ({faces:.1f} s with both faces)"
     except MediaError as error:
-        reason, line = error.reason, str(error)
+        reason, line = error.reason, shown(str(error))
     except OSError as error:
         raise UserError(f"{shard}: cannot be written ({error.strerror or error})") from error
     except (UserError, MemoryError):
@@ -123,6 +141,21 @@ def ingest_one(
         fingerprint,
     )
     write_json(path, asdict(outcome))
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """A file that the system cannot give (no permission, too long a name, a drive that is gone) is the file's fault."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or source.name
+        raise MediaError(shown(str(path)), "unreadable", f"cannot be read ({error.strerror or error})") from error
+
+
+def _read(source: Source, samples: Iterator[Any]) -> Iterator[Any]:
+    with _reading(source):
+        yield from samples
 
 
 def _read_outcome(path: Path) -> Outcome | None:
@@ -164,23 +197,29 @@ def run_ingest(
     detector: Detector | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
     share: Share = WHOLE,
+    rejected: Sequence[Rejected] = (),
 ) -> IngestReport:
     """Ingest `sources` into `out`/{train,val,test} and index them; what was done before, from unchanged files, is not
     done again.
 
     `fractions` of train, val and test assign conversations by a hash over connected people; None puts all into `split`.
-    `on_outcome` sees each new outcome at once. With a `share` of several, only its conversations are ingested; the share
+    `on_outcome` sees each new outcome at once. `rejected` is what the list named and cannot be begun: reported with the
+    rest. With a `share` of several, only its conversations are ingested; the share
     that ends last indexes the splits and writes the report of all, the report of the others has their own. Raises `UserError` for what concerns all: settings that differ from
     the folder's, a full disk, a missing detector.
     """
     out = Path(out)
-    if repeated := [name for name, n in Counter(s.id for s in sources).items() if n > 1]:
-        twice = next(s.name for s in sources if s.id == repeated[0])
-        raise UserError(f"{twice}: listed twice")
+    once = {s.id: s for s in reversed(sources)}
+    refused = [Outcome(r.name, split, ("", ""), 0, 0.0, {}, r.reason, r.line, None, {}) for r in rejected]
+    refused += [  # flags and a manifest may name one conversation each
+        Outcome.dropped(s, split, "listed_twice", f"{s.name}: listed twice") for s in sources if once[s.id] is not s
+    ]
+    sources = [s for s in sources if once[s.id] is s]
     if detector is None:
         make_detector(options.detector, options.detector_model)  # fails before any work
     _same_options(out, options)
-    parts, objections = _plan(sources, out, options, split, fractions, detector, share)
+    same, remarks = one_person(sources)
+    parts, objections = _plan(sources, out, options, split, fractions, detector, share, same)
     mine = share.of(parts)
 
     def tell(part: Part, _: Any) -> None:
@@ -207,7 +246,9 @@ def run_ingest(
         outcome = objections.get(source.id) or _read_outcome(out / LEDGER / f"{source.id}.json")
         assert outcome is not None
         outcomes.append(outcome)
-    report = IngestReport(tuple(outcomes), done.skipped)
+    if not missing:
+        remarks += _empty_splits(out, sources, same, split if fractions is None else None, fractions)
+    report = IngestReport((*outcomes, *refused), done.skipped, tuple(remarks), not missing)
     if not missing:
         with exclusive(out / LEDGER / ".finishing"):
             for name in SPLITS:
@@ -225,6 +266,7 @@ def _plan(
     fractions: Sequence[float] | None,
     detector: Detector | None,
     share: Share,
+    same: Mapping[str, str],
 ) -> tuple[list[Part], dict[str, Outcome]]:
     """One part a conversation, and the outcomes of those that no split may have. What has changed is made anew: of this
     share, the others see to theirs.
@@ -238,18 +280,48 @@ def _plan(
         if o is not None and o.clips and (key not in ours or (out / o.split / str(o.shard)).is_file())
         for person in o.participants
     }
-    placed = assign_splits(sources, split=split, fractions=fractions, assigned=assigned)
+    placed = assign_splits(sources, split=split, fractions=fractions, assigned=assigned, same=same)
     parts: list[Part] = []
     objections: dict[str, Outcome] = {}
     for source, (where, objection) in zip(sources, placed, strict=True):
         if objection is None:
             parts.append(Part(ledger / f"{source.id}.json", (out, source, where, options, detector)))
             continue
-        line = f"{source.name}: {objection}"
-        objections[source.id] = Outcome(
-            source.name, where, source.participants, 0, 0.0, {}, "identity_overlap", line, None, {}
-        )
+        objections[source.id] = Outcome.dropped(source, where, "identity_overlap", f"{source.name}: {objection}")
     for part in share.of(parts):
         if part.path.exists() and not _still_good(earlier.get(part.path.stem), part.args[1], out):
             part.path.unlink()
     return parts, objections
+
+
+def _empty_splits(
+    out: Path,
+    sources: Sequence[Source],
+    same: Mapping[str, str],
+    split: str | None,
+    fractions: Sequence[float] | None,
+) -> list[str]:
+    """A line about splits without a clip: why they are empty and what to do. None where only what was asked for is."""
+    empty = [name for name in SPLITS if not tars(out / name)]
+    if not empty or len(empty) == len(SPLITS):
+        return []
+    use = {"train": "to train", "val": "to watch a training by", "test": "for `af evaluate` and held-out films"}
+    missing = ", ".join(f"no clips in {name} ({use[name]})" for name in empty)
+    if fractions is None:
+        if split != "train":
+            return []  # one split of several runs
+        return [
+            f"{missing}: all went to {split}, as --split says by default; --split-by-identity 0.8,0.1,0.1 holds people out"
+        ]
+    asked = [name for name, share in zip(SPLITS, fractions, strict=True) if share > 0]
+    if not (empty := [name for name in empty if name in asked]):
+        return []
+    groups = len(set(groups_of_people([(same[a], same[b]) for a, b in (s.participants for s in sources)]).values()))
+    if groups < len(asked):
+        why = (
+            f"{len(sources)} conversation{'s' * (len(sources) != 1)} of {groups} group{'s' * (groups != 1)} of people who "
+            f"never meet cannot fill {len(asked)} splits; add conversations of other people"
+        )
+    else:
+        why = "the conversations that belong there were dropped, or people had their split before; add some, or begin anew"
+    return [f"{', '.join(f'no clips in {name} ({use[name]})' for name in empty)}: {why}"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from af.data.schema import SPLITS
+from af.data.schema import ROLES, SPLITS, person_key
+from af.data.tables import Row, read_rows, shown, unreadable_text
 from af.errors import UserError
 
 SILENCE: Final = "silence"
@@ -26,6 +27,24 @@ COLUMNS: Final[Mapping[str, str]] = {
     "session": "id of the conversation",
     "split": "train, val or test",
 }
+_PATHS: Final = ("a", "b", "video", "audio_a", "audio_b")
+
+
+class UnusableRow(UserError):
+    """One conversation of a list is wrong by itself; `reason` is a short word for counting."""
+
+    def __init__(self, text: str, reason: str = "bad_row") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A conversation that cannot even be begun: how reports call it, a short reason for counting, and a line."""
+
+    name: str
+    reason: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,7 @@ class Source:
     """One conversation to ingest. Paths are absolute; `video` is a side-by-side video and excludes `a` and `b`.
 
     `stereo`: the left channel of a side-by-side video is the left person's voice, the right one the right person's.
+    Names are cleaned: no spaces around them, one way of writing accents. Raises `UserError` for what fits nobody.
     """
 
     a: str | None = None
@@ -47,12 +67,22 @@ class Source:
     stereo: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and (fault := unreadable_text(value)):
+                raise UserError(f"{name} {shown(value)} {fault}")
+        for name in ("participant_a", "participant_b", "session"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, " ".join(unicodedata.normalize("NFC", value).split()) or None)
         if bool(self.video) == bool(self.a or self.b) or bool(self.a) != bool(self.b):
             raise UserError("a conversation is either two videos (a and b) or one side-by-side video (video)")
+        if self.a and self.b and same_file(self.a, self.b):
+            raise UnusableRow(f"a and b are one file ({shown(self.a)}): a conversation has two people", "same_person")
         if self.split is not None and self.split not in SPLITS:
             raise UserError(f"split {self.split!r}: allowed are {', '.join(SPLITS)}")
-        if self.participant_a is not None and self.participant_a == self.participant_b:
-            raise UserError(f"participant_a and participant_b are both {self.participant_a!r}")
+        one, other = self.participant_a, self.participant_b
+        if one and other and person_key(one) == person_key(other):
+            both = f"both {one!r}" if one == other else f"one person ({one!r}, {other!r})"
+            raise UnusableRow(f"participant_a and participant_b are {both}", "same_person")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -61,31 +91,38 @@ class Source:
         return tuple(dict.fromkeys(p for p in paths if p and p != SILENCE))
 
     @property
+    def there(self) -> bool:
+        """Whether every file is."""
+        return all(os.path.exists(path) for path in self.files)
+
+    @property
     def name(self) -> str:
         """How reports call it."""
-        return self.video or f"{self.a} + {self.b}"
+        return shown(self.video or f"{self.a} + {self.b}")
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits from its paths: the same conversation has the same id in every run."""
-        text = "\n".join(str(p) for p in (self.a, self.b, self.video, self.audio_a, self.audio_b, self.stereo))
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        """Twelve hexadecimal digits from its files: the same conversation has the same id in every run, whatever
+        spelling of a path leads to them.
+        """
+        paths = (self.a, self.b, self.video, self.audio_a, self.audio_b)
+        text = "\n".join([*(str(p and _real(p)) for p in paths), str(self.stereo)])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def faces(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(file, its half) in which each of the two people is seen."""
+        sides = ("left", "right") if self.video else ("", "")
+        return tuple((_real(str(getattr(self, r) or self.video)), s) for r, s in zip(ROLES, sides, strict=True))  # type: ignore[return-value]
 
     @property
     def participants(self) -> tuple[str, str]:
         """Ids of the two people; a person without an id is taken for a different one in every file."""
-        own = [
-            hashlib.sha256(f"{role}{path or self.video}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            for role, path in (
-                ("", self.a) if self.a else ("left ", None),
-                ("", self.b) if self.b else ("right ", None),
-            )
+        ids = [
+            f"{Path(path).stem}-{hashlib.sha256(f'{side} {path}'.lstrip().encode()).hexdigest()[:8]}"
+            for path, side in self.faces
         ]
-        stems = [Path(p or self.video or "").stem for p in (self.a, self.b)]
-        return (
-            self.participant_a or f"{stems[0]}-{own[0]}",
-            self.participant_b or f"{stems[1]}-{own[1]}",
-        )
+        return self.participant_a or ids[0], self.participant_b or ids[1]
 
     def fingerprint(self) -> dict[str, list[int] | None]:
         """Size and modification time of every file (None: missing), to notice that one was replaced."""
@@ -99,10 +136,62 @@ class Source:
         return out
 
 
+def _real(path: str) -> str:
+    """One spelling of a path: without links and `..`; 'silence' stays itself."""
+    return path if path == SILENCE else os.path.realpath(path)
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, by another spelling or a link; or to two of the same content."""
+    if _real(one) == _real(other):
+        return True
+    keys = file_keys([one, other])
+    return one in keys and keys[one] == keys.get(other)
+
+
+def file_keys(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> the same text for every name of one file: links, and copies. Missing files have none.
+
+    A copy has the size and the first, middle and last half MiB of the other; only files of equal size are opened.
+    """
+    inode: dict[str, tuple[int, int]] = {}
+    sizes: dict[int, dict[tuple[int, int], str]] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            stat = os.stat(path)
+        except OSError:
+            continue
+        inode[path] = (stat.st_dev, stat.st_ino)
+        sizes.setdefault(stat.st_size, {})[inode[path]] = path
+    keys: dict[tuple[int, int], str] = {}
+    for size, files in sizes.items():
+        for number, path in files.items():
+            keys[number] = _sampled(path, size) if len(files) > 1 and size else "/".join(map(str, number))
+    return {path: keys[number] for path, number in inode.items()}
+
+
+def _sampled(path: str, size: int, piece: int = 1 << 19) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    try:
+        with open(path, "rb") as file:
+            for at in (0, size // 2, max(0, size - piece)):
+                file.seek(at)
+                digest.update(file.read(piece))
+    except OSError:
+        return path
+    return digest.hexdigest()
+
+
 def _resolved(value: str | None, base: Path) -> str | None:
-    if not value or value == SILENCE:
-        return value or None
-    return str((base / Path(value).expanduser()).absolute())
+    """The file that a path in a list means: as written, or else as people also write it (spaces around it, accents as
+    another system writes them, backslashes).
+    """
+    if not value or not value.strip() or value.strip() == SILENCE:
+        return (value or "").strip() or None
+    bare = value.strip()
+    forms = [value, bare, *(unicodedata.normalize(form, bare) for form in ("NFC", "NFD")), bare.replace("\\", "/")]
+    places = [os.path.abspath(os.path.join(base, os.path.expanduser(form))) for form in forms]
+    return next((place for place in places if os.path.exists(place)), places[1])
 
 
 def from_flags(
@@ -112,7 +201,7 @@ def from_flags(
     participants: Sequence[Sequence[str]],
     *,
     stereo: bool = False,
-) -> list[Source]:
+) -> tuple[list[Source], list[Rejected]]:
     """Sources from command line flags; `audio` and `participants` belong to the pairs, then the side-by-side videos,
     in order. ``-`` as a sound file means the video's own. Raises `UserError` when their numbers do not match.
     """
@@ -122,70 +211,50 @@ def from_flags(
             raise UserError(
                 f"{name} is given {len(given)} times for {len(videos)} conversations: give it once for each, in order"
             )
-    base = Path.cwd()
-    sources = []
+    rows: list[Row] = []
     for n, paths in enumerate(videos):
         sounds = [None if s == "-" else s for s in audio[n]] if audio else [None, None]
         people = participants[n] if participants else (None, None)
-        sources.append(
-            Source(
-                **{k: _resolved(p, base) for k, p in paths.items()},
-                audio_a=_resolved(sounds[0], base),
-                audio_b=_resolved(sounds[1], base),
-                participant_a=people[0],
-                participant_b=people[1],
-                stereo=stereo and "video" in paths,
-            )
-        )
-    return sources
+        extra = {"audio_a": sounds[0], "audio_b": sounds[1], "participant_a": people[0], "participant_b": people[1]}
+        rows.append((shown(" + ".join(paths.values())), {**paths, **extra}))
+    return _sources(rows, Path.cwd(), stereo)
 
 
-def from_manifest(path: Path | str, *, stereo: bool = False) -> list[Source]:
-    """Sources from a CSV file with a header, a JSON list of objects, or JSON lines; columns as in `COLUMNS`.
+def from_manifest(path: Path | str, *, stereo: bool = False) -> tuple[list[Source], list[Rejected]]:
+    """Sources from a table (`af.data.tables`) with the columns `COLUMNS`, and the rows that are none.
 
-    Relative paths count from the manifest's folder. Raises `UserError` naming the row and column that is wrong.
+    Relative paths count from the manifest's folder. Raises `UserError` for what concerns the whole list.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest file")
-    rows = _rows(path)
-    if not rows:
-        raise UserError(f"{path}: the manifest lists nothing")
-    known = {f.name for f in fields(Source)} - {"stereo"}
+    return _sources(read_rows(path, COLUMNS), path.parent, stereo)
+
+
+def _sources(rows: Sequence[Row], base: Path, stereo: bool) -> tuple[list[Source], list[Rejected]]:
     sources: list[Source] = []
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, entry {number}"
-        if not isinstance(row, Mapping):
-            raise UserError(f"{where}: expected an object with the columns {', '.join(COLUMNS)}")
-        if unknown := [str(k) for k in row if k not in known]:
-            raise UserError(f"{where}: unknown column {', '.join(unknown)}; allowed: {', '.join(COLUMNS)}")
-        values: dict[str, Any] = {}
-        for name, value in row.items():
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"{where}: {name} must be text, got {value!r}")
-            is_path = name in ("a", "b", "video", "audio_a", "audio_b")
-            values[name] = _resolved(value, path.parent) if is_path else (value or None)
+    rejected: list[Rejected] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
         try:
-            sources.append(Source(**values, stereo=stereo and bool(values.get("video"))))
+            if isinstance(row, UserError):
+                raise row
+            source = _source(row, base, stereo)
+            if (before := seen.setdefault(source.id, where)) != where:
+                raise UnusableRow(f"the same files as {before}: listed twice", "listed_twice")
+            sources.append(source)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    return sources
+            rejected.append(Rejected(where, getattr(error, "reason", "bad_row"), f"{where}: {error}"))
+    return sources, rejected
 
 
-def _rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text("utf-8-sig")
-        suffix = path.suffix.lower()
-        if suffix == ".csv":
-            table = csv.DictReader(text.splitlines(keepends=True), restkey="(more values than columns)", strict=True)
-            return list(table)
-        if suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        if suffix == ".json":
-            rows = json.loads(text)
-            if not isinstance(rows, list):
-                raise UserError(f"{path}: expected a list of objects")
-            return rows
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable manifest ({error})") from None
-    raise UserError(f"{path}: a manifest ends in .csv, .json or .jsonl")
+def _source(row: Mapping[str, Any], base: Path, stereo: bool) -> Source:
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{name} must be text, got {value!r}")
+        if name in _PATHS:
+            values[name] = _resolved(value, base)
+        elif name == "split":
+            values[name] = value and value.strip().lower()
+        else:
+            values[name] = value
+    return Source(**values, stereo=stereo and bool(values.get("video")))
