@@ -28,8 +28,8 @@ _SHARES: Final = {"FC": 1.0, "FL": 0.5**0.5, "FR": 0.5**0.5, "LFE": 0.0, "LFE2":
 _SURROUND_SHARE: Final = 0.5
 #: A channel this much weaker in energy than the strongest carries no sound (30 dB).
 _CARRIES: Final = 1e-3
-#: A mix with less than this share of its channels' energy has cancelled itself.
-_CANCELS: Final = 0.1
+#: A channel as unlike the strongest as this (correlation) would cancel it.
+_OPPOSITE: Final = -0.5
 #: Below this level (RMS, full scale = 1) the loudest second counts as silence: -50 dB.
 _SILENT: Final = 10 ** (-50 / 20)
 #: Floating-point samples above this are not loud but whole numbers: 16, 24 or 32 bits without their scale.
@@ -165,10 +165,9 @@ def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float6
         said.append(f"sound in {_named(layout, carries)} of {len(layout)} channels")
     elif len(layout) > 2:
         said.append(f"{len(layout)} channels mixed")
-    if shares @ products @ shares < _CANCELS * (shares**2 @ energy):
-        strongest = int(np.argmax(energy * carries))
-        likeness = products[strongest] / np.sqrt(np.maximum(energy * energy[strongest], 1e-30))
-        turned = carries & (likeness < -0.5)
+    strongest = int(np.argmax(energy * carries))
+    likeness = products[strongest] / np.sqrt(np.maximum(energy * energy[strongest], 1e-30))
+    if (turned := carries & (likeness < _OPPOSITE)).any():
         shares = np.where(turned, -shares, shares)
         said.append(f"{_named(layout, turned)} is the opposite of another channel and was turned around")
     return shares, "; ".join(said)
