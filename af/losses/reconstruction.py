@@ -83,7 +83,7 @@ def feature_pyramid_l1(
             resize = {"scale_factor": scale, "mode": "bilinear", "antialias": True, "align_corners": False}
             a, b = F.interpolate(a, **resize), F.interpolate(b, **resize)  # type: ignore[arg-type]
         for x, y in zip(features(a), features(b), strict=True):
-            total = total + (x - y.detach()).abs().mean()
+            total = total + (x.to(total) - y.detach().to(total)).abs().mean()  # nearly equal: not in half precision
     return total
 
 

@@ -29,6 +29,11 @@ TIME_SCALE = 1000.0
 LOOK_AHEAD_LAYERS = ("all", "first")
 
 
+def _as_kept(x: Tensor) -> torch.autocast:
+    """Flow time, coordinates of motion and velocities are in the weights' precision: autocast is for the blocks."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class TimeEmbedding(nn.Module):
     """Flow time -> vector: [cos | sin] of τ·10000^(−i/128) with τ = 1000·(1 − t), then linear, SiLU, linear."""
 
@@ -43,7 +48,8 @@ class TimeEmbedding(nn.Module):
         index = torch.arange(TIME_FREQUENCIES, dtype=torch.float64, device=flow_time.device)
         angle = tau[..., None] * 10_000.0 ** (-index / TIME_FREQUENCIES)
         waves = torch.cat((angle.cos(), angle.sin()), -1).to(self.fc1.weight.dtype)
-        return self.fc2(F.silu(self.fc1(waves)))
+        with _as_kept(flow_time):
+            return self.fc2(F.silu(self.fc1(waves)))
 
 
 class MotionDenoiser(nn.Module):
@@ -164,11 +170,15 @@ class MotionDenoiser(nn.Module):
 
     def embed_reference(self, reference: Float[Tensor, "B D"]) -> Float[Tensor, "B 1 C"]:
         """The reference's share of the input layer, the same for every frame."""
-        return F.linear(reference, self.input.weight[:, self.dim :], self.input.bias)[:, None]
+        weight = self.input.weight[:, self.dim :]
+        with _as_kept(reference):
+            return F.linear(reference.to(weight.dtype), weight, self.input.bias)[:, None]
 
     def embed(self, noisy: Float[Tensor, "B T D"], reference: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B T C"]:
         """Input layer on [noisy ; reference], with the reference's share given."""
-        return F.linear(noisy, self.input.weight[:, : self.dim]) + reference
+        weight = self.input.weight[:, : self.dim]
+        with _as_kept(noisy):
+            return F.linear(noisy.to(weight.dtype), weight) + reference
 
     def modulation(self, flow_time: Float[Tensor, "B T"]) -> Modulation:
         """What flow time does to each frame in every block and in the head."""
@@ -221,7 +231,9 @@ class MotionDenoiser(nn.Module):
 
     def head_velocity(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T D"]:
         """The head: features after the last block -> velocity."""
-        return self.head(modulate(norm(x), modulation.head_shift, modulation.head_gain))
+        kept = self.head.weight.dtype
+        with _as_kept(x):
+            return self.head(modulate(norm(x.to(kept)), modulation.head_shift.to(kept), modulation.head_gain.to(kept)))
 
     def keys_values(
         self,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from af.errors import UserError
+from af.nn.precision import full_precision
 
 Kind = Literal["coefficients", "latent", "identity"]
 
@@ -62,7 +63,8 @@ class MotionSpace(nn.Module):
 
     kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `latent`: the same mapped back to D dims by Q;
     `identity`: the latent itself (released weights). Mean, std and Q are buffers: they travel in the checkpoint.
-    Directions that hardly move are left unscaled (std below `floor` of the largest), so that noise is not blown up.
+    Both ways are in the buffers' precision whatever surrounds them: where a mean is many deviations from 0, half
+    precision would leave little of a coordinate. Directions that hardly move are left unscaled (std below `floor` of the largest), so that noise is not blown up.
     """
 
     mean: Tensor
@@ -109,16 +111,19 @@ class MotionSpace(nn.Module):
         if self.kind == "identity":
             return motion
         self._check()
-        standard = (motion @ self.basis - self.mean) / self.std
-        return standard if self.kind == "coefficients" else standard @ self.basis.T
+        with full_precision(motion.device):
+            standard = (motion.to(self.basis.dtype) @ self.basis - self.mean) / self.std
+            return standard if self.kind == "coefficients" else standard @ self.basis.T
 
     def from_model(self, x: Float[Tensor, "*rest M"]) -> Float[Tensor, "*rest D"]:
         """The denoiser's space -> motion latents. RuntimeError before `fit` or loading."""
         if self.kind == "identity":
             return x
         self._check()
-        standard = x if self.kind == "coefficients" else x @ self.basis
-        return (standard * self.std + self.mean) @ self.basis.T
+        with full_precision(x.device):
+            x = x.to(self.basis.dtype)
+            standard = x if self.kind == "coefficients" else x @ self.basis
+            return (standard * self.std + self.mean) @ self.basis.T
 
     def _check(self) -> None:
         if not self.fitted:

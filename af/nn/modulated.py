@@ -84,8 +84,11 @@ class ModulatedProjection(nn.Module):
         return self.style(code) * self.scale
 
     def forward(self, x: Float[Tensor, "B I Y X"], factors: Float[Tensor, "B I"]) -> Float[Tensor, "B O Y X"]:
-        """The projection of every pixel, in fp32 (flows and colours are summed over scales)."""
+        """The projection of every pixel, in the weights' precision (flows and colours are summed over scales)."""
         batch, channels, height, width = x.shape
-        weight = (self.weight * factors[:, None]).transpose(1, 2).to(x.dtype)  # (B, I, O)
-        y = torch.bmm(x.permute(0, 2, 3, 1).reshape(batch, height * width, channels), weight)
-        return (y.float() + self.bias).view(batch, height, width, -1).permute(0, 3, 1, 2)
+        weight = (self.weight * factors[:, None]).transpose(1, 2)  # (B, I, O)
+        pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        # bfloat16 would round a flow by a quarter of a pixel at 512 px
+        with torch.autocast(x.device.type, enabled=False):
+            y = torch.bmm(pixels.to(weight.dtype), weight) + self.bias
+        return y.view(batch, height, width, -1).permute(0, 3, 1, 2)

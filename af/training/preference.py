@@ -22,6 +22,7 @@ from af.forcing.rollout import Guidance, block_sizes, rollout
 from af.losses.preference import Margins, PairErrors, PreferenceLoss
 from af.losses.velocity import valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
+from af.nn.precision import full_precision
 from af.training.denoiser import DenoiserModule, conditioned, draw_drops
 from af.training.randomness import Draws, validation_draws
 from af.training.reference import FrozenReference
@@ -65,7 +66,7 @@ class OnlineLosers:
         frames = sum(block_sizes(batch.valid.shape[1], denoiser.layout))
         noise = draws.normal(torch.Size((len(batch.valid), frames, denoiser.dim)), like=batch.avatar_motion)
         guidance = Guidance(audio=self.audio, user=self.user)
-        with torch.autocast(noise.device.type, enabled=False):
+        with full_precision(noise.device):
             condition, reference = conditioned(denoiser, batch)
             motion = rollout(denoiser, condition, reference, steps=self.steps, guidance=guidance, noise=noise)
         return denoiser.motion_space.from_model(motion)
@@ -155,7 +156,7 @@ class PreferenceModule(DenoiserModule):
 
     def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws, progress: float = 1.0) -> Pairs:
         """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four, with
-        drops as they are due at `progress` (0 … 1) of the training.
+        drops as they are due at `progress` (0 … 1) of the training. In fp32 throughout.
         """
         policy, reference = self.denoiser, self.reference.denoiser
         batch = self.cut(replace(batch, loser=loser), draws)
@@ -168,14 +169,16 @@ class PreferenceModule(DenoiserModule):
         flow_times = flow_time.repeat(2, 1)
         noisy, target = interpolate(noise, clean, flow_times), target_velocity(noise, clean)
 
+        # a margin is a difference of nearly equal errors, times β: what half precision rounds would decide
         def velocity(model: MotionDenoiser) -> Tensor:
             condition, portrait = drop(*conditioned(model, batch), dropped)
             twice = type(condition)(**{name: x.repeat(2, 1, 1) for name, x in vars(condition).items()})
             return model(noisy, flow_times, twice, portrait.repeat(2, 1))
 
-        ours = velocity(policy)
-        with torch.no_grad():
-            theirs = velocity(reference)
+        with full_precision(noise.device):
+            ours = velocity(policy)
+            with torch.no_grad():
+                theirs = velocity(reference)
         (policy_winner, policy_loser), (reference_winner, reference_loser) = (
             velocity_error(v, target, kind=self.error).chunk(2) for v in (ours, theirs)
         )

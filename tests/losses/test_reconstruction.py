@@ -53,6 +53,20 @@ def test_pyramid_sums_scales_and_layers():
     assert value.item() == pytest.approx(2 * (1 + 2))
 
 
+def test_features_in_half_precision_are_compared_in_full(generator):
+    """Nearly equal ones: their differences are a rounding or two, and the mean of those must not be rounded as well."""
+    features = torch.randn(1, 3, 16, 16, generator=generator)
+    near = features * (1 + 0.01 * torch.randn(features.shape, generator=generator))
+
+    def half(x):
+        return [x.bfloat16()]
+
+    value = feature_pyramid_l1(near, features, features=half, scales=(1.0,))
+    expected = (near.bfloat16().double() - features.bfloat16().double()).abs().mean()
+    assert value.dtype == torch.float32
+    assert abs(value - expected) < 1e-5 * expected
+
+
 def test_pyramid_gives_the_target_no_gradient():
     prediction, target = torch.zeros(1, 3, 8, 8, requires_grad=True), torch.ones(1, 3, 8, 8, requires_grad=True)
     feature_pyramid_l1(prediction, target, features=lambda x: [x]).backward()

@@ -152,6 +152,29 @@ def test_bf16_autocast_is_close(inputs) -> None:
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
+def test_autocast_is_for_the_blocks_alone(inputs) -> None:
+    """Flow time, coordinates going in and velocities coming out keep fp32, and the sum over the blocks does too."""
+    noisy, times, condition, reference = (
+        x.float() if isinstance(x, torch.Tensor) else Condition(*(v.float() for v in vars(x).values())) for x in inputs
+    )
+    denoiser = make(window_frames=12).float()
+    seen: list[torch.dtype] = []
+    for block in denoiser.blocks:
+        block.register_forward_hook(lambda module, given, made: seen.extend((given[0].dtype, made[0].dtype)))
+
+    def ends() -> list[torch.Tensor]:
+        start = denoiser.embed_reference(reference)
+        return [denoiser.time_embedding(times), start, denoiser.embed(noisy, start)]
+
+    with torch.no_grad():
+        exact = ends()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(torch.equal(a, b) for a, b in zip(ends(), exact, strict=True))
+            velocity = denoiser(noisy, times, condition, reference)
+        assert set(seen) == {velocity.dtype} == {torch.float32}
+        assert not torch.equal(velocity, denoiser(noisy, times, condition, reference))  # the blocks are in bf16
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"mask": "causal"}, "'causal'"), ({"heads": 3}, "3 does not divide"), ({"hidden": 34, "heads": 2}, "odd heads"),

@@ -95,3 +95,20 @@ def test_wrong_values_are_named(motions) -> None:
     clips[0][0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         MotionSpace("latent", D, K).fit(motion_statistics(clips, basis))
+
+
+@pytest.mark.parametrize("kind", ["coefficients", "latent"])
+def test_coordinates_are_exact_under_autocast_where_means_are_many_deviations(kind: str, generator) -> None:
+    """|mean| / std is 5: bf16 would be off by some percent of a deviation, the numbers the denoiser learns."""
+    basis = torch.linalg.qr(torch.randn(D, K, generator=generator)).Q
+    clips = [(torch.randn(400, K, generator=generator) + 5) @ basis.T]
+    space, exact = fitted(kind, clips, basis), fitted(kind, clips, basis).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        x = space.to_model(clips[0])
+        motion = space.from_model(x)
+    expected = exact.to_model(clips[0].double())
+    # sums of D products, each of a rounding of the motion's size in deviations, mapped back by Q
+    bound = 2 * D * torch.finfo(torch.float32).eps * (clips[0] @ basis).abs().max() / space.std.min()
+    assert x.dtype == motion.dtype == torch.float32
+    assert (x - expected).abs().max() < bound
+    assert (motion - exact.from_model(expected)).abs().max() < bound * space.std.max()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,42 @@ def draws(batch) -> Draws:
 
 def module_of(arguments, *overrides):
     return instantiate(resolve(compose("train", [*arguments, *overrides]))["module"])
+
+
+class SameDraws(Draws):
+    """Noise drawn in fp32 whatever it is for: the same numbers for a computation in fp64."""
+
+    def normal(self, shape, like):
+        return super().normal(shape, like.float()).to(like)
+
+
+@pytest.mark.parametrize("beta", [50.0, 1000.0])
+def test_margins_decide_the_same_in_mixed_precision(arguments, batch, beta):
+    """A logit is β times a difference of nearly equal errors: under bf16-mixed it is off by no more than fp32's rounding."""
+    module = module_of(arguments, f"module.preference.beta={beta}")
+    with torch.no_grad():  # a policy that has moved a little
+        for parameter in module.denoiser.parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            parameter.add_(noise * parameter.abs().mean() * 0.01)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # as `af train` sets it
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            pairs = module.pairs(batch, batch.loser, SameDraws(step_generator(0, 0), len(batch.valid)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    module.denoiser.double()
+    module.reference.denoiser.double()
+    doubles = {n: x.double() for n, x in vars(batch).items() if x is not None and x.is_floating_point()}
+    exact_batch = replace(batch, **doubles)
+    drawn = SameDraws(step_generator(0, 0), len(batch.valid))
+    exact = module.pairs(exact_batch, exact_batch.loser, drawn)
+    error = (beta * (pairs.errors.margin() - exact.errors.margin())).abs()[pairs.counted].max()
+    scale = exact.errors.policy_loser.abs().max() + exact.errors.policy_winner.abs().max()
+    assert beta * exact.errors.margin().abs().max() > 1000 * error  # there is something to decide
+    # some hundred roundings of the errors' size; bf16's are 65,536 times as large
+    assert error < beta * 500 * torch.finfo(torch.float32).eps * scale
+    assert pairs.errors.policy_winner.dtype == torch.float32
 
 
 @pytest.mark.parametrize("per", ["frame", "block", "sequence"])
