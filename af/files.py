@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,19 @@ def _new_file_mode(path: Path) -> int:
     finally:
         os.close(descriptor)
         path.unlink()
+
+
+def require_suffix(path: Path | str, suffixes: Sequence[str], said: str = "", note: str = "") -> Path:
+    """`path`, whose suffix says what is written there (in any case). Raises UserError unless it is among `suffixes`.
+
+    `said` is the option it was given with, `note` a remark on what is allowed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        allowed = " or ".join(suffixes) + (f" ({note})" if note else "")
+        raise UserError(f"{f'{said} {path}'.strip()} has {ending}; what is written there ends in {allowed}")
+    return path
 
 
 def remove_stale(folder: Path) -> int:

@@ -86,6 +86,24 @@ def latents(tmp_path_factory, dyads, autoencoder_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def filmed(tmp_path_factory, latents) -> Path:
+    """The conversations to test on as `af ingest` describes them: nothing is known about whom they show."""
+    from dataclasses import replace
+
+    from af.data.shards import ShardReader, build_index, write_shard
+
+    folder, reader = tmp_path_factory.mktemp("filmed"), ShardReader(latents / "test")
+    samples = []
+    for i, entry in enumerate(reader.index.samples):
+        meta = replace(reader.read_meta(i), dataset="own", separation="tracks", face_spec=None, extra={})
+        known = [name for name in entry.members if name != "json" and not name.endswith("face.npy")]
+        samples.append((entry.key, meta, {name: reader.read_bytes(i, name) for name in known}))
+    write_shard(folder / "test" / "000000.tar", samples)
+    build_index(folder / "test")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def denoiser_folder(tmp_path_factory, latents) -> Path:
     """An untrained denoiser for those latents as a model folder."""
     from af.data.index import Index

@@ -58,3 +58,17 @@ def test_files_may_be_read_by_whom_the_umask_lets(tmp_path, write, umask):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [(["bench", "metrics", "--out", "x.png"], ".json"), (["tracker", "train", "--out", "x.pt"], ".safetensors")],
+)
+def test_what_is_written_has_the_ending_of_what_it_is(words, allowed, tmp_path, monkeypatch, capsys):
+    from af.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(words) != 0
+    assert f"--out {words[-1]}" in (said := capsys.readouterr().err)
+    assert allowed in said
+    assert not list(tmp_path.iterdir())

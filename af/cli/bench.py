@@ -48,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from af.errors import UserError
-    from af.files import write_json
+    from af.files import require_suffix, write_json
 
+    if args.out is not None:
+        require_suffix(args.out, (".json",), "--out", "a plot lies beside it")
     parts = args.parts or ["synth", "loader", "train"]
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UserError(f"unknown part {unknown[0]!r}; allowed: {', '.join(PARTS)}")

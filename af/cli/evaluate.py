@@ -1,10 +1,12 @@
 """Measure generated avatars against true ones: every number with its ground truth, its null and its protocol.
 
-A checkpoint on the held-out conversations of a split:
+A checkpoint on the conversations of a split (whether their people are held out is known from the model folders):
 
     af evaluate --autoencoder runs/vae/export --denoiser runs/denoiser/export --data data/latents/test --out runs/evaluation
 
-Latency and speed are measured on a live session, --drift adds roll-outs of 4 minutes.
+Latency and speed are measured on a live session, --drift adds roll-outs of 4 minutes. Drawn faces (af synth) are read by
+a tracker that knows no others. Of filmed ones it measures the reconstruction, writes all videos, and manifest.csv to go on
+with in the other form, with a tracker of your own.
 With --conditions all: a table of what it makes of every subset of avatar_audio, user_audio and user_motion.
 
 The same without decoding a frame, for many models on one autoencoder (synthetic shards know the faces that it is
@@ -79,7 +81,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lpips", action="store_true", help="LPIPS (AlexNet) of the reconstruction, by the extra `lpips`"
     )
     model.add_argument("--drift", action="store_true", help="also roll-outs of 4 minutes: drift/…")
-    model.add_argument("--videos", type=int, default=4, metavar="N", help="conversations written as mp4 (default 4)")
+    model.add_argument(
+        "--videos",
+        type=int,
+        metavar="N",
+        help="conversations written as mp4 and listed in manifest.csv (default 4; all where no tracker knows the faces)",
+    )
     add_sampling_arguments(model)
     model.add_argument(
         "--conditions",
@@ -141,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     for option in FILES_ONLY:
         if getattr(args, option.replace("-", "_")) not in (None, False, []):
             raise UserError(
-                f"--{option} belongs to --manifest: a checkpoint is measured with its own tracker and block"
+                f"--{option} belongs to --manifest: evaluate the checkpoint without it, then the manifest.csv it writes"
             )
     from af.cli.evaluate_checkpoint import evaluate_checkpoint
 
@@ -262,20 +269,19 @@ def side_features(measured, extractor: Extractor) -> dict[str, list]:
 
 def reasons(measured, tools, args) -> dict[str, str]:
     """Why rows of the specification are absent from this evaluation."""
-    missing = {}
+    from af.metrics.evaluation import MOUTH_NAMES, OF_FACES
+
+    missing: dict[str, str] = {}
     videos = any(c.video_file("generated") for c, _ in measured)
     if not any(m.face is not None for _, m in measured):
         why = "no face parameters: give arrays in the manifest, or --mediapipe face_landmarker.task"
-        for tag in ("rpcc", "tlcc", "sid", "var", "fd", "pfd", "reaction_gain", "lip", "mouth", "jerk"):
-            missing[tag] = why
+        missing |= dict.fromkeys(OF_FACES, why)
     else:
         if all(m.avatar_audio is None for _, m in measured):
             missing["lip"] = missing["reaction_gain"] = "no clip has avatar audio (column audio)"
         elif all(m.user_audio is None or m.avatar_audio is None for _, m in measured):
             missing["reaction_gain"] = "no clip has user audio (column user_audio, or sound in the user video)"
         face = next(m.face for _, m in measured if m.face is not None)
-        from af.metrics.evaluation import MOUTH_NAMES
-
         if not set(MOUTH_NAMES) & set(face.names):
             missing["lip"] = missing["mouth"] = f"no parameter called {' or '.join(MOUTH_NAMES)} (see --names)"
         if all(c.phrase_ends is None for c, _ in measured):

@@ -1,4 +1,4 @@
-"""The checkpoint form of `af evaluate`: a model on the held-out conversations of a split."""
+"""The checkpoint form of `af evaluate`: a model on the conversations of a split."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from af.cli.sampling import anchor_of, guidance_of
+from af.metrics.evaluation import OF_FACES
 
 if TYPE_CHECKING:
+    from af.cli.manifest import ManifestClip
     from af.data.index import Index
+    from af.data.provenance import HeldOut
     from af.metrics.evaluation import EvaluationClip, ParameterReport, Protocol
     from af.metrics.rows import MetricRow
     from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
     from af.pipeline.faces import FaceSource
     from af.pipeline.rolling import RolloutSettings
+
+#: In the results' folder: the videos that were made, as `af evaluate --manifest` reads them.
+MANIFEST: Final = "manifest.csv"
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> int:
@@ -28,8 +34,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
     from af.cli.evaluation_report import write_report
     from af.forcing.dropout import SIGNALS, named_subset
-    from af.pipeline.evaluate import film_path
-    from af.pipeline.faces import SIDES, LatentReadout
+    from af.pipeline.faces import LatentReadout
     from af.pipeline.rolling import RolloutSettings
 
     every = args.conditions == "all"
@@ -37,28 +42,41 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     guidance = guidance_of(args)
     settings = RolloutSettings(args.steps, guidance, args.seed, signals=signals, anchor=anchor_of(args))
     subject = _load(args)
+    console, read = Console(), subject.faces.spec is not None
+    if subject.people.known != "held out":
+        console.print(subject.people.text, style="yellow", markup=False, highlight=False)
     if args.overwrite and args.out.exists():
         shutil.rmtree(args.out)
     if every:
         return _every_subset(subject, settings, args)
     _claim(subject, settings, args.out, args)
     start = time.monotonic()
-    report, clips, protocol = _report(subject, settings, args.out, args, videos=args.videos)
-    rows = report.rows
     count = _count(subject.index, args)
-    extra: dict[str, float] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
+    filmed = 0 if subject.avatar is None else count if args.videos is None and not read else _films(args)
+    clips = _roll_out(subject, settings, args.out, args, videos=filmed)
+    report, protocol = _report(subject, clips) if read else (None, _protocol(subject))
+    rows = [] if report is None else report.rows
+    extra: dict[str, Any] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
+    extra["people"] = subject.people.known
     if subject.avatar is not None:
-        rows = [*_reconstruction(subject.avatar, subject.index, args), *rows]
+        rows = [*_reconstruction(subject, args), *rows]
     running, missing = _running(subject, settings, args)
     rows += running
     if subject.avatar is not None and not args.lpips:
         missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
     if isinstance(subject.faces, LatentReadout):
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
+    listed = _manifest(subject.index, filmed, args.out)
+    if not read:
+        remedy = f"af evaluate --manifest {args.out / MANIFEST} --mediapipe face_landmarker.task"
+        why = (
+            "nobody here reads these faces: the tracker that comes with this program knows drawn ones alone. "
+            f"Go on with: {remedy} --block {protocol.block} --out FOLDER"
+        )
+        missing |= dict.fromkeys((*OF_FACES, "border_ratio"), why)
     videos = None
-    if subject.avatar is not None and not args.no_gallery:
-        filmed = [clip.name for clip in clips[: args.videos]]
-        videos = {name: {side: film_path(args.out, name, side) for side in SIDES} for name in filmed}
+    if listed and not args.no_gallery:
+        videos = {c.clip: {"user": c.user, "generated": c.generated, "true": c.true} for c in listed}
     write_report(
         args.out,
         rows,
@@ -67,13 +85,39 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         protocol,
         title=f"{args.denoiser} on {args.data}",
         not_computed=missing,
+        notes={"people": [subject.people.text]},
         videos=videos,
         audio={clip.name: clip.avatar_audio for clip in clips},
         extra=extra,
-        console=Console(),
+        console=console,
     )
     _settings_to_tensorboard(args.out, rows, args)
+    if listed:
+        print(f"{args.out / MANIFEST}: the videos for af evaluate --manifest")
     return 0
+
+
+def _films(args: argparse.Namespace) -> int:
+    return 4 if args.videos is None else args.videos
+
+
+def _manifest(index: Index, count: int, out: Path) -> list[ManifestClip]:
+    """The first `count` clips as `evaluate_split` filmed them, written for the form of files; none is no manifest."""
+    from af.cli.manifest import ManifestClip, write_manifest
+    from af.data.shards import ShardReader
+    from af.pipeline.evaluate import film_path
+
+    reader, listed = ShardReader(index), []
+    for i, entry in enumerate(index.samples[:count]):
+        meta = reader.read_meta(i)
+        user, true, generated = (film_path(out, entry.key, side) for side in ("user", "true", "generated"))
+        ends = meta.extra.get("phrase_ends")
+        known: dict[str, Any] = {"identity": meta.participants[1], "session": meta.session}
+        known["phrase_ends"] = None if ends is None else tuple(ends["a"])
+        listed.append(ManifestClip(entry.key, user, true, generated, **known))
+    if listed:
+        write_manifest(out / MANIFEST, listed)
+    return listed
 
 
 @dataclass(frozen=True)
@@ -85,18 +129,21 @@ class _Subject:
     index: Index
     avatar: Avatar | None
     digests: dict[str, str]
+    people: HeldOut
 
 
 def _load(args: argparse.Namespace) -> _Subject:
     import torch
 
     from af.data.index import Index
+    from af.data.provenance import HeldOut, drawn
+    from af.errors import UserError
     from af.models.artifact import load_as, load_model
     from af.models.denoiser import MotionDenoiser
     from af.models.tracker import load_tracker
     from af.pipeline.avatar import Avatar
     from af.pipeline.encode import require_specs, spec_of
-    from af.pipeline.faces import LatentReadout, RememberingTracker, TrackedFaces
+    from af.pipeline.faces import DecodedFaces, LatentReadout, RememberingTracker, TrackedFaces
     from af.specs import require_spec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -105,15 +152,26 @@ def _load(args: argparse.Namespace) -> _Subject:
     require_specs(index, artifact)
     motion_spec = spec_of(index)[1]
     digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
+    models = {str(args.denoiser): artifact.info}
     if args.autoencoder is not None:
-        avatar = Avatar.of(load_model(args.autoencoder), artifact, device)
+        images = load_model(args.autoencoder)
+        avatar = Avatar.of(images, artifact, device)
+        people = HeldOut.of(index, models | {str(args.autoencoder): images.info}, args.limit)
+        if not drawn(index, args.limit):
+            if args.conditions == "all":
+                raise UserError(
+                    f"{args.data}: --conditions all compares what is read from faces, and the tracker that comes with this "
+                    "program knows drawn ones alone; give a subset at a time (--conditions avatar_audio+user_motion) and go "
+                    f"on with the {MANIFEST} of each"
+                )
+            return _Subject(avatar.denoiser, DecodedFaces(avatar), index, avatar, digests, people)
         tracker = load_tracker()
         read = RememberingTracker(tracker.track) if args.conditions == "all" else tracker.track
-        return _Subject(avatar.denoiser, TrackedFaces(avatar, read, tracker.face_spec), index, avatar, digests)
+        return _Subject(avatar.denoiser, TrackedFaces(avatar, read, tracker.face_spec), index, avatar, digests, people)
     faces = LatentReadout.fit(Index.load(args.readout))
     remedy = "Give a split of the same latents to --readout."
     require_spec(faces.motion_spec, motion_spec, where=str(args.readout), remedy=remedy)
-    return _Subject(denoiser.to(device), faces, index, None, digests)
+    return _Subject(denoiser.to(device), faces, index, None, digests, HeldOut.of(index, models, args.limit))
 
 
 def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.Namespace) -> int:
@@ -131,11 +189,11 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
         out = args.out / "conditions" / name
         chosen, file = replace(settings, signals=signals), out / "metrics.json"
         _claim(subject, chosen, out, args)
-        extra = {"signals": list(signals), "clips": _count(subject.index, args)}
+        extra = {"signals": list(signals), "clips": _count(subject.index, args), "people": subject.people.known}
         if not file.is_file() or json.loads(file.read_text()).get("clips") != extra["clips"]:
             console.print(f"signals: {name}", highlight=False)
-            videos = args.videos if len(signals) == len(SIGNALS) else 0
-            report, *_ = _report(subject, chosen, out, args, videos=videos)
+            videos = _films(args) if len(signals) == len(SIGNALS) else 0
+            report, _ = _report(subject, _roll_out(subject, chosen, out, args, videos=videos))
             write_metrics(out, report.rows, extra, title=f"{args.denoiser} with {name}")
         found.append(Setting(name, (json.loads(file.read_text()),)))
     comparison = Comparison.of(found)
@@ -155,25 +213,21 @@ def _claim(subject: _Subject, settings: RolloutSettings, out: Path, args: argpar
         **asdict(settings),
         "signals": list(settings.signals),
         "data": absolute(args.data),
-        "faces": subject.faces.spec.tracker,
+        "faces": None if subject.faces.spec is None else subject.faces.spec.tracker,
         **subject.digests,
     }
     claim_folder(out / "evaluation.json", made_with)
 
 
-def _report(
+def _roll_out(
     subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
-) -> tuple[ParameterReport, list[EvaluationClip], Protocol]:
-    from rich.console import Console
-
+) -> list[EvaluationClip]:
     from af.data.parts import progress_bar
-    from af.metrics.evaluation import Protocol
-    from af.metrics.table import parameter_report
     from af.pipeline.evaluate import evaluate_split
 
     with progress_bar() as progress:
         task = progress.add_task("rolling out", total=_count(subject.index, args))
-        clips = evaluate_split(
+        return evaluate_split(
             subject.denoiser,
             subject.index,
             subject.faces,
@@ -183,12 +237,25 @@ def _report(
             videos=videos,
             advance=lambda: progress.advance(task),
         )
+
+
+def _report(subject: _Subject, clips: list[EvaluationClip]) -> tuple[ParameterReport, Protocol]:
+    from rich.console import Console
+
+    from af.metrics.table import parameter_report
+
     with Console(stderr=True).status("computing the numbers"):
-        protocol = Protocol(block=subject.denoiser.layout.block_frames)
-        return parameter_report(clips, protocol), clips, protocol
+        protocol = _protocol(subject)
+        return parameter_report(clips, protocol), protocol
 
 
-def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> list[MetricRow]:
+def _protocol(subject: _Subject) -> Protocol:
+    from af.metrics.evaluation import Protocol
+
+    return Protocol(block=subject.denoiser.layout.block_frames)
+
+
+def _reconstruction(subject: _Subject, args: argparse.Namespace) -> list[MetricRow]:
     from af.metrics.rows import MetricRow
     from af.pipeline.evaluate import evaluate_reconstruction
 
@@ -197,8 +264,9 @@ def _reconstruction(avatar: Avatar, index: Index, args: argparse.Namespace) -> l
         from af.models.perceptual import LpipsPerceptual
 
         lpips = LpipsPerceptual("alex")
-    found = evaluate_reconstruction(avatar.autoencoder, index, seed=args.seed, lpips=lpips)
-    text = "cross-frame, held-out identities; null: the source frame shown unchanged"
+    assert subject.avatar is not None
+    found = evaluate_reconstruction(subject.avatar.autoencoder, subject.index, seed=args.seed, lpips=lpips)
+    text = f"cross-frame, {subject.people.text}; null: the source frame shown unchanged"
     kinds: dict[str, tuple[Literal["lower", "higher"], str]] = {
         "psnr": ("higher", "dB, "), "ssim": ("higher", ""), "l1": ("lower", "range 0–1, "), "lpips": ("lower", "AlexNet, ")
     }  # fmt: skip

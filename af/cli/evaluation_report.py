@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from af.metrics.evaluation import EvaluationClip, ParameterReport, Protocol
     from af.metrics.rows import MetricRow
 
+#: How many remarks the console shows; metrics.md has them all.
+MOST_REMARKS = 8
+
 
 def write_report(
     out: Path,
@@ -70,7 +73,7 @@ def write_report(
     lists = "".join(
         f"\n## {head}\n\n"
         + "".join(f"- `{k}`: {v if isinstance(v, str) else '; '.join(v)}\n" for k, v in items.items())
-        for head, items in (("Left out", problems), ("Not computed", not_computed), ("Remarks on clips", notes))
+        for head, items in (("Left out", problems), ("Not computed", not_computed), ("Remarks", notes))
         if items
     )
     write_text(out / "metrics.md", f"# {title}\n\n{markdown_table(rows)}{lists}{pictures}")
@@ -86,6 +89,10 @@ def write_report(
         )
     if console is not None:
         console.print(console_table(rows, title))
+        for name, texts in list((notes or {}).items())[:MOST_REMARKS]:
+            console.print(f"{name}: {'; '.join(texts)}", markup=False, highlight=False)
+        if notes and len(notes) > MOST_REMARKS:
+            console.print(f"{len(notes) - MOST_REMARKS} more remarks in {out / 'metrics.md'}", highlight=False)
         for name, reason in (problems or {}).items():
             console.print(f"left out {name}: {reason}", markup=False, highlight=False)
         for reason in dict.fromkeys((not_computed or {}).values()):

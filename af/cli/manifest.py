@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from af.data.tables import read_rows
 from af.errors import UserError
+from af.files import write_text
 
 ARRAYS = (".npy", ".npz", ".csv")
 
@@ -67,6 +70,25 @@ def read_manifest(path: Path) -> list[ManifestClip]:
         if clips[-1].clip in {c.clip for c in clips[:-1]}:
             raise UserError(f"{where}: the name {clips[-1].clip!r} appears twice; names must differ")
     return clips
+
+
+def write_manifest(path: Path, clips: Sequence[ManifestClip]) -> None:
+    """The same as a CSV that `read_manifest` reads, paths relative to it where they lie beside it."""
+    names = [n for n in (*REQUIRED, *OPTIONAL) if any(getattr(clip, n) not in (None, "") for clip in clips)]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(names)
+    for clip in clips:
+        writer.writerow([_cell(getattr(clip, name), path.parent) for name in names])
+    write_text(path, table.getvalue())
+
+
+def _cell(value: Path | tuple[int, ...] | str | None, folder: Path) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, Path):
+        return str(value.relative_to(folder) if value.is_relative_to(folder) else value.absolute())
+    return value or ""
 
 
 def _clip(path: Path, where: str, row: Mapping[str, Any]) -> ManifestClip:

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     from af.data.index import Index
     from af.data.parts import progress_bar
+    from af.data.provenance import HeldOut
     from af.metrics.rows import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
@@ -72,10 +73,17 @@ def run(args: argparse.Namespace) -> int:
         rows += _transfer_rows(model, tracker, index, args)
     rows += _probe_rows(people)
     moved = _traversal_text(model, tracker, people, args.out)
-    made_with = {"autoencoder": artifact.digest, "data": str(args.data.resolve()), "seed": args.seed}
-    write_metrics(args.out, rows, made_with, title=f"What the latents of {args.autoencoder} are worth", notes=moved)
+    held = HeldOut.of(index, {str(args.autoencoder): artifact.info})
+    made_with = {
+        "autoencoder": artifact.digest,
+        "data": str(args.data.resolve()),
+        "seed": args.seed,
+        "people": held.known,
+    }
+    notes = f"People: {held.text}.\n\n{moved}"
+    write_metrics(args.out, rows, made_with, title=f"What the latents of {args.autoencoder} are worth", notes=notes)
     Console().print(console_table(rows, title=str(args.autoencoder)))
-    print(moved)
+    print(notes)
     print(f"written to {args.out}: metrics.json, metrics.md, directions.png, transfer.png")
     return 0
 

@@ -45,8 +45,10 @@ def _train(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from af.errors import UserError
+    from af.files import require_suffix
     from af.training.tracker import train_tracker
 
+    require_suffix(args.out, (".safetensors",), "--out")
     if args.steps < 1:
         raise UserError(f"--steps must be positive, got {args.steps}")
     columns = (TextColumn("training the tracker"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))

@@ -14,8 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from af.clock import FPS, SAMPLE_RATE
-from af.errors import UserError
-from af.files import atomic_path
+from af.files import atomic_path, require_suffix
 
 #: What a video may be called. A GIF has no sound and 256 colours a frame.
 VIDEO_SUFFIXES: Final = (".mp4", ".gif")
@@ -23,12 +22,7 @@ VIDEO_SUFFIXES: Final = (".mp4", ".gif")
 
 def require_video_name(path: Path | str, option: str = "") -> Path:
     """`path`, whose suffix says what to write. Raises UserError naming it (and `option`) unless in `VIDEO_SUFFIXES`."""
-    path = Path(path)
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
-        said = f"{option} {path}".strip()
-        raise UserError(f"{said}: {ending}; videos are written as {' or '.join(VIDEO_SUFFIXES)} (a GIF has no sound)")
-    return path
+    return require_suffix(path, VIDEO_SUFFIXES, option, "a GIF has no sound")
 
 
 class _Sink(Protocol):

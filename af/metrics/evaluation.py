@@ -15,6 +15,9 @@ from af.types import FaceSpec
 #: Names of the parameter that opens the mouth, by tracker.
 MOUTH_NAMES = ("mouth_open", "jawOpen", "jaw_open")
 
+#: Families of metrics that somebody must have read faces for.
+OF_FACES = ("rpcc", "tlcc", "sid", "var", "fd", "pfd", "reaction_gain", "react", "lip", "mouth", "jerk")
+
 
 @dataclass(frozen=True)
 class EvaluationClip:

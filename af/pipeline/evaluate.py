@@ -21,7 +21,7 @@ from af.metrics.evaluation import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import frames_at_once, image_array, image_tensor
-from af.pipeline.faces import SIDES, FaceSource
+from af.pipeline.faces import FaceSource
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.pipeline.side_by_side import enlarged, side_by_side
 from af.types import Clip, FaceSpec
@@ -31,7 +31,7 @@ FIELDS = frozenset({"audio", "motion", "audio_features"})
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Cross-frame reconstruction over held-out people: {"psnr" (dB), "ssim", "l1" (range 0 … 1), "lpips" if asked for} of
+    """Cross-frame reconstruction: {"psnr" (dB), "ssim", "l1" (range 0 … 1), "lpips" if asked for} of
     the autoencoder, and of copying the source.
     """
 
@@ -52,15 +52,16 @@ def evaluate_split(
     videos: int = 4,
     advance: Callable[[], None] = lambda: None,
 ) -> list[EvaluationClip]:
-    """Generate the avatar of every clip and read its face; returns what the metrics need.
+    """Generate the avatar of every clip and read its face; returns what the metrics need. Faces that `faces` only decodes
+    are filmed, no more: nothing is returned, and clips without a video are left out.
 
     Results of single clips are kept in `out`/clips, so a stopped evaluation goes on. Where `faces` decodes frames, the
     first `videos` clips are written as mp4: each side alone (`film_path`), and user | generated | true with both voices.
     `advance` is called once a clip.
     """
     reader = ShardReader(index)
-    count = len(index.samples) if limit is None else min(limit, len(index.samples))
-    results: dict[int, EvaluationClip] = {}
+    count = len(index.samples[:limit]) if faces.spec is not None else len(index.samples[:limit][:videos])
+    results: dict[int, EvaluationClip | None] = {}
     waiting: dict[int, list[tuple[int, Clip]]] = {}
 
     def flush(group: Sequence[tuple[int, Clip]]) -> None:
@@ -71,8 +72,8 @@ def evaluate_split(
 
     for i in range(count):
         clip = reader.read(i, FIELDS | faces.fields)
-        known = _load(_result_path(out, clip.key), clip, avatar_role, faces.spec)
-        if known is not None and (i >= videos or "video" not in faces.fields or _video_path(out, clip.key).is_file()):
+        found, known = _load(_result_path(out, clip.key), clip, avatar_role, faces.spec)
+        if found and (i >= videos or "video" not in faces.fields or _video_path(out, clip.key).is_file()):
             results[i] = known
             advance()
             continue
@@ -84,7 +85,7 @@ def evaluate_split(
     for group in waiting.values():
         if group:
             flush(group)
-    return [results[i] for i in sorted(results)]
+    return [result for i in sorted(results) if (result := results[i]) is not None]
 
 
 def _finish(
@@ -94,7 +95,7 @@ def _finish(
     out: Path,
     role: str,
     video: bool,
-) -> EvaluationClip:
+) -> EvaluationClip | None:
     user, true = clip.person(other_role(role)), clip.person(role)
     faces = source.faces(user, true, motion)
     if video and faces.frames is not None:
@@ -113,7 +114,9 @@ def _finish(
     return _clip(clip, role, source.spec, faces.tracks)
 
 
-def _clip(clip: Clip, role: str, face: FaceSpec, tracks: Mapping[str, np.ndarray]) -> EvaluationClip:
+def _clip(clip: Clip, role: str, face: FaceSpec | None, tracks: Mapping[str, np.ndarray]) -> EvaluationClip | None:
+    if face is None:
+        return None
     user = other_role(role)
     ends = clip.meta.get("extra", {}).get("phrase_ends")
     return EvaluationClip(
@@ -130,11 +133,12 @@ def _clip(clip: Clip, role: str, face: FaceSpec, tracks: Mapping[str, np.ndarray
     )
 
 
-def _load(path: Path, clip: Clip, role: str, face: FaceSpec) -> EvaluationClip | None:
+def _load(path: Path, clip: Clip, role: str, face: FaceSpec | None) -> tuple[bool, EvaluationClip | None]:
+    """Whether a clip is done, and its result."""
     if not path.is_file():
-        return None
+        return False, None
     with np.load(path, allow_pickle=False) as tracks:
-        return _clip(clip, role, face, {name: tracks[name] for name in SIDES})
+        return True, _clip(clip, role, face, dict(tracks))
 
 
 def _result_path(out: Path, key: str) -> Path:

@@ -23,30 +23,39 @@ SIDES: Final = ("user", "true", "generated")
 
 @dataclass(frozen=True)
 class Faces:
-    """Parameters (T, P) of "user", "true" and "generated", and the generated frames where they were made."""
+    """Parameters (T, P) of "user", "true" and "generated" (none where faces are not read), and the generated frames where
+    they were made.
+    """
 
     tracks: Mapping[str, Float[np.ndarray, "T P"]]
     frames: UInt8[np.ndarray, "T Y X 3"] | None = None
 
 
 class FaceSource(Protocol):
-    """Where faces come from. One source for all three sides: numbers of two trackers are never mixed."""
+    """Where faces come from. One source for all three sides: numbers of two trackers are never mixed. `spec` None: they are
+    not read, only decoded.
+    """
 
-    spec: FaceSpec
     fields: frozenset[str]  # what it needs from a shard
+
+    @property
+    def spec(self) -> FaceSpec | None:
+        """The layout of what is read; None: nothing is."""
+        ...
 
     def faces(self, user: Person, true: Person, generated: Float[Tensor, "T D"]) -> Faces:
         """Faces of a conversation whose avatar moves by `generated`."""
         ...
 
 
-class TrackedFaces:
-    """Decodes the generated motion with the avatar's own first frame as portrait, and tracks all three videos."""
+class DecodedFaces:
+    """Decodes the generated motion with the avatar's own first frame as portrait. Nobody reads its faces."""
 
     fields = frozenset({"video"})
+    spec: FaceSpec | None = None
 
-    def __init__(self, avatar: Avatar, tracker: Tracker, spec: FaceSpec) -> None:
-        self.avatar, self.tracker, self.spec = avatar, tracker, spec
+    def __init__(self, avatar: Avatar) -> None:
+        self.avatar = avatar
 
     def faces(self, user: Person, true: Person, generated: Float[Tensor, "T D"]) -> Faces:
         """As `FaceSource.faces`."""
@@ -55,8 +64,21 @@ class TrackedFaces:
         identity, _ = self.avatar.identity(true.video[0])
         blocks = (generated[None, s : s + 50] for s in range(0, len(generated), 50))
         frames = np.stack(list(self.avatar.frames(identity, blocks)))
-        tracks = {"user": self.tracker(user.video), "true": self.tracker(true.video), "generated": self.tracker(frames)}
-        return Faces(tracks, frames)
+        return Faces(self._tracks({"user": user.video, "true": true.video, "generated": frames}), frames)
+
+    def _tracks(self, videos: Mapping[str, UInt8[np.ndarray, "T Y X 3"]]) -> dict[str, np.ndarray]:
+        return {}
+
+
+class TrackedFaces(DecodedFaces):
+    """And tracks all three videos."""
+
+    def __init__(self, avatar: Avatar, tracker: Tracker, spec: FaceSpec) -> None:
+        super().__init__(avatar)
+        self.tracker, self.spec = tracker, spec
+
+    def _tracks(self, videos: Mapping[str, UInt8[np.ndarray, "T Y X 3"]]) -> dict[str, np.ndarray]:
+        return {side: self.tracker(frames) for side, frames in videos.items()}
 
 
 class RememberingTracker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from af.data.loader import training_loader, validation_loader
 from af.data.mixture import MixedPlan, Root, joined, roots
 from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import EndlessPlan, PairPlan, Plan, WindowPlan, fixed_pairs, fixed_windows
+from af.data.provenance import TRAINED_ON, people_digests
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
 from af.data.windows import WindowDataset
@@ -58,9 +58,9 @@ class _ShardData(LightningDataModule):
         """The data's place or places, in words."""
         return " + ".join(map(str, self.weights))
 
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What an exported model should say about the data it was made from."""
+        """What an exported model should say about the data it was made from: its place, and who was in it."""
+        return {"data": self.where, TRAINED_ON: people_digests(self.training_indexes)}
 
     def state_dict(self) -> dict[str, Any]:
         """The position: samples taken by all ranks together."""
@@ -147,10 +147,6 @@ class PairData(_ShardData):
         super().__init__(root, batch_size, workers, seed, validation)
         self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
         self.regions, self.faces, self.both_ways = regions, faces, both_ways
-
-    def provenance(self) -> dict[str, Any]:
-        """The data's place."""
-        return {"data": self.where}
 
     def train_dataloader(self) -> DataLoader:
         """Endless, in the plan's order."""
@@ -244,9 +240,9 @@ class WindowData(_ShardData):
         self.motion_statistics: MotionStatistics = pooled(found, list(self.weights.values()))
 
     def provenance(self) -> dict[str, Any]:
-        """The specs that a roll-out must meet."""
+        """And the specs that a roll-out must meet."""
         return {
-            "data": self.where,
+            **super().provenance(),
             "feature_spec": self.feature_spec.to_json(),
             "motion_spec": self.motion_spec.to_json(),
         }

@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from af.data.provenance import drawn
 from af.forcing.rollout import Guidance
 from af.metrics.table import Protocol, evaluate_parameters
 from af.models.artifact import load_as
@@ -37,8 +39,8 @@ class Reactions(Callback):
     """Before the first step and after each validation, some rows of `af evaluate`'s table into TensorBoard.
 
     The first `clips` validation conversations are rolled out, decoded with `autoencoder` (a model folder; None turns
-    the whole thing off) and read by the tracker of the synthetic faces: for synthetic conversations only. A row appears
-    as reactions/TAG with its null beside it; undefined ones are left out.
+    the whole thing off) and read by the tracker of the synthetic faces; where others are shown, it says so once and
+    measures nothing. A row appears as reactions/TAG with its null beside it; undefined ones are left out.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Reactions(Callback):
     ) -> None:
         self.autoencoder, self.clips, self.tags = autoencoder, clips, tuple(tags)
         self.settings = RolloutSettings(steps=steps, guidance=Guidance(guidance_audio, guidance_user))
+        self._drawn: bool | None = None
         self._decoder: MotionAutoencoder | None = None  # kept out of the module tree, checkpoint and averages
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,6 +71,12 @@ class Reactions(Callback):
         writer, data = tensorboard(trainer), trainer.datamodule  # type: ignore[attr-defined]
         index = getattr(data, "validation_index", None)
         if writer is None or index is None or self.autoencoder is None or "b.mp4" not in index.samples[0].members:
+            return
+        if self._drawn is None:
+            self._drawn = drawn(index, self.clips)
+            if not self._drawn:
+                rank_zero_warn(f"reactions: {index.folder} shows faces that are not drawn, which no tracker here reads")
+        if not self._drawn:
             return
         for tag, value in self._rows(Avatar(self._load(pl_module), pl_module.denoiser, data.features), index).items():  # type: ignore[arg-type]
             writer.add_scalar(f"reactions/{tag}", value, trainer.global_step)

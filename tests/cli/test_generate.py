@@ -72,7 +72,7 @@ def test_the_ending_says_what_is_written(generate, files, tmp_path, capsys):
     assert abs(gif - film).mean() < abs(gif - np.roll(film, 3, axis=2)).mean()
     for wrong in ("b.webm", "b.mpeg4", "b"):
         assert generate(*voice, out=wrong) != 0
-        assert f"{wrong}: " in (said := capsys.readouterr().err)
+        assert f"{wrong} has " in (said := capsys.readouterr().err)
         assert ".mp4 or .gif" in said
     assert generate(*voice, "--side-by-side", str(tmp_path / "c.avi"), out="c.mp4") != 0
     assert "--side-by-side" in capsys.readouterr().err

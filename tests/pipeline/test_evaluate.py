@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from af.cli.evaluate import synthetic_tracker
 from af.cli.main import main
+from af.cli.manifest import read_manifest
+from af.cli.measure import Measurer, Tools
 from af.data.index import Index, build_index
+from af.data.media import read_video
 from af.data.schema import ClipMeta
 from af.data.shards import ShardReader, write_shard
 from af.forcing.noise import clip_noise
+from af.metrics.evaluation import OF_FACES
 from af.pipeline.avatar import Avatar
 from af.pipeline.evaluate import FIELDS, evaluate_reconstruction, evaluate_split, likeness
 from af.pipeline.faces import LatentReadout, TrackedFaces
@@ -102,6 +108,76 @@ def test_the_command_writes_numbers_and_films(autoencoder_folder, denoiser_folde
     shown = [card for card in data if card["videos"]]
     assert [card["name"] for card in shown] == [film.stem for film in films]
     assert set(shown[0]["videos"]) == {"user", "generated", "true"}
+
+
+def evaluation(*words: object) -> int:
+    return main(["evaluate", *map(str, words)])
+
+
+def test_filmed_faces_get_no_numbers_of_the_tracker_of_drawn_ones(
+    autoencoder_folder, denoiser_folder, filmed, latents, tmp_path, capsys
+):
+    """Reconstruction and speed alone; every other row is named with what to do; the films and their list go on."""
+    models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder, "--steps", "1"]
+    out = tmp_path / "filmed"
+    assert evaluation(*models, "--data", filmed / "test", "--out", out) == 0
+    said, metrics = capsys.readouterr().out, json.loads((out / "metrics.json").read_text())
+    families = {tag.split("/")[0] for tag in metrics["better"]}
+    assert {"psnr", "ssim", "l1", "latency", "speed"} <= families
+    assert not families & {*OF_FACES, "border_ratio"}
+    for family in (*OF_FACES, "border_ratio"):
+        assert "--mediapipe" in metrics["not_computed"][family]
+    assert f"--manifest {out / 'manifest.csv'}" in said.replace("\n", "")
+    assert not (out / "clips.json").read_text().strip("{}\n ")
+
+    clips = read_manifest(out / "manifest.csv")  # all of them, and each side alone
+    assert [clip.clip for clip in clips] == [sample.key for sample in Index.load(filmed / "test").samples]
+    for clip in clips:
+        films = [read_video(path) for path in (clip.user, clip.true, clip.generated)]
+        assert len({film.shape for film in films}) == 1
+        assert films[0].shape[1] == films[0].shape[2]
+    assert evaluation(*models, "--data", filmed / "test", "--out", out, "--conditions", "all") != 0
+    assert "--conditions all" in capsys.readouterr().err
+
+    # the form of files reads them, as they were
+    measurer = Measurer(Tools(face=synthetic_tracker()), tmp_path / "cache")
+    assert all(set(measurer.measure(clip).faces) == {"user", "true", "generated"} for clip in clips)
+    clip = ShardReader(filmed / "test").read(0, {"video"})
+    for side, person in (("user", clip.a), ("true", clip.b)):
+        film = read_video(getattr(clips[0], side)).astype(int)
+        step = film.shape[1] // person.video.shape[1]
+        assert np.abs(film[:, ::step, ::step] - person.video).mean() < 4  # compressed
+
+
+def test_training_data_is_called_so(autoencoder_folder, denoiser_folder, latents, tmp_path, capsys):
+    from af.data.provenance import TRAINED_ON, people_digests
+
+    folder = tmp_path / "denoiser"
+    shutil.copytree(denoiser_folder, folder)
+    info = json.loads((folder / "model.json").read_text())
+    info[TRAINED_ON] = people_digests([Index.load(latents / "train")])
+    (folder / "model.json").write_text(json.dumps(info))
+    words = ["--readout", latents / "train", "--denoiser", folder, "--steps", "1"]
+    for split, known in (("train", "training data"), ("test", "held out")):
+        out = tmp_path / split
+        assert evaluation(*words, "--data", latents / split, "--out", out) == 0
+        assert json.loads((out / "metrics.json").read_text())["people"] == known
+        assert f"{known}: " in capsys.readouterr().out
+        assert f"{known}: " in (out / "metrics.md").read_text()
+    decoded = [
+        "--autoencoder",
+        autoencoder_folder,
+        "--denoiser",
+        folder,
+        "--steps",
+        "1",
+        "--limit",
+        "2",
+        "--videos",
+        "0",
+    ]
+    assert evaluation(*decoded, "--data", latents / "train", "--out", tmp_path / "decoded") == 0
+    assert "held-out" not in (tmp_path / "decoded" / "metrics.md").read_text()
 
 
 def test_every_subset_of_the_signals_in_one_table(autoencoder_folder, denoiser_folder, latents, tmp_path):

@@ -1,0 +1,74 @@
+"""Where conversations come from: drawn or filmed, and whether a model has seen their people in training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from af.data.index import Index
+from af.data.shards import ShardReader
+
+#: Where a model folder (model.json) says whom the model was trained on.
+TRAINED_ON: Final = "trained_on"
+
+
+def person_digest(name: str) -> str:
+    """What stands for a person in a model folder: nobody's name goes with the weights."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def people_digests(indexes: Iterable[Index]) -> list[str]:
+    """Everybody in the samples of `indexes`, sorted."""
+    return sorted(map(person_digest, {name for index in indexes for s in index.samples for name in s.participants}))
+
+
+def with_earlier_people(info: Mapping[str, Any], start: Path | str | None) -> dict[str, Any]:
+    """`info` of a model whose training began with the model folder `start`: its people were trained on, too.
+
+    Where that folder does not say whom, nothing is said: a list that lacks people would call them held out.
+    """
+    if start is None:
+        return dict(info)
+    earlier = json.loads((Path(start) / "model.json").read_text()).get(TRAINED_ON)
+    if earlier is None:
+        return {key: value for key, value in info.items() if key != TRAINED_ON}
+    return {**info, TRAINED_ON: sorted({*info.get(TRAINED_ON, ()), *earlier})}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Whether a split's people took part in a training: `known` is "held out", "training data" or "unknown"; `text` says it
+    in a sentence.
+    """
+
+    known: str
+    text: str
+
+    @staticmethod
+    def of(index: Index, models: Mapping[str, Mapping[str, Any]], limit: int | None = None) -> HeldOut:
+        """Of the first `limit` conversations of `index`, for model folders {name: content of model.json}."""
+        people = {name for sample in index.samples[:limit] for name in sample.participants}
+        silent = [name for name, info in models.items() if TRAINED_ON not in info]
+        for name, info in models.items():
+            trained = set(info.get(TRAINED_ON, ()))
+            if seen := [person for person in people if person_digest(person) in trained]:
+                which = (
+                    f"{len(seen)} of the {len(people)} people here" if len(seen) < len(people) else "all people here"
+                )
+                return HeldOut("training data", f"training data: {which} took part in the training of {name}")
+        if silent:
+            split = " (this split is called train)" if index.split == "train" else ""
+            say = "does not say" if len(silent) == 1 else "do not say"
+            return HeldOut("unknown", f"unknown whether held out{split}: {', '.join(silent)} {say} who was trained on")
+        return HeldOut("held out", f"held out: none of the {len(people)} people here was trained on")
+
+
+def drawn(index: Index, limit: int | None = None) -> bool:
+    """Whether everybody in the first `limit` conversations is drawn (af synth): its tracker knows no other faces."""
+    reader = ShardReader(index)
+    metas = (reader.read_meta(i) for i in range(len(index.samples[:limit])))
+    return all(meta.separation == "synthetic" and "seed" in meta.extra for meta in metas)

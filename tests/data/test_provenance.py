@@ -1,0 +1,80 @@
+"""What a model folder says about the people it was trained on, and what follows for a split."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from af.data.index import Index
+from af.data.provenance import TRAINED_ON, HeldOut, drawn, person_digest, with_earlier_people
+from af.data.shards import ShardReader
+
+
+@pytest.fixture(scope="module")
+def told(latents):
+    """What the data of a training tell."""
+    from af.models.speech import LogMel
+    from af.training.datamodule import PairData, WindowData
+
+    windows = {"window_frames": 20, "block_frames": 5, "features": LogMel(block_frames=5, window_frames=20)}
+    return PairData(latents).provenance(), WindowData(latents, **windows).provenance()
+
+
+def test_people_of_the_training_split_are_recorded_without_their_names(told, latents):
+    people = {name for sample in Index.load(latents / "train").samples for name in sample.participants}
+    for info in told:
+        assert set(info[TRAINED_ON]) == set(map(person_digest, people))
+        assert not any(name in json.dumps(info[TRAINED_ON]) for name in people)
+
+
+def test_a_split_is_held_out_only_where_every_model_says_so(told, latents):
+    models = dict(zip(("autoencoder", "denoiser"), told, strict=True))
+    train, test = Index.load(latents / "train"), Index.load(latents / "test")
+    assert HeldOut.of(test, models).known == "held out"
+    assert HeldOut.of(train, models).known == "training data"
+    unknown = HeldOut.of(test, {**models, "old one": {}})
+    assert unknown.known == "unknown"
+    assert "old one" in unknown.text
+    assert HeldOut.of(train, {"old one": {}, **models}).known == "training data"
+    some = {"denoiser": {TRAINED_ON: [person_digest(test.samples[1].participants[0])]}}
+    assert HeldOut.of(test, some, limit=1).known == "held out"
+    assert f"1 of the {2 * len(test.samples)} people" in HeldOut.of(test, some).text
+
+
+def test_people_of_an_earlier_training_count_and_unknown_ones_stay_unknown(tmp_path):
+    info = {"stage": "x", TRAINED_ON: ["b"]}
+    assert with_earlier_people(info, None) == info
+    for known, expected in (({TRAINED_ON: ["a"]}, {**info, TRAINED_ON: ["a", "b"]}), ({}, {"stage": "x"})):
+        (tmp_path / "model.json").write_text(json.dumps(known))
+        assert with_earlier_people(info, tmp_path) == expected
+
+
+def test_drawn_people_are_known_by_their_description(latents, filmed):
+    assert drawn(Index.load(latents / "test"))
+    assert not drawn(Index.load(filmed / "test"))
+    assert ShardReader(filmed / "test").read_meta(0).separation == "tracks"
+
+
+def test_reactions_are_not_read_from_faces_that_are_not_drawn(filmed, latents, monkeypatch):
+    """The run hears of it once, and nothing is decoded."""
+    from af.training import reactions
+
+    def load(self, module):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(reactions, "tensorboard", lambda trainer: object())
+    monkeypatch.setattr(reactions.Reactions, "_load", load)
+
+    def measure(folder):
+        data = SimpleNamespace(validation_index=Index.load(folder / "test"), features=None)
+        watched, trainer = reactions.Reactions("somewhere"), SimpleNamespace(datamodule=data, sanity_checking=False)
+        for _ in range(2):
+            watched.on_validation_epoch_end(trainer, SimpleNamespace(denoiser=None))
+
+    with pytest.warns(UserWarning, match="not drawn") as said:
+        measure(filmed)
+    assert len([w for w in said if "not drawn" in str(w.message)]) == 1
+    with pytest.raises(AssertionError, match="measured"):
+        measure(latents)
