@@ -187,11 +187,11 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     if not measured:
         raise UserError(f"{args.manifest}: none of the {len(clips)} clips could be measured (see the lines above)")
     protocol = Protocol(block=args.block, first_border=args.first_border, seed=args.seed)
-    rows, report, evaluated, missing = make_rows(measured, tools, protocol, args)
+    rows, report, evaluated, missing, remarks = make_rows(measured, tools, protocol, args)
     videos = None
     if not args.no_gallery:
         videos = {c.clip: {s: p for s in ("user", "generated", "true") if (p := c.video_file(s))} for c, _ in measured}
-    notes = {c.clip: [*m.notes, *_silent(m, [m for _, m in measured])] for c, m in measured}
+    notes = {c.clip: [*m.notes, *_silent(m, [m for _, m in measured]), *remarks.get(c.clip, [])] for c, m in measured}
     notes = {clip: texts for clip, texts in notes.items() if texts}
     write_report(
         args.out,
@@ -222,9 +222,10 @@ def _silent(clip: Measured, clips: list[Measured]) -> list[str]:
 
 
 def make_rows(measured, tools, protocol, args):
-    """(rows, parameter report or None, its clips, {metric: why it was not computed})."""
+    """(rows, parameter report or None, its clips, {metric: why it was not computed}, {clip: remarks on repeated content})."""
     from af.metrics.evaluation import EvaluationClip
     from af.metrics.pictures import border_rows, feature_rows, value_rows
+    from af.metrics.repeats import kept_apart, repeats
     from af.metrics.table import parameter_report
 
     missing = reasons(measured, tools, args)
@@ -245,6 +246,11 @@ def make_rows(measured, tools, protocol, args):
         )
         for c, m in complete
     ]
+    digests = {c.clip: m.digests for c, m in measured}
+    evaluated, without_null = kept_apart(evaluated, digests)
+    remarks = repeats(digests)
+    for name, texts in without_null.items():
+        remarks.setdefault(name, []).extend(texts)
     if evaluated:
         report = parameter_report(evaluated, protocol)
         rows += report.rows
@@ -256,7 +262,7 @@ def make_rows(measured, tools, protocol, args):
                 rows += border_rows(extractor.tag, sides[0], sides[1], protocol.block, protocol.first_border)
     names = {"csim": f"csim/{tools.embedder.tag}/vs_source"} if tools.embedder else {}
     rows += value_rows([m.values for _, m in measured], names)
-    return rows, report, evaluated, missing
+    return rows, report, evaluated, missing, remarks
 
 
 def side_features(measured, extractor: Extractor) -> dict[str, list]:

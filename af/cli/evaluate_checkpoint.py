@@ -34,6 +34,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
 
     from af.cli.evaluation_report import write_report
     from af.forcing.dropout import SIGNALS, named_subset
+    from af.metrics.repeats import digests_of, kept_apart, repeats
     from af.pipeline.faces import LatentReadout
     from af.pipeline.rolling import RolloutSettings
 
@@ -54,6 +55,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     count = _count(subject.index, args)
     filmed = 0 if subject.avatar is None else count if args.videos is None and not read else _films(args)
     clips = _roll_out(subject, settings, args.out, args, videos=filmed)
+    digests = {clip.name: digests_of(clip) for clip in clips}
+    clips, without_null = kept_apart(clips, digests)
+    notes = {"people": [subject.people.text]}
+    for remarks in (repeats(digests), without_null):
+        for name, texts in remarks.items():
+            notes.setdefault(name, []).extend(texts)
     report, protocol = _report(subject, clips) if read else (None, _protocol(subject))
     rows = [] if report is None else report.rows
     extra: dict[str, Any] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
@@ -85,7 +92,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         protocol,
         title=f"{args.denoiser} on {args.data}",
         not_computed=missing,
-        notes={"people": [subject.people.text]},
+        notes=notes,
         videos=videos,
         audio={clip.name: clip.avatar_audio for clip in clips},
         extra=extra,

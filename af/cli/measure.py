@@ -14,6 +14,7 @@ import numpy as np
 from af.cli.manifest import ManifestClip
 from af.clock import frames_to_seconds, samples_to_seconds
 from af.errors import UserError
+from af.metrics.repeats import digest
 from af.types import FaceSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SIDES = ("user", "true", "generated")
 KNOWN_LAYOUTS = {56: ("spectre-or-emoca", 50), 58: ("mediapipe", 52)}
 #: Longest gap without a face that is filled by a straight line (0.4 s); longer ones make the clip unusable.
 LONGEST_GAP = 10
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 #: What equal frames count, dB: their PSNR is infinite, and one pair would decide the mean.
 MOST_PSNR = 100.0
 
@@ -62,6 +63,9 @@ class Measured:
     features: dict[str, np.ndarray] = field(default_factory=dict)  # "<extractor tag>/<side>"
     values: dict[str, float] = field(default_factory=dict)  # numbers of the clip: psnr, lse_d, …
     notes: list[str] = field(default_factory=list)
+    digests: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # of the content of each side and voice (af.metrics.repeats)
 
 
 def read_parameters(path: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -171,7 +175,24 @@ class Measurer:
                     measured.notes.append(f"{clip.face_file(side) or clip.video_file(side)}: no parameter ever changes")
         self._sound(clip, measured)
         self._pictures(clip, videos, measured)
+        measured.digests = self._digests(clip, videos, measured)
         return measured
+
+    def _digests(
+        self, clip: ManifestClip, videos: dict[str, np.ndarray | None], measured: Measured
+    ) -> dict[str, list[str]]:
+        """Of the frames as far as all sides go, of the parameters, and of files that nothing had to decode."""
+        from af.data.index import sha256_of
+
+        found: dict[str, list[str]] = {side: [] for side in SIDES}
+        for side in SIDES:
+            frames, file = videos[side], clip.video_file(side)
+            found[side] += [
+                digest(values[: measured.frames]) for values in (frames, measured.faces.get(side)) if values is not None
+            ]
+            found[side] += [sha256_of(file)] if file is not None and file.is_file() else []
+        voices = {name: getattr(measured, name) for name in ("avatar_audio", "user_audio")}
+        return found | {name: [digest(audio)] for name, audio in voices.items() if audio is not None}
 
     def _frames(self, clip: ManifestClip, side: str) -> np.ndarray | None:
         from af.data.media import read_video
@@ -345,17 +366,17 @@ def _save(path: Path, measured: Measured) -> None:
     face = (
         None if measured.face is None else [list(measured.face.names), measured.face.expression, measured.face.tracker]
     )
-    header = json.dumps([measured.frames, face, measured.values, measured.notes])
+    header = json.dumps([measured.frames, face, measured.values, measured.notes, measured.digests])
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, header=np.array(header), **arrays)  # type: ignore[arg-type]
 
 
 def _load(path: Path) -> Measured:
     with np.load(path, allow_pickle=False) as file:
-        frames, face, values, notes = json.loads(str(file["header"]))
+        frames, face, values, notes, digests = json.loads(str(file["header"]))
         arrays = {key: file[key] for key in file.files if key != "header"}
     spec = None if face is None else FaceSpec(tuple(face[0]), face[1], face[2])
     faces = {key.removeprefix("face/"): a for key, a in arrays.items() if key.startswith("face/")}
     features = {key.removeprefix("feature/"): a for key, a in arrays.items() if key.startswith("feature/")}
     sounds = arrays.get("avatar_audio"), arrays.get("user_audio")
-    return Measured(frames, faces, spec, *sounds, features, values, notes)
+    return Measured(frames, faces, spec, *sounds, features, values, notes, digests)
