@@ -22,49 +22,63 @@ from af.data.container import MediaError, damaged_packet, main_video, opened, st
 from af.data.notes import Notes
 
 _UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
+#: Pictures come regularly when this share of their steps differs by at most this part from the usual one; a hole is a
+#: step of so many usual ones.
+_REGULAR, _IRREGULAR, _HOLE = 0.9, 0.25, 2.5
 
 
 @dataclass
 class _Losses:
-    """Which times show what was never received: from a damaged packet to the next whole key picture.
+    """Which times show what was never received: from a damaged packet, or a hole, to the next whole key picture.
 
-    Pictures in between are predicted from the damaged one, though the decoder calls them good.
+    Pictures in between are predicted from what is missing, though the decoder calls them good. Times are in seconds from
+    `start`, the file's first time stamp.
     """
 
-    spans: list[tuple[Fraction, Fraction | None]] = field(default_factory=list)  # None: no end yet
-    _pending: list[tuple[int, int]] = field(default_factory=list)  # (first time stamp, that of its own key picture)
-    _key: int = -1
+    start: Fraction
+    _lost: list[tuple[float, float]] = field(default_factory=list)  # (from when on, time of its own key picture)
+    _key: float = -1.0  # of the packets that come now
+    _times: list[float] = field(default_factory=list)  # of the pictures
+    _keys: list[float] = field(default_factory=list)  # of those that need no other
 
     def saw(self, packet: Any) -> None:
-        """Note the key picture that packets from here on are predicted from."""
+        """A packet, in order of decoding: from a key picture on, the ones that follow are predicted from it."""
         if packet.is_keyframe and not packet.is_corrupt and packet.pts is not None:
-            self._key = packet.pts
+            self._key = float(packet.pts * packet.time_base - self.start)
 
     def lost(self, packet: Any) -> None:
-        """A packet that is damaged. Later packets may be shown before it, but none before its decoding time."""
+        """A damaged packet. Packets after it may be shown before it, but none before its time of decoding."""
         at = packet.pts if packet.dts is None else packet.dts
-        self._pending.append((0 if at is None else at, self._key))
+        if at is not None:
+            self._lost.append((float(at * packet.time_base - self.start), self._key))
 
     def shown(self, picture: Any, time: Fraction) -> None:
-        """A picture in order of time."""
-        if picture.pts is None:
-            return
+        """A decoded picture, in order of time."""
+        self._times.append(float(time))
         if picture.is_corrupt:
-            self._pending.append((picture.pts, self._key))
+            self._lost.append((float(time), float(time)))
         elif picture.key_frame:
-            self._pending = [(at, key) for at, key in self._pending if key >= picture.pts]
-            if self.spans and self.spans[-1][1] is None and not any(at <= picture.pts for at, _ in self._pending):
-                self.spans[-1] = (self.spans[-1][0], time)
-        open_span = bool(self.spans) and self.spans[-1][1] is None
-        if not open_span and any(at <= picture.pts for at, _ in self._pending):
-            self.spans.append((time, None))
+            self._keys.append(float(time))
+
+    def _holes(self) -> Iterator[tuple[float, float]]:
+        """Long gaps between pictures that otherwise come regularly (a camera that leaves out one or two is no loss)."""
+        steps = np.diff(self._times)
+        if len(steps) == 0:
+            return
+        step = float(np.median(steps))
+        if (np.abs(steps - step) <= _IRREGULAR * step).mean() >= _REGULAR:
+            for i in np.flatnonzero(steps > _HOLE * step):
+                yield self._times[i] + step, self._times[i]
 
     def frames(self, count: int) -> set[int]:
-        """Numbers of the frames at 25 fps, of `count`, that show something of the spans."""
-        lost: set[int] = set()
-        for start, end in self.spans:
-            lost.update(range(max(0, int(start * FPS)), count if end is None else min(count, math.ceil(end * FPS))))
-        return lost
+        """Numbers of the frames at 25 fps, of `count`, that show what was lost."""
+        spoilt: set[int] = set()
+        keys = np.array([*self._keys, count / FPS + 1])
+        for at, own_key in [*self._lost, *self._holes()]:
+            end = keys[np.searchsorted(keys, max(at, own_key), side="right")]
+            # each frame is the nearest picture: half a frame early, half a frame late
+            spoilt.update(range(max(0, math.floor(at * FPS)), min(count, math.ceil(end * FPS))))
+        return spoilt
 
 
 class _Whole:
@@ -106,34 +120,51 @@ class _Whole:
             self._graph = None
 
 
-def _pictures(container: Any, stream: Any, losses: _Losses, whole: _Whole) -> Iterator[Any]:
+def _strict(decoder: Any) -> Any:
+    """A decoder that reports errors: else they are covered up without a word."""
+    decoder.thread_type, decoder.thread_count = "NONE", 1
+    decoder.options = {"err_detect": "explode"}
+    return decoder
+
+
+def _pictures(path: Path | str, container: Any, stream: Any, losses: _Losses, whole: _Whole) -> Iterator[Any]:
     """Decoded pictures; a damaged packet costs itself, not the ones after it."""
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"err_detect": "explode"}  # else errors are covered up without a word
-    for packet in container.demux(stream):
-        losses.saw(packet)
-        try:
-            decoded = packet.decode()
-        except av.error.FFmpegError as error:
-            if not damaged_packet(error):
-                raise
-            losses.lost(packet)
-            continue
-        if packet.is_corrupt:
-            losses.lost(packet)
-        for picture in decoded:
-            yield from whole(picture)
+    decoder, spoilt, again = _strict(stream.codec_context), False, contextlib.ExitStack()
+    with again:
+        for packet in container.demux(stream):
+            losses.saw(packet)
+            if spoilt and packet.is_keyframe:
+                # strict decoders carry traces of an error into the next key picture, even when flushed: a new one, then,
+                # of the same file, because it also holds what the container says (matrix, colours)
+                for picture in decoder.decode(None):
+                    picture.time_base = packet.time_base
+                    yield from whole(picture)
+                again.close()
+                fresh = again.enter_context(opened(path)).streams[stream.index]
+                decoder, spoilt = _strict(fresh.codec_context), False
+            decoded = []
+            try:
+                decoded = decoder.decode(packet)
+                damaged = packet.is_corrupt
+            except av.error.FFmpegError as error:
+                if not damaged_packet(error):
+                    raise
+                damaged = True
+            if damaged:
+                losses.lost(packet)
+                spoilt = True
+            for picture in decoded:
+                yield from whole(picture)
     yield from whole.end()
 
 
 def _timed_pictures(
-    container: Any, stream: Any, losses: _Losses, whole: _Whole
+    path: Path | str, container: Any, stream: Any, losses: _Losses, whole: _Whole
 ) -> Iterator[tuple[Fraction, Fraction, Any]]:
     """(time, duration, decoded picture) in increasing time, in seconds from the start of the file."""
     start, last = start_s(container), None
     step = 1 / Fraction(stream.average_rate or stream.guessed_rate or FPS)
-    for picture in _pictures(container, stream, losses, whole):
+    for picture in _pictures(path, container, stream, losses, whole):
         if picture.pts is None:
             time = last + step if last is not None else Fraction(0)
         else:
@@ -271,9 +302,9 @@ def iter_video(
     notes = Notes() if notes is None else notes
     with opened(path) as container:
         stream = main_video(path, container, notes)
-        losses, whole, n = _Losses(), _Whole(), 0
+        losses, whole, n = _Losses(start_s(container)), _Whole(), 0
         declared, convert = stream_s(container, stream), _ToRgb(path, max_side, notes)
-        for picture in _at_constant_rate(_timed_pictures(container, stream, losses, whole)):
+        for picture in _at_constant_rate(_timed_pictures(path, container, stream, losses, whole)):
             yield convert(picture, stream.sample_aspect_ratio)
             n += 1
         if n == 0:
