@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from af.clock import FPS
 from af.errors import UserError
 
@@ -29,7 +31,8 @@ ASSUMED: Final = {
     "sound_bytes_per_frame": 640.0,
     "usd_per_gb_month": 0.023,
 }
-BYTES: Final = 2  # of a stored number
+#: Numbers a frame of conf/features/logmel.yaml.
+LOGMEL: Final = 64
 
 
 def bench(latents: Path, folder: Path, steps: int = 61, rounds: int = 2) -> dict[str, Any]:
@@ -37,14 +40,14 @@ def bench(latents: Path, folder: Path, steps: int = 61, rounds: int = 2) -> dict
     model, features = _paper()
     counted = count(model, features)
     result: dict[str, Any] = {"measured": measure(latents, folder, steps, rounds), "assumed": ASSUMED, **counted}
-    logmel = {**counted, "bytes_per_window": 2 * BYTES * (512 + 64) * model.layout.window_frames}
+    logmel = {**counted, "bytes_per_window": window_bytes(model.layout.window_frames, LOGMEL)}
     result["estimate"] = {
         f"{gpus}xH100, {batch} windows a GPU, {name}": estimate(gpus, batch, bytes_read)
         for name, bytes_read in (("wav2vec2", counted), ("logmel", logmel))
         for batch in (8, 64)
         for gpus in (1, 8, 64)
     }
-    result["storage_1000_h"] = storage(1000.0, counted["numbers_per_frame"])
+    result["storage_1000_h"] = storage(1000.0, features)
     return result
 
 
@@ -81,14 +84,25 @@ def count(model: Any, audio_dim: int) -> dict[str, float]:
 
     loss = denoiser_loss(model, 1, audio_dim)
     parameters = sum(p.numel() for p in model.parameters())
-    numbers = model.motion_space.latent_dim + audio_dim
     return {
         "parameters": parameters,
         "flops_per_window": flops_of(lambda: loss().backward()),
         "gradient_bytes": 4 * parameters,
-        "numbers_per_frame": numbers,
-        "bytes_per_window": 2 * BYTES * numbers * model.layout.window_frames,
+        "numbers_per_frame": model.motion_space.latent_dim + audio_dim,
+        "bytes_per_window": window_bytes(model.layout.window_frames, audio_dim, model.motion_space.latent_dim),
     }
+
+
+def stored_bytes(kind: str, numbers: int) -> int:
+    """Bytes of a frame's numbers in a shard ("motion" or "audio"), as `af encode` writes them."""
+    from af.pipeline.encode import STORED
+
+    return numbers * np.dtype(STORED[kind]).itemsize
+
+
+def window_bytes(frames: int, audio_dim: int, motion_dim: int = 512) -> int:
+    """Bytes read for a window: latents and features of two people."""
+    return 2 * frames * (stored_bytes("motion", motion_dim) + stored_bytes("audio", audio_dim))
 
 
 def estimate(gpus: int, batch: int, counted: dict[str, float]) -> dict[str, Any]:
@@ -114,16 +128,16 @@ def estimate(gpus: int, batch: int, counted: dict[str, float]) -> dict[str, Any]
     }
 
 
-def storage(hours: float, numbers_per_frame: float) -> dict[str, float]:
-    """Gigabytes of `hours` of conversations (two people each), and dollars a month for all of them."""
+def storage(hours: float, audio_dim: int, motion_dim: int = 512) -> dict[str, float]:
+    """Gigabytes of `hours` of conversations (two people each), and dollars a month for all but the log-mel features."""
     frames = hours * 3600 * FPS * 2
     video = frames / FPS * ASSUMED["video_mbit_per_s"] * 1e6 / 8
     parts = {
         "video_gb": video / 1e9,
         "sound_gb": frames * ASSUMED["sound_bytes_per_frame"] / 1e9,
-        "motion_gb": frames * 512 * BYTES / 1e9,
-        "speech_features_gb": frames * (numbers_per_frame - 512) * BYTES / 1e9,
-        "speech_features_logmel_gb": frames * 64 * BYTES / 1e9,
+        "motion_gb": frames * stored_bytes("motion", motion_dim) / 1e9,
+        "speech_features_gb": frames * stored_bytes("audio", audio_dim) / 1e9,
+        "speech_features_logmel_gb": frames * stored_bytes("audio", LOGMEL) / 1e9,
     }
     total = sum(value for name, value in parts.items() if "logmel" not in name)
     return {**parts, "total_gb": total, "usd_per_month": total * ASSUMED["usd_per_gb_month"]}

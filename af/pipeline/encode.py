@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from af.types import FeatureSpec, MotionSpec
 
 STATISTICS_NAME = "motion_statistics.safetensors"
 SETTINGS_NAME = "encoding.json"
+#: How numbers of a frame are kept in shards: latents are targets, and as exact as they were computed; features are inputs.
+STORED: Final[Mapping[str, type[np.floating]]] = {"motion": np.float32, "audio": np.float16}
 _BATCH = 64
 _BATCH_PIXELS = _BATCH * 128**2  # encoded at once: 4 frames of 512 px, whose activations take half a GB
 _COPIED = ("flac", "face.npy")
@@ -120,8 +122,11 @@ def encode_shard(
                 if reader.has(i, f"{role}.face.npy"):
                     members[f"{role}.face.npy"] = reader.read_rows(i, f"{role}.face.npy", 0, entry.frames)
                 with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    members[f"{role}.motion.npy"] = video_motion(model, person.video)
-                members[f"{role}.audio.npy"] = extractor(torch.from_numpy(person.audio)).half().numpy()
+                    members[f"{role}.motion.npy"] = video_motion(model, person.video).astype(
+                        STORED["motion"], copy=False
+                    )
+                features = extractor(torch.from_numpy(person.audio)).numpy()
+                members[f"{role}.audio.npy"] = features.astype(STORED["audio"], copy=False)
             meta = replace(
                 reader.read_meta(i),
                 motion_spec=motion_spec,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from af.cli.bench_scaling import ASSUMED, estimate, storage
+from af.cli.bench_scaling import ASSUMED, LOGMEL, estimate, storage, stored_bytes, window_bytes
+from af.data.index import Index
 
 
 def test_an_estimate_by_hand(monkeypatch):
@@ -24,9 +28,54 @@ def test_an_estimate_by_hand(monkeypatch):
 
 
 def test_an_hour_by_hand():
-    hour = storage(1.0, 512 + 9216)
+    hour = storage(1.0, 9216)
     assert hour["video_gb"] == pytest.approx(2 * 3600 * 2e6 / 8 / 1e9)
-    assert hour["motion_gb"] == pytest.approx(2 * 90_000 * 1024 / 1e9)
+    assert hour["motion_gb"] == pytest.approx(2 * 90_000 * 512 * 4 / 1e9)
     assert hour["speech_features_gb"] == pytest.approx(2 * 90_000 * 9216 * 2 / 1e9)
     parts = sum(hour[name] for name in ("video_gb", "sound_gb", "motion_gb", "speech_features_gb"))
     assert hour["total_gb"] == pytest.approx(parts)
+
+
+def test_bytes_are_those_that_shards_hold(latents):
+    """Files of `af encode` and no guess: what is left beside the numbers is a header."""
+    for sample in Index.load(latents / "train").samples:
+        for role in "ab":
+            for part, numbers in (("motion", 16), ("audio", LOGMEL)):
+                size = sample.members[f"{role}.{part}.npy"][1]
+                assert 0 < size - sample.frames * stored_bytes(part, numbers) < 256
+
+
+def test_the_tables_of_the_documentation_are_these():
+    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text("utf-8")
+    found = dict(re.findall(r"^\| ([^|]+) \| (\d+)(?: \(\d+ USD a month\))? \|$", text, re.M))
+    sizes = storage(1000.0, 9216)
+    for words, name in (
+        ("face videos", "video_gb"),
+        ("sound", "sound_gb"),
+        ("motion latents", "motion_gb"),
+        ("speech features of wav2vec", "speech_features_gb"),
+        ("all of it", "total_gb"),
+        ("speech features as log-mel", "speech_features_logmel_gb"),
+    ):
+        (written,) = (int(value) for key, value in found.items() if key.startswith(words))
+        assert written == round(sizes[name]), words
+    assert f"({round(sizes['usd_per_month'])} USD a month)" in text
+    assert f"{window_bytes(50, 9216) / 1e6:.2f} MB read a window" in text
+    flops, parameters, gradients = re.search(
+        r"\(([\d,]+) parameters\).*?([\d.]+) GFLOP a window.*?(\d+) MB of", text, re.S
+    ).group(2, 1, 3)
+    counted = {
+        "flops_per_window": float(flops) * 1e9,
+        "parameters": int(parameters.replace(",", "")),
+        "gradient_bytes": float(gradients) * 1e6,
+    }
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (wav2vec 2.0|log-mel) \| (.*) \|$", text, re.M)
+    assert len(rows) >= 7
+    for gpus, batch, features, cells in rows:
+        bytes_read = window_bytes(50, 9216 if features == "wav2vec 2.0" else LOGMEL)
+        expected = estimate(int(gpus), int(batch), {**counted, "bytes_per_window": bytes_read})
+        gpu, launch, reduced, read, step, windows = cells.split(" | ")
+        for written, value in ((gpu, "gpu"), (launch, "launch"), (reduced, "allreduce"), (read, "read")):
+            assert float(written) == pytest.approx(expected[value], rel=0.01, abs=0.06), (gpus, batch, features, value)
+        assert step.split(" ")[1] == f"({expected['bound_by']})".replace("allreduce", "all-reduce")
+        assert float(windows.replace(",", "")) == pytest.approx(expected["windows_per_s"], rel=0.002)
