@@ -40,8 +40,9 @@ test: lint types imports  ## lint, types, import rules and the tests (under 10 m
 test-all: lint types imports  ## the same with the slow tests and the notebooks
 	$(BIN)/python -m pytest
 
-docs: setup  ## write docs/configuration.md from conf/
+docs: setup  ## write docs/configuration.md from conf/ and the demo's table in README.md from docs/demo_runs/
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/demo_table.py
 
 format: setup  ## rewrite the files as the formatter wants them
 	$(BIN)/ruff check --fix .

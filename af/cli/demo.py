@@ -1,6 +1,6 @@
 """The whole main job on synthetic conversations: generate, train the VAE, encode, train the denoiser, evaluate, film.
 
-  af demo                     about a quarter of an hour on two CPU cores
+  af demo                     15 to 20 minutes on two CPU cores
   af demo demo=tiny           a minute, for trying the plumbing
 
 Everything lands in runs/demo (run=FOLDER for another place) and data/demo. A stopped demo continues where it was.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,7 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
     metrics |= {f"seconds/{name}": round(result.seconds, 1) for name, result in results.items()}
     metrics["seconds/total"] = round(sum(result.seconds for result in results.values()), 1)
     metrics["peak_memory_gb"] = round(max(result.peak_memory_gb for result in results.values()), 2)
+    metrics["machine"] = machine()
     write_json(folder / "metrics.json", metrics)
     paths = {
         "videos": f"{folder / 'videos'}, {evaluation / 'videos'}",
@@ -120,24 +123,57 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
     times = "\n".join(f"| {name} | {r.seconds:.0f} | {r.peak_memory_gb:.2f} |" for name, r in results.items())
     total = f"| total | {metrics['seconds/total']:.0f} | {metrics['peak_memory_gb']:.2f} |"
     listing = "\n".join(f"- {name}: `{path}`" for name, path in paths.items())
+    worse = worse_than_null(metrics)
+    remark = f"Worse than the null: {', '.join(f'`{tag}`' for tag in worse)}.\n\n" if worse else ""
     text = (
-        f"# Demo: {config['name']}\n\nHeld-out identities and conversations. Null: the user of another conversation "
-        f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n## Time and memory\n\n"
+        f"# Demo: {config['name']}\n\nPeople: {metrics['people']}. Null: the user of another conversation "
+        f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n{remark}## Time and memory\n\n"
         f"| stage | seconds | peak memory of all processes, GiB |\n| --- | ---: | ---: |\n{times}\n{total}\n\n"
         f"## Where things are\n\n{listing}\n"
     )
     write_text(folder / "report.md", text)
-    summary = Table("result", "generated", "ground truth", "null", title="Demo, held-out identities and conversations")
+    summary = Table("result", "generated", "ground truth", "null", title=f"Demo; people: {metrics['people']}")
     for tag in config["summary"]:
         cells = [metrics.get(tag), metrics.get(f"{tag}/true"), metrics.get(f"{tag}/null")]
         errors = [metrics.get(f"{tag}/se"), metrics.get(f"{tag}/true/se"), metrics.get(f"{tag}/null/se")]
-        summary.add_row(tag, *(_cell(v, e) for v, e in zip(cells, errors, strict=True)))
+        marked = f"[yellow]{tag}, worse than the null[/yellow]" if tag in worse else tag
+        summary.add_row(marked, *(_cell(v, e) for v, e in zip(cells, errors, strict=True)))
     console.print(summary)
     console.print(
         f"{metrics['seconds/total'] / 60:.1f} minutes, at most {metrics['peak_memory_gb']:.2f} GiB in all processes"
     )
     for name, path in {**paths, "report": str(folder / "report.md")}.items():
         console.print(f"{name:>12}: {path}", highlight=False, soft_wrap=True)
+
+
+def worse_than_null(metrics: dict[str, Any]) -> list[str]:
+    """Tags whose number is further from what is good than the null's, which nobody tried to make good."""
+    found = []
+    for tag, better in metrics["better"].items():
+        value, null = metrics.get(tag), metrics.get(f"{tag}/null")
+        if value is None or null is None:
+            continue
+        true = metrics.get(f"{tag}/true")
+        worse = value > null if better == "lower" else value < null
+        if better == "true":
+            worse = true is not None and abs(value - true) > abs(null - true)
+        if worse:
+            found.append(tag)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on: processor, cores and versions (rounding, and so a training, depends on them)."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch": torch.__version__,
+    }
 
 
 def _cell(value: float | None, error: float | None) -> str:
