@@ -13,11 +13,13 @@ voice each: mixed voices must be separated before, by a tool of your choice.
 
 A manifest is a .csv with a header, a .json list of objects or .jsonl, with the columns a, b (or video, for
 side-by-side ones), audio_a, audio_b ("silence" for a person who never speaks), participant_a, participant_b, session,
-split. Only a and b, or video, are needed. Relative paths count from the manifest's folder.
+split, offset (seconds by which b's recording begins after a's), face_a, face_b (of several faces: talking, largest, left
+or right). Only a and b, or video, are needed. Relative paths count from the manifest's folder.
 
 A person has one id wherever they occur, and is in one split only. Without ids every file is taken for another person.
 Input that cannot be used is named with the reason, the rest goes on; ingest_report.json in the output folder says what
-was dropped and why. The same command again does only what is new or has changed. Many machines do it together with
+was dropped and why, and what is noteworthy about the rest: the tracks and channels taken, several faces, damage, lengths,
+and how far sound and lips, or the two recordings, seem to be apart. Nothing is moved by such an estimate. The same command again does only what is new or has changed. Many machines do it together with
 --part, for instance as a job array (--array=1-16):
 
   af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --out data/mine --part $SLURM_ARRAY_TASK_ID/16
@@ -29,6 +31,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from af.data.ingest.options import FACES, LONGEST_OFFSET_S
 from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import local_path
 
@@ -58,6 +61,16 @@ def _positive(kind: type) -> object:
         return value
 
     return parse
+
+
+def _offset(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) <= LONGEST_OFFSET_S:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, up to {LONGEST_OFFSET_S} either way")
+    return value
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +111,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--min-seconds", type=_positive(float), default=2.0, help="shortest clip (default 2)")  # type: ignore[arg-type]
     add("--max-seconds", type=_positive(float), default=20.0, help="longest clip; longer ones are divided (default 20)")  # type: ignore[arg-type]
     add("--length-tolerance", type=_positive(float), default=1.0, help="seconds by which files may differ (default 1)")  # type: ignore[arg-type]
+    add(
+        "--offset",
+        type=_offset,
+        default=0.0,
+        metavar="S",
+        help="seconds by which the avatar's recording begins after the user's (default 0; a column of the manifest, too)",
+    )
+    add(
+        "--offset-limit",
+        type=_positive(float),  # type: ignore[arg-type]
+        default=0.5,
+        metavar="S",
+        help="drop a conversation whose sides, or a side's sound and picture, are surely further apart (default 0.5)",
+    )
+    add(
+        "--face",
+        choices=FACES,
+        default="talking",
+        help="of several faces: the one that moves with the voice (default), the largest, the left or the right one",
+    )
     add("--detect-every", type=_positive(int), default=5, help="look for faces in every n-th frame (default 5)")  # type: ignore[arg-type]
     add(
         "--detector",
@@ -125,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from af.data.ingest.recording import IngestOptions
+    from af.data.ingest.options import IngestOptions
     from af.data.ingest.run import REPORT, run_ingest
     from af.data.ingest.sources import from_flags, from_manifest
     from af.errors import UserError
@@ -138,12 +171,17 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
     if args.max_seconds < args.min_seconds:
         raise UserError(f"--max-seconds {args.max_seconds:g} is less than --min-seconds {args.min_seconds:g}")
+    if args.offset and (whole := next((s.name for s in sources if s.video), None)):
+        raise UserError(f"--offset is for two videos, and {whole} is one: give the column offset of a manifest instead")
     options = IngestOptions(
         size=args.size,
         margin=args.margin,
         min_s=args.min_seconds,
         max_s=args.max_seconds,
         length_tolerance_s=args.length_tolerance,
+        face=args.face,
+        offset_s=args.offset,
+        offset_limit_s=args.offset_limit,
         detect_every=args.detect_every,
         detector=args.detector,
         detector_model=args.detector_model and str(Path(args.detector_model).absolute()),
@@ -192,7 +230,7 @@ def _tell_notes(report: IngestReport, most: int = 5) -> None:
     found = [note for outcome in report.outcomes for note in outcome.notes]
     if found:
         counts = ", ".join(f"{n} x {kind}" for kind, n in sorted(report.to_json()["notes_by_kind"].items()))
-        print(f"noted, and kept: {counts}", file=sys.stderr)
+        print(f"noted: {counts}", file=sys.stderr)
         for note in found[:most]:
             print(f"  {note['kind']}: {note['text']}", file=sys.stderr)
         if len(found) > most:

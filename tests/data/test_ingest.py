@@ -19,7 +19,7 @@ from toy_videos import disc_detector, disc_video, make_video, scene, tone
 from af.cli import main as cli
 from af.data import codecs
 from af.data.ingest.detect import HaarDetector, MediaPipeDetector, make_detector
-from af.data.ingest.recording import IngestOptions
+from af.data.ingest.options import IngestOptions
 from af.data.ingest.run import run_ingest
 from af.data.ingest.sources import COLUMNS, Source, from_flags, from_manifest
 from af.data.ingest.splits import assign_splits, groups_of_people

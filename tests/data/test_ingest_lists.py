@@ -14,7 +14,7 @@ import pytest
 from toy_videos import disc_detector, disc_video
 
 from af.cli import main as cli
-from af.data.ingest.recording import IngestOptions
+from af.data.ingest.options import IngestOptions
 from af.data.ingest.run import run_ingest
 from af.data.ingest.sources import Source, from_flags, from_manifest
 from af.data.ingest.splits import assign_splits, one_person

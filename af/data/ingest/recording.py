@@ -4,56 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float32
 
 from af.clock import FPS, frames_to_samples, frames_to_seconds, samples_to_seconds, seconds_to_frames
 from af.data.codecs import VideoEncoder, encode_audio
 from af.data.ingest.detect import Detector
+from af.data.ingest.faces import choose_face, mouth_changes, stands_still
+from af.data.ingest.look import Watch, frames_from, half, look_through
+from af.data.ingest.options import IngestOptions
 from af.data.ingest.sources import SILENCE, Source
-from af.data.ingest.track import Track, crop, find_clips, follow, steady_crops
-from af.data.media import MediaError, fit_audio, iter_video, read_audio
+from af.data.ingest.sync import Lag, lip_lag, shared_lag, voice_changes
+from af.data.ingest.track import Track, crop, find_clips, steady_crops
+from af.data.media import MediaError, fit_audio, read_audio
+from af.data.notes import Notes
 from af.data.schema import ROLES, ClipMeta, spans
-
-#: Told while a file is worked on: (what is done, frames so far).
-Watch = Callable[[str, int], None]
-
-_LOOK_SIDE = 360  # faces are looked for in frames scaled down to this
-_CUT_SIDE = 128
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """How to ingest; the same for everything in one output folder.
-
-    `size` pixels of the square crops; `margin` times the face is the crop's side; a face is looked for in every
-    `detect_every`-th frame; clips last `min_s` to `max_s` seconds; faces may be missing for `bridged_gap_s`;
-    the two people's files may differ by `length_tolerance_s`.
-    """
-
-    size: int = 512
-    margin: float = 2.0
-    smoothing_s: float = 1.0
-    detect_every: int = 5
-    min_s: float = 2.0
-    max_s: float = 20.0
-    bridged_gap_s: float = 1.0
-    length_tolerance_s: float = 1.0
-    detector: str = "haar"
-    detector_model: str | None = None
-    crf: int = 12
-    dataset: str = "own"
-    licence: str = "unknown"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,41 +39,7 @@ class Recording:
     dropped: Mapping[str, int]
 
 
-def _half(frame: np.ndarray, role: str, side_by_side: bool) -> np.ndarray:
-    if not side_by_side:
-        return frame
-    middle = frame.shape[1] // 2
-    return frame[:, :middle] if role == "a" else frame[:, middle:]
-
-
-def look_through(
-    path: str, role: str, side_by_side: bool, detector: Detector, every: int, watch: Watch | None = None
-) -> tuple[list[np.ndarray], list[int], list[int], int, tuple[int, int]]:
-    """(boxes at each look in full-frame pixels, frames looked at, scene cuts, number of frames, (height, width))."""
-    from scenedetect import AdaptiveDetector, FrameTimecode
-
-    with contextlib.closing(iter_video(path)) as whole:  # type: ignore[type-var]
-        size = _half(next(whole), role, side_by_side).shape[:2]
-    cutter = AdaptiveDetector(min_scene_len=1)
-    boxes: list[np.ndarray] = []
-    looks: list[int] = []
-    cuts: list[int] = []
-    n = 0
-    for n, full in enumerate(iter_video(path, max_side=_LOOK_SIDE * (2 if side_by_side else 1)), 1):
-        frame = _half(full, role, side_by_side)
-        shrink = min(1.0, _CUT_SIDE / max(frame.shape[:2]))
-        small = cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        cuts += [c.frame_num for c in cutter.process_frame(FrameTimecode(n - 1, float(FPS)), small[..., ::-1])]
-        if watch is not None and n % FPS == 0:
-            watch(f"looking for faces: {Path(path).name}", n)
-        if (n - 1) % every == 0:
-            found = np.asarray(detector(np.ascontiguousarray(frame)), np.float64).reshape(-1, 5)
-            boxes.append(found * np.array([size[1] / frame.shape[1], size[0] / frame.shape[0]] * 2 + [1.0]))
-            looks.append(n - 1)
-    return boxes, looks, cuts, n, size
-
-
-def _sounds(source: Source) -> tuple[dict[str, np.ndarray | None], str]:
+def _sounds(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], str]:
     """Sound by role (None: silence) and how the voices are told apart. Raises `MediaError`."""
     own = {"a": source.a or source.video, "b": source.b or source.video}
     given = {"a": source.audio_a, "b": source.audio_b}
@@ -116,7 +52,7 @@ def _sounds(source: Source) -> tuple[dict[str, np.ndarray | None], str]:
         else:
             channel = number if source.stereo and given[role] is None else None
             try:
-                out[role] = read_audio(path, channel=channel)
+                out[role] = read_audio(path, channel=channel, notes=notes)
             except MediaError as error:
                 if error.reason == "no_audio" and given[role] is None:
                     text = f"{error.text}; give its sound as a file, or as '{SILENCE}' if the person never speaks"
@@ -126,54 +62,135 @@ def _sounds(source: Source) -> tuple[dict[str, np.ndarray | None], str]:
     return out, "mixed" if mixed else "stereo" if source.stereo and not all(given.values()) else "tracks"
 
 
-def examine(source: Source, options: IngestOptions, detector: Detector, watch: Watch | None = None) -> Recording:
-    """The first pass: everything needed to cut clips, without keeping a frame. Raises `MediaError` for bad input."""
+def _first_frames(source: Source, options: IngestOptions) -> dict[str, int]:
+    """Frames of each person's files before both record: whole ones, so that pictures and sound stay together."""
+    offset = seconds_to_frames(options.offset_s if source.offset is None else source.offset)
+    return {"a": max(0, offset), "b": max(0, -offset)}
+
+
+def _file(source: Source, role: str) -> str:
+    return str(getattr(source, role) or source.video)
+
+
+def examine(
+    source: Source,
+    options: IngestOptions,
+    detector: Detector,
+    watch: Watch | None = None,
+    notes: Notes | None = None,
+) -> Recording:
+    """The first pass: everything needed to cut clips, without keeping a frame. `notes` gets what is noteworthy and leaves
+    the conversation usable. Raises `MediaError` for bad input.
+    """
+    notes = Notes() if notes is None else notes
     side_by_side = source.video is not None
-    files = {"a": source.a or source.video, "b": source.b or source.video}
-    sounds, separation = _sounds(source)  # cheap, so first
-    looked = {}
-    for role in ROLES:
-        path = files[role]
-        assert path is not None
-        looked[role] = look_through(path, role, side_by_side, detector, options.detect_every, watch)
-    frames = _common_length(source, {r: looked[r][3] for r in ROLES}, sounds, options.length_tolerance_s)
-    tracks: dict[str, Track] = {}
-    all_cuts: set[int] = set()
-    for role in ROLES:
-        boxes, looks, cuts, _, size = looked[role]
-        kept = [n for n in looks if n < frames]
-        cuts = [c for c in cuts if 0 < c < frames]
-        all_cuts.update(cuts)
-        scene = np.searchsorted(np.asarray(sorted(cuts)), kept, side="right").tolist()
-        tracks[role] = steady_crops(
-            follow(boxes[: len(kept)], scene),
-            kept,
-            frames,
-            cuts,
-            size,
-            margin=options.margin,
-            smoothing_s=options.smoothing_s,
-            bridged_gap_s=options.bridged_gap_s,
+    first = _first_frames(source, options)
+    sounds, separation = _sounds(source, notes)  # cheap, so first
+    sounds = {r: None if s is None else s[frames_to_samples(first[r]) :] for r, s in sounds.items()}
+    looked = {
+        role: look_through(
+            _file(source, role),
+            role,
+            side_by_side,
+            detector,
+            options.detect_every,
+            watch,
+            first=first[role],
+            notes=notes,
         )
-        if not tracks[role].present.any():
-            where = "" if not side_by_side else " in its left half" if role == "a" else " in its right half"
-            raise MediaError(str(files[role]), "no_face", f"no face found{where} in {frames_to_seconds(frames):.1f} s")
-    both = tracks["a"].present & tracks["b"].present
-    scenes = tuple(sorted(all_cuts))
-    minimum = max(1, seconds_to_frames(options.min_s))
-    clips = find_clips(both, scenes, minimum=minimum, maximum=max(minimum, seconds_to_frames(options.max_s)))
-    kept_frames = sum(stop - start for start, stop in clips)
-    missing = int(frames - both.sum())
-    dropped = {"no_face": missing, "too_short": frames - missing - kept_frames}
+        for role in ROLES
+    }
+    frames = _common_length(source, {r: looked[r].frames for r in ROLES}, sounds, options.length_tolerance_s, notes)
     audio = {
         r: np.zeros(frames_to_samples(frames), np.float32) if s is None else fit_audio(s, frames)
         for r, s in sounds.items()
     }
+    tracks: dict[str, Track] = {}
+    for role in ROLES:
+        look = looked[role] = looked[role].up_to(frames)
+        name = _file(source, role) + (f" ({'left' if role == 'a' else 'right'} half)" if side_by_side else "")
+        voice = voice_changes(audio[role], frames) if sounds[role] is not None and separation != "mixed" else None
+        wish = getattr(source, f"face_{role}") or options.face
+        path = choose_face(look, voice, wish, name, notes)
+        if not np.isnan(path).all() and stands_still(look, path):
+            text = (
+                "one picture all the time: a person who never moves teaches nothing; record the person, or leave it out"
+            )
+            raise MediaError(name, "still", text)
+        if voice is not None:
+            apart = lip_lag(mouth_changes(look, path), voice)
+            _check_lag(apart, name, "its sound is {where} its lips", options, notes, _MEND)
+        tracks[role] = steady_crops(
+            path,
+            look.looks,
+            frames,
+            look.cuts,
+            look.size,
+            margin=options.margin,
+            smoothing_s=options.smoothing_s,
+            bridged_gap_s=options.bridged_gap_s,
+            unusable=look.bad,
+        )
+        if not tracks[role].present.any():
+            where = "" if not side_by_side else " in its left half" if role == "a" else " in its right half"
+            raise MediaError(
+                _file(source, role), "no_face", f"no face found{where} in {frames_to_seconds(frames):.1f} s"
+            )
+    if not side_by_side and all(s is not None for s in sounds.values()):
+        _check_shared(source, audio, options, notes)
+    bad = np.zeros(frames, bool)
+    bad[sorted(looked["a"].bad | looked["b"].bad)] = True
+    both = tracks["a"].present & tracks["b"].present
+    scenes = tuple(sorted({*looked["a"].cuts, *looked["b"].cuts}))
+    minimum = max(1, seconds_to_frames(options.min_s))
+    clips = find_clips(both, scenes, minimum=minimum, maximum=max(minimum, seconds_to_frames(options.max_s)))
+    kept_frames = sum(stop - start for start, stop in clips)
+    missing = int((~both & ~bad).sum())
+    dropped = {"damaged": int(bad.sum()), "no_face": missing, "too_short": int(both.sum()) - kept_frames}
     return Recording(frames, tracks, scenes, audio, separation, tuple(clips), dropped)
 
 
+_MEND = "ffmpeg -i FILE -itsoffset SECONDS -i FILE -map 0:v -map 1:a -c copy NEW moves a file's sound"
+_NOTED_S = 0.08  # two frames: less is within what the estimates see
+
+
+def _check_lag(lag: Lag | None, path: str, what: str, options: IngestOptions, notes: Notes, mend: str) -> None:
+    """Note a lag that is sure, or refuse it beyond the limit. Nothing is ever shifted by an estimate."""
+    if lag is None or abs(lag.seconds) < _NOTED_S:
+        return
+    seconds, where = abs(lag.seconds), "behind" if lag.seconds > 0 else "ahead of"
+    text = f"{what.format(where=f'about {seconds:.2f} s {where}')} (a peak of {lag.sureness:.0f} sigma)"
+    if seconds > options.offset_limit_s:
+        raise MediaError(path, "offset", f"{text}, more than --offset-limit {options.offset_limit_s:g}; {mend}")
+    notes.add("offset", f"{path}: {text}; kept as it is; {mend}")
+
+
+def _check_shared(source: Source, audio: Mapping[str, np.ndarray], options: IngestOptions, notes: Notes) -> None:
+    """What both sounds hold, such as a voice that reached the other's microphone, says how far they are apart."""
+    lag, drift = shared_lag(audio["a"], audio["b"])
+    if lag is None:
+        return
+    given = options.offset_s if source.offset is None else source.offset
+    fitting = given - lag.seconds  # what b holds later began later for a: b was started earlier
+    what = f"what is heard in both files is {{where}} {source.a}"
+    _check_lag(lag, str(source.b), what, options, notes, f"--offset {fitting:.2f} would fit")
+    if drift is not None and abs(drift) > _DRIFT:
+        text = f"{source.b}: drifts by {drift * 100:+.2f} % against {source.a} ({drift * 60:+.2f} s a minute)"
+        notes.add("drift", f"{text}; kept as it is: its reactions come late or early")
+
+
+_DRIFT = 2e-4  # 12 ms a minute
+
+
+_LENGTHS_S = 0.2
+
+
 def _common_length(
-    source: Source, pictures: Mapping[str, int], sounds: Mapping[str, np.ndarray | None], tolerance_s: float
+    source: Source,
+    pictures: Mapping[str, int],
+    sounds: Mapping[str, np.ndarray | None],
+    tolerance_s: float,
+    notes: Notes,
 ) -> int:
     """Frames that all files have; a part of a frame of sound counts. Raises `MediaError` when they differ too much."""
     lengths = {source.a or str(source.video): frames_to_seconds(pictures["a"])}
@@ -192,6 +209,9 @@ def _common_length(
             f"lasts {lengths[short]:.2f} s, but {long} lasts {lengths[long]:.2f} s; both must cover the same instants"
         )
         raise MediaError(short, "length_mismatch", text)
+    if lengths[long] - lengths[short] > _LENGTHS_S:
+        text = f"lasts {lengths[short]:.2f} s, {long} lasts {lengths[long]:.2f} s: all are cut to the shortest"
+        notes.add("lengths", f"{short}: {text}; see whether both began at one instant (--offset)")
     return shortest
 
 
@@ -200,9 +220,10 @@ def cut_out(
 ) -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
     """The second pass: samples for `write_shard`, one clip at a time."""
     side_by_side = source.video is not None
-    files = {role: str(getattr(source, role) or source.video) for role in ROLES}
+    files = {role: _file(source, role) for role in ROLES}
+    first = _first_frames(source, options)
     with contextlib.ExitStack() as stack:
-        videos = [stack.enter_context(contextlib.closing(iter_video(files[role]))) for role in ROLES]  # type: ignore[type-var]
+        videos = [stack.enter_context(contextlib.closing(frames_from(files[role], first[role]))) for role in ROLES]  # type: ignore[type-var]
         frames = zip(*videos, strict=False)
         at = 0
         for number, (start, stop) in enumerate(recording.clips):
@@ -211,7 +232,7 @@ def cut_out(
             encoders = {role: VideoEncoder(crf=options.crf) for role in ROLES}
             for n, pair in zip(range(start, stop), frames, strict=False):
                 for role, full in zip(ROLES, pair, strict=True):
-                    frame = _half(full, role, side_by_side)
+                    frame = half(full, role, side_by_side)
                     encoders[role].add(crop(frame, recording.tracks[role].boxes[n], options.size))
                 if watch is not None and n % FPS == 0:
                     watch(f"cutting clips: {Path(files['b']).name}", n)
@@ -231,7 +252,10 @@ def cut_out(
                 separation=recording.separation,
                 source={r: Path(files[r]).name for r in ROLES},
                 time_range_s=(frames_to_seconds(start), frames_to_seconds(stop)),
-                extra={"layout": "side_by_side" if side_by_side else "pair"},
+                extra={
+                    "layout": "side_by_side" if side_by_side else "pair",
+                    "first_s": {r: frames_to_seconds(first[r]) for r in ROLES},
+                },
             )
             members: dict[str, Any] = {f"{role}.mp4": encoders[role].finish() for role in ROLES}
             for role in ROLES:

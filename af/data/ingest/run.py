@@ -14,10 +14,13 @@ from typing import Any, Final
 from af.clock import frames_to_seconds
 from af.data.index import build_index, tars
 from af.data.ingest.detect import Detector, make_detector
-from af.data.ingest.recording import IngestOptions, Watch, cut_out, examine
+from af.data.ingest.look import Watch
+from af.data.ingest.options import IngestOptions
+from af.data.ingest.recording import cut_out, examine
 from af.data.ingest.sources import Rejected, Source
 from af.data.ingest.splits import assign_splits, groups_of_people, one_person
 from af.data.media import MediaError
+from af.data.notes import Notes
 from af.data.parts import WHOLE, Part, Share, progress_bar, run_parts, tell_unfinished
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
@@ -108,17 +111,18 @@ def ingest_one(
     fingerprint = source.fingerprint()
     shard.unlink(missing_ok=True)  # of an earlier state of the files
     clips, kept_s, dropped_s, reason, line = 0, 0.0, {}, None, ""
+    notes = Notes()
     try:
         finder = detector or make_detector(options.detector, options.detector_model)
         with _reading(source):
-            recording = examine(source, options, finder, watch)
+            recording = examine(source, options, finder, watch, notes)
         dropped_s = {k: frames_to_seconds(n) for k, n in recording.dropped.items() if n}
         if recording.clips:
             clips, frames = write_shard(shard, _read(source, cut_out(source, recording, options, split, watch)))
             kept_s = frames_to_seconds(frames)
         else:
             reason = "no_clip"
-            faces = frames_to_seconds(recording.frames - recording.dropped["no_face"])
+            faces = frames_to_seconds(recording.dropped["too_short"])
             line = f"{source.name}: no stretch of {options.min_s:g} s with both faces and no scene cut ({faces:.1f} s with both faces)"
     except MediaError as error:
         reason, line = error.reason, shown(str(error))
@@ -139,6 +143,7 @@ def ingest_one(
         line,
         shard.name if clips else None,
         fingerprint,
+        tuple({"kind": note.kind, "text": shown(note.text)} for note in notes),
     )
     write_json(path, asdict(outcome))
 
@@ -161,7 +166,7 @@ def _read(source: Source, samples: Iterator[Any]) -> Iterator[Any]:
 def _read_outcome(path: Path) -> Outcome | None:
     try:
         data = json.loads(path.read_text("utf-8"))
-        return Outcome(**{**data, "participants": tuple(data["participants"])})
+        return Outcome(**{**data, "participants": tuple(data["participants"]), "notes": tuple(data.get("notes", ()))})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -176,7 +181,7 @@ def _still_good(outcome: Outcome | None, source: Source, out: Path) -> bool:
 def _same_options(out: Path, options: IngestOptions) -> None:
     file = out / LEDGER / "options.json"
     if file.is_file():
-        before = json.loads(file.read_text("utf-8"))
+        before = IngestOptions().to_json() | json.loads(file.read_text("utf-8"))
         now = options.to_json()
         changed = [f"{k} {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]
         if changed:

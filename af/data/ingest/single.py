@@ -12,7 +12,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from af.data.ingest.detect import Detector, make_detector
-from af.data.ingest.recording import IngestOptions, look_through
+from af.data.ingest.look import look_through
+from af.data.ingest.options import IngestOptions
 from af.data.ingest.track import crop, follow, steady_crops
 from af.data.media import MediaError, iter_video
 
@@ -64,11 +65,9 @@ def face_frames(
         yield from (_middle(frame, size) for frame in iter_video(path))
         return
     options = IngestOptions()
-    boxes, looks, cuts, frames, shape = look_through(
-        str(path), "a", False, detector or make_detector(options.detector), options.detect_every
-    )
-    scene = np.searchsorted(np.asarray(sorted(cuts)), looks, side="right").tolist()
-    track = steady_crops(follow(boxes, scene), looks, frames, cuts, shape, margin=options.margin)
+    look = look_through(str(path), "a", False, detector or make_detector(options.detector), options.detect_every)
+    path_of_face = follow(look.boxes, look.scenes)
+    track = steady_crops(path_of_face, look.looks, look.frames, look.cuts, look.size, margin=options.margin)
     if not track.present.any():
         raise MediaError(path, "no_face", "no face found; give face crops with --no-crop")
     seen = np.flatnonzero(track.present)

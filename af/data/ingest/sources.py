@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from af.data.ingest.options import FACES, LONGEST_OFFSET_S
 from af.data.schema import ROLES, SPLITS, person_key
 from af.data.tables import Row, read_rows, shown, unreadable_text
 from af.errors import UserError
@@ -26,6 +27,9 @@ COLUMNS: Final[Mapping[str, str]] = {
     "participant_b": "id of the second person",
     "session": "id of the conversation",
     "split": "train, val or test",
+    "offset": "seconds by which b's recording begins after a's",
+    "face_a": "which face is the first person: talking, largest, left or right",
+    "face_b": "the same for the second person",
 }
 _PATHS: Final = ("a", "b", "video", "audio_a", "audio_b")
 
@@ -64,6 +68,9 @@ class Source:
     participant_b: str | None = None
     session: str | None = None
     split: str | None = None
+    offset: float | None = None
+    face_a: str | None = None
+    face_b: str | None = None
     stereo: bool = False
 
     def __post_init__(self) -> None:
@@ -79,6 +86,13 @@ class Source:
             raise UnusableRow(f"a and b are one file ({shown(self.a)}): a conversation has two people", "same_person")
         if self.split is not None and self.split not in SPLITS:
             raise UserError(f"split {self.split!r}: allowed are {', '.join(SPLITS)}")
+        for name in ("face_a", "face_b"):
+            if getattr(self, name) not in (None, *FACES):
+                raise UserError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(FACES)}")
+        if self.offset is not None and not abs(self.offset) <= LONGEST_OFFSET_S:
+            raise UserError(f"offset {self.offset:g}: expected seconds from {-LONGEST_OFFSET_S} to {LONGEST_OFFSET_S}")
+        if self.offset and self.video:
+            raise UserError("offset is for two videos: one side-by-side video has one clock")
         one, other = self.participant_a, self.participant_b
         if one and other and person_key(one) == person_key(other):
             both = f"both {one!r}" if one == other else f"one person ({one!r}, {other!r})"
@@ -124,9 +138,13 @@ class Source:
         ]
         return self.participant_a or ids[0], self.participant_b or ids[1]
 
-    def fingerprint(self) -> dict[str, list[int] | None]:
-        """Size and modification time of every file (None: missing), to notice that one was replaced."""
-        out: dict[str, list[int] | None] = {}
+    def fingerprint(self) -> dict[str, Any]:
+        """Size and modification time of every file (None: missing) and the conversation's own settings, to notice that one
+        was replaced.
+        """
+        out: dict[str, Any] = {}
+        if settings := {k: getattr(self, k) for k in ("offset", "face_a", "face_b") if getattr(self, k) is not None}:
+            out["settings"] = settings
         for path in self.files:
             try:
                 stat = Path(path).stat()
@@ -246,14 +264,24 @@ def _sources(rows: Sequence[Row], base: Path, stereo: bool) -> tuple[list[Source
     return sources, rejected
 
 
+def _seconds(value: Any) -> float | None:
+    try:
+        return None if value is None else float(str(value).strip().replace(",", "."))  # as spreadsheets elsewhere write
+    except ValueError:
+        raise UserError(f"offset {value!r} is not a number of seconds") from None
+
+
 def _source(row: Mapping[str, Any], base: Path, stereo: bool) -> Source:
     values: dict[str, Any] = {}
     for name, value in row.items():
+        if name == "offset":
+            values[name] = _seconds(value)
+            continue
         if value is not None and not isinstance(value, str):
             raise UserError(f"{name} must be text, got {value!r}")
         if name in _PATHS:
             values[name] = _resolved(value, base)
-        elif name == "split":
+        elif name in ("split", "face_a", "face_b"):
             values[name] = value and value.strip().lower()
         else:
             values[name] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -72,7 +72,7 @@ def _smooth(values: np.ndarray, sigma: int) -> np.ndarray:
     return gaussian_filter1d(longer, sigma, mode="nearest")[reach : reach + len(values)]
 
 
-def _without_outliers(path: np.ndarray) -> np.ndarray:
+def without_outliers(path: np.ndarray) -> np.ndarray:
     """Boxes that stand alone, far from the median of their neighbours, become NaN."""
     path = path.copy()
     found = np.flatnonzero(~np.isnan(path[:, 0]))
@@ -96,13 +96,15 @@ def steady_crops(
     smoothing_s: float = 1.0,
     trusted_gap_s: float = 0.5,
     bridged_gap_s: float = 1.0,
+    unusable: Collection[int] = (),
 ) -> Track:
     """The crop of every frame from face boxes (centre x, y, side; NaN: none) seen at the frames `at`.
 
     Within a scene (between `cuts`): boxes are interpolated over gaps and smoothed by a Gaussian of `smoothing_s`
     seconds, the size by twice that, so that the crop follows where the person sits and not each nod. The crop's side is
     `margin` times the face's, at most the frame's shorter side, and moved to lie inside `frame_size` (height, width).
-    Gaps up to `trusted_gap_s` between two found faces count as valid, up to `bridged_gap_s` as present.
+    Gaps up to `trusted_gap_s` between two found faces count as valid, up to `bridged_gap_s` as present; frames
+    that are `unusable` never do.
     """
     height, width = frame_size
     boxes = np.zeros((frames, 3))
@@ -113,7 +115,7 @@ def steady_crops(
     borders = [0, *sorted(c for c in set(cuts) if 0 < c < frames), frames]
     for start, stop in itertools.pairwise(borders):
         inside = (positions >= start) & (positions < stop)
-        scene = _without_outliers(path[inside])
+        scene = without_outliers(path[inside])
         found = ~np.isnan(scene[:, 0])
         seen, boxes_seen = positions[inside][found], scene[found]
         if len(seen) == 0:
@@ -128,6 +130,7 @@ def steady_crops(
             span = slice(max(first, start), min(last + 1, stop))
             present[span] |= last - first <= max(bridged, step)
             valid[span] |= last - first <= max(trusted, step)
+    present[list(unusable)] = valid[list(unusable)] = False
     side = np.clip(boxes[:, 2] * margin, 1.0, min(height, width))
     left = np.clip(boxes[:, 0] - side / 2, 0, width - side)
     top = np.clip(boxes[:, 1] - side / 2, 0, height - side)
