@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,14 +49,12 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     def saved_model(folder: str, key: str) -> Any:
-        file = Path(folder) / "model.json"
-        if not file.is_file():
-            raise UserError(
-                f"{folder} is not a model folder: {file.name} is missing; training writes one as RUN/export"
-            )
-        value = json.loads(file.read_text()).get(key)
-        if value is None:
-            raise UserError(f"{file} says nothing about {key!r}: this model cannot be trained on")
+        from af.models.artifact import DESCRIPTION, entry, read_description
+        from af.models.registry import check_description
+
+        file = Path(folder) / DESCRIPTION
+        value = entry(read_description(Path(folder)), key, file)
+        check_description(value, f"{file}: {key}")  # what is composed is built without asking again
         return OmegaConf.create(value)
 
     OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)

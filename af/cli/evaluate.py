@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING
 from af.cli.sampling import add_sampling_arguments
 from af.data.stores import local_path, location
 from af.errors import UserError
+from af.files import sha256_of
 
 if TYPE_CHECKING:
     from af.cli.manifest import ManifestClip
@@ -313,7 +314,7 @@ def reasons(measured, tools, args) -> dict[str, str]:
 def build_tools(args: argparse.Namespace) -> Tools:
     """The extractors that the options name, loaded; UserError says what is missing."""
     from af.cli.measure import Tools
-    from af.metrics.extractors import file_hash, i3d, inception, mediapipe_face, thumbnail
+    from af.metrics.extractors import i3d, inception, mediapipe_face, thumbnail
     from af.metrics.syncnet import load_syncnet
 
     if args.mediapipe and args.synthetic_tracker:
@@ -335,7 +336,7 @@ def build_tools(args: argparse.Namespace) -> Tools:
         pictures=pictures,
         embedder=named_network(args.embedder, "identity", 112) if args.embedder else None,
         syncnet=load_syncnet(args.syncnet, args.syncnet_sha256) if args.syncnet else None,
-        syncnet_version=file_hash(args.syncnet)[:8] if args.syncnet else "",
+        syncnet_version=sha256_of(args.syncnet)[:8] if args.syncnet else "",
         tracker_of_arrays=args.tracker,
         expression=args.expression,
         names=tuple(n.strip() for n in args.names.split(",")) if args.names else None,

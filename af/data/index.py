@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tarfile
@@ -17,7 +16,7 @@ from af.data.disk_cache import local_copy
 from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, Spans
 from af.data.stores import Location, NotInStore, RemotePath, location
 from af.errors import UserError
-from af.files import write_json
+from af.files import sha256_of, write_json
 from af.specs import SchemaError
 
 INDEX_NAME: Final = "index.json"
@@ -219,12 +218,6 @@ def scan_tar(path: Path, named: Location | None = None) -> Iterator[list[TarMemb
         raise ShardError(named, "", "truncated", "the tar is cut off: its end mark is missing")
     if sample:
         yield sample
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_meta(file: Location, key: str, data: bytes) -> ClipMeta:

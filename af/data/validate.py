@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from af.data.checks import ShardError, check_fields, check_member
-from af.data.index import INDEX_NAME, Index, read_meta, scan_tar, sha256_of, specs_of, split_folders, tars
+from af.data.index import INDEX_NAME, Index, read_meta, scan_tar, specs_of, split_folders, tars
 from af.data.schema import SPLITS, person_key
 from af.data.stores import Location
 from af.errors import UserError
+from af.files import sha256_of
 
 #: A shard as it is called, and how to have it on this machine.
 _Find = tuple[Location, Callable[[], Path]]

@@ -7,7 +7,6 @@ what to fetch and where to put it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from af.errors import UserError
+from af.files import sha256_of
 from af.types import FaceSpec
 
 Frames = UInt8[np.ndarray, "T Y X 3"]
@@ -53,15 +53,6 @@ class Extractor:
         return values
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def require_file(path: Path | str | None, what: str, fetch: str, option: str, sha256: str | None = None) -> Path:
     """The path, or UserError saying what to fetch and where to put it; also when its SHA-256 is not the one given."""
     if path is None:
@@ -69,8 +60,8 @@ def require_file(path: Path | str | None, what: str, fetch: str, option: str, sh
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. {what} needs it: {fetch}; put it there, or pass another {option} FILE")
-    if sha256 is not None and file_hash(path) != sha256.lower():
-        raise UserError(f"{path}: SHA-256 is {file_hash(path)}, expected {sha256.lower()}: another file, or damaged")
+    if sha256 is not None and sha256_of(path) != sha256.lower():
+        raise UserError(f"{path}: SHA-256 is {sha256_of(path)}, expected {sha256.lower()}: another file, or damaged")
     return path
 
 
@@ -131,7 +122,7 @@ def torch_module(
     """
     if not isinstance(module, torch.nn.Module):
         path = require_file(module, f"extractor {name}", "export the network as TorchScript", f"the {name} extractor's")
-        version = version or file_hash(path)[:8]
+        version = version or sha256_of(path)[:8]
         module = load_torchscript(path)
     network = module.eval()
 
@@ -184,7 +175,7 @@ def inception(path: Path | str | None, batch: int = 16) -> Extractor:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError("FID needs torch-fidelity: pip install 'avatar-forcing[fidelity]'") from error
-    version = file_hash(weights)[:8]
+    version = sha256_of(weights)[:8]
     require_state_dict(weights, "InceptionV3 weights")  # torch-fidelity itself would unpickle anything
     network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).eval()
 
@@ -221,7 +212,7 @@ def i3d(
         return torch.cat(parts).double().numpy() if parts else np.zeros((0, 400))
 
     vouched = f"fvd_i3d/{window}f-s{stride}" if sha256 else None
-    return Extractor("i3d", file_hash(weights)[:8], "video", function, metric=vouched)
+    return Extractor("i3d", sha256_of(weights)[:8], "video", function, metric=vouched)
 
 
 MEDIAPIPE_POSE = ("yaw", "pitch", "roll", "translate_x", "translate_y", "translate_z")
@@ -240,7 +231,7 @@ def mediapipe_face(path: Path | str | None) -> Extractor:
         from mediapipe.tasks.python import BaseOptions, vision
     except ImportError as error:
         raise UserError("the MediaPipe tracker needs mediapipe: pip install 'avatar-forcing[mediapipe]'") from error
-    version = file_hash(model)[:8]
+    version = sha256_of(model)[:8]
 
     def make() -> Any:
         return vision.FaceLandmarker.create_from_options(

@@ -18,6 +18,7 @@ class AudioProjection(nn.Sequential):
 
     def __init__(self, feature_dim: int, dim: int) -> None:
         super().__init__(nn.Linear(feature_dim, dim), nn.LayerNorm(dim), nn.SiLU())
+        self.feature_dim = feature_dim
 
 
 class DualMotionEncoder(nn.Module):

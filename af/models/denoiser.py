@@ -120,6 +120,16 @@ class MotionDenoiser(nn.Module):
         self.head = nn.Linear(hidden, self.dim)
         self._initialise()
 
+    @property
+    def audio_feature_dim(self) -> int:
+        """Dims of the raw audio features of a frame."""
+        return self.audio_projection.feature_dim
+
+    @property
+    def latent_dim(self) -> int:
+        """Dims of a motion latent."""
+        return self.motion_space.latent_dim
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):

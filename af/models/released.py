@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from af.errors import UserError
-from af.models.artifact import build
+from af.models.artifact import build, layout_faults, require_finite
 from af.models.denoiser import MotionDenoiser
 
 if TYPE_CHECKING:
@@ -134,14 +134,7 @@ def read_autoencoder(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> M
 
 def check_layout(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
     """UserError listing every missing, unexpected and misshapen key of `state` (called `name` in the message)."""
-    faults = [f"missing: {key} {tuple(shape)}" for key, shape in expected.items() if key not in state]
-    faults += [f"unexpected: {key} {tuple(tensor.shape)}" for key, tensor in state.items() if key not in expected]
-    faults += [
-        f"shape: {key} is {tuple(state[key].shape)}, expected {tuple(shape)}"
-        for key, shape in expected.items()
-        if key in state and state[key].shape != shape
-    ]
-    if faults:
+    if faults := layout_faults({key: tensor.shape for key, tensor in state.items()}, expected):
         raise UserError(
             f"{name}: not the released layout ({len(faults)} differences); is it the file you meant?\n  "
             + "\n  ".join(faults)
@@ -164,6 +157,7 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{path}: not a flat state dict (names to tensors)")
+    require_finite(state, str(path))
     return state
 
 

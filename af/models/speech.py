@@ -24,6 +24,7 @@ from af.errors import UserError
 from af.types import FeatureSpec
 
 Mode = Literal["utterance", "streaming"]
+_FFT = 512  # samples of a spectrum of the log-mel features
 
 
 class SpeechFeatures(nn.Module):
@@ -134,12 +135,14 @@ class LogMel(SpeechFeatures):
         window_frames: int = 50,
         right_context_frames: int = 0,
     ) -> None:
-        if SAMPLES_PER_FRAME % hops:
+        if hops < 1 or SAMPLES_PER_FRAME % hops:
             raise ValueError(f"hops must divide {SAMPLES_PER_FRAME} samples a frame, got {hops}")
+        if not 1 <= mels <= _FFT // 2:
+            raise ValueError(f"mels must lie in 1 ... {_FFT // 2} (half the window of the spectrum), got {mels}")
         windows = _windows(mode, block_frames, window_frames, right_context_frames)
         spec = FeatureSpec("logmel", f"1-{mels}x{hops}", mels * hops, mode, **windows)
         super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet instead of being blown up to speech
-        self.mels, self.hops, self.n_fft = mels, hops, 512
+        self.mels, self.hops, self.n_fft = mels, hops, _FFT
         self.register_buffer("filters", mel_filters(mels, self.n_fft), persistent=False)
         self.register_buffer("taper", torch.hann_window(self.n_fft, periodic=True), persistent=False)
 

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from af.errors import UserError
 from af.files import atomic_path
+from af.models.artifact import require_finite
 from af.types import FaceSpec
 
 TRACKER_NAME: Final = "synthetic-tracker"
@@ -131,10 +132,11 @@ def load_tracker(path: Path | None = None, device: torch.device | str = "cpu") -
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     if about.get("format") != f"{TRACKER_NAME}/1":
         raise UserError(f"{path} does not hold a {TRACKER_NAME} (format {about.get('format')!r})")
-    names = tuple(json.loads(about["names"]))
-    tracker = FaceTracker(names, int(about["expression"]), about["version"], normalised=False)
+    require_finite(state, str(path))
     try:
+        names = tuple(json.loads(about["names"]))
+        tracker = FaceTracker(names, int(about["expression"]), about["version"], normalised=False)
         tracker.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(f"{path} does not fit this version's tracker: {error}") from error
     return tracker.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

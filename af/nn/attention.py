@@ -15,7 +15,7 @@ from af.nn.rows import repeat_rows
 
 def head_size(hidden: int, heads: int) -> int:
     """Dims a head; UserError when `heads` does not divide `hidden`."""
-    if hidden % heads:
+    if heads < 1 or hidden % heads:
         raise UserError(f"heads: {heads} does not divide the width {hidden}")
     return hidden // heads
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from af.clock import FPS
 from af.errors import UserError
 from af.nn.rope import RotaryTable, rotate
 from af.nn.rows import divide_rows, join_rows
+
+LONGEST_WINDOW: Final = 3600 * FPS
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class WindowLayout:
     condition_reach: int
 
     def __post_init__(self) -> None:
+        for name, frames in vars(self).items():
+            if type(frames) is not int or frames > LONGEST_WINDOW:
+                raise UserError(f"{name}: {frames!r}; it must be a whole number of frames, at most {LONGEST_WINDOW}")
         b, lookahead, n = self.block_frames, self.look_ahead, self.window_frames
         if b < 1:
             raise UserError(f"block_frames: {b} is not a block size; it must be at least 1")

@@ -16,13 +16,13 @@ from torch import Tensor
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.forcing.rollout import rollout_blocks
-from af.models.artifact import Artifact, build, load_model
+from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.fast import for_inference
 from af.models.speech import SpeechFeatures
-from af.pipeline.encode import image_array, image_tensor
-from af.specs import FeatureSpec, require_spec
+from af.pipeline.encode import image_array, image_tensor, motion_spec_of
+from af.specs import require_spec
 from af.types import Condition, Identity
 
 
@@ -42,7 +42,8 @@ class Avatar:
 
         Raises UserError when the folders were not made for each other.
         """
-        return cls.of(load_model(autoencoder), load_model(denoiser), device, precision)
+        images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
+        return cls.of(images, motion, device, precision)
 
     @classmethod
     def of(
@@ -50,24 +51,18 @@ class Avatar:
     ) -> Avatar:
         """`load` for folders that have been read already."""
         autoencoder, denoiser = images.folder, motion.folder
-        if not isinstance(images.model, MotionAutoencoder) or not isinstance(motion.model, MotionDenoiser):
+        assert isinstance(images.model, MotionAutoencoder)
+        assert isinstance(motion.model, MotionDenoiser)
+        latents = motion.motion_spec
+        if latents.autoencoder != images.digest:
             raise UserError(
-                f"expected a motion autoencoder and a denoiser, got {type(images.model).__name__} in {autoencoder} "
-                f"and {type(motion.model).__name__} in {denoiser}"
+                f"{denoiser} was trained on latents of another autoencoder (sha256 {latents.autoencoder[:12]}…) than "
+                f"{autoencoder} (sha256 {images.digest[:12]}…)"
             )
-        made_by = motion.info["motion_spec"]["autoencoder"]
-        if made_by != images.digest:
-            raise UserError(
-                f"{denoiser} was trained on latents of another autoencoder (sha256 {made_by[:12]}…) than {autoencoder} "
-                f"(sha256 {images.digest[:12]}…)"
-            )
-        features = build(motion.info["features"])
-        require_spec(
-            features.spec,
-            FeatureSpec.from_json(motion.info["feature_spec"]),
-            where="the feature extractor",
-            remedy=f"Put the checkpoint that {denoiser} was trained with in its place.",
-        )
+        made = motion_spec_of(images.model, images.digest)
+        remedy = f"The description of {denoiser} was changed: export it again."
+        require_spec(made, latents, where=f"the autoencoder {autoencoder}", remedy=remedy)
+        features = motion.speech_features()
         model = motion.model.to(device)
         return cls(images.model.to(device), model if precision is None else for_inference(model, precision), features)
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from af.data.index import Index, build_index
@@ -198,7 +199,20 @@ def read_statistics(root: Location) -> MotionStatistics:
     file = root / STATISTICS_NAME
     if not file.is_file():
         raise UserError(f"{file} is missing: {root} holds no encoded shards; make them with `af encode`")
-    return MotionStatistics(**load(file.read_bytes()))
+    try:
+        found = MotionStatistics(**load(file.read_bytes()))
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} does not hold motion statistics ({error}); delete it and run `af encode` again"
+        ) from error
+    directions = tuple(found.basis.shape[1:])
+    fits = found.basis.ndim == 2 and found.mean.shape == found.std.shape == directions
+    if not fits or not all(torch.isfinite(value).all() for value in vars(found).values()) or (found.std < 0).any():
+        raise UserError(
+            f"{file}: the motion statistics are not finite, or do not fit together; look for the cause with "
+            f"`af shards validate {root}`, then run `af encode` again"
+        )
+    return found
 
 
 def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
@@ -214,8 +228,8 @@ def require_specs(index: Index, artifact: Artifact) -> None:
     audio, motion = spec_of(index)
     remedy = "Give the shards that this denoiser was trained on, or shards encoded alike."
     where = str(index.folder)
-    require_spec(audio, FeatureSpec.from_json(artifact.info["feature_spec"]), where=where, remedy=remedy)
-    require_spec(motion, MotionSpec.from_json(artifact.info["motion_spec"]), where=where, remedy=remedy)
+    require_spec(audio, artifact.feature_spec, where=where, remedy=remedy)
+    require_spec(motion, artifact.motion_spec, where=where, remedy=remedy)
 
 
 @lru_cache(maxsize=1)

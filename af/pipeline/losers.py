@@ -34,9 +34,10 @@ from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import require_specs, spec_of
 from af.pipeline.rolling import RolloutSettings, Turn, roll_out
-from af.specs import MotionSpec
+from af.specs import MotionSpec, is_int
 
 SETTINGS_NAME: Final = "losers.json"
+_MAX_DIM: Final = 2**16
 SOURCES: Final = ("drop_user", "talking", "weak", "shuffled", "guided", "file")
 
 
@@ -206,12 +207,20 @@ def teacher_noise(folder: Location) -> Callable[[str, str, int], Float[Tensor, "
     file = folder / SETTINGS_NAME
     if not file.is_file():
         raise UserError(f"{file} is missing: a distillation needs motions made by af losers --source guided")
-    settings = json.loads(file.read_bytes())
-    if settings["source"] != "guided":
+    try:
+        settings = json.loads(file.read_bytes())
+        source, seed, dim = settings["source"], settings["seed"], settings["noise_dim"]
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{file}: motions of source {settings['source']}; make a teacher's with: af losers --source guided"
+            f"{file} cannot be read as what af losers writes ({error!r}); make the motions again"
+        ) from error
+    if source != "guided":
+        raise UserError(f"{file}: motions of source {source}; make a teacher's with: af losers --source guided")
+    if not is_int(seed) or not is_int(dim) or not 0 < dim <= _MAX_DIM:
+        raise UserError(
+            f"{file}: seed {seed!r} and noise_dim {dim!r} are not what af losers writes; make the motions again"
         )
-    return partial(_noise_of, settings["seed"], settings["noise_dim"])
+    return partial(_noise_of, seed, dim)
 
 
 def _noise_of(seed: int, dim: int, key: str, role: str, frames: int) -> Float[Tensor, "T D"]:

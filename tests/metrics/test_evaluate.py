@@ -128,7 +128,7 @@ def test_videos_without_a_tracker_and_a_stand_in_network(folder, tmp_path, capsy
 @pytest.mark.filterwarnings("ignore")
 def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
     """SyncNet, I3D and an embedder by path and hash: their rows, with null and truth, named after their files."""
-    from af.metrics.extractors import file_hash
+    from af.files import sha256_of
     from af.metrics.syncnet import SyncNet
     from tests.metrics.test_extractors import Detector
 
@@ -143,7 +143,7 @@ def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
     )
     row = {"clip": "a", "user": "short user.mp4", "true": "short true.mp4", "generated": "short own.mp4"}
     manifest = write_manifest(tmp_path / "m.csv", [row, row | {"clip": "b"}])
-    hashes = {name: file_hash(tmp_path / name) for name in ("syncnet.model", "i3d.pt", "id.pt")}
+    hashes = {name: sha256_of(tmp_path / name) for name in ("syncnet.model", "i3d.pt", "id.pt")}
     options = [
         *("--syncnet", str(tmp_path / "syncnet.model"), "--syncnet-sha256", hashes["syncnet.model"]),
         *("--i3d", str(tmp_path / "i3d.pt"), "--i3d-sha256", hashes["i3d.pt"], "--stride", "2"),

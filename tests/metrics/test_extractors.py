@@ -13,11 +13,11 @@ import torch
 from numpy.testing import assert_allclose
 
 from af.errors import UserError
+from af.files import sha256_of
 from af.metrics.extractors import (
     MEDIAPIPE_BLENDSHAPES,
     Extractor,
     callable_face,
-    file_hash,
     i3d,
     inception,
     mediapipe_face,
@@ -65,7 +65,7 @@ def test_thumbnail_is_the_mean_colour(frames):
 
 def test_torchscript_file_carries_its_hash(frames, files):
     extractor = torch_module(files / "mean.pt", "mine", size=24)
-    assert extractor.tag == f"mine-{file_hash(files / 'mean.pt')[:8]}"
+    assert extractor.tag == f"mine-{sha256_of(files / 'mean.pt')[:8]}"
     assert_allclose(extractor(frames), frames.mean((1, 2)) / 127.5 - 1, atol=1e-5)
     video = torch_module(files / "mean.pt", "mine", "video", size=24, window=8, stride=4)
     assert video(frames).shape == (4, 3)
@@ -82,7 +82,7 @@ def test_windows_never_run_over_the_end():
 def test_fvd_is_called_so_only_for_a_file_somebody_vouches_for(frames, files):
     path = files / "i3d.pt"
     assert i3d(path).metric is None
-    extractor = i3d(path, file_hash(path), stride=2)
+    extractor = i3d(path, sha256_of(path), stride=2)
     assert extractor.metric == "fvd_i3d/16f-s2"
     assert extractor(frames).shape == (3, 4)
     with pytest.raises(UserError, match="SHA-256 is"):
@@ -230,7 +230,7 @@ def test_offset_curve_finds_the_offset():
 
 @pytest.mark.slow
 def test_lse_of_a_stand_in_network(files):
-    network = load_syncnet(files / "syncnet.model", file_hash(files / "syncnet.model"))
+    network = load_syncnet(files / "syncnet.model", sha256_of(files / "syncnet.model"))
     rng = np.random.default_rng(0)
     result = lse(network, rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), 0.1 * rng.normal(size=12 * 640))
     assert result.distance == pytest.approx(result.curve.min())
