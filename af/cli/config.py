@@ -49,12 +49,11 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     def saved_model(folder: str, key: str) -> Any:
-        from af.models.artifact import DESCRIPTION, entry, read_description
+        from af.models.artifact import entry, model_info
         from af.models.registry import check_description
 
-        file = Path(folder) / DESCRIPTION
-        value = entry(read_description(Path(folder)), key, file)
-        check_description(value, f"{file}: {key}")  # what is composed is built without asking again
+        value = entry(model_info(folder), key, Path(folder))
+        check_description(value, f"{folder}: {key}")  # what is composed is built without asking again
         return OmegaConf.create(value)
 
     OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)

@@ -27,7 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=location, required=True, help="folder or URL of shards (with train/, val/, test/)"
     )
-    parser.add_argument("--autoencoder", type=Path, required=True, help="model folder of a trained motion VAE")
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, help="model folder, run or checkpoint of a motion VAE"
+    )
     parser.add_argument("--out", type=local_path, required=True, help="folder for the new shards")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")

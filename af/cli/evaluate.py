@@ -67,8 +67,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=local_path, required=True, help="folder for the results")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, bootstrap and shifts (default 0)")
     model = parser.add_argument_group("a checkpoint on a split")
-    model.add_argument("--autoencoder", type=Path, metavar="FOLDER", help="model folder of the motion VAE")
-    model.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser")
+    model.add_argument(
+        "--autoencoder", type=Path, metavar="FOLDER", help="model folder, run or checkpoint of the motion VAE"
+    )
+    model.add_argument(
+        "--denoiser", type=Path, metavar="FOLDER", help="model folder, run or checkpoint of the denoiser"
+    )
     model.add_argument("--data", type=location, metavar="FOLDER", help="encoded shards of a split, a folder or a URL")
     model.add_argument(
         "--readout",

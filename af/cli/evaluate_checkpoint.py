@@ -146,6 +146,7 @@ def _load(args: argparse.Namespace) -> _Subject:
     from af.data.provenance import HeldOut, drawn
     from af.errors import UserError
     from af.models.artifact import load_as, load_model
+    from af.models.autoencoder import MotionAutoencoder
     from af.models.denoiser import MotionDenoiser
     from af.models.tracker import load_tracker
     from af.pipeline.avatar import Avatar
@@ -161,7 +162,7 @@ def _load(args: argparse.Namespace) -> _Subject:
     digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
     models = {str(args.denoiser): artifact.info}
     if args.autoencoder is not None:
-        images = load_model(args.autoencoder)
+        images = load_model(args.autoencoder, MotionAutoencoder)
         avatar = Avatar.of(images, artifact, device)
         people = HeldOut.of(index, models | {str(args.autoencoder): images.info}, args.limit)
         if not drawn(index, args.limit):

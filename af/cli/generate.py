@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af generate`."""
     models = parser.add_argument_group("models")
-    models.add_argument("--autoencoder", type=Path, required=True, help="model folder of the motion VAE")
-    models.add_argument("--denoiser", type=Path, required=True, help="model folder of the denoiser")
+    models.add_argument(
+        "--autoencoder", type=Path, required=True, help="model folder, run or checkpoint of the motion VAE"
+    )
+    models.add_argument("--denoiser", type=Path, required=True, help="model folder, run or checkpoint of the denoiser")
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--portrait", type=Path, required=True, help="picture of the avatar")
     inputs.add_argument("--avatar-audio", type=Path, help="what the avatar says (any sound or video file)")

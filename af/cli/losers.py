@@ -31,7 +31,9 @@ _USER = {"weak": 0.5, "shuffled": 1.0, "guided": 1.0}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af losers`."""
     parser.add_argument("--data", type=location, required=True, help="folder or URL of what `af encode` wrote")
-    parser.add_argument("--denoiser", type=Path, metavar="FOLDER", help="model folder of the denoiser that makes them")
+    parser.add_argument(
+        "--denoiser", type=Path, metavar="MODEL", help="model folder, run or checkpoint of the denoiser that makes them"
+    )
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="arrays, with --source file")
     parser.add_argument(
         "--source", default="drop_user", help="drop_user (default), talking, weak, shuffled, guided or file"

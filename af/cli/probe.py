@@ -39,7 +39,9 @@ ROWS_SHOWN = 8
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af probe`."""
-    parser.add_argument("--autoencoder", type=Path, required=True, metavar="FOLDER", help="model folder")
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, metavar="FOLDER", help="model folder, run or checkpoint"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="synthetic shards of a split")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--pairs", type=int, default=128, help="transfers (default 128)")

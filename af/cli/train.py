@@ -77,6 +77,7 @@ def _train(config: dict[str, Any], command: Sequence[str]) -> int:
     import torch
 
     from af.data.provenance import with_earlier_people
+    from af.models.artifact import model_info
     from af.training import launch
     from af.training.callbacks import Export
     from af.training.ranks import check_ranks, find_ranks
@@ -94,7 +95,8 @@ def _train(config: dict[str, Any], command: Sequence[str]) -> int:
     data = instantiate(config["data"])
     callbacks = [instantiate(callback) for callback in config["callbacks"].values()]
     info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
-    info = with_earlier_people(info, config.get("start") or config["module"].get("start"))
+    start = config.get("start") or config["module"].get("start")
+    info = with_earlier_people(info, model_info(start) if start else None)
     export = Export(folder / "export", config["part"], config["model"], info)
     trainer = launch.fit(
         folder,

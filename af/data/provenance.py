@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from af.data.index import Index
@@ -26,14 +24,14 @@ def people_digests(indexes: Iterable[Index]) -> list[str]:
     return sorted(map(person_digest, {name for index in indexes for s in index.samples for name in s.participants}))
 
 
-def with_earlier_people(info: Mapping[str, Any], start: Path | str | None) -> dict[str, Any]:
-    """`info` of a model whose training began with the model folder `start`: its people were trained on, too.
+def with_earlier_people(info: Mapping[str, Any], start: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`info` of a model whose training began with a model of the info `start`: its people were trained on, too.
 
-    Where that folder does not say whom, nothing is said: a list that lacks people would call them held out.
+    Where that one does not say whom, nothing is said: a list that lacks people would call them held out.
     """
     if start is None:
         return dict(info)
-    earlier = json.loads((Path(start) / "model.json").read_text()).get(TRAINED_ON)
+    earlier = start.get(TRAINED_ON)
     if earlier is None:
         return {key: value for key, value in info.items() if key != TRAINED_ON}
     return {**info, TRAINED_ON: sorted({*info.get(TRAINED_ON, ()), *earlier})}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,13 +20,15 @@ from typing import Any, Final, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from af.errors import UserError
 from af.files import atomic_path, sha256_of, write_json
+from af.models.checkpoint import newest, saved_model, sound, step_of
 from af.models.registry import build, check_description, registered
-from af.specs import FeatureSpec, MotionSpec, SchemaError, require_spec
+from af.specs import FeatureSpec, MotionSpec, SchemaError, is_number, require_spec
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "model.json"
@@ -85,7 +88,7 @@ def entry(info: Mapping[str, Any], key: str, where: Path) -> Any:
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """Write both files atomically; returns the SHA-256 of the weights file. UserError for weights that are not finite."""
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    state = _plain(model.state_dict())
     require_finite(state, f"{folder} is not written: the model")
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(state, temporary)
@@ -104,29 +107,91 @@ def weights_digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def load_model(folder: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
-    """Read a model folder; the model is a `kind`. Raises UserError naming what is missing, damaged or does not fit."""
-    folder = Path(folder)
-    info = read_description(folder)
-    _require_kind(info, kind, folder)
-    shapes = _shapes(folder / WEIGHTS)
-    if (digest := sha256_of(folder / WEIGHTS)) != info["sha256"]:
-        raise UserError(
-            f"{folder}/{WEIGHTS} is not the file that {DESCRIPTION} describes (sha256 {digest[:12]}… instead of "
-            f"{str(info['sha256'])[:12]}…): it was changed or exchanged; export the model again, or fetch both files anew"
-        )
-    model = built(info["model"], shapes, f"{folder}/{DESCRIPTION}")
-    state = load_file(folder / WEIGHTS)
-    require_finite(state, f"{folder}/{WEIGHTS}")
+def find_model(path: str | Path) -> Path:
+    """The model folder or the checkpoint that `path` means: a model folder (or a file in it), a checkpoint, or a run
+    folder: its newest checkpoint if that is ahead of its export (or there is none), its export otherwise.
+
+    Raises UserError when it is none of these, or broken.
+    """
+    path = Path(path)
+    if path.name in (DESCRIPTION, WEIGHTS) and path.is_file():
+        return path.parent
+    if path.is_file():
+        if not sound(path):
+            raise UserError(f"{path} is neither a model folder nor a whole checkpoint of a training")
+        return path
+    if (path / DESCRIPTION).is_file():
+        return path
+    export, checkpoint = path / "export", newest(path)
+    exported = (export / DESCRIPTION).is_file()
+    if checkpoint is not None and not (exported and _steps(export) >= step_of(checkpoint)):
+        return checkpoint
+    if exported:
+        return export
+    if not path.exists():
+        raise UserError(f"{path}: no such model folder, run folder or checkpoint")
+    raise UserError(
+        f"{path} is not a model folder: {DESCRIPTION} is missing; nor is it a run folder with a checkpoint or an export. "
+        "Training writes a model folder as RUN/export, `af export` makes one of a stopped run"
+    )
+
+
+def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
+    """Read a model folder, a run or a checkpoint (`find_model`; averaged weights, as exported); the model is a `kind`.
+
+    Raises UserError naming what is missing, damaged or does not fit.
+    """
+    place = find_model(path)
+    if place.is_file():
+        info, state = _from_checkpoint(place)
+        where, weights = str(place), str(place)
+        shapes = {name: value.shape for name, value in state.items()}
+        _require_kind(info, kind, where)
+        model = built(info["model"], shapes, where)
+    else:
+        info = read_description(place)
+        where, weights = f"{place}/{DESCRIPTION}", f"{place}/{WEIGHTS}"
+        _require_kind(info, kind, where)
+        shapes = _shapes(place / WEIGHTS)
+        if (digest := sha256_of(place / WEIGHTS)) != info["sha256"]:
+            raise UserError(
+                f"{weights} is not the file that {DESCRIPTION} describes (sha256 {digest[:12]}… instead of "
+                f"{info['sha256'][:12]}…): it was changed or exchanged; export the model again, or fetch both files anew"
+            )
+        model = built(info["model"], shapes, where)
+        state = load_file(place / WEIGHTS)
+    require_finite(state, weights)
     model.load_state_dict(state, strict=True)
-    return Artifact(folder, model.eval(), info, digest)
+    return Artifact(place, model.eval(), info, info["sha256"])
 
 
-def load_as(folder: str | Path, kind: type[Kind]) -> tuple[Kind, Artifact]:
-    """The model of a folder, of a class that must be `kind`, and the folder. Raises UserError when it is of another."""
-    artifact = load_model(folder, kind)
+def load_as(path: str | Path, kind: type[Kind]) -> tuple[Kind, Artifact]:
+    """`load_model`, with the model for itself. UserError when it is of another kind."""
+    artifact = load_model(path, kind)
     assert isinstance(artifact.model, kind)
     return artifact.model, artifact
+
+
+def model_info(path: str | Path) -> Mapping[str, Any]:
+    """The JSON of a model folder, or what would be one for the model of a run or a checkpoint. Errors as `load_model`."""
+    place = find_model(path)
+    return _from_checkpoint(place)[0] if place.is_file() else read_description(place)
+
+
+def _from_checkpoint(file: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    saved = saved_model(file)
+    state = _plain(saved.state)
+    digest = hashlib.sha256(serialised(state)).hexdigest()  # of the file that an export would write
+    return _checked({"format": FORMAT, "model": saved.config, "sha256": digest, **saved.info}, str(file)), state
+
+
+def _steps(export: Path) -> float:
+    steps = read_description(export).get("steps")
+    return steps if is_number(steps) else math.inf
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
@@ -138,18 +203,20 @@ def read_description(folder: Path) -> Mapping[str, Any]:
     if file.stat().st_size > _MAX_DESCRIPTION_BYTES:
         raise UserError(f"{file} is too large for the description of a model ({file.stat().st_size} bytes)")
     try:
-        info = json.loads(file.read_bytes(), parse_constant=_no_constant)
-        if isinstance(info, Mapping):
-            check_description({key: info.get(key) for key in ("model", "features")}, str(file))
+        return _checked(json.loads(file.read_bytes(), parse_constant=_no_constant), str(file))
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as the description of a model: {error}") from error
+
+
+def _checked(info: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(info, Mapping):
-        raise UserError(f"{file}: expected an object, got {type(info).__name__}")
+        raise UserError(f"{where}: expected an object, got {type(info).__name__}")
     if info.get("format") != FORMAT:
-        raise UserError(f"{file} has format {info.get('format')!r}; this version reads {FORMAT}")
+        raise UserError(f"{where} has format {info.get('format')!r}; this version reads {FORMAT}")
     for key, expected in (("model", Mapping), ("sha256", str)):
         if not isinstance(info.get(key), expected):
-            raise UserError(f"{file}: {key} is missing, or not {'a text' if expected is str else 'an object'}")
+            raise UserError(f"{where}: {key} is missing, or not {'a text' if expected is str else 'an object'}")
+    check_description({key: info.get(key) for key in ("model", "features")}, where)
     return info
 
 
@@ -202,8 +269,8 @@ def _no_more_than(shapes: Mapping[str, torch.Size], where: str) -> Iterator[None
             hook.remove()
 
 
-def _require_kind(info: Mapping[str, Any], kind: type[nn.Module], where: Path) -> None:
-    cls = registered(info["model"].get("_target_"), f"{where}/{DESCRIPTION}")
+def _require_kind(info: Mapping[str, Any], kind: type[nn.Module], where: str) -> None:
+    cls = registered(info["model"].get("_target_"), where)
     if not issubclass(cls, kind):
         wanted = re.sub(r"(?<!^)(?=[A-Z])", " ", kind.__name__).lower()
         raise UserError(f"{where} is not a {wanted} but {cls.__name__}")

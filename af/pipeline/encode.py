@@ -76,7 +76,7 @@ def encode(
         "bf16": chosen.name == "bf16",
     }
     claim_output(out / SETTINGS_NAME, settings)
-    given = (str(autoencoder), json.dumps(features), keep_video, chosen.name)
+    given = (str(artifact.folder), json.dumps(features), keep_video, chosen.name)
     parts = [
         Part(out / index.split / shard.name, (str(index.folder), number, *given), shard.sha256)
         for index in indices

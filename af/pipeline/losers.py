@@ -30,7 +30,7 @@ from af.errors import UserError
 from af.files import write_text
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance
-from af.models.artifact import Artifact, load_as
+from af.models.artifact import Artifact, find_model, load_as
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import require_specs, spec_of
 from af.pipeline.rolling import RolloutSettings, Turn, roll_out
@@ -81,7 +81,7 @@ def make_losers(
     """Write losers for every sample of the encoded shards in `source`; returns the new indices (none while other shares
     are not done).
 
-    `model` is the model folder of a denoiser, or the folder of arrays with the source `file`. Shards that exist,
+    `model` is the model folder of a denoiser (or its run, or a checkpoint), or the folder of arrays with the source `file`. Shards that exist,
     made from the same ones (and arrays), are skipped: a stopped job goes on, and what has changed is made again. Raises
     UserError when `out` was made with other settings or holds other shards, or the denoiser knows other latents or
     features.
@@ -90,8 +90,10 @@ def make_losers(
     if not sources:
         raise UserError(f"{source} has none of the splits {', '.join(splits)}")
     digest = noise_dim = None
+    place = Path(model)
     if settings.source != "file":
-        denoiser, artifact = _denoiser(str(model))
+        place = find_model(model)  # once: a run that is trained meanwhile comes to have newer checkpoints
+        denoiser, artifact = _denoiser(str(place))
         digest, noise_dim = artifact.digest, denoiser.dim
         for index in sources:
             require_specs(index, artifact)
@@ -106,7 +108,7 @@ def make_losers(
     parts = [
         Part(
             out / index.split / shard.name,
-            (str(index.folder), number, str(model), chosen),
+            (str(index.folder), number, str(place), chosen),
             shard.sha256 if settings.source != "file" else _digest_of_arrays(index, number, Path(model)),
         )
         for index in sources

@@ -98,21 +98,37 @@ class ValidationLog(Callback):
 
 
 class Export(Callback):
-    """Write the trained part as a model folder at the end (averaged weights when an `Ema` is among the callbacks)."""
+    """Write the trained part as a model folder at the end (averaged weights when an `Ema` is among the callbacks), and
+    into every checkpoint what model it holds (`af.models.checkpoint` reads it).
+    """
 
     def __init__(self, folder: Path, part: str, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         self.folder, self.part, self.config, self.info = Path(folder), part, config, info
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What `af.models.artifact.load_model` needs to know beside the weights."""
+        averages = [c.state_key for c in _averages(trainer) if c.part == self.part]
+        checkpoint["model"] = {
+            "part": self.part,
+            "config": dict(self.config),
+            "info": dict(self.info),
+            "averages": averages,
+        }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank 0 writes."""
         if trainer.global_rank:
             return
-        averages = [c for c in trainer.callbacks if isinstance(c, Ema)]  # type: ignore[attr-defined]
+        averages = _averages(trainer)
         for average in averages:
             average.swap_in(pl_module)
         save_model(self.folder, getattr(pl_module, self.part), self.config, {**self.info, "steps": trainer.global_step})
         for average in averages:
             average.swap_out(pl_module)
+
+
+def _averages(trainer: Trainer) -> list[Ema]:
+    return [c for c in trainer.callbacks if isinstance(c, Ema)]  # type: ignore[attr-defined]
 
 
 def tensorboard(trainer: Trainer) -> Any | None:

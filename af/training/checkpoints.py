@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,7 @@ from rich.console import Console
 
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
-
-LAST = "last.ckpt"
-_NAME = re.compile(r"last\.ckpt|(best-)?\d+\.ckpt")
+from af.models.checkpoint import newest_first, sound
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -105,12 +100,10 @@ def checkpointers(folder: Path, every_n_steps: int, best: Mapping[str, Any] | No
 def newest_sound(folder: Path) -> Path | None:
     """The checkpoint of the highest step that is whole, or None; broken ones are told of and set aside as NAME.broken.
 
-    The best ones come last: validation may have been in the middle of a step of accumulated batches. Also clears what
-    killed writers left behind.
+    Also clears what killed writers left behind.
     """
     remove_stale(folder)
-    files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]
-    for path in sorted(files, key=_order, reverse=True):
+    for path in newest_first(folder):
         if sound(path):
             return path
         aside = path.with_name(path.name + ".broken")
@@ -119,18 +112,3 @@ def newest_sound(folder: Path) -> Path | None:
             f"{path} is broken, set aside as {aside.name}; an earlier one is taken", style="yellow"
         )
     return None
-
-
-def _order(path: Path) -> tuple[bool, float]:
-    """Where links cannot be made, `last` is a copy of the newest."""
-    number = path.stem.removeprefix("best-")
-    return number == path.stem, math.inf if path.name == LAST else int(number)
-
-
-def sound(path: Path) -> bool:
-    """Whether a checkpoint is a whole archive in which every checksum is right."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # zipfile raises many kinds for damaged archives
-        return False

@@ -1,0 +1,36 @@
+"""Make a model folder of a stopped run or of a checkpoint, with averaged weights as a finished run exports them.
+
+  af export runs/denoiser --out runs/denoiser/export
+  af export runs/denoiser/checkpoints/best-00004000.ckpt --out models/best
+
+Every verb takes a run folder or a checkpoint itself, too; a model folder is what is kept, copied and given to others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from af.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `af export`."""
+    parser.add_argument("source", type=Path, help="run folder (its newest checkpoint), or a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="also over another model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, check, write."""
+    from af.models.artifact import DESCRIPTION, load_model, model_info, save_model
+
+    artifact = load_model(args.source)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; give a folder")
+    if (args.out / DESCRIPTION).is_file() and not args.overwrite and model_info(args.out)["sha256"] != artifact.digest:
+        raise UserError(f"--out {args.out} holds another model; choose another folder, or give --overwrite")
+    info = {key: value for key, value in artifact.info.items() if key not in ("format", "model", "sha256")}
+    digest = save_model(args.out, artifact.model, artifact.info["model"], info)
+    print(f"{artifact.folder} -> {args.out} (step {info.get('steps', '?')}, sha256 {digest[:12]}…)")
+    return 0

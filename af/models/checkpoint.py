@@ -1,0 +1,102 @@
+"""Models out of a training's checkpoints: which checkpoint is the newest, and the model in it, as an export would write it.
+
+A checkpoint says itself what model it holds (`model`, put there by `af.training.callbacks.Export`), so it can be read
+where its run folder is not.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from af.errors import UserError
+
+LAST: Final = "last.ckpt"
+FOLDER: Final = "checkpoints"
+_NAME: Final = re.compile(r"last\.ckpt|(best-)?\d+\.ckpt")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """The model of a checkpoint: its description, what it was made for, and its weights (averaged where there is an
+    average).
+    """
+
+    config: Mapping[str, Any]
+    info: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by step, the best ones last: validation may have been in the middle of a step of
+    accumulated batches. Links are left out.
+    """
+    files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]
+    return sorted(files, key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[bool, float]:
+    """Where links cannot be made, `last` is a copy of the newest."""
+    return not path.stem.startswith("best-"), step_of(path)
+
+
+def sound(path: Path) -> bool:
+    """Whether a checkpoint is a whole archive in which every checksum is right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # zipfile raises many kinds for damaged archives
+        return False
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder that is sound; None without any. UserError when all of them are broken."""
+    files = newest_first(run / FOLDER)
+    found = next(filter(sound, files), None)
+    if files and found is None:
+        raise UserError(f"{run / FOLDER}: every checkpoint there is broken")
+    return found
+
+
+def step_of(path: Path) -> float:
+    """The step in a checkpoint's name; infinity for `last`."""
+    return math.inf if path.name == LAST else int(path.stem.removeprefix("best-"))
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """A checkpoint's content, tensors and plain values alone, mapped from the file. UserError when it is not one."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); is it whole?") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} is not a checkpoint of a training")
+    return content
+
+
+def saved_model(path: Path) -> SavedModel:
+    """The model in a checkpoint. UserError when it says nothing of its model."""
+    content = read_checkpoint(path)
+    try:
+        about = content["model"]
+        prefix, config, info = f"{about['part']}.", about["config"], about["info"]
+        averages = [content["callbacks"][key] for key in about["averages"]]
+        state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+        for average in averages:
+            state |= average["average"]
+        return SavedModel(config, {**info, "steps": content["global_step"]}, state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not say what model it holds ({error!r}): it was written by an earlier version, or by something "
+            "else. Go on with its run until the next checkpoint, and give that"
+        ) from error

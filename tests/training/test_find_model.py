@@ -1,0 +1,118 @@
+"""A model is found wherever a training has left it, with the weights that an export has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from af.cli.main import main
+from af.errors import UserError
+from af.files import sha256_of
+from af.models.artifact import find_model, load_as, load_model
+from af.models.denoiser import MotionDenoiser
+from af.pipeline.avatar import Avatar
+from tests.training.test_resume import DENOISER, SHORT
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, latents) -> Path:
+    """A finished run of 6 steps with checkpoints at 3 and 6 and the best one beside them."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    best = ["launch.keep_best={monitor: val/loss, mode: min, count: 1}", "trainer.val_check_interval=2"]
+    words = [*DENOISER, *SHORT, *best, "trainer.max_steps=6", "module.lr=0.01", f"data.root={latents}"]
+    assert main(["train", *words, f"run={run}"]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run", symlinks=True)
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"{step:08d}.ckpt"
+
+
+def test_a_checkpoint_holds_what_an_export_writes(run, tmp_path):
+    exported = sha256_of(run / "export" / "model.safetensors")
+    last = load_model(checkpoint(run, 6))
+    assert last.digest == exported
+    assert last.info == load_model(run / "export").info
+    raw = torch.load(checkpoint(run, 6), weights_only=True)["state_dict"]
+    averaged = last.model.state_dict()
+    assert not all(averaged[name].equal(raw[f"denoiser.{name}"]) for name in averaged)  # it is the average
+    alone = shutil.copy(checkpoint(run, 6), tmp_path / "alone.ckpt")  # without its run
+    assert load_model(alone).digest == exported
+
+
+@pytest.mark.parametrize("source", ["a checkpoint", "the best", "the last", "a stopped run"])
+def test_export_makes_a_model_folder(run, tmp_path, source, capsys):
+    places = {"a checkpoint": checkpoint(run, 3), "the last": run / "checkpoints" / "last.ckpt", "a stopped run": run}
+    place = places.get(source) or next((run / "checkpoints").glob("best-*.ckpt"))
+    shutil.rmtree(run / "export")
+    assert main(["export", str(place), "--out", str(tmp_path / "out")]) == 0
+    made = load_model(tmp_path / "out")
+    assert made.digest == load_model(place).digest == sha256_of(tmp_path / "out" / "model.safetensors")
+    assert f"step {made.info['steps']}" in capsys.readouterr().out
+    assert main(["export", str(place), "--out", str(tmp_path / "out")]) == 0  # the same again
+    if source == "a checkpoint":
+        assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 1
+        assert "another model" in capsys.readouterr().err
+        assert main(["export", str(run), "--out", str(tmp_path / "out"), "--overwrite"]) == 0
+        assert load_model(tmp_path / "out").info["steps"] == 6
+
+
+def test_a_run_means_its_export_unless_a_checkpoint_is_ahead(run, capsys):
+    assert find_model(run) == run / "export" == find_model(run / "export" / "model.json")
+    edited = json.loads((run / "export" / "model.json").read_text()) | {"steps": 3}
+    (run / "export" / "model.json").write_text(json.dumps(edited))
+    assert find_model(run) == checkpoint(run, 6)
+    checkpoint(run, 6).write_bytes(b"cut")
+    shutil.rmtree(run / "export")
+    assert find_model(run) == checkpoint(run, 3)
+    assert checkpoint(run, 6).is_file()  # who only reads moves nothing aside
+
+
+def test_what_is_no_model_is_one_error(run, tmp_path):
+    shutil.rmtree(run / "export")
+    executed = tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (executed,)
+
+    content = torch.load(checkpoint(run, 6), weights_only=True)
+    for name, change in {
+        "pickle": content | {"more": Bomb()},
+        "older": {k: v for k, v in content.items() if k != "model"},
+        "foreign": {"a": 1},
+        "no average": content | {"callbacks": {}},
+        "another class": content | {"model": {**content["model"], "config": {"_target_": "os.system"}}},
+        "larger": content | {"model": {**content["model"], "config": {**content["model"]["config"], "depth": 10**9}}},
+    }.items():
+        torch.save(change, tmp_path / f"{name}.ckpt")
+        with pytest.raises(UserError, match=rf"{name}\.ckpt"):
+            load_model(tmp_path / f"{name}.ckpt")
+    (tmp_path / "text.ckpt").write_text("text")
+    for place in (tmp_path / "text.ckpt", tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UserError, match=str(place)):
+            load_model(place)
+    assert not executed.exists()
+
+
+def test_an_avatar_and_a_stage_start_from_a_run_or_a_checkpoint(run, tmp_path, autoencoder_folder, latents, losers):
+    best = next((run / "checkpoints").glob("best-*.ckpt"))
+    for place in (run, best):
+        denoiser = Avatar.load(autoencoder_folder, place).denoiser
+        assert denoiser.state_dict()["head.weight"].equal(load_as(place, MotionDenoiser)[0].head.weight)
+    options = ["trainer.max_steps=1", "data.batch_size=2", "data.workers=0", "module.online=null", "module.lr=0"]
+    words = [f"start={best}", f"data.root={latents}", f"data.losers={losers}", f"run={tmp_path / 'more'}", *options]
+    assert main(["train", "experiment=preference_demo", *words]) == 0
+    assert load_file(tmp_path / "more" / "export" / "model.safetensors")["head.weight"].equal(
+        load_model(best).model.state_dict()["head.weight"]
+    )
