@@ -186,8 +186,8 @@ def _from_checkpoint(file: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
 
 
 def _steps(export: Path) -> float:
-    steps = read_description(export).get("steps")
-    return steps if is_number(steps) else math.inf
+    steps: Any = read_description(export).get("steps")
+    return float(steps) if is_number(steps) else math.inf
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,9 +36,10 @@ class SavedModel:
     state: Mapping[str, Tensor]
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder by step, the best ones last: validation may have been in the middle of a step of
-    accumulated batches. Links are left out.
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the one to go on from first (links are left out).
+
+    The best ones come last: validation may have been in the middle of a step of accumulated batches.
     """
     files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]
     return sorted(files, key=_order, reverse=True)
@@ -60,7 +61,7 @@ def sound(path: Path) -> bool:
 
 def newest(run: Path) -> Path | None:
     """The newest checkpoint of a run folder that is sound; None without any. UserError when all of them are broken."""
-    files = newest_first(run / FOLDER)
+    files = checkpoint_files(run / FOLDER)
     found = next(filter(sound, files), None)
     if files and found is None:
         raise UserError(f"{run / FOLDER}: every checkpoint there is broken")

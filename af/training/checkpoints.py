@@ -15,7 +15,7 @@ from rich.console import Console
 
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
-from af.models.checkpoint import newest_first, sound
+from af.models.checkpoint import checkpoint_files, sound
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -103,7 +103,7 @@ def newest_sound(folder: Path) -> Path | None:
     Also clears what killed writers left behind.
     """
     remove_stale(folder)
-    for path in newest_first(folder):
+    for path in checkpoint_files(folder):
         if sound(path):
             return path
         aside = path.with_name(path.name + ".broken")
