@@ -1,18 +1,26 @@
-"""What a live session has heard and seen and not used yet: samples, their features, the user's motion."""
+"""What a live session has heard and seen and not used yet: samples, their features, the user's motion.
+
+Everything lies on one timeline that the sound counts: sample n is n / 16,000 s after the start, slot n of the motion
+n / 25 s. A signal that paused is filled up; what comes of it later replaces what was filled and not used yet. States are
+never changed in place, so that a copy of `Voice` or `Face` is as it was whatever happens to the original.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from fractions import Fraction
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from af.clock import frames_to_samples
+from af.clock import frames_to_samples, samples_to_frames
+from af.forcing.pieces import Resampler
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,12 @@ class Queue:
     def __init__(self) -> None:
         self.frames = 0
         self._pieces: deque[Float[Tensor, "1 t C"]] = deque()
+
+    def copy(self) -> Queue:
+        """The same frames waiting, of which this one's user takes none."""
+        other = Queue()
+        other.frames, other._pieces = self.frames, self._pieces.copy()
+        return other
 
     def put(self, piece: Float[Tensor, "1 t C"]) -> None:
         """Add the newest frames."""
@@ -63,28 +77,82 @@ class Queue:
             self.put(kept)
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Where the clock stands and how far from it a signal may end, in the signal's own units."""
+
+    clock: int
+    patience: int
+
+    def shift(self, end: int, late: bool) -> int:
+        """How far a piece that would end at `end` is moved to end at the clock: 0 while it is within the patience.
+
+        One that is `late` (its place was filled up) and still ends before that comes of a source that paused and goes
+        on; one that ends after it, of a source that gives too many, or what it had kept while it paused.
+        """
+        away = self.clock - end
+        return away if away < -self.patience or (late and away > self.patience) else 0
+
+
 class Voice:
     """Samples of one speaker and the features they give; keeps the sound that later feature blocks still need."""
 
-    def __init__(self, speech: SpeechStream, device: torch.device) -> None:
+    def __init__(self, speech: SpeechStream, device: torch.device, rate: int) -> None:
         self.speech, self.device = speech, device
         self.features = Queue()
-        self.received = 0  # samples, since the start
+        self.received = 0  # samples, since the start; what was filled up counts
+        self.slack = 0  # samples by which it was moved towards the clock, and from which it may be moved back
+        self.expected = 0  # where the next samples belong: before `received` when that was filled up
+        self._resampler = Resampler(rate)
         self._sound = torch.zeros(0)
         self._first = 0  # number of the first sample held
         self._blocks = 0
+        self._used = 0  # samples before this one are in features already
 
-    def push(self, samples: Float[Tensor, " S"]) -> int:
-        """Take samples; returns how many were not finite (and are silence now)."""
-        finite = torch.isfinite(samples)
-        self._append(torch.where(finite, samples, torch.zeros_like(samples)).float().cpu())
-        self._extract()
-        return int((~finite).sum())
+    @property
+    def ready_frames(self) -> int:
+        """Frames of features that wait to be used."""
+        return self.features.frames
+
+    @property
+    def received_frames(self) -> int:
+        """Frames of sound, since the start; what was filled up counts."""
+        return samples_to_frames(self.received)
+
+    @property
+    def expected_frames(self) -> int:
+        """Frames of sound that came, or where the next sample belongs."""
+        return samples_to_frames(self.expected)
+
+    @property
+    def precedence(self) -> tuple[bool, int, int]:
+        """The least of several voices is the one that the others are held to."""
+        return self.expected < self.received, self.slack, -self.received
+
+    def copy(self) -> Voice:
+        """The same voice, which what happens to this one does not change."""
+        other = copy.copy(self)
+        other.features, other._resampler = self.features.copy(), copy.copy(self._resampler)
+        return other
+
+    def push(self, samples: Float32[np.ndarray, " S"], bounds: Bounds | None = None) -> int:
+        """Take samples, all of them finite; returns how many came too late to be heard.
+
+        `bounds`: of the other voices, when one of them leads.
+        """
+        return self._place(self._resampler.push(samples), bounds)
 
     def fill(self, frames: int) -> None:
         """Silence until `frames` have been received."""
-        self._append(torch.zeros(max(0, frames_to_samples(frames) - self.received)))
-        self._extract()
+        missing = frames_to_samples(frames) - self.received
+        if missing > 0:
+            self._sound = torch.cat((self._sound, torch.zeros(missing)))
+            self.received += missing
+            self._extract()
+
+    def end(self) -> None:
+        """No more will come: what the resampler still held is taken."""
+        self._place(self._resampler.push(np.zeros(0, np.float32), last=True), None)
 
     def end_at(self, frames: int) -> None:
         """The end: exactly `frames` of sound, a last feature block being completed with silence."""
@@ -93,53 +161,149 @@ class Voice:
             self._sound, self.received = self._sound[: len(self._sound) - excess], self.received - excess
         self.fill(self.speech.needed_frames(frames))
 
-    def _append(self, samples: Tensor) -> None:
-        self._sound = torch.cat((self._sound, samples))
-        self.received += len(samples)
+    def _place(self, samples: np.ndarray, bounds: Bounds | None) -> int:
+        start = self.expected
+        if bounds is not None and len(samples):
+            shift = max(-self.slack, bounds.shift(start + len(samples), start < self.received))
+            start, self.slack = start + shift, self.slack + shift
+        self.expected = start + len(samples)
+        late = min(len(samples), max(0, self._used - start))
+        new = torch.from_numpy(samples[late:])
+        start = max(start, self._used) - self._first
+        gap = torch.zeros(max(0, start - len(self._sound)))  # moved forward
+        self._sound = torch.cat((self._sound[:start], gap, new, self._sound[start + len(new) :]))
+        self.received = self._first + len(self._sound)
+        self._extract()
+        return late
 
     def _extract(self) -> None:
         start, stop = self.speech.window(self._blocks)
         while stop <= self.received:
             window = self._sound[start - self._first : stop - self._first]
             self.features.put(self.speech.extract(window[None].to(self.device)))
-            self._blocks += 1
+            self._blocks, self._used = self._blocks + 1, stop
             start, stop = self.speech.window(self._blocks)
         drop = min(start - self._first, len(self._sound))
         if drop > 0:
             self._sound, self._first = self._sound[drop:].clone(), self._first + drop
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Where the frames of one push belong: `owners` has the frame seen in each slot from `start` on (-1: the one before
+    them all). Frames that are seen nowhere need not be encoded, except the last, which may be held.
+    """
+
+    start: int
+    owners: list[int]
+    needed: list[int]  # the frames that must be encoded, in order
+    expected: Fraction  # time of the frame after these, if it comes without one
+    newest: Fraction | None
+    end: int | None = None  # what was known after this slot goes
+    dropped: int = 0
+    held: int = 0  # slots of a gap
+
+
 class Face:
-    """The user's motion."""
+    """The user's motion, a slot for each frame of the clock; times are counted in frames of the clock, too.
 
-    def __init__(self, rest: Float[Tensor, " L"]) -> None:
-        self.motion = Queue()
-        self.received = 0
+    A frame is seen in the slots that it is nearest to in time (between two, the earlier frame).
+    """
+
+    def __init__(self, rest: Float[Tensor, " L"], step: Fraction) -> None:
+        self.step = step  # time between two frames
+        self.received_frames = 0  # slots, since the start; what was filled up counts
+        self.used = 0
         self.last = rest  # until a face is seen: the motion that a dropped signal stands for
+        self.expected = Fraction(0)  # time of the next frame, if it comes without one
+        self.newest: Fraction | None = None  # time of the last one
+        self._rows: Float[Tensor, "t L"] = rest[None][:0]  # slots [used, received)
 
-    def push(self, motion: Float[Tensor, "t L"]) -> int:
-        """Take frames; returns how many were not finite (the last motion before them is held)."""
-        bad = ~torch.isfinite(motion).all(-1)
-        for start, stop in _runs(bad):
-            if bad[start]:
-                self.fill(self.received + stop - start)
-            else:
-                self.motion.put(motion[start:stop].to(self.last)[None])
-                self.received += stop - start
-                self.last = motion[stop - 1].to(self.last)
-        return int(bad.sum())
+    def copy(self) -> Face:
+        """The same motion, which what happens to this one does not change."""
+        return copy.copy(self)
+
+    @property
+    def ready_frames(self) -> int:
+        """Slots that wait to be used."""
+        return self.received_frames - self.used
+
+    @property
+    def expected_frames(self) -> int:
+        """Slot of the next frame."""
+        return math.ceil(self.expected)
+
+    def take(self, count: int) -> Float[Tensor, "1 t L"]:
+        """The oldest `count` slots."""
+        taken, self._rows = self._rows[:count], self._rows[count:]
+        self.used += count
+        return taken[None]
 
     def fill(self, frames: int) -> None:
-        """The last motion held until `frames` have been received."""
-        if frames > self.received:
-            self.motion.put(self.last.expand(1, frames - self.received, -1))
-            self.received = frames
+        """The last motion held until `frames` slots have been received."""
+        if frames > self.received_frames:
+            self._rows = torch.cat((self._rows, self.last.expand(frames - self.received_frames, -1)))
+            self.received_frames = frames
 
+    def spans(self, count: int, times: Sequence[Fraction] | None, bounds: Bounds | None) -> Spans:
+        """Where `count` frames belong, taken at `times` or one `step` after the other; nothing changes yet.
 
-def _runs(flags: Tensor) -> Iterator[tuple[int, int]]:
-    """[start, stop) of stretches of equal flags."""
-    start = 0
-    for _, group in groupby(flags.tolist()):
-        stop = start + len(list(group))
-        yield start, stop
-        start = stop
+        `bounds`: of the sound, where nothing is waited for. Frames without times are moved as a whole to end at the
+        clock when they would end out of bounds; frames with times that are too far ahead are dropped.
+        """
+        end, dropped, newest = None, 0, self.newest
+        slots: list[tuple[int, int, int]] = []  # frame, [start, stop)
+        if times is None:
+            first, half = self.expected, self.step / 2
+            if bounds is not None and count:
+                stop = math.floor(first + (count - 1) * self.step + half) + 1
+                shift = bounds.shift(stop, math.floor(first - half) + 1 < self.received_frames)
+                if shift < 0:  # known slots that are known anew, later
+                    before = math.floor(first - half) + 1
+                    dropped += max(0, min(before, self.received_frames) - max(before + shift, self.used))
+                    end = stop + shift
+                first += shift
+            for i in range(count):
+                time = first + i * self.step
+                slots.append((i, math.floor(time - half) + 1, math.floor(time + half) + 1))
+            expected = first + count * self.step
+            newest = expected - self.step if count else newest
+        else:
+            for i, time in enumerate(times):
+                if newest is not None and time <= newest:
+                    dropped += 1  # repeated, or out of order: the first frame of an instant counts
+                    continue
+                after = time - self.step if newest is None else max((newest + time) / 2, time - self.step)
+                start, stop, newest = math.floor(after) + 1, math.floor(time + self.step / 2) + 1, time
+                if bounds is not None and start >= bounds.clock + bounds.patience:
+                    dropped += 1
+                    continue
+                slots.append((i, start, stop if bounds is None else min(stop, bounds.clock + bounds.patience)))
+            expected = self.expected if newest is None else newest + self.step
+        first_slot, owners, held = self.received_frames, list[int](), 0
+        for i, begin, stop in slots:
+            dropped += begin < stop <= self.used  # all of it is too late
+            begin = max(begin, self.used)
+            if begin >= stop:
+                continue
+            first_slot = first_slot if owners else min(begin, self.received_frames)
+            gap = begin - first_slot - len(owners)
+            held += max(0, gap)
+            owners[begin - first_slot :] = [*[owners[-1] if owners else -1] * gap, *[i] * (stop - begin)]
+        needed = sorted({*owners, count - 1} - {-1})
+        return Spans(first_slot, owners, needed, expected, newest, end, dropped, held)
+
+    def push(self, spans: Spans, rows: Float[Tensor, "n L"], seen: Bool[Tensor, " n"]) -> None:
+        """Take `spans.needed` frames; those in which no face was seen show the last motion before them."""
+        known = torch.cat((self.last[None], rows.to(self.last)))
+        number = torch.arange(1, len(rows) + 1, device=known.device)
+        held = torch.where(seen, number, 0).cummax(0).values
+        known = torch.cat((known[:1], known[held]))
+        place = {frame: n for n, frame in enumerate([-1, *spans.needed])}
+        new = known[torch.tensor([place[frame] for frame in spans.owners], dtype=torch.long, device=known.device)]
+        start = spans.start - self.used
+        self._rows = torch.cat((self._rows[:start], new, self._rows[start + len(new) :]))
+        if spans.end is not None:
+            self._rows = self._rows[: max(0, spans.end - self.used)]
+        self.received_frames = self.used + len(self._rows)
+        self.last, self.expected, self.newest = known[-1], spans.expected, spans.newest

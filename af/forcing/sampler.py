@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -152,6 +153,22 @@ class BlockSampler:
         # the last look_ahead frames have not seen their own look-ahead: the next block computes them again
         state.cache.append(stored, drop_last=self.layout.look_ahead)
 
+    def change_reference(self, reference: Float[Tensor, "B D"]) -> None:
+        """The portrait's motion is another one from the next block on; the motion so far stays what it was."""
+        self.commit()
+        state = self.state
+        state.portrait, state.reference, state.mean = reference, self.denoiser.embed_reference(reference), reference
+        if self._anchor.sink_frames and state.history is not None:
+            self._pin(state.history)
+
+    def saved(self) -> tuple[State, int]:
+        """The state as it is, for `restore`: tensors are never changed in place, so nothing is copied."""
+        return replace(self.state, cache=copy.copy(self.state.cache)), self.frames
+
+    def restore(self, saved: tuple[State, int]) -> None:
+        """Back to a state that `saved` gave."""
+        self.state, self.frames = saved
+
     def _stored(
         self,
         latents: Tensor,
@@ -226,7 +243,11 @@ class BlockSampler:
         keys = self.denoiser.condition_keys(self.denoiser.encode_condition(dropped))
         plans, _ = self._geometry(count, 0, count)
         held = self.state.portrait[:, None].expand(-1, count, -1)
-        self.state.cache.append(self._stored(held, keys, plans, None))
+        stored = self._stored(held, keys, plans, None)
+        if self.state.cache.frames:
+            self.state.cache.pin(stored)
+        else:
+            self.state.cache.append(stored)
 
     def _geometry(self, current: int, cached: int, condition: int) -> tuple[list[AttentionPlan], RotaryTable]:
         """Positions count back from the end of the window, so every block of a long roll-out has the same ones."""

@@ -6,24 +6,41 @@ input. The session imports no models: it is given the speech features, the face 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from af.clock import FRAME_MS, SAMPLE_RATE, samples_to_frames
+from af.clock import FRAME_MS, SAMPLE_RATE, frames_to_samples, frames_to_seconds
 from af.errors import UserError
-from af.forcing.inputs import Face, Queue, SpeechStream, Voice
+from af.forcing.inputs import Bounds, Face, SpeechStream, Voice
+from af.forcing.pieces import (
+    RESAMPLING_S,
+    Faults,
+    Rates,
+    Signals,
+    check_names,
+    frame_list,
+    frame_times,
+    mono_samples,
+    motion_rows,
+    pushed,
+)
 from af.forcing.rollout import draw_noise, filled
 from af.forcing.sampler import BlockSampler, Denoiser
 from af.forcing.together import commit_together, step_together
 from af.types import Condition
+
+SAMPLING: Final = tuple(inspect.signature(BlockSampler).parameters)[2:]
 
 
 class Space(Protocol):
@@ -45,15 +62,6 @@ class LiveDenoiser(Denoiser, Protocol):
 
 
 @dataclass(frozen=True)
-class Signals:
-    """What the session listens to; a signal that is not there is dropped (zeros), as in guidance and training."""
-
-    avatar_audio: bool = True
-    user_audio: bool = True
-    user_motion: bool = True
-
-
-@dataclass(frozen=True)
 class LiveBlock:
     """Motion of frames [start, start + t) and the time from the push that completed its input to its being there."""
 
@@ -62,25 +70,21 @@ class LiveBlock:
     computing_ms: float
 
 
-@dataclass
-class Faults:
-    """What was wrong with the input and mended: NaN samples (silenced), user frames without a face (last motion held),
-    frames filled up because a signal paused.
-    """
-
-    bad_samples: int = 0
-    frames_without_face: int = 0
-    filled_frames: int = 0
-
-
 class LiveSession:
     """One conversation with an avatar. `push` what was recorded, in pieces of any size; take the blocks it returns.
 
+    The sound is the clock: it counts the time since the session's start, and all signals lie on it. What comes at other
+    rates than 16,000 samples and 25 frames a second is declared (`rates`). A block comes when all `signals` have reached
+    its end. With `patience_frames` a signal that falls further behind the sound than that is filled up (silence; its
+    last motion), so that nothing waits for ever (`waiting_for` says what is waited for): what comes late replaces what
+    was filled and not used yet, or is dropped. A source that goes on after a pause without what it missed goes on at
+    the clock, and user frames that run ahead by more than the patience are dropped likewise. So push what belongs
+    together in one call, or in pieces shorter than the patience, and a synthetic voice as it is played. `faults` counts
+    all of it.
+
     `reference`, user motion and output are motion latents; `encode_user` turns one user frame into a latent, or None
-    when there is no face in it. A block comes when all `signals` have reached its end; with `patience_frames` a signal
-    that falls further behind than that is filled up (silence; its last motion) and goes on from there, so that nothing
-    waits for ever (`waiting_for` says what is waited for). `sampling` as in `BlockSampler`: steps, guidance, schedule,
-    solver, anchor. Raises UserError for settings or input that cannot work.
+    when there is no face in it. `sampling` as in `BlockSampler`: steps, guidance, schedule, solver, anchor. Raises
+    UserError for settings or input that cannot work.
     """
 
     def __init__(
@@ -89,7 +93,8 @@ class LiveSession:
         reference: Float[Tensor, "1 L"],
         speech: SpeechStream | None,
         *,
-        signals: Signals = Signals(),
+        signals: Signals = Signals(),  # noqa: B008 (frozen)
+        rates: Rates = Rates(),  # noqa: B008 (frozen)
         encode_user: Callable[[Any], Float[Tensor, " L"] | None] | None = None,
         generator: torch.Generator | None = None,
         patience_frames: int | None = None,
@@ -100,22 +105,29 @@ class LiveSession:
             raise UserError("signals: a session needs the avatar's audio, the user's audio or the user's motion")
         if heard and speech is None:
             raise UserError("speech: audio signals need speech features")
-        if patience_frames is not None and patience_frames < 0:
-            raise UserError(f"patience_frames: {patience_frames}; it must not be negative")
+        if patience_frames is not None and (not isinstance(patience_frames, int) or patience_frames < 0):
+            raise UserError(
+                f"patience_frames: {patience_frames!r}; give a number of frames that is not negative, or None"
+            )
+        check_names(sampling, SAMPLING, "a session")
         self._denoiser, self._speech, self._encode_user = denoiser, speech if heard else None, encode_user
         self._generator, self._patience = generator, patience_frames
         with torch.no_grad():
-            self._reference = denoiser.motion_space.to_model(reference)
+            self._reference = denoiser.motion_space.to_model(_checked_reference(reference))
             self._sampler = BlockSampler(denoiser, self._reference, **sampling)
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
-        self.faults = Faults()
+        self._faults, self._unseen = Faults(), torch.zeros((), dtype=torch.long, device=rest.device)
         self._voices = {
-            name: Voice(speech, reference.device)
+            name: Voice(speech, reference.device, getattr(rates, name))
             for name in ("avatar_audio", "user_audio")
             if getattr(signals, name) and speech is not None
         }
-        self._face = Face(rest) if signals.user_motion else None
-        self._finished = False
+        self._face = Face(rest, rates.frame_step) if signals.user_motion else None
+        converting = [RESAMPLING_S * 1000] * any(getattr(rates, name) != SAMPLE_RATE for name in self._voices)
+        if self._face is not None:  # the nearest frame may end after the one that it is shown for
+            converting.append(max(0.0, float(1.5 * rates.frame_step - 1)) * FRAME_MS * (rates.frame_step != 1))
+        self._converting_ms = max(converting, default=0.0)
+        self._width, self._finished = len(rest), False
 
     @property
     def frames(self) -> int:
@@ -123,71 +135,129 @@ class LiveSession:
         return self._sampler.frames
 
     @property
+    def clock_frames(self) -> int:
+        """Frames that the session has lasted: those of the sound (of the user's motion where there is none)."""
+        received = self._received()
+        return max((n for name, n in received.items() if name in self._voices), default=max(received.values()))
+
+    @property
+    def faults(self) -> Faults:
+        """What was wrong with the input so far."""
+        # counted where the motion is, and only fetched from there when somebody asks
+        self._faults.frames_without_face += int(self._unseen)
+        self._unseen = torch.zeros_like(self._unseen)
+        return self._faults
+
+    @property
     def look_ahead_ms(self) -> float:
         """Input after a block's end that its frames depend on: 0 unless the speech features have a right context or
-        blocks that do not end with the motion's.
+        blocks that do not end with the motion's, or a signal comes at a rate that is converted.
         """
-        return max(need - stop for _, stop, need in self._cycle()) * FRAME_MS
+        return max(need - stop for _, stop, need in self._cycle()) * FRAME_MS + self._converting_ms
 
     @property
     def waiting_ms(self) -> float:
         """Longest time from an instant of input to the input being there with which its frame can be computed."""
-        return max(need - start for start, _, need in self._cycle()) * FRAME_MS
+        return max(need - start for start, _, need in self._cycle()) * FRAME_MS + self._converting_ms
 
     @property
     def waiting_for(self) -> dict[str, int]:
         """Frames that each signal still lacks of the next block; a signal that lacks none is not named."""
-        size = self._sampler.layout.block_frames
-        stop = self._sampler.frames + size
-        lacking = {}
-        for name, frames in self._received().items():
-            voice = self._speech is not None and name != "user_motion"
-            needed = self._speech.needed_frames(stop) if voice and self._speech is not None else stop
-            lacking[name] = max(0, needed - frames)
-        return {name: frames for name, frames in lacking.items() if frames}
+        stop = self._sampler.frames + self._sampler.layout.block_frames
+        heard = stop if self._speech is None else self._speech.needed_frames(stop)
+        needed = {name: (heard if name in self._voices else stop) - n for name, n in self._received().items()}
+        return {name: frames for name, frames in needed.items() if frames > 0}
 
     def push(self, **signals: Any) -> list[LiveBlock]:
-        """New input, and the blocks it completes.
+        """New input, and the blocks it completes. All or nothing: after an error the session is what it was before.
 
-        `avatar_audio`, `user_audio`: mono samples in [-1, 1] at `sample_rate` (16,000); `user_motion`: latents, or
-        `user_frames`: what `encode_user` takes, None for a frame without a face. Raises UserError for another sample
-        rate or shape, for integer samples, for a signal the session was not made for, and after `finish`; the session
-        is then as before.
+        `avatar_audio`, `user_audio`: mono samples, floats in [-1, 1] or integers of 16 or 32 bits; `user_motion`:
+        latents, or `user_frames`: what `encode_user` takes, None for a frame without a face; both may come with
+        `user_times`, when they were taken, in seconds since the session's start. Arrays, tensors or lists. Raises
+        UserError for other shapes and types, floats that are no sound in [-1, 1], a signal the session was not made
+        for, and after `finish`.
         """
         return push_together([self], [signals])[0]
 
-    def _take(
-        self,
-        *,
-        avatar_audio: Float[np.ndarray | Tensor, " S"] | None = None,
-        user_audio: Float[np.ndarray | Tensor, " S"] | None = None,
-        user_motion: Float[Tensor, "t L"] | None = None,
-        user_frames: Any = None,
-        sample_rate: int = SAMPLE_RATE,
-    ) -> None:
-        sounds = {"avatar_audio": avatar_audio, "user_audio": user_audio}
-        self._check(sounds, user_motion, user_frames, sample_rate)
-        # what cannot be encoded is refused before anything is taken
-        frames = () if user_frames is None else user_frames
-        seen = [None if frame is None else self._encoded(frame) for frame in frames]
-        for name, sound in sounds.items():
-            if sound is not None:
-                self.faults.bad_samples += self._voices[name].push(torch.as_tensor(sound))
+    @torch.no_grad()
+    def change_reference(self, reference: Float[Tensor, "1 L"]) -> None:
+        """Another portrait: the blocks from the next one on are its motion. Decode them with its identity.
+
+        Raises UserError for a reference of another shape.
+        """
+        if self._finished:
+            raise UserError("the session is finished; start a new one")
+        if (shape := tuple(_checked_reference(reference).shape)) != (1, self._width):
+            raise UserError(f"reference: expected (1, {self._width}), got {shape}")
+        self._reference = self._denoiser.motion_space.to_model(reference.to(self._reference.device))
+        self._sampler.change_reference(self._reference)
+
+    def _take(self, given: Mapping[str, Any]) -> None:
+        """Take what was pushed; whoever calls puts the session back as it was after an error."""
+        given = self._checked(given)
+        sounds = {name: mono_samples(name, given[name]) for name in self._voices if name in given}
+        motion: Tensor | None = None
+        frames: list[Any] = []
+        if self._face is not None and "user_motion" in given:
+            motion = motion_rows("user_motion", given["user_motion"], len(self._face.last))
+        elif "user_frames" in given:
+            frames = frame_list(given["user_frames"])
+        times = None
+        if self._face is not None and "user_times" in given:
+            known = max(self._face.newest or 0, self.clock_frames)
+            times = frame_times(
+                given["user_times"], len(frames) if motion is None else len(motion), frames_to_seconds(float(known))
+            )
+        self._hear(sounds)
         if self._face is not None:
-            if user_motion is not None:
-                self.faults.frames_without_face += self._face.push(user_motion)
-            for motion in seen:
-                self._push_face(motion)
+            self._see(self._face, frames if motion is None else motion, times)
         self._fill_the_late()
+
+    def _hear(self, sounds: Mapping[str, Float32[np.ndarray, " S"]]) -> None:
+        # of two voices the one that was filled up follows the other
+        leader = min(self._voices, key=lambda n: self._voices[n].precedence, default=None)
+        for name in sorted(sounds, key=lambda name: name != leader):
+            finite = np.isfinite(sounds[name])
+            self._faults.bad_samples += len(finite) - int(finite.sum())
+            bounds = None
+            if self._patience is not None and leader is not None and name != leader:
+                bounds = Bounds(self._voices[leader].received, frames_to_samples(self._patience))
+            samples = np.where(finite, sounds[name], np.float32(0))
+            self._faults.dropped_samples += self._voices[name].push(samples, bounds)
+
+    def _see(self, face: Face, new: list[Any] | Tensor, times: list[Fraction] | None) -> None:
+        bounds = None
+        if self._patience is not None and self._voices:
+            bounds = Bounds(self.clock_frames, self._patience)
+        spans = face.spans(len(new), times, bounds)
+        self._faults.dropped_frames += spans.dropped
+        self._faults.filled_frames += spans.held
+        if isinstance(new, Tensor):
+            rows = (new if len(spans.needed) == len(new) else new[spans.needed]).to(face.last)
+            there = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        else:
+            self._faults.frames_without_face += sum(frame is None for frame in new)
+            found = [None if new[i] is None else self._encoded(new[i], face) for i in spans.needed]
+            none = torch.zeros_like(face.last)
+            rows = torch.stack([none if row is None else row for row in found]) if found else none[None][:0]
+            there = torch.tensor([row is not None for row in found], dtype=torch.bool, device=rows.device)
+        finite = torch.isfinite(rows).all(-1)
+        self._unseen = self._unseen + (there & ~finite).sum()
+        face.push(spans, rows, there & finite)
 
     @torch.no_grad()
     def finish(self) -> list[LiveBlock]:
         """The end of the conversation: what is left, up to the longest signal; the others go on as in a pause."""
-        start = time.perf_counter()
         if self._finished:
             return []
+        with _all_or_nothing([self]):
+            return self._finish(time.perf_counter())
+
+    def _finish(self, start: float) -> list[LiveBlock]:
         self._finished = True
         self._sampler.commit()
+        for voice in self._voices.values():
+            voice.end()
         end = max(self._received().values())
         for voice in self._voices.values():
             voice.end_at(end)
@@ -203,7 +273,7 @@ class LiveSession:
 
     def _due(self) -> bool:
         """Whether the input of a whole block is there."""
-        return all(queue.frames >= self._sampler.layout.block_frames for queue in self._queues())
+        return all(signal.ready_frames >= self._sampler.layout.block_frames for signal in self._all().values())
 
     def _next(self, frames: int) -> tuple[Condition, Float[Tensor, "1 T D"]]:
         """Condition and noise of the next block, of which `frames` are wanted."""
@@ -211,7 +281,7 @@ class LiveSession:
         condition = self._denoiser.condition(
             None if avatar is None else avatar.features.take(frames),
             None if user is None else user.features.take(frames),
-            None if self._face is None else self._face.motion.take(frames),
+            None if self._face is None else self._face.take(frames),
         )
         size = self._sampler.layout.block_frames
         return filled(condition, size), draw_noise(self._generator, self._reference, size)
@@ -220,39 +290,31 @@ class LiveSession:
         first = self._sampler.frames - self._sampler.layout.block_frames
         return LiveBlock(first, self._denoiser.motion_space.from_model(motion), 1000 * (time.perf_counter() - start))
 
-    def _encoded(self, frame: Any) -> Float[Tensor, " L"] | None:
+    def _encoded(self, frame: Any, face: Face) -> Float[Tensor, " L"] | None:
         assert self._encode_user is not None
-        return self._encode_user(frame)
-
-    def _push_face(self, motion: Float[Tensor, " L"] | None) -> None:
-        assert self._face is not None
-        if motion is None:
-            self.faults.frames_without_face += 1
-            self._face.fill(self._face.received + 1)
-        else:
-            self.faults.frames_without_face += self._face.push(motion[None])
+        motion = self._encode_user(frame)
+        if motion is not None and (not isinstance(motion, Tensor) or motion.shape != face.last.shape):
+            got = getattr(motion, "shape", type(motion).__name__)
+            raise UserError(f"encode_user: expected a latent {tuple(face.last.shape)} as a tensor, or None; got {got}")
+        return None if motion is None else motion.to(face.last)
 
     def _fill_the_late(self) -> None:
+        clock = self.clock_frames
+        behind = (clock - signal.expected_frames for signal in self._all().values())
+        self._faults.furthest_behind_frames = max(self._faults.furthest_behind_frames, *behind)
         if self._patience is None:
             return
-        received = self._received()
-        due = max(received.values()) - self._patience
-        for name, frames in received.items():
-            if frames < due:
-                self.faults.filled_frames += due - frames
-                if name == "user_motion":
-                    assert self._face is not None
-                    self._face.fill(due)
-                else:
-                    self._voices[name].fill(due)
+        due = clock - self._patience
+        for signal in self._all().values():
+            if signal.received_frames < due:
+                self._faults.filled_frames += due - signal.received_frames
+                signal.fill(due)
+
+    def _all(self) -> dict[str, Voice | Face]:
+        return {**self._voices, **({} if self._face is None else {"user_motion": self._face})}
 
     def _received(self) -> dict[str, int]:
-        frames = {name: samples_to_frames(voice.received) for name, voice in self._voices.items()}
-        return frames if self._face is None else {**frames, "user_motion": self._face.received}
-
-    def _queues(self) -> list[Queue]:
-        queues = [voice.features for voice in self._voices.values()]
-        return queues if self._face is None else [*queues, self._face.motion]
+        return {name: signal.received_frames for name, signal in self._all().items()}
 
     def _cycle(self) -> list[tuple[int, int, int]]:
         """(start, stop, frames of input needed) of the blocks until motion and feature blocks meet again."""
@@ -262,44 +324,72 @@ class LiveSession:
         stops = range(size, math.lcm(size, self._speech.block_frames) + 1, size)
         return [(stop - size, stop, self._speech.needed_frames(stop)) for stop in stops]
 
-    def _check(self, sounds: dict[str, Any], user_motion: Tensor | None, user_frames: Any, sample_rate: int) -> None:
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was pushed, without what is None. UserError for what this session does not take."""
         if self._finished:
             raise UserError("the session is finished; start a new one")
-        if sample_rate != SAMPLE_RATE:
-            raise UserError(f"audio at {sample_rate} Hz; a session takes {SAMPLE_RATE} Hz: resample it before")
-        for name, sound in sounds.items():
-            if sound is None:
-                continue
-            if name not in self._voices:
+        found = pushed(given)
+        for name in found:
+            if name not in self._voices if name.endswith("audio") else self._face is None:
                 raise UserError(f"{name}: this session was made without it")
-            if torch.as_tensor(sound).ndim != 1 or not torch.as_tensor(sound).is_floating_point():
-                raise UserError(
-                    f"{name}: expected mono floating-point samples (S,) in [-1, 1], got "
-                    f"{torch.as_tensor(sound).dtype} {tuple(sound.shape)}"
-                )
-        if self._face is None and (user_motion is not None or user_frames is not None):
-            raise UserError("user_motion: this session was made without it")
-        if user_frames is not None and self._encode_user is None:
+        if "user_frames" in found and self._encode_user is None:
             raise UserError("user_frames: give the session an encode_user, or push user_motion")
-        if user_motion is not None and self._face is not None and user_motion.shape[1:] != self._face.last.shape:
-            raise UserError(
-                f"user_motion: expected (frames, {self._face.last.shape[0]}), got {tuple(user_motion.shape)}"
-            )
+        return found
+
+    def _saved(self) -> dict[str, Any]:
+        """All that changes, as it is now."""
+        return {
+            "_faults": replace(self._faults),
+            "_unseen": self._unseen,
+            "_voices": {name: voice.copy() for name, voice in self._voices.items()},
+            "_face": None if self._face is None else self._face.copy(),
+            "_finished": self._finished,
+            "sampler": self._sampler.saved(),
+            "generator": None if self._generator is None else self._generator.get_state(),
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self._sampler.restore(saved.pop("sampler"))
+        if (generator := saved.pop("generator")) is not None and self._generator is not None:
+            self._generator.set_state(generator)
+        vars(self).update(saved)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(sessions: Sequence[LiveSession]) -> Iterator[None]:
+    """What ends with an error (also one of the models', also an interruption) has not changed the sessions."""
+    saved = [session._saved() for session in sessions]
+    try:
+        yield
+    except BaseException:
+        for session, state in zip(sessions, saved, strict=True):
+            session._restore(state)
+        raise
+
+
+def _checked_reference(reference: Float[Tensor, "1 L"]) -> Float[Tensor, "1 L"]:
+    """UserError unless it is one finite latent."""
+    if not isinstance(reference, Tensor) or reference.ndim != 2 or len(reference) != 1:
+        got = getattr(reference, "shape", type(reference).__name__)
+        raise UserError(f"reference: expected the motion of one portrait (1, L) as a tensor, got {got}")
+    if not torch.isfinite(reference).all():
+        raise UserError("reference: holds numbers that are not finite")
+    return reference
 
 
 @torch.no_grad()
 def push_together(sessions: Sequence[LiveSession], signals: Sequence[Mapping[str, Any]]) -> list[list[LiveBlock]]:
     """`push` of many sessions, each with its own signals: blocks that are due together are computed in one batch.
 
-    The blocks are those that each session alone would give, up to rounding. A session's UserError leaves it and the
-    ones after it as they were.
+    The blocks are those that each session alone would give, up to rounding. After an error all are as they were before.
     """
     start = time.perf_counter()
-    for session, new in zip(sessions, signals, strict=True):
-        session._take(**new)
-    # the blocks before: there was no time for them when they were due
-    commit_together([session._sampler for session in sessions])
-    return _ready_blocks(sessions, start)
+    with _all_or_nothing(sessions):
+        for session, new in zip(sessions, signals, strict=True):
+            session._take(new)
+        # the blocks before: there was no time for them when they were due
+        commit_together([session._sampler for session in sessions])
+        return _ready_blocks(sessions, start)
 
 
 def _ready_blocks(sessions: Sequence[LiveSession], start: float) -> list[list[LiveBlock]]:

@@ -96,6 +96,14 @@ class RollingCache:
         self._keys = self._grown(self._keys, [layer.keys for layer in layers], drop_last)
         self._values = self._grown(self._values, [layer.values for layer in layers], drop_last)
 
+    def pin(self, layers: Sequence[KeysValues]) -> None:
+        """Other frames in place of the pinned ones, of which the cache holds as many."""
+        assert self._keys is not None
+        assert self._values is not None
+        kept = slice(self.pinned, None)
+        self._keys = torch.cat((torch.stack([layer.keys for layer in layers]), self._keys[..., kept, :]), -2)
+        self._values = torch.cat((torch.stack([layer.values for layer in layers]), self._values[..., kept, :]), -2)
+
     def _grown(self, held: Tensor | None, new: list[Tensor], drop_last: int) -> Tensor:
         added = torch.stack(new)
         added = added[..., : added.shape[-2] - drop_last, :]

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from af.clock import frames_to_samples
 from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionSpace
+from af.models.speech import LogMel
 from af.types import Condition
 
 DIM, AUDIO = 6, 12
@@ -43,5 +45,32 @@ def random_inputs() -> Callable[..., tuple[Condition, torch.Tensor, torch.Tensor
 
         condition = Condition(normal(batch, frames, AUDIO), normal(batch, frames, AUDIO), normal(batch, frames, DIM))
         return condition, normal(batch, DIM), normal(batch, padded, DIM)
+
+    return make
+
+
+@pytest.fixture
+def speech() -> LogMel:
+    return LogMel(mels=4, hops=1, block_frames=3, window_frames=12)
+
+
+@pytest.fixture
+def denoiser(small_denoiser, speech):
+    return small_denoiser(audio_feature_dim=speech.spec.dim).float()
+
+
+@pytest.fixture
+def talk() -> Callable[[int], dict[str, torch.Tensor]]:
+    """`frames` of two voices and a user's face."""
+
+    def make(frames: int, extra_samples: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(7)
+        samples = frames_to_samples(frames) + extra_samples
+        envelope = torch.rand(samples, generator=generator).cumsum(0).sin()
+        return {
+            "avatar_audio": 0.3 * envelope * torch.randn(samples, generator=generator),
+            "user_audio": 0.1 * torch.randn(samples, generator=generator),
+            "user_motion": torch.randn(frames, 6, generator=generator),
+        }
 
     return make

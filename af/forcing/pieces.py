@@ -1,0 +1,214 @@
+"""What is pushed into a live session, made into samples, latents and times, or refused by name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final
+
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_samples
+from af.errors import UserError
+
+PUSHED: Final = ("avatar_audio", "user_audio", "user_motion", "user_frames", "user_times")
+#: Float sound beyond this is no sound in [-1, 1] (16-bit numbers in floats, most likely).
+LOUDEST: Final = 8.0
+#: No camera's next frame is further ahead: such times are counted from elsewhere.
+LONGEST_LEAP_S: Final = 60.0
+#: What a resampled frame of sound depends on after its end: the reach of the filter.
+RESAMPLING_S: Final = 0.01
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a session is given: sound in samples a second, the user's frames a second (motion latents likewise).
+
+    Anything else than 16,000 and 25 is converted while it comes in: sound by a linear-phase filter, which waits 10 ms
+    for its last samples; frames by taking, at each instant, the nearest in time. UserError for rates that nobody has.
+    """
+
+    avatar_audio: int = SAMPLE_RATE
+    user_audio: int = SAMPLE_RATE
+    user_frames: float | Fraction = FPS
+
+    def __post_init__(self) -> None:
+        for name in ("avatar_audio", "user_audio"):
+            rate = getattr(self, name)
+            if isinstance(rate, bool) or not isinstance(rate, int) or not 4000 <= rate <= 384_000 or rate % FPS:
+                raise UserError(
+                    f"rates.{name}: {rate!r} samples a second; give a whole multiple of {FPS} from 4,000 to 384,000, "
+                    f"such as {SAMPLE_RATE}, 44100 or 48000"
+                )
+        rate = self.user_frames
+        if isinstance(rate, bool) or not isinstance(rate, (int, float, Fraction)) or not 1 <= rate <= 1000:
+            raise UserError(f"rates.user_frames: {rate!r} frames a second; give a number from 1 to 1,000")
+
+    @property
+    def frame_step(self) -> Fraction:
+        """Time between two of the user's frames, in frames of the clock; 29.97 and the like are taken as they are."""
+        return FPS / Fraction(self.user_frames).limit_denominator(1001)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the session listens to; a signal that is not there is dropped (zeros), as in guidance and training."""
+
+    avatar_audio: bool = True
+    user_audio: bool = True
+    user_motion: bool = True
+
+
+@dataclass
+class Faults:
+    """What was wrong with the input and mended, counted in samples and in frames of 25 a second.
+
+    NaN samples (silenced); user frames without a face (last motion held); frames filled up because a signal paused, or
+    in a gap between times; samples and user frames that came too late, too early or too many, and were dropped; the
+    furthest that a signal has been behind the sound (one that is ever further behind: its rate is not the one said).
+    """
+
+    bad_samples: int = 0
+    frames_without_face: int = 0
+    filled_frames: int = 0
+    dropped_samples: int = 0
+    dropped_frames: int = 0
+    furthest_behind_frames: int = 0
+
+
+def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
+    """UserError for the first name that is not known, with the nearest that is."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(
+                f"{name}: {what} takes no such argument; "
+                + (f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}")
+            )
+
+
+def pushed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is there of a push's arguments. UserError for one that is not known, or that does not go with another."""
+    if "sample_rate" in given:
+        rate = given["sample_rate"]
+        raise UserError(
+            f"sample_rate: the rate is the session's, not a push's: make it with rates=Rates(user_audio={rate})"
+        )
+    check_names(given, PUSHED, "push")
+    found = {name: value for name, value in given.items() if value is not None}
+    if "user_frames" in found and "user_motion" in found:
+        raise UserError("user_motion: give it, or user_frames, not both")
+    if "user_times" in found and not {"user_frames", "user_motion"} & set(found):
+        raise UserError("user_times: there are no user_frames or user_motion that they belong to")
+    return found
+
+
+def mono_samples(name: str, sound: Any) -> Float32[np.ndarray, " S"]:
+    """Samples in about [-1, 1] as float32 of the caller's array, tensor or list; 16- and 32-bit integers are scaled.
+
+    Numbers that are not finite stay. UserError for other shapes and types, and for floats that are no sound in [-1, 1].
+    """
+    array = _array(name, sound)
+    kind, shape = array.dtype, tuple(array.shape)
+    if array.ndim != 1 or not (kind.kind == "f" or kind in (np.int16, np.int32)):
+        raise UserError(
+            f"{name}: expected mono samples (S,), floating-point in [-1, 1] or integers of 16 or 32 bits, got {kind} {shape}"
+        )
+    if kind.kind == "i":
+        return (array / float(2 ** (8 * kind.itemsize - 1))).astype(np.float32)
+    level = np.abs(array, where=np.isfinite(array), out=np.zeros(shape, kind)).max(initial=0)
+    if level > LOUDEST:
+        raise UserError(
+            f"{name}: samples up to {level:.5g}, where sound lies in [-1, 1]; divide 16-bit numbers by 32,768, or push "
+            "them as int16"
+        )
+    return np.ascontiguousarray(array, np.float32)
+
+
+def motion_rows(name: str, motion: Any, width: int) -> Float[Tensor, "t L"]:
+    """Motion latents as a floating-point tensor of the caller's array, tensor or list, where they are."""
+    found = motion.detach() if isinstance(motion, Tensor) else _array(name, motion)
+    floating = found.is_floating_point() if isinstance(found, Tensor) else found.dtype.kind == "f"
+    if not floating or found.ndim != 2 or found.shape[1] != width:
+        raise UserError(
+            f"{name}: expected floating-point latents (frames, {width}), got {found.dtype} {tuple(found.shape)}"
+        )
+    # a copy of its own, whatever view or byte order the caller had
+    return found if isinstance(found, Tensor) else torch.from_numpy(found.astype(np.float64, "C"))
+
+
+def frame_list(frames: Any) -> list[Any]:
+    """The pushed frames one by one. UserError for what holds no frames."""
+    if isinstance(frames, (str, bytes)) or not isinstance(frames, Iterable) or getattr(frames, "ndim", 1) == 0:
+        raise UserError(
+            f"user_frames: expected a list of frames (None for one without a face), got {type(frames).__name__}"
+        )
+    if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim == 3:
+        raise UserError(f"user_frames: expected a list of frames, got a single one {tuple(frames.shape)}: give [frame]")
+    return list(frames)
+
+
+def frame_times(times: Any, count: int, known_s: float) -> list[Fraction]:
+    """Times in seconds as frames of the clock, exactly. UserError for a leap of a minute from `known_s` or each other."""
+    array = _array("user_times", times)
+    if array.shape != (count,) or (count and array.dtype.kind not in "fiu"):
+        raise UserError(
+            f"user_times: expected a time in seconds for each of {count} frames, got {array.dtype} {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise UserError("user_times: not a finite number of seconds")
+    leaps = np.diff(np.concatenate(([known_s], array.astype(np.float64))))
+    if count and leaps.max() > LONGEST_LEAP_S:
+        raise UserError(
+            f"user_times: {array[leaps.argmax()]:.10g} s is far ahead of the sound and of the time before; give seconds "
+            "since the session's start (not since 1970, and no milliseconds)"
+        )
+    return [Fraction(float(time)) * FPS for time in array]
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach()
+            values = (values.float() if values.is_floating_point() else values).cpu()
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read as numbers ({error})") from None
+    return array
+
+
+class Resampler:
+    """Sound of another rate to 16 kHz, one frame of the clock at a time; equal output for any way of cutting the input.
+
+    Each frame is resampled by itself with enough sound around it: equal to the whole recording resampled at once, up to
+    float32's rounding, 10 ms after its end. (soxr's own stream waits 35 to 115 ms and cannot be set back.)
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._per_frame, self._reach = rate // FPS, math.ceil(RESAMPLING_S * rate)
+        self._raw = np.zeros(self._per_frame, np.float32)  # the frame before the first is silence
+
+    def push(self, samples: Float32[np.ndarray, " S"], *, last: bool = False) -> Float32[np.ndarray, " S"]:
+        """What of the sound can be given now; the `last` push gives all whole frames and what is left of one."""
+        if self.rate == SAMPLE_RATE:
+            return samples
+        whole, frame = np.concatenate((self._raw, samples)), self._per_frame
+        given = None
+        if last:
+            given = seconds_to_samples((len(whole) - frame) / self.rate)
+            whole = np.pad(whole, (0, -len(whole) % frame + self._reach))
+        frames = max(0, (len(whole) - frame - self._reach) // frame)
+        made = [self._frame(whole[k * frame : (k + 2) * frame + self._reach]) for k in range(frames)]
+        self._raw = whole[frames * frame :].copy()
+        return np.concatenate([np.zeros(0, np.float32), *made])[:given]
+
+    def _frame(self, around: np.ndarray) -> np.ndarray:
+        return soxr.resample(around, self.rate, SAMPLE_RATE)[SAMPLES_PER_FRAME : 2 * SAMPLES_PER_FRAME]
