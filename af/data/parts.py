@@ -5,11 +5,13 @@ The parts can be divided among machines (`Share`): each makes its own, and whoev
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from af.errors import UserError
 from af.files import claim_folder, exclusive, remove_stale, write_text
 
 Result = TypeVar("Result")
+
+#: So many parts ending their process before any was made: it is not the parts.
+_TOO_MANY: Final = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,25 @@ class Part:
         if self.content and self._known() != self.content:
             self.path.unlink(missing_ok=True)
             write_text(self._note, self.content)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Leave a mark that stays when this process ends within the block."""
+        self._mark.parent.mkdir(parents=True, exist_ok=True)
+        self._mark.touch()
+        try:
+            yield
+        finally:
+            self._mark.unlink(missing_ok=True)
+
+    @property
+    def died_before(self) -> bool:
+        """Whether an earlier process ended in the middle of this part."""
+        return self._mark.exists()
+
+    @property
+    def _mark(self) -> Path:
+        return self.path.parent / ".working" / self.path.name
 
     @property
     def _note(self) -> Path:
@@ -183,13 +207,20 @@ def run_parts(
     description: str = "working",
     on_result: Callable[[Part, Any], None] | None = None,
     progress: Progress | None = None,
+    here: Callable[..., Any] | None = None,
+    on_death: Callable[[Part], None] | None = None,
 ) -> PartsReport:
     """Make every part whose file is not there yet; the caller then writes one index of all.
 
     `work` is a module-level function: with `workers` > 1 it runs in spawned processes (safe with torch or threads
     loaded; so scripts need the usual ``if __name__ == "__main__":``), one thread each. `on_result` runs in this
     process, in order of completion. The first error stops the job; finished parts stay, and the same call goes on from
-    them. Raises what `work` raised, `UserError` when a worker died, and RuntimeError when `work` left no file.
+    them. With one worker the work is done in this process, by `here` if given.
+
+    A part whose work ends its process (a crash, out of memory) does not stop the others: it is found by trying those in
+    question alone, and then `on_death`, if given, writes the part's file. With `on_death` this holds for one worker, too:
+    a part that an earlier call died of is tried in a process of its own. Raises what `work` raised, `UserError` at the
+    end when parts ended their process and there is no `on_death`, and RuntimeError when `work` left no file.
     """
     for folder in {part.path.parent for part in parts}:
         remove_stale(folder)
@@ -209,43 +240,90 @@ def run_parts(
             on_result(part, result)
         bar.advance(task)
 
+    dead: list[Part] = []  # and not dealt with
+
+    def settle() -> None:
+        while on_death is not None and dead:
+            on_death(dead[0])
+            finished(dead.pop(0), None)
+
+    def died(part: Part) -> None:
+        dead.append(part)
+        if results or len(todo) < len(parts):  # other parts can be made: it is this one's fault
+            settle()
+        elif len(dead) >= _TOO_MANY:
+            raise UserError(f"every worker process died (out of memory?), so with {_names(dead)}; nothing was made")
+
     try:
-        if workers <= 1 or len(todo) <= 1:
+        if workers <= 1:
             for part in todo:
                 part.begin()
-                finished(part, work(part.path, *part.args))
+                died_before = part.died_before
+                with part.working() if on_death is not None else contextlib.nullcontext():
+                    if died_before:
+                        _run_pool([part], work, 1, finished, died)
+                    else:
+                        finished(part, (here or work)(part.path, *part.args))
         else:
-            _run_pool(todo, work, min(workers, len(todo)), finished)
+            _run_pool(todo, work, min(workers, len(todo)), finished, died)
+        settle()
+        if dead:
+            raise UserError(
+                f"a worker process died making {_names(dead)}, alone as well (a crash, or out of memory?); the other "
+                "parts are made, and the same command tries these again"
+            )
     finally:
         if own:
             bar.stop()
     return PartsReport(made=len(todo), skipped=len(parts) - len(todo), results=results)
 
 
+def _names(parts: Sequence[Part]) -> str:
+    return ", ".join(part.path.name for part in parts)
+
+
 def _run_pool(
-    todo: Sequence[Part], work: Callable[..., Any], workers: int, finished: Callable[[Part, Any], None]
+    todo: Sequence[Part],
+    work: Callable[..., Any],
+    workers: int,
+    finished: Callable[[Part, Any], None],
+    died: Callable[[Part], None],
 ) -> None:
+    """Make the parts in processes; `died` is told of those that end their process even when nothing else is done."""
+    while todo and (left := _until_death(todo, work, workers, finished)):
+        if workers == 1:  # parts are begun in order: it died of the first one
+            died(left[0])
+            todo = left[1:]
+        else:
+            _run_pool(left[: 2 * workers], work, 1, finished, died)
+            todo = left[2 * workers :]
+
+
+def _until_death(
+    todo: Sequence[Part], work: Callable[..., Any], workers: int, finished: Callable[[Part, Any], None]
+) -> list[Part]:
+    """Make the parts until a process dies; returns those that are not made then, first the ones that were begun."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread_each)
-    waiting = iter(todo)
+    waiting = deque(todo)
     running: dict[Future[Any], Part] = {}
     try:
         while True:
             # few submitted at a time: an error or Ctrl-C leaves nothing long to wait for
-            while len(running) < 2 * workers and (part := next(waiting, None)) is not None:
-                part.begin()
-                running[pool.submit(work, part.path, *part.args)] = part
+            while len(running) < 2 * workers and waiting:
+                waiting[0].begin()
+                running[pool.submit(work, waiting[0].path, *waiting[0].args)] = waiting[0]
+                waiting.popleft()
             if not running:
-                break
+                return []
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                result = future.result()  # the part stays in `running` if this raises: it is the one to name
+                result = future.result()  # the part stays in `running` if this raises: it is one to look at
                 finished(running.pop(future), result)
     except BrokenProcessPool:
-        names = ", ".join(sorted(part.path.name for part in running.values())) or "a part"
-        raise UserError(
-            f"a worker process died (out of memory?) while making {names}; run the same command with fewer workers"
-        ) from None
+        for future in [f for f in running if f.done() and f.exception() is None]:
+            finished(running.pop(future), future.result())
+        return [*running.values(), *waiting]
     except BaseException:
         for future in running:
             future.cancel()

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from af.data.schema import SPLITS
 from af.data.shards import write_shard
 from af.data.tables import shown
 from af.errors import UserError
-from af.files import exclusive, write_json
+from af.files import exclusive, remove_stale, write_json
 
 LEDGER: Final = ".ingest"
 REPORT: Final = "ingest_report.json"
@@ -232,15 +232,32 @@ def run_ingest(
         if outcome is not None and on_outcome is not None:
             on_outcome(outcome)
 
+    def drop(part: Part) -> None:
+        _, source, where, *_ = part.args
+        line = (
+            f"{source.name}: reading it ends the process (a file that crashes a decoder, or more memory than there is); "
+            f"delete {part.path} to try it again"
+        )
+        remove_stale(out / where)
+        outcome = Outcome.dropped(source, where, "crash", line)
+        write_json(part.path, asdict(replace(outcome, fingerprint=source.fingerprint())))
+
     with progress_bar() as bar:
-        work: Callable[..., None] = ingest_one
-        if workers <= 1:  # within this process: show how far into a file it is
-            inner = bar.add_task("", total=None, visible=False)
-            work = partial(
-                ingest_one,
-                watch=lambda step, frames: bar.update(inner, description=step, completed=frames, visible=True),
-            )
-        done = run_parts(mine, work, workers=workers, description="conversations", on_result=tell, progress=bar)
+        inner = bar.add_task("", total=None, visible=False)
+        here = partial(  # within this process: show how far into a file it is
+            ingest_one,
+            watch=lambda step, frames: bar.update(inner, description=step, completed=frames, visible=True),
+        )
+        done = run_parts(
+            mine,
+            ingest_one,
+            workers=workers,
+            description="conversations",
+            on_result=tell,
+            progress=bar,
+            here=here,
+            on_death=drop,
+        )
     chosen = sources
     if missing := sum(not part.path.exists() for part in parts):
         tell_unfinished(share, missing, len(parts))

@@ -1,0 +1,110 @@
+"""A part whose work ends its process costs itself alone, is named, and is not tried for ever."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from af.data.parts import Part, run_parts
+from af.errors import UserError
+from af.files import write_text
+
+
+def _write_or_die(path: Path, text: str) -> None:
+    if text == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    write_text(path, text)
+
+
+def _note_death(part: Part) -> None:
+    write_text(part.path, "died")
+
+
+def _parts(folder: Path, *texts: str) -> list[Part]:
+    return [Part(folder / f"{n}.txt", (text,)) for n, text in enumerate(texts)]
+
+
+def _texts(folder: Path) -> list[str]:
+    return [file.read_text() for file in sorted(folder.glob("*.txt"))]
+
+
+def test_deadly_parts_are_found_among_the_others(tmp_path):
+    parts = _parts(tmp_path, "a", "die", "b", "c", "die")
+    report = run_parts(parts, _write_or_die, workers=2, on_death=_note_death)
+    assert _texts(tmp_path) == ["a", "died", "b", "c", "died"]
+    assert report.made == 5
+    assert run_parts(parts, _write_or_die, workers=2, on_death=_note_death).made == 0
+
+
+def test_without_a_record_the_others_are_made_and_the_deadly_ones_named(tmp_path):
+    parts = _parts(tmp_path, "a", "die", "b", "c")
+    with pytest.raises(UserError, match=r"worker process died making 1\.txt"):
+        run_parts(parts, _write_or_die, workers=2)
+    assert _texts(tmp_path) == ["a", "b", "c"]
+
+
+def test_when_all_die_it_is_not_the_parts(tmp_path):
+    with pytest.raises(UserError, match="every worker process died"):
+        run_parts(_parts(tmp_path, *["die"] * 4), _write_or_die, workers=2, on_death=_note_death)
+    assert _texts(tmp_path) == []
+
+
+def _one_worker(folder: Path) -> None:
+    run_parts(_parts(folder, "a", "die", "b"), _write_or_die, on_death=_note_death)
+
+
+def test_what_ended_this_process_is_tried_apart_the_next_time(tmp_path):
+    """With one worker the work is done in the caller's own process."""
+    codes = []
+    for _ in range(3):
+        process = multiprocessing.get_context("spawn").Process(target=_one_worker, args=(tmp_path,))
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+    assert codes == [-signal.SIGSEGV, 0, 0]
+    assert _texts(tmp_path) == ["a", "died", "b"]
+
+
+def _deadly_detector(frame: np.ndarray) -> np.ndarray:
+    from toy_videos import disc_detector  # here: the processes of the other tests do without all that
+
+    if frame.shape[0] < 80:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return disc_detector(frame)
+
+
+def test_a_video_that_ends_the_process_is_dropped_by_name(tmp_path):
+    from toy_videos import disc_video
+
+    from af.data.ingest.recording import IngestOptions
+    from af.data.ingest.run import run_ingest
+    from af.data.ingest.sources import Source
+
+    disc_video(tmp_path / "a.mp4", 60)
+    disc_video(tmp_path / "b.mp4", 60, seed=1)
+    disc_video(tmp_path / "deadly.mp4", 60, size=(64, 96), face=lambda t: (40.0, 30.0, 10.0))
+    sources = [
+        Source(a=str(tmp_path / "a.mp4"), b=str(tmp_path / "b.mp4"), participant_a="1", participant_b="2"),
+        Source(a=str(tmp_path / "a.mp4"), b=str(tmp_path / "deadly.mp4"), participant_a="1", participant_b="3"),
+    ]
+    out = tmp_path / "out"
+
+    def ingest(workers):
+        return run_ingest(
+            sources, out, IngestOptions(size=32, detect_every=3), detector=_deadly_detector, workers=workers
+        )
+
+    report = ingest(2)
+    assert [o.reason for o in report.outcomes] == [None, "crash"]
+    assert "deadly.mp4" in report.outcomes[1].line
+    assert report.outcomes[0].clips > 0
+    again = ingest(1)
+    assert again.done_before == 2
+    assert [o.reason for o in again.outcomes] == [None, "crash"]
+    disc_video(tmp_path / "deadly.mp4", 61, seed=2)  # mended
+    assert [o.reason for o in ingest(1).outcomes] == [None, None]
