@@ -105,6 +105,12 @@ class Index:
             content = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError, NotInStore):
             inner = [s for s in SPLITS if (folder / s / INDEX_NAME).is_file()]
+            beside = [s for s in SPLITS if (folder.parent / s / INDEX_NAME).is_file()] if folder.name in SPLITS else []
+            if beside and not (isinstance(folder, Path) and tars(folder)):
+                raise UserError(
+                    f"{folder}: there is no split {folder.name}, only {', '.join(beside)}; "
+                    "more people, or af shards split, give one"
+                ) from None
             remedy = (
                 f"make it with: af shards index {folder}" if isinstance(folder, Path) else "upload it with the shards"
             )

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from af.files import append_line
 from af.models.artifact import save_model
 from af.training.ema import Ema
+
+#: Steps before the pace of a training is taken, and over which it is.
+WARM_STEPS: Final = 10
+PACE_STEPS: Final = 40
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or what is fit for less."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def writes_logs(module: LightningModule) -> bool:
@@ -35,6 +47,7 @@ class StepProgress(Callback):
         self.refresh_s = refresh_s
         self._progress: Progress | None = None
         self._shown = 0.0
+        self._began = (0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step the run (re)starts from."""
@@ -51,15 +64,30 @@ class StepProgress(Callback):
         self._progress.start()
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._task = self._progress.add_task("training", total=total, completed=trainer.global_step, values="")
+        self._began = (trainer.global_step + WARM_STEPS, time.monotonic())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the bar."""
+        """Move the bar; say once how long it will take."""
         now = time.monotonic()
+        self._say_pace(trainer, now)
         if self._progress is None or (now - self._shown < self.refresh_s and trainer.global_step < trainer.max_steps):
             return
         self._shown = now
         values = "  ".join(f"{k} {float(v):.3g}" for k, v in trainer.progress_bar_metrics.items() if k != "v_num")
         self._progress.update(self._task, completed=trainer.global_step, values=values)
+
+    def _say_pace(self, trainer: Trainer, now: float) -> None:
+        first, since = self._began
+        if self._progress is None or first < 0 or trainer.global_step < first:
+            return
+        if trainer.global_step == first:  # what only the first steps cost is over
+            self._began = (first, now)
+        elif trainer.global_step >= first + PACE_STEPS:
+            step_s, left = (now - since) / (trainer.global_step - first), trainer.max_steps - trainer.global_step
+            text = f"{step_s:.3g} s a step: {duration(left * step_s)} for the {left:,} steps that are left"
+            if left > 0:
+                self._progress.console.print(text, highlight=False)
+            self._began = (-1, 0.0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One line a validation: also what a log file shows of a run."""

@@ -449,3 +449,10 @@ def test_leftovers_of_dead_processes_go_others_stay(tmp_path):
         assert not dead.exists()
         assert other_host.exists()
     assert (tmp_path / "x.tar").read_text() == "mine, alive"
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(copy):
+    with pytest.raises(UserError, match=r"there is no split test, only train, val.*af shards split"):
+        Index.load(copy / "test")
+    with pytest.raises(UserError, match=r"no index of shards there; did you mean .*train"):
+        Index.load(copy)

@@ -8,7 +8,7 @@ import numpy as np
 
 from af.clock import frames_to_samples
 from af.data import codecs
-from af.data.schema import ClipMeta
+from af.data.schema import SPLITS, ClipMeta
 from af.data.shards import build_index, write_shard
 from af.specs import FaceSpec, FeatureSpec, MotionSpec
 
@@ -52,12 +52,12 @@ def rows(number: int, role: str, frames: int, dim: int, dtype=np.float32) -> np.
     return out
 
 
-def members(number: int, frames: int, size: int, video: bool = True) -> dict:
+def members(number: int, frames: int, size: int, video: bool = True, phase: float = 0.0) -> dict:
     rng = np.random.default_rng(number)
     out: dict = {}
     for role in "ab":
         if video:
-            out[f"{role}.mp4"] = codecs.encode_video(moving_picture(frames, size, number + (role == "b")))
+            out[f"{role}.mp4"] = codecs.encode_video(moving_picture(frames, size, 2 * number + (role == "b") + phase))
         sound = rng.uniform(-0.5, 0.5, frames_to_samples(frames)).astype(np.float32)
         out[f"{role}.flac"] = codecs.encode_audio(sound)
         out[f"{role}.motion.npy"] = rows(number, role, frames, MOTION.dim)
@@ -70,12 +70,12 @@ def write_split(
     folder: Path, lengths: list[list[int]], *, size: int = 32, video: bool = True, audio: FeatureSpec = AUDIO, **changes
 ) -> Path:
     """One shard for each inner list of clip lengths; returns the folder, indexed."""
-    number = 0
+    number, phase = 0, 0.3 * SPLITS.index(folder.name) if folder.name in SPLITS else 0.0  # no video is in two splits
     for shard, frames in enumerate(lengths):
         samples = []
         for length in frames:
             described = meta(number, length, size, folder.name, audio, **changes)
-            samples.append((f"{number:06d}", described, members(number, length, size, video)))
+            samples.append((f"{number:06d}", described, members(number, length, size, video, phase)))
             number += 1
         write_shard(folder / f"{shard:06d}.tar", samples)
     build_index(folder)
