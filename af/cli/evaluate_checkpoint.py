@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -330,9 +331,9 @@ def _settings_to_tensorboard(out: Path, rows: list, args: argparse.Namespace) ->
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    from af.metrics.rows import flat_metrics
+    from af.metrics.comparison import headline
 
-    values = {f"final/{tag}": value for tag, value in flat_metrics(rows).items() if value is not None}
+    values = {f"final/{row.tag}": row.value for row in headline(rows) if math.isfinite(row.value)}
     settings = {
         "denoiser": str(args.denoiser),
         "steps": args.steps,

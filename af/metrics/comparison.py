@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from af.metrics.rows import MetricRow
+
 #: The flat metrics of one run, as `af evaluate` writes them: {tag: value, tag/true: …, tag/null: …}.
 Metrics = Mapping[str, Any]
 
@@ -34,6 +36,11 @@ DEFAULT_TAGS: Final = (
     "lip/corr",
     "border_ratio/pose",
 )
+
+
+def headline(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """What a person looks at beside curves: the usual columns, and families of a single number. The rest is in files."""
+    return [row for row in rows if row.tag in DEFAULT_TAGS or "/" not in row.tag]
 
 
 @dataclass(frozen=True)

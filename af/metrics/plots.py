@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from jaxtyping import Float
 
 from af.clock import FPS
 from af.files import atomic_path
+from af.metrics.comparison import headline
 from af.metrics.evaluation import MOUTH_NAMES, EvaluationClip, ParameterReport
-from af.metrics.rows import MetricRow, flat_metrics, markdown_table
+from af.metrics.rows import MetricRow, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,14 +136,15 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
 
 
 def log_tensorboard(folder: Path, rows: Sequence[MetricRow], figures: Mapping[str, Figure], step: int = 0) -> None:
-    """Scalars (value, truth and null of every row), the table as text and the figures into a TensorBoard folder."""
+    """Value, truth and null of the `headline` rows as scalars, the whole table as text and the figures, for TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder))
     try:
-        for tag, value in flat_metrics(rows).items():
-            if value is not None:
-                writer.add_scalar(tag, value, step)
+        for row in headline(rows):
+            for side, value in (("", row.value), ("/true", row.ground_truth), ("/null", row.null)):
+                if value is not None and math.isfinite(value):
+                    writer.add_scalar(row.tag + side, value, step)
         writer.add_text("evaluation/table", markdown_table(rows), step)
         for name, figure in figures.items():
             writer.add_figure(f"evaluation/{name}", figure, step)
