@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Something outside the program is wrong: the message names the file or key, what is wrong and what to do."""
+
+
+class Stopped(Exception):
+    """A signal has ended a job in an orderly way: the message says what is kept, and where the same command goes on."""
+
+    def __init__(self, signal: int, text: str) -> None:
+        super().__init__(text)
+        self.signal = signal
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the nearest of `known`, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def user_text(error: Exception) -> str | None:

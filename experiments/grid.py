@@ -70,7 +70,7 @@ def _other_values(run: Path, words: Sequence[str]) -> list[str]:
     from omegaconf import OmegaConf
 
     from af.cli.config import compose, resolve
-    from af.training.launch import changed
+    from af.training.claim import STEPS, changed, refused
 
     file = run / "config.json"
     if not file.is_file():  # taken over
@@ -82,7 +82,8 @@ def _other_values(run: Path, words: Sequence[str]) -> list[str]:
         values = [OmegaConf.select(config, key, default=absent) for config in configs]
         return not any(value is absent or (isinstance(value, str) and "/" in value) for value in values)
 
-    return [key for key in changed(known, wanted) if tells(key)]
+    different = [*refused(known, wanted), *({STEPS} & changed(known, wanted).keys())]
+    return [key for key in dict.fromkeys(different) if tells(key)]
 
 
 def evaluate(out: Path, model: Path, latents: Path, options: Iterable[str] = ()) -> None:

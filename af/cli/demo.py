@@ -18,6 +18,9 @@ from typing import Any
 from af.cli.config import add_config_arguments, compose, resolve, to_yaml
 from af.cli.stages import Stage, StageResult, run_stages
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "stages that are done are kept, the same command goes on with the one it was at"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af demo`."""

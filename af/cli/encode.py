@@ -21,6 +21,9 @@ from af.cli.config import add_config_arguments, compose, resolve
 from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import local_path, location
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af encode`."""

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from af.cli.measure import Measured, Tools
     from af.metrics.extractors import Extractor
 
-
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "what is measured is kept, the same command goes on with the rest"
 #: Options that a checkpoint's evaluation would ignore.
 FILES_ONLY = (
     "mediapipe", "synthetic-tracker", "expression", "names", "block", "first-border", "inception", "i3d", "i3d-sha256",

@@ -38,6 +38,9 @@ from af.data.stores import local_path
 if TYPE_CHECKING:
     from af.data.ingest.run import IngestReport
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "conversations that are done are kept, the same command goes on with the others"
+
 
 def fractions(text: str) -> tuple[float, float, float]:
     """Shares of train, val and test, as argparse reads them."""

@@ -25,6 +25,8 @@ from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import local_path, location
 from af.errors import UserError
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
 _USER = {"weak": 0.5, "shuffled": 1.0, "guided": 1.0}
 
 

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from af.errors import user_text
+from af.errors import Stopped, user_text
 
 VERBS: dict[str, str] = {
     "demo": "the whole main job on synthetic conversations, from nothing to videos and numbers",
@@ -51,13 +51,17 @@ def main(argv: list[str] | None = None) -> int:
         # overrides may stand between options; verbs with verbs of their own cannot have that
         parse = sub.parse_args if sub._subparsers else sub.parse_intermixed_args
         return module.run(parse(argv[1:])) or 0
+    except Stopped as stopped:
+        print(f"af {args.verb}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except Exception as error:
         if (text := user_text(error)) is None:
             raise
         print(f"af {args.verb}: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"af {args.verb}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        again = getattr(module, "WHEN_INTERRUPTED", "the same command starts anew")
+        print(f"af {args.verb}: interrupted; {again}", file=sys.stderr)
         return 130
 
 

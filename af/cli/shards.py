@@ -29,6 +29,8 @@ from af.cli.ingest import fractions
 from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import Location, local_path, location
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "new shards that are done are kept, the same command makes the others; checks start anew"
 _ROOT = "root or split folder, or its URL"
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from af.errors import UserError
 from af.training.ranks import find_ranks
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "jobs that are done are kept, the same command goes on with the others"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af sweep`."""

@@ -16,6 +16,9 @@ import argparse
 
 from af.data.stores import local_path
 
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af synth`."""

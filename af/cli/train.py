@@ -6,7 +6,10 @@ An experiment of conf/experiment/ says everything; any value can be overridden:
   af train experiment=denoiser_demo run=runs/denoiser data.root=data/demo-latents module.lr=3e-4
 
 The run folder holds the resolved configuration, checkpoints, TensorBoard files and, at the end, export/ (the model that
-`af encode`, `af generate` and `af evaluate` read). The same command continues a stopped run from its last checkpoint.
+`af encode`, `af generate` and `af evaluate` read). Ctrl-C (or SIGTERM) finishes the step at hand and saves it; the same
+command goes on from there. What does not change the training may change then, and a larger trainer.max_steps makes it
+longer, a finished one too; history.jsonl in the folder has a line for each start. start=FOLDER begins a new training
+with the weights of a model. trainer.fast_dev_run=true tries a few steps and leaves nothing behind.
 
 Several GPUs: `trainer=ddp trainer.devices=4` composes once and starts four ranks with torchrun. Several machines: start
 `torchrun --nnodes ... -m af.cli.main train ... trainer=ddp trainer.devices=8 trainer.num_nodes=2` on each of them, or
@@ -20,12 +23,16 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from af.cli.config import add_config_arguments, compose, instantiate, resolve, to_yaml
 from af.errors import UserError
+
+#: What is said after Ctrl-C.
+WHEN_INTERRUPTED = "a run with a checkpoint goes on from it, another one starts anew"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,32 +67,38 @@ def run(args: argparse.Namespace) -> int:
 
 def train(config: dict[str, Any], command: Sequence[str]) -> int:
     """Train what a resolved configuration describes, in this process; one at a time in a folder."""
-    from af.training import launch
+    from af.training.claim import finished
     from af.training.ranks import find_ranks
 
+    if config["trainer"].get("fast_dev_run"):  # a smoke run claims nothing, and leaves nothing that looks trained
+        with tempfile.TemporaryDirectory() as folder_for_now:
+            return _train({**config, "run": folder_for_now}, command, kept=False)
     ranks, folder = find_ranks(), Path(config["run"])
     if ranks.rank > 0:  # the first one holds the folder for all
         return _train(config, command)
-    before = launch.finished(folder, config)
+    before = finished(folder, config)
     with _alone(folder):
-        if ranks.world > 1 and not before and launch.finished(folder, config):
+        if ranks.world > 1 and not before and finished(folder, config):
             raise UserError(f"{folder} was finished by another process meanwhile")  # the other ranks go on: end them
         return _train(config, command)
 
 
-def _train(config: dict[str, Any], command: Sequence[str]) -> int:
+def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) -> int:
     import torch
 
     from af.data.provenance import with_earlier_people
     from af.models.artifact import model_info
     from af.training import launch
     from af.training.callbacks import Export
+    from af.training.claim import finished
     from af.training.ranks import check_ranks, find_ranks
 
     check_ranks(config["trainer"], find_ranks())
+    launch.check(config)
     folder = Path(config["run"])
-    if launch.finished(folder, config):
-        print(f"{folder} is finished; for more, {_further(config, folder)}")
+    if finished(folder, config):
+        longer = f"trainer.max_steps={2 * config['trainer']['max_steps']}"
+        print(f"{folder} is finished; {longer}, say, trains it on, start={folder / 'export'} another run=FOLDER")
         return 0
     torch.set_float32_matmul_precision(config["matmul_precision"])
     # weights start from the seed, under a forked random state: nothing else is reseeded
@@ -93,7 +106,7 @@ def _train(config: dict[str, Any], command: Sequence[str]) -> int:
         torch.manual_seed(config["seed"])
         module = instantiate(config["module"])
     data = instantiate(config["data"])
-    callbacks = [instantiate(callback) for callback in config["callbacks"].values()]
+    callbacks = _callbacks(config["callbacks"])
     info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
     start = config.get("start") or config["module"].get("start")
     info = with_earlier_people(info, model_info(start) if start else None)
@@ -106,18 +119,29 @@ def _train(config: dict[str, Any], command: Sequence[str]) -> int:
         command=command,
         callbacks=[*callbacks, export],
         **config["launch"],
-        **config["trainer"],
+        **instantiate(config["trainer"]),
     )
     if trainer.global_rank == 0:
-        print(f"trained to step {trainer.global_step}; model in {folder / 'export'}")
+        where = f"model in {folder / 'export'}" if kept else "a smoke run (trainer.fast_dev_run): nothing is kept"
+        print(f"trained to step {trainer.global_step}; {where}")
+        if kept and not finished(folder, config):
+            print("its time was over (trainer.max_time); the same command goes on")
     return 0
 
 
-def _further(config: dict[str, Any], folder: Path) -> str:
-    """What to do when a run has ended and is to be trained on. Stages that can start from a model name it."""
-    places = {"start": config, "module.start": config["module"]}
-    start = [f"{key}={folder / 'export'}" for key, part in places.items() if "start" in part]
-    return " ".join(["start another run: run=FOLDER", *start])
+def _callbacks(configs: Any) -> list[Any]:
+    """The callbacks of a configuration; those that are null are left out. UserError for what is none."""
+    if not isinstance(configs, dict):
+        raise UserError(f"callbacks={configs}: give callbacks by name; callbacks.NAME=null leaves one out")
+    found = []
+    for name, config in configs.items():
+        if config is None:
+            continue
+        callback = instantiate(config) if isinstance(config, dict) and "_target_" in config else None
+        if not hasattr(callback, "on_train_batch_end"):
+            raise UserError(f"callbacks.{name}: give the _target_ of a Lightning callback and its settings, or null")
+        found.append(callback)
+    return found
 
 
 def _sweeps(override: str) -> bool:

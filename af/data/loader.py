@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +13,24 @@ from af.data.dataset import PlanDataset
 from af.data.plan import OnceBatchSampler, PlanBatchSampler
 
 
+def _outlast_signals(worker: int) -> None:
+    """A signal that a terminal or a cluster sends to all processes must not take the data away from the step that is to
+    be finished. A worker whose parent is gone ends by itself; this one ends a minute after the signal in any case.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: signal.alarm(60))
+
+
 def _loader(
     dataset: PlanDataset, batches: Any, collate: Callable[[Any], Any], workers: int, seed: int, options: dict[str, Any]
 ) -> DataLoader:
     if workers > 0:
-        options = {"prefetch_factor": 4, "persistent_workers": True, **options}
+        options = {
+            "prefetch_factor": 4,
+            "persistent_workers": True,
+            "worker_init_fn": _outlast_signals,
+            **options,
+        }
     # an own generator: the DataLoader would draw its workers' seed from the global one, and shift all draws after it
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(

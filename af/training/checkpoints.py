@@ -16,6 +16,7 @@ from rich.console import Console
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
 from af.models.checkpoint import checkpoint_files, sound
+from af.training.signals import GO_ON, STOP, Stops
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -52,38 +53,67 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(chosen[0], map_location, weights_only)
 
 
-class _WholeSteps(ModelCheckpoint):
-    """Does not write the checkpoint a run goes on from again, after the first of the accumulated batches of a step."""
+class _Newest(ModelCheckpoint):
+    """Saves the states a run goes on from: every n steps, every few minutes, the last one, and when a signal stops it.
+
+    Always after a whole step, never after one of its accumulated batches, and before the validation that may follow.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, stops: Stops) -> None:
+        super().__init__(
+            folder,
+            filename="{step:08d}",
+            every_n_train_steps=every_n_steps,
+            save_last="link",
+            save_top_k=2,
+            monitor="step",
+            mode="max",
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+        self.every_n_steps, self.stops = every_n_steps, stops
+        self._step = 0
 
     @property
     def state_key(self) -> str:
-        """As Lightning's own."""
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+        """The same whatever the interval, which may change."""
+        return "newest_checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is there is saved."""
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step
+        self._step = self._last_global_step_saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save when it is time. Raises Stopped when a signal came, all ranks after the same step."""
+        step = trainer.global_step
+        if step == self._step or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set from outside of the class
+            return
+        self._step, agreed = step, self.stops.agreed()
+        last = step >= trainer.max_steps > 0 or trainer.should_stop
+        if last or agreed != GO_ON or step % self.every_n_steps == 0:
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+            self.stops.saved(step)
+        if agreed == STOP and not last:
+            self.stops.stop(step)
 
 
-def checkpointers(folder: Path, every_n_steps: int, best: Mapping[str, Any] | None) -> list[ModelCheckpoint]:
+def checkpointers(
+    folder: Path, every_n_steps: int, best: Mapping[str, Any] | None, stops: Stops
+) -> list[ModelCheckpoint]:
     """Callbacks that keep the two newest checkpoints (`last.ckpt` is a link to the newest) and, when asked, the best.
 
-    `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}.
+    `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
     """
-    newest = _WholeSteps(
-        folder,
-        filename="{step:08d}",
-        every_n_train_steps=every_n_steps,
-        save_last="link",
-        save_top_k=2,
-        monitor="step",
-        mode="max",
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
+    if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
+        raise ValueError(f"checkpoint_every_n_steps must be a whole number from 1 on, got {every_n_steps!r}")
+    newest = _Newest(folder, every_n_steps, stops)
     if best is None:
         return [newest]
+    if not isinstance(best, Mapping) or set(best) != {"monitor", "mode", "count"} or best["mode"] not in ("min", "max"):
+        raise ValueError(f"keep_best must be {{monitor: METRIC, mode: min or max, count: N}} or null, got {best!r}")
     kept = ModelCheckpoint(
         folder,
         filename="best-{step:08d}",

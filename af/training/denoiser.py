@@ -8,22 +8,26 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, Dropped, drop
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import VelocityLoss, valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
+from af.specs import MotionSpec, require_spec
 from af.training.callbacks import writes_logs
 from af.training.randomness import Draws, training_draws, validation_draws
+from af.training.reference import start_from
 from af.training.validation import RankMeans
 from af.types import Condition, DyadBatch
+from af.values import require_fraction, require_number
 
 
 class DenoiserModule(LightningModule):
     """Train a `MotionDenoiser` on `DyadBatch`es with diffusion forcing.
 
     `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` takes signals
-    away. Learning rate: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step
+    away. `start` is the model folder of a denoiser of the same layers, whose weights this one begins with. Learning rate: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step
     (1 = constant, the paper's choice).
     """
 
@@ -39,10 +43,17 @@ class DenoiserModule(LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         final_lr_ratio: float = 1.0,
+        start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        require_number("lr", lr, above=0)
+        for beta in betas:
+            require_number("betas", beta, least=0, below=1)
+        require_number("weight_decay", weight_decay, least=0)
+        require_number("warmup_steps", warmup_steps, least=0, whole=True)
+        require_fraction("final_lr_ratio", final_lr_ratio)
+        self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
         self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
         self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
@@ -52,9 +63,31 @@ class DenoiserModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Standardise motion by the training set's statistics, unless a checkpoint brings its own."""
-        statistics = getattr(getattr(self.trainer, "datamodule", None), "motion_statistics", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        statistics = getattr(data, "motion_statistics", None)
+        if statistics is not None:
+            self._require_latents(data.where, data.motion_spec)
         if statistics is not None and not self.denoiser.motion_space.fitted:
             self.denoiser.motion_space.fit(statistics)
+
+    def _require_latents(self, where: str, spec: MotionSpec) -> None:
+        space = self.denoiser.motion_space
+        for name, found, wanted in (
+            ("latent_dim", spec.dim, space.latent_dim),
+            *([] if space.kind == "identity" else [("directions", spec.directions, space.directions)]),
+        ):
+            if found != wanted:
+                raise UserError(
+                    f"{where} has latents with {name} {found}, the model is for {wanted}: set "
+                    f"model.motion_space.{name}={found}, or encode with another autoencoder"
+                )
+        if self._start_spec is not None:
+            require_spec(
+                spec,
+                self._start_spec,
+                where=where,
+                remedy="Encode the data with the autoencoder that the latents of the model in `start` came from.",
+            )
 
     def velocity_losses(self, batch: DyadBatch, draws: Draws, dropped: Dropped) -> tuple[Tensor, Tensor, Tensor]:
         """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""

@@ -94,6 +94,8 @@ class PreferenceModule(DenoiserModule):
         **denoising: Any,
     ) -> None:
         super().__init__(denoiser, **denoising)
+        if denoising.get("start") is not None:
+            raise UserError("module.start: policy and reference both start from the model that start=FOLDER names")
         if weight < 0 or denoising_weight < 0 or weight + denoising_weight == 0:
             raise UserError(f"weight: {weight}, denoising_weight: {denoising_weight}; neither negative, not both 0")
         if online is not None and online.every_n_steps > 1 and denoising_weight == 0:

@@ -6,13 +6,32 @@ from pathlib import Path
 
 import torch
 
+from af.errors import UserError
 from af.models.artifact import load_as, weights_digest
 from af.models.denoiser import MotionDenoiser
+from af.specs import MotionSpec
 
 
 def policy(folder: str | Path) -> MotionDenoiser:
     """The denoiser in a model folder, in training mode. UserError when it is something else."""
     return load_as(folder, MotionDenoiser)[0].train()
+
+
+def start_from(model: MotionDenoiser, folder: str | Path) -> MotionSpec | None:
+    """Give `model` the weights (and the motion statistics) of the denoiser in a model folder; returns which latents that
+    one knows. UserError when it has other layers.
+    """
+    found, artifact = load_as(folder, MotionDenoiser)
+    weights, wanted = found.state_dict(), model.state_dict()
+    names = dict.fromkeys([*wanted, *weights])
+    if wrong := [n for n in names if n not in weights or n not in wanted or weights[n].shape != wanted[n].shape]:
+        raise UserError(
+            f"start: {folder} has other layers than the model it is to start (first: {wrong[0]}, {len(wrong)} in all); "
+            "take model.* from its model.json"
+        )
+    model.load_state_dict(weights)
+    spec = artifact.info.get("motion_spec")
+    return None if spec is None else MotionSpec.from_json(spec)
 
 
 class FrozenReference:

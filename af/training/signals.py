@@ -1,39 +1,134 @@
-"""What a signal to stop does to a training on several ranks."""
+"""Signals to stop: the step at hand is finished and saved by every rank, and what is said of it is true."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from af.errors import Stopped
 
-class LeaveAtOnce(Callback):
-    """SIGTERM ends a rank of several at once, with exit code 143; its launcher then ends the others.
+#: What ranks agree on after a step, the largest of their wishes.
+GO_ON, SAVE, STOP = 0, 1, 2
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+#: Launchers send on what a terminal has already sent to all: a signal so soon after the first is the same one.
+_SAME_S: Final = 1.0
 
-    Lightning broadcasts from within its handler. A signal that reaches one rank alone then puts the collectives of the
-    ranks out of step, and they wait for each other for ever (seen with 2.6.6). Nothing is lost by leaving: the run goes
-    on from its last checkpoint. A training in one process keeps Lightning's orderly way.
+
+class Stops(Callback):
+    """SIGINT or SIGTERM, at any rank: all ranks save after the same step and end with `af.errors.Stopped`.
+
+    When that takes longer than `grace_s` seconds (launchers kill after 30), or when a second signal comes, this process
+    ends at once. A save is also due when the last one is `every_minutes` old (None: never for that reason).
     """
 
-    def __init__(self) -> None:
-        self._before: Any = None
+    def __init__(self, grace_s: float = 20.0, every_minutes: float | None = 10.0) -> None:
+        if not grace_s > 0:
+            raise ValueError(f"grace_s must be positive, got {grace_s}")
+        if every_minutes is not None and not every_minutes > 0:
+            raise ValueError(f"checkpoint_every_minutes must be positive or null, got {every_minutes}")
+        self.grace_s, self.every_minutes = grace_s, every_minutes
+        self.asked: signal.Signals | None = None
+        self.saved_step = 0
+        self._saved_at = self._asked_at = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+        self._timer: threading.Timer | None = None
+        self._group: Any = None
+        self._wishes: torch.Tensor | None = None
+        self._work: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handler, which is installed by now."""
+        """Take the place of Lightning's handlers: theirs speak with other ranks from within, which hangs them."""
+        self.saved(trainer.global_step)
+        if trainer.received_sigterm:
+            self.asked = signal.SIGTERM
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         if trainer.world_size > 1:
-            self._before = signal.signal(signal.SIGTERM, _leave)
+            self._group = dist.new_group(backend="gloo")  # on the host: no step waits for a device
+
+    def saved(self, step: int) -> None:
+        """The state of `step` is on disk."""
+        self.saved_step, self._saved_at = step, time.monotonic()
+
+    def agreed(self) -> int:
+        """GO_ON, SAVE or STOP, the same on all ranks. Called once a step; of several ranks it is what they wished at the
+        step before, so that none waits for another's answer.
+        """
+        late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        wish = STOP if self.asked else SAVE if late else GO_ON
+        if self._group is not None:
+            wish = self._exchanged(wish)
+        if wish == STOP and self._timer is not None:
+            self._timer.cancel()  # it is saved now, however long that takes
+        return wish
+
+    def stop(self, step: int) -> None:
+        """End the training, whose `step` is saved."""
+        raise Stopped(
+            self.asked or signal.SIGTERM, f"stopped at step {step}, which is saved: the same command goes on from there"
+        )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give it back."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        """Give the handlers back."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before, self._group = {}, None
+
+    def _exchanged(self, wish: int) -> int:
+        found = GO_ON
+        if self._work is not None:
+            self._work.wait()
+            found = int(self._wishes)  # type: ignore[arg-type]
+        self._wishes = torch.tensor(wish if found == GO_ON or wish == STOP else GO_ON)
+        self._work = dist.all_reduce(self._wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return found
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is None:
+            self.asked, self._asked_at = signal.Signals(number), time.monotonic()
+            _say(f"{self.asked.name}: this step is finished and saved; once more ends at once")
+            self._timer = threading.Timer(self.grace_s, self._leave, [f"no step was over within {self.grace_s:g} s"])
+            self._timer.daemon = True
+            self._timer.start()
+        elif time.monotonic() - self._asked_at > _SAME_S:
+            self._leave("ended at once")
+
+    def _leave(self, why: str) -> None:
+        assert self.asked is not None
+        there = f"goes on from step {self.saved_step}" if self.saved_step else "starts anew, no step was saved"
+        _say(f"{why}; the same command {there}")
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + self.asked)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    print(f"rank {os.environ.get('RANK', '?')}: signal {number}, leaving", file=sys.stderr, flush=True)
-    os._exit(128 + number)
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give both signals their handlers back, whatever a training has made of them and however it ends."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"{rank}{text}", file=sys.stderr, flush=True)

@@ -53,6 +53,7 @@ class Throughput(Callback):
             raise UserError(f"throughput.peak_tflops: {peak_tflops!r}; allowed: a number, measure, or null")
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
         self.data = DataClock()
+        self.waits = True  # whether `data` is asked: not with another profiler in its place
         self.flops: int | None = None  # of a batch of this rank
         self._last = 0.0
         self._counter: Products | None = None
@@ -143,13 +144,14 @@ class Throughput(Callback):
         elapsed = time.perf_counter() - self._since
         batch_s = elapsed / self._batches
         times = {name: seconds / max(1, self._timed_batches) for name, seconds in self._spent.items()}
-        times["data"] = self.data.seconds / self._batches
+        if self.waits:
+            times["data"] = self.data.seconds / self._batches
         times["logging"] = max(0.0, batch_s - sum(times.values()))
         values = {
             "throughput/frames_per_second": self._frames * trainer.world_size / elapsed,
             "throughput/batches_per_second": 1 / batch_s,
-            "throughput/data_wait_share": times["data"] / batch_s,
-            **{f"throughput/ms/{name}": 1000 * times[name] for name in PHASES},
+            **({"throughput/data_wait_share": times["data"] / batch_s} if self.waits else {}),
+            **{f"throughput/ms/{name}": 1000 * times[name] for name in PHASES if name in times},
         }
         if self.flops:
             values["throughput/gflops_per_second"] = self.flops / batch_s / 1e9  # of a rank

@@ -17,6 +17,7 @@ from af.losses.guide import FaceGuide
 from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.growing import start_from
+from af.pipeline.encode import require_videos
 from af.training.callbacks import tensorboard, writes_logs
 from af.training.denoiser import warmup_cosine
 from af.training.muon import Muon
@@ -24,6 +25,7 @@ from af.training.pictures import add_image
 from af.training.randomness import training_draws
 from af.training.validation import RankMeans
 from af.types import PairBatch
+from af.values import require_fraction, require_number
 
 GRID_ROWS = 8
 
@@ -66,6 +68,14 @@ class VaeModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, rate in (("lr", lr), ("muon_lr", muon_lr), ("discriminator_lr", discriminator_lr)):
+            require_number(name, rate, above=0, optional=name == "muon_lr")
+        for beta in (*betas, *discriminator_betas):
+            require_number("betas", beta, least=0, below=1)
+        require_number("warmup_steps", warmup_steps, least=0, whole=True)
+        require_number("accumulate", accumulate, least=1, whole=True)
+        require_number("gradient_clip", gradient_clip, above=0, optional=True)
+        require_fraction("final_lr_ratio", final_lr_ratio)
         if (weights.perceptual > 0) != (perceptual is not None):
             raise ValueError("weights.perceptual and `perceptual` go together: give both or neither")
         if (weights.adversarial > 0) != (discriminator is not None):
@@ -97,6 +107,13 @@ class VaeModule(LightningModule):
             # `_share_discriminator_gradients` reduces these.
             names = [f"discriminator.{name}" for name, _ in discriminator.named_parameters()]
             self._ddp_params_and_buffers_to_ignore = names
+
+    def setup(self, stage: str) -> None:
+        """UserError when the data's frames are of another size than the autoencoder."""
+        data = getattr(self.trainer, "datamodule", None)
+        for index in (getattr(data, "train_index", None), getattr(data, "validation_index", None)):
+            if index is not None:
+                require_videos(index, self.autoencoder)
 
     def reconstruction_loss(self, output: AutoencoderOutput, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The non-adversarial part of the objective at the current step, and its terms without their weights."""

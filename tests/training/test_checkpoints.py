@@ -78,9 +78,9 @@ def test_a_run_whose_newest_checkpoint_was_cut_ends_with_the_same_weights(argume
     assert train(arguments, tmp_path / "whole") == 0
     assert train(arguments, tmp_path / "cut") == 0
     checkpoints = tmp_path / "cut" / "checkpoints"
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["00000004.ckpt", "00000006.ckpt", "last.ckpt"]
-    assert (checkpoints / "last.ckpt").resolve().name == "00000006.ckpt"
-    truncate(checkpoints / "00000006.ckpt")
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["00000006.ckpt", "00000007.ckpt", "last.ckpt"]
+    assert (checkpoints / "last.ckpt").resolve().name == "00000007.ckpt"
+    truncate(checkpoints / "00000007.ckpt")
     (tmp_path / "cut" / "done.json").unlink()
     (tmp_path / "cut" / "export" / "model.safetensors").unlink()
     assert train(arguments, tmp_path / "cut") == 0

@@ -1,0 +1,53 @@
+"""Numbers as a user writes them, checked where they come in: settings of configured objects, options of commands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def require_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    optional: bool = False,
+) -> None:
+    """ValueError, which says what is allowed, unless `value` is a finite number within the limits.
+
+    `whole`: an integer; `optional`: or None.
+    """
+    if value is None and optional:
+        return
+    kinds = (int,) if whole else (int, float)
+    good = (
+        isinstance(value, kinds)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+    if not good:
+        limits = [
+            text
+            for bound, text in (
+                (least, f"from {least} on" if most is None and below is None else f"from {least}"),
+                (above, f"above {above}"),
+                (most, f"up to {most}" if least is None else f"to {most}"),
+                (below, f"below {below}"),
+            )
+            if bound is not None
+        ]
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {' '.join([kind, *limits])}{', or null' if optional else ''}, got {value!r}")
+
+
+def require_fraction(name: str, value: Any) -> None:
+    """ValueError unless `value` is a number from 0 to 1."""
+    require_number(name, value, least=0, most=1)
