@@ -74,6 +74,9 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
     if isinstance(subject.faces, LatentReadout):
         extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
+        notes["readout"] = [
+            "faces are a linear function of the latents; the decoded video may show less: see var_ratio there"
+        ]
     listed = _manifest(subject.index, filmed, args.out)
     if not read:
         remedy = f"af evaluate --manifest {args.out / MANIFEST} --mediapipe face_landmarker.task"

@@ -265,6 +265,7 @@ def test_an_evaluation_reads_latents_without_a_decoder(denoiser_folder, latents,
     assert main(words) == 0
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "psnr" not in numbers
+    assert "decoded video" in numbers["notes"]["readout"][0]
     assert "readout_r2/mouth_open" in numbers
     assert "reaction_gain" in numbers or numbers["clips"] == 2
     assert main([*words, "--guidance-user", "3"]) != 0
