@@ -102,6 +102,10 @@ def make_study(args: argparse.Namespace) -> int:
         task = progress.add_task("preparing videos", total=len(pairs) + len(chosen))
         for n, (name, a, b, user) in enumerate(pairs):
             videos = {token(s): prepare(p, args.max_side) for s, p in zip(names, (a, b), strict=True)}
+            if len(set(videos.values())) == 1:
+                raise UserError(
+                    f"{a} and {b} are the same video: nobody can prefer one; leave {name!r} out of a folder"
+                )
             user_video = prepare(user, args.max_side) if user else None
             trials.append(_shuffled(f"t{n}", videos, user_video, rng))
             key_trials[f"t{n}"] = name

@@ -52,6 +52,16 @@ def test_page_is_blind_and_whole(study):
     assert key["checks"][check] in next(t for t in data["trials"] if t["id"] == check)["videos"]
 
 
+def test_a_video_is_not_compared_with_itself(tmp_path, capsys):
+    frames = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for system in ("a", "b"):
+        write_video(tmp_path / system / "talk.mp4", frames)
+    assert main(["study", "make", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) != 0
+    assert "the same video" in (said := capsys.readouterr().err)
+    assert "talk" in said
+    assert not (tmp_path / "out").exists()
+
+
 def sheet(study: Path, rater: str, favour: str, attentive: bool = True) -> dict:
     key, data = json.loads((study / "key.json").read_text()), page_data(study)
     answers = []
