@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from af.data import codecs
 from af.data.schema import FIELDS, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location
 from af.errors import UserError
+
+#: Beyond the numbers of half precision nothing is a motion, a feature or a face parameter.
+LARGEST: Final = float(np.finfo(np.float16).max)
 
 
 class ShardError(UserError):
@@ -39,7 +43,7 @@ def check_fields(file: Location | str, key: str, names: Collection[str]) -> None
 
 
 def check_array(file: Location | str, member: str, field: str, array: np.ndarray, meta: ClipMeta) -> None:
-    """Raises `ShardError` unless `array` is (frames, width of its spec), float16 or float32, and finite."""
+    """Raises `ShardError` unless `array` is (frames, width of its spec), float16 or float32, of numbers that can be."""
     if array.dtype not in (np.float16, np.float32):
         raise ShardError(file, member, "bad_dtype", f"dtype {array.dtype}, expected float16 or float32")
     if array.ndim != 2 or array.shape[0] != meta.frames:
@@ -49,8 +53,18 @@ def check_array(file: Location | str, member: str, field: str, array: np.ndarray
         raise ShardError(file, member, "no_spec", f"the json has no {name} that describes it")
     if array.shape[1] != width:
         raise ShardError(file, member, "wrong_width", f"{array.shape[1]} numbers a frame, {name} says {width}")
-    if not np.isfinite(array).all():
-        raise ShardError(file, member, "not_finite", "holds NaN or infinity")
+    check_values(array, partial(ShardError, file, member))
+
+
+def check_values(array: np.ndarray, error: Callable[[str, str], ShardError]) -> None:
+    """Raises `error(reason, detail)` for numbers (float16 or float32) that are NaN, infinite or beyond ±`LARGEST`."""
+    half = array.dtype == np.float16
+    bits: np.ndarray = array.view(np.uint16 if half else np.uint32)
+    magnitude = bits & (0x7FFF if half else 0x7FFF_FFFF)  # without signs, bits are ordered as numbers, NaN above all
+    if array.size and magnitude.max() > np.array(LARGEST, array.dtype).view(bits.dtype):
+        if np.isfinite(array).all():
+            raise error("out_of_range", f"holds {np.abs(array).max():.3g}; numbers lie within ±{LARGEST:g}")
+        raise error("not_finite", "holds NaN or infinity")
 
 
 def _spec_width(field: str, meta: ClipMeta) -> tuple[str, int | None]:

@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 _MAX_SIDE: Final = 8192
+_LOUDEST: Final = 2.0  # resampled sound may overshoot
 _MAX_FRAMES: Final = 60 * 60 * FPS
 _MAX_JSON_BYTES: Final = 64 * 2**20
 
@@ -156,6 +157,9 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
         raise CodecError(f"not a readable FLAC or WAV ({error})") from None
     if len(samples) != announced:
         raise CodecError(f"sound cut off: {len(samples)} of {announced} samples")
+    loudest = np.abs(samples).max(initial=0.0)
+    if not loudest <= _LOUDEST:  # a WAV may hold floating-point numbers of any kind
+        raise CodecError(f"sound of samples up to {loudest:.3g}, expected -1 to 1")
     return samples
 
 

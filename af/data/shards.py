@@ -9,6 +9,7 @@ import io
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from webdataset.writer import TarWriter
 
 from af.clock import frames_to_samples
 from af.data import codecs
-from af.data.checks import ShardError, check_array, check_fields
+from af.data.checks import ShardError, check_array, check_fields, check_values
 from af.data.index import Index, SampleEntry, ShardEntry, build_index, read_meta, split_folders
 from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location, RemotePath
@@ -206,7 +207,7 @@ class ShardReader:
         return read_meta(self.index.path(entry.shard), entry.key, self.read_bytes(i, "json"))
 
     def read_rows(self, i: int, field: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of a 2-D npy member, reading only their bytes. Raises `ShardError`."""
+        """Rows [start, stop) of a 2-D npy member, reading only their bytes. Raises `ShardError`, also for NaN."""
         entry = self.index.samples[i]
         try:
             shape, dtype, offset = codecs.npy_header(self.read_bytes(i, field, 0, 512))
@@ -229,6 +230,7 @@ class ShardReader:
             != out.nbytes
         ):
             raise self.error(i, field, "truncated", "the tar is cut off")
+        check_values(out, partial(self.error, i, field))
         return out
 
     def read(self, i: int, fields: Collection[str] | None = None) -> Clip:
@@ -262,4 +264,8 @@ class ShardReader:
         expected = frames_to_samples(entry.frames) if field.endswith(".flac") else entry.frames
         if len(value) != expected:
             raise self.error(i, field, "wrong_length", f"length {len(value)}, expected {expected}")
-        return value.astype(np.float32) if field.endswith(".npy") else value
+        if not field.endswith(".npy"):
+            return value
+        value = value.astype(np.float32)
+        check_values(value, partial(self.error, i, field))
+        return value

@@ -153,9 +153,6 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         if rows.shape[1] != dim:
             raise reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers a frame, not {dim}")
         out = torch.from_numpy(rows).float()
-        # a sum is finite only if every number is, and fifty times faster than looking at each
-        if not torch.isfinite(out.sum()):
-            raise reader.error(i, field, "not_finite", "holds NaN or infinity")
         return out if len(out) == self.frames else torch.nn.functional.pad(out, (0, 0, 0, self.frames - len(out)))
 
     def _tracked(self, i: int, role: str, start: int, stop: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -10,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import torch
 from test_shards import Bomb, pickled_npy
 from toy_shards import write_split
 
 from af.cli.main import main
+from af.clock import SAMPLE_RATE
+from af.data import codecs
 from af.data.loader import training_loader
 from af.data.pairs import PairDataset
-from af.data.plan import PairPlan, WindowPlan
+from af.data.plan import PairPlan, WindowItem, WindowPlan
 from af.data.shards import Index, ShardError, ShardReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
@@ -69,6 +74,7 @@ FAULTS = {
     "pickle in npy": (lambda f: overwrite(f, MOTION, pickled_npy()), {"pickle", "wrong_length", "bad_npy"}),
     "pickle for npy": (lambda f: overwrite(f, MOTION, pickle_bytes()), {"bad_npy"}),
     "not finite": (lambda f: overwrite(f, MOTION, lambda old: old[:-4] + np.float32(np.nan).tobytes()), {"not_finite"}),
+    "too large": (lambda f: overwrite(f, MOTION, lambda old: old[:-4] + np.float32(-1e30).tobytes()), {"out_of_range"}),
 }
 
 
@@ -136,6 +142,55 @@ def test_a_broken_video_is_skipped_and_counted(tmp_path):
         batch = next(iter(training_loader(data, 8)))
         assert len(batch.source) == 8
         assert data.bad.bad > 0
+
+
+@pytest.mark.parametrize("frame", [0, 17, 39])
+def test_a_reference_frame_outside_of_its_window_is_checked_too(tmp_path, frame):
+    folder = write_split(tmp_path / "train", [[40], [40]], video=False)
+    overwrite(folder, MOTION, lambda old: _with_row(old, frame, np.nan))
+    data = WindowDataset(folder, frames=10)
+    start = 20 if frame < 20 else 0  # where the window does not hold the frame
+    with pytest.raises(ShardError, match=r"000001\.a\.motion\.npy: holds NaN"):
+        data._read(WindowItem(0, VICTIM, "a", start, frame))
+    assert torch.isfinite(
+        data._read(WindowItem(0, VICTIM, "a", start, 19 if start == 0 else 39 - start)).reference
+    ).all()
+
+
+def _with_row(data: bytes, row: int, value: float, frames: int = 40) -> bytes:
+    """An npy of `frames` rows of float32 or float16 with `value` in the first column of one."""
+    array = codecs.decode_npy(data).copy()
+    assert len(array) == frames
+    array[row, 0] = value
+    return codecs.encode_npy(array)
+
+
+@pytest.mark.parametrize("field", ["a.motion.npy", "b.audio.npy", "a.face.npy"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_numbers_that_cannot_be_are_refused_by_every_reader_and_found_by_validate(tmp_path, capsys, field, value):
+    folder = write_split(tmp_path / "train", [[40], [40]], video=False)
+    with np.errstate(over="ignore"):  # in half precision 1e30 is infinite
+        overwrite(folder, field, lambda old: _with_row(old, 5, value))
+    reason = "out_of_range" if value == 1e30 and field != "b.audio.npy" else "not_finite"
+    reader = ShardReader(folder)
+    name = {"motion.npy": "motion", "audio.npy": "audio_features", "face.npy": "face"}[field[2:]]
+    for read in (lambda: reader.read_rows(VICTIM, field, 4, 6), lambda: reader.read(VICTIM, {name})):
+        with pytest.raises(ShardError, match=rf"000001\.{field}: holds") as caught:
+            read()
+        assert caught.value.reason == reason
+    assert len(reader.read_rows(VICTIM, field, 6, 40)) == 34  # only what is read counts
+    assert main(["shards", "validate", str(tmp_path)]) == 1
+    assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 20_000.0])
+def test_sound_of_numbers_that_cannot_be_is_refused(value):
+    wave = np.zeros(640, np.float32)
+    wave[7] = value
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    with pytest.raises(codecs.CodecError, match="expected -1 to 1"):
+        codecs.decode_audio(buffer.getvalue())
 
 
 TRICKS = {
