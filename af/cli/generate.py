@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
     from af.data.ingest.single import face_frames, read_portrait
     from af.data.media import fit_audio, probe, read_audio
+    from af.data.notes import Notes
     from af.data.parts import progress_bar
     from af.data.video_writer import require_video_name, video_writer
     from af.nn.precision import choose
@@ -78,16 +80,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"precision: {choose(args.precision, device)}")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device, args.precision)
     size = avatar.autoencoder.image_size
-    voice = None if args.avatar_audio is None else read_audio(args.avatar_audio)
+    notes = Notes()
+    voice = None if args.avatar_audio is None else read_audio(args.avatar_audio, notes=notes)
     user_voice, user_frames, video_frames = None, None, 0
     if args.user_audio is not None:
-        user_voice = read_audio(args.user_audio)
+        user_voice = read_audio(args.user_audio, notes=notes)
     if args.user_video is not None:
         info = probe(args.user_video)
         video_frames = seconds_to_frames(info.video_s or 0.0)
         if user_voice is None and info.has_audio:
-            user_voice = read_audio(args.user_video)
-        user_frames = face_frames(args.user_video, size, find_face=not args.no_crop)
+            user_voice = read_audio(args.user_video, notes=notes)
+        user_frames = face_frames(args.user_video, size, find_face=not args.no_crop, notes=notes)
     if voice is None and user_voice is None and user_frames is None:
         raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
     frames = longest(audio=(voice, user_voice), video_frames=video_frames)
@@ -97,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("the inputs are shorter than one frame (40 ms)")
     # a listener is silent, which is something else than a voice the model was not told about
     spoken = voice if voice is not None else np.zeros(frames_to_samples(frames), np.float32)
-    identity, reference = avatar.identity(read_portrait(args.portrait, size, find_face=not args.no_crop))
+    portrait = read_portrait(args.portrait, size, find_face=not args.no_crop, notes=notes)
+    identity, reference = avatar.identity(portrait)
     motion = avatar.motion(
         reference,
         frames,
@@ -134,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.out, args.side_by_side):
         if path is not None and path.suffix.lower() == ".gif":
             print(f"{path}: a GIF has no sound")
+    for note in notes:
+        print(f"note: {note.text}", file=sys.stderr)
     return 0
 
 

@@ -25,7 +25,7 @@ _ASIDE: Final = (
     Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.descriptions
 )
 #: ISO media brands of still pictures (HEIF, AVIF); their sequences ("msf1", "avis") are videos.
-_STILL_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
+STILL_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
 
 
 class MediaError(UserError):
@@ -97,7 +97,7 @@ def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
     """The video stream that counts: the default one, else the largest; never a cover. Raises `MediaError`."""
     brand = str(container.metadata.get("major_brand", "")).strip()
     names = container.format.name.split(",")
-    if brand in _STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
+    if brand in STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
         raise MediaError(path, "still", "is a still picture, not a video")
     moving = [s for s in container.streams.video if not s.disposition & _NOT_VIDEO]
     if not moving:

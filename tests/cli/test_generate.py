@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 
 from af.cli.main import main
 from af.data.extract import extract
@@ -78,6 +79,16 @@ def test_the_ending_says_what_is_written(generate, files, tmp_path, capsys):
     assert "--side-by-side" in capsys.readouterr().err
     assert generate(*voice, "--side-by-side", str(tmp_path / "c.mp4"), out="c.mp4") != 0
     assert {p.name for p in tmp_path.iterdir()} == {"a.gif", "both.GIF", "a.mp4"}
+
+
+def test_what_is_odd_about_the_inputs_is_said(generate, files, tmp_path, capsys):
+    voice = 0.3 * np.sin(np.arange(16000) / 5)
+    soundfile.write(tmp_path / "both.wav", np.stack([voice, voice], 1), 16000)
+    soundfile.write(tmp_path / "left.wav", np.stack([voice, 0 * voice], 1), 16000)
+    assert generate("--avatar-audio", str(tmp_path / "left.wav"), "--seconds", "0.4") == 0
+    assert "left.wav: sound in left of 2 channels" in capsys.readouterr().err
+    assert generate("--avatar-audio", str(tmp_path / "both.wav"), "--seconds", "0.4") == 0
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_the_seed_decides(generate, files, tmp_path):

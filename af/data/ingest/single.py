@@ -6,30 +6,36 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
 from af.data.ingest.detect import Detector, make_detector
 from af.data.ingest.look import look_through
 from af.data.ingest.options import IngestOptions
 from af.data.ingest.track import crop, follow, steady_crops
 from af.data.media import MediaError, iter_video
+from af.data.notes import Notes
+from af.data.pictures import read_picture
 
-_STILLS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _SMALLEST = 32  # pixels of the shorter side: below that there is no face to be seen
+#: Faces at least this large, as a part of the largest one's side, are worth a word.
+_BESIDE = 0.5
 
 
 def read_portrait(
-    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None
+    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None, notes: Notes | None = None
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """A picture (or the first frame of a video) as a square of `size` pixels around the face.
+    """A picture (or the first frame of a video) as a square of `size` pixels around its largest face.
 
     With `find_face` False the middle square of the picture is taken. Grey and 16-bit pictures become RGB of 8 bits,
-    transparent places white. Raises `MediaError` when the file cannot be read, is tiny, or no face is found in it.
+    transparent places white; `notes` gets what is noteworthy, such as other faces. Raises `MediaError` when the file
+    cannot be read, is tiny, or no face is found in it.
     """
-    frame = _read_still(path) if path.suffix.lower() in _STILLS else next(iter(iter_video(path)))
+    notes = Notes() if notes is None else notes
+    frame = read_picture(path, notes)
+    if frame is None:
+        with contextlib.closing(iter_video(path, notes=notes)) as frames:  # type: ignore[type-var]
+            frame = next(frames)
     if min(frame.shape[:2]) < _SMALLEST:
         height, width = frame.shape[:2]
         raise MediaError(path, "too_small", f"{width} x {height} pixels; a portrait needs at least {_SMALLEST}")
@@ -38,31 +44,23 @@ def read_portrait(
     boxes = np.asarray((detector or make_detector("haar"))(frame), np.float64).reshape(-1, 5)
     if len(boxes) == 0:
         raise MediaError(path, "no_face", "no face found; give a clearer portrait, or a face crop with --no-crop")
-    track = steady_crops(follow([boxes], [0]), [0], 1, [], frame.shape[:2], margin=IngestOptions.margin)
+    sides = boxes[:, 2:4].mean(1)
+    if (beside := int((sides >= _BESIDE * sides.max()).sum()) - 1) > 0:
+        notes.add("faces", f"{path}: {1 + beside} faces: the largest is taken; for another one give a crop of it")
+    largest = boxes[[sides.argmax()]]
+    track = steady_crops(follow([largest], [0]), [0], 1, [], frame.shape[:2], margin=IngestOptions.margin)
     return crop(frame, track.boxes[0], size)
 
 
-def _read_still(path: Path) -> UInt8[np.ndarray, "Y X 3"]:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned upright, 8 bits, three channels
-    if picture is None:
-        reason = "absent" if not path.exists() else "unreadable"
-        raise MediaError(path, reason, "no such file" if reason == "absent" else "not a picture that can be read")
-    with contextlib.suppress(OSError), Image.open(path) as whole:  # what Pillow does not know has no transparency
-        if whole.has_transparency_data:  # what is hidden under it is of any colour, often black
-            opaque = np.asarray(ImageOps.exif_transpose(whole).convert("RGBA"), np.float32)[..., 3:] / 255
-            picture = np.rint(picture * opaque + 255 * (1 - opaque)).astype(np.uint8)
-    return np.ascontiguousarray(picture[..., ::-1])
-
-
 def face_frames(
-    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None
+    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None, notes: Notes | None = None
 ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
     """Frames at 25 fps, cropped around the tracked face; two passes over the file, bounded memory.
 
-    Raises `MediaError` when the file cannot be read or shows no face.
+    `notes` gets what is noteworthy. Raises `MediaError` when the file cannot be read or shows no face.
     """
     if not find_face:
-        yield from (_middle(frame, size) for frame in iter_video(path))
+        yield from (_middle(frame, size) for frame in iter_video(path, notes=notes))
         return
     options = IngestOptions()
     look = look_through(str(path), "a", False, detector or make_detector(options.detector), options.detect_every)
@@ -71,7 +69,7 @@ def face_frames(
     if not track.present.any():
         raise MediaError(path, "no_face", "no face found; give face crops with --no-crop")
     seen = np.flatnonzero(track.present)
-    for n, frame in enumerate(iter_video(path)):
+    for n, frame in enumerate(iter_video(path, notes=notes)):
         # where the face is lost, the crop stays at the nearest place it was seen
         nearest = seen[np.abs(seen - n).argmin()]
         yield crop(frame, track.boxes[nearest], size)

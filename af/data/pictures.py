@@ -1,0 +1,116 @@
+"""Any still picture as upright RGB of 8 bits in sRGB, whole or refused by name."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageCms, ImageOps
+
+from af.data.container import STILL_BRANDS, MediaError
+from af.data.notes import Notes
+from af.data.video import on_white
+
+_FORMATS: Final = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
+#: Endings of what must be a picture (a file of another ending may be a video). TGA files have no other sign.
+_ENDINGS: Final = frozenset(
+    f".{name}"
+    for name in "jpg jpeg jpe jfif png bmp webp tif tiff avif ppm pgm jp2 heic heif hif tga".split()  # noqa: SIM905
+)
+
+
+def read_picture(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X 3"] | None:
+    """A still picture (of several, such as an animation, the first); None when the file is of another kind.
+
+    It is turned as its camera says, converted to sRGB, and shown on white where it is transparent. Raises `MediaError`
+    when it is absent, cut off, damaged, too large to be read safely (Pillow's limit), or needs an extra.
+    """
+    notes = Notes() if notes is None else notes
+    if not path.is_file():
+        raise MediaError(path, "absent", "is a folder" if path.is_dir() else "no such file")
+    ending = path.suffix.lower()
+    Image.init()  # else only some formats are known to it
+    formats = [f for f in (*_FORMATS, *(["TGA"] if ending == ".tga" else [])) if f in Image.OPEN]
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] == b"ftyp" and head[8:12].decode("latin-1") in STILL_BRANDS and b"avif" not in head:
+        _need_heif(path)
+        formats.append("HEIF")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=formats) as picture:
+                picture.load()
+                return _plain(path, picture, notes)
+    except Image.UnidentifiedImageError:
+        if ending in _ENDINGS:
+            raise MediaError(path, "unreadable", "not a picture that can be read") from None
+        return None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        size = f"{int(pixels[1]) / 1e6:.0f} million pixels" if pixels else "too many pixels"
+        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise MediaError(
+            path, "too_large", f"{size}; at most {limit:.0f} million are read: scale it down, or cut out the face"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise MediaError(path, "damaged", f"the picture is damaged or cut off ({error})") from None
+
+
+def _need_heif(path: Path) -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MediaError(
+            path,
+            "needs_extra",
+            "is a HEIC picture: pip install 'avatar-forcing[heic]', or save it as JPEG or PNG",
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
+def _plain(path: Path, picture: Image.Image, notes: Notes) -> UInt8[np.ndarray, "Y X 3"]:
+    """The pixels of a loaded picture."""
+    profile = picture.info.get("icc_profile")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _of_whole_numbers(path, picture)
+    opaque = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    if picture.mode not in ("RGB", "CMYK", "L"):
+        picture = picture.convert("RGBA" if opaque else "RGB").convert("RGB")
+    if profile:
+        picture = _in_srgb(path, picture, profile, notes)
+    rgb = np.asarray(picture.convert("RGB"))
+    if opaque is None:
+        return np.array(rgb)
+    return on_white(np.dstack([rgb, np.asarray(opaque)]))
+
+
+def _of_whole_numbers(path: Path, picture: Image.Image) -> UInt8[np.ndarray, "Y X 3"]:
+    """Grey of 16 bits, which Pillow also keeps in 32."""
+    values = np.asarray(picture)
+    if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise MediaError(path, "unreadable", "its pixels are not of 8 or 16 bits: save it as 8-bit PNG or JPEG")
+    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def _in_srgb(path: Path, picture: Image.Image, profile: bytes, notes: Notes) -> Image.Image:
+    """By its colour profile; one that does not fit the picture is left aside."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(source).strip()
+        if "srgb" in name.lower():
+            return picture
+        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        notes.add("colour", f"{path}: its colour profile does not fit and was left aside")
+        return picture
+    assert converted is not None
+    notes.add("colour", f"{path}: {name} converted to sRGB")
+    return converted
