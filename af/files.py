@@ -109,14 +109,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. UserError when there is none, or it was cut off."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); what wrote it can make it again") from error
+
+
 def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
     """Write `settings` to `file` in the folder they made, or see that they are the ones that made it: UserError if not."""
     with exclusive(file.parent / f".{file.name}.lock"):  # the jobs of an array start at the same time
         if not file.is_file():
             write_json(file, dict(settings))
             return
-    known = json.loads(file.read_text())
-    if different := [k for k in settings if known.get(k) != settings[k]]:
+    known = read_json(file)
+    if different := [k for k in settings if not isinstance(known, dict) or known.get(k) != settings[k]]:
         raise UserError(
             f"{file.parent} was made with other settings (different: {', '.join(different)}); "
             "choose another folder, or delete that one"

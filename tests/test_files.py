@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from af.files import append_line, atomic_path, exclusive, read_lines, write_text
+from af.errors import UserError
+from af.files import append_line, atomic_path, claim_folder, exclusive, read_json, read_lines, write_text
 
 
 def test_a_line_after_one_that_was_cut_off_is_whole(tmp_path):
@@ -72,3 +73,15 @@ def test_what_is_written_has_the_ending_of_what_it_is(words, allowed, tmp_path, 
     assert f"--out {words[-1]}" in (said := capsys.readouterr().err)
     assert allowed in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1", b"\xff", b"[" * 10**5])
+def test_json_that_was_cut_off_is_named(tmp_path, content):
+    file = tmp_path / "settings.json"
+    file.write_bytes(content)
+    for read in (read_json, lambda f: claim_folder(f, {"a": 1})):
+        with pytest.raises(UserError, match=r"settings\.json cannot be read as JSON"):
+            read(file)
+    file.write_text("[]")
+    with pytest.raises(UserError, match=r"other settings \(different: a\)"):
+        claim_folder(file, {"a": 1})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from af.cli.sampling import anchor_of, guidance_of
+from af.files import read_json
 from af.metrics.evaluation import OF_FACES
 
 if TYPE_CHECKING:
@@ -202,12 +202,12 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
         chosen, file = replace(settings, signals=signals), out / "metrics.json"
         _claim(subject, chosen, out, args)
         extra = {"signals": list(signals), "clips": _count(subject.index, args), "people": subject.people.known}
-        if not file.is_file() or json.loads(file.read_text()).get("clips") != extra["clips"]:
+        if not file.is_file() or read_json(file).get("clips") != extra["clips"]:
             console.print(f"signals: {name}", highlight=False)
             videos = _films(args) if len(signals) == len(SIGNALS) else 0
             report, _ = _report(subject, _roll_out(subject, chosen, out, args, videos=videos))
             write_metrics(out, report.rows, extra, title=f"{args.denoiser} with {name}")
-        found.append(Setting(name, (json.loads(file.read_text()),)))
+        found.append(Setting(name, (read_json(file),)))
     comparison = Comparison.of(found)
     title = f"{args.denoiser} on {args.data}: every subset of the signals"
     write_comparison(args.out / "conditions", comparison, title)

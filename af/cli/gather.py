@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from af.cli.jobs import LEDGER, Job, ledger_states
 from af.errors import UserError
+from af.files import read_json
 
 METRICS: Final = "metrics.json"
 
@@ -138,7 +139,7 @@ def _job_runs(folder: Path) -> list[Run]:
     for file in evaluations:
         more = {"evaluation": file.parent.relative_to(folder).as_posix()} if len(evaluations) > 1 else {}
         config = _configs(folder, file)
-        found.append(Run(file.parent, {**job.settings, **more}, config, commands, state, json.loads(file.read_text())))
+        found.append(Run(file.parent, {**job.settings, **more}, config, commands, state, read_json(file)))
     return found or [Run(folder, job.settings, _configs(folder, None), commands, state)]
 
 
@@ -146,13 +147,13 @@ def _plain_run(file: Path, place: Path) -> Run:
     """An evaluation outside of sweeps: configuration and command of the runs beside it."""
     top = file.parent.parent if file.parent != place else file.parent
     environments = sorted(top.glob("*/environment.json"))
-    commands = tuple(shlex.join(json.loads(e.read_text())["command"]) for e in environments)
-    return Run(file.parent, {}, _configs(top, file), commands, "finished", json.loads(file.read_text()))
+    commands = tuple(shlex.join(read_json(e)["command"]) for e in environments)
+    return Run(file.parent, {}, _configs(top, file), commands, "finished", read_json(file))
 
 
 def _is_evaluation(file: Path) -> bool:
     """Whether it is one of its own, not a row of `af evaluate --conditions all`."""
-    in_table = file.parent.parent.name == "conditions" and "signals" in json.loads(file.read_text())
+    in_table = file.parent.parent.name == "conditions" and "signals" in read_json(file)
     return (file.parent / "metrics.md").is_file() and not in_table
 
 
@@ -160,9 +161,9 @@ def _configs(folder: Path, metrics: Path | None) -> dict[str, Any]:
     """Configurations of the trainings in a folder and of the evaluation, flat: {"denoiser/module.lr": 1e-4, …}."""
     found: dict[str, Any] = {}
     for file in sorted(folder.glob("*/config.json")):
-        found |= flat(json.loads(file.read_text()), f"{file.parent.name}/")
+        found |= flat(read_json(file), f"{file.parent.name}/")
     if metrics is not None and (metrics.parent / "evaluation.json").is_file():
-        found |= flat(json.loads((metrics.parent / "evaluation.json").read_text()), "evaluation/")
+        found |= flat(read_json(metrics.parent / "evaluation.json"), "evaluation/")
     return found
 
 

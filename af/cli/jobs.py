@@ -21,7 +21,7 @@ from typing import Any, Final
 from af.cli.processes import end_sessions
 from af.cli.stages import Stage, run_stages
 from af.errors import UserError
-from af.files import append_line, exclusive, read_lines, write_json
+from af.files import append_line, exclusive, read_json, read_lines, write_json
 from af.training.ranks import without_ranks
 
 LEDGER: Final = "ledger.jsonl"
@@ -59,7 +59,7 @@ class Job:
         file = Path(folder) / "job.json"
         if not file.is_file():
             raise UserError(f"{file} is missing: {folder} is not the folder of a sweep's job")
-        content = json.loads(file.read_text())
+        content = read_json(file)
         return cls(Path(folder), content["settings"], content["stages"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from af.cli.jobs import Job
 from af.errors import UserError
-from af.files import read_lines
+from af.files import read_json, read_lines
 
 if TYPE_CHECKING:
     import optuna
@@ -22,7 +21,7 @@ def logged(file: Path, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric in a file of `af`: every validation of a .jsonl, the one number of a .json."""
     if not file.is_file():
         return []
-    entries = read_lines(file) if file.suffix == ".jsonl" else [json.loads(file.read_text())]
+    entries = read_lines(file) if file.suffix == ".jsonl" else [read_json(file)]
     return [(int(e.get("step", 0)), float(e[metric])) for e in entries if e.get(metric) is not None]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from af.errors import UserError
-from af.files import write_json
+from af.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
 
     Raises UserError when a stage fails, naming it and its command.
     """
-    done = json.loads(record.read_text()) if record.is_file() else {}
+    done = read_json(record) if record.is_file() else {}
     for number, stage in enumerate(stages, 1):
         known = done.get(stage.name)
         title = f"[bold]{number}/{len(stages)} {stage.name}[/bold]" + (f": {stage.purpose}" if stage.purpose else "")

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 
 from af.errors import UserError
-from af.files import append_line, write_json
+from af.files import append_line, read_json, write_json
 from af.models.checkpoint import FOLDER, checkpoint_files, read_checkpoint
 
 #: Keys that say how a run is carried out and not what comes out of it: they may change when it goes on.
@@ -83,7 +83,8 @@ def known(folder: Path) -> dict[str, Any] | None:
         with contextlib.suppress(UserError):  # a damaged one: said when it is to be gone on from
             if (config := read_checkpoint(path).get("config")) is not None:
                 return config
-    return read_json(folder / "config.json") if files or (folder / "done.json").is_file() else None
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() and (files or (folder / "done.json").is_file()) else None
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -152,11 +153,6 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 def plain(config: Mapping[str, Any]) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(config))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a file, or None without it."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _told(different: Mapping[str, tuple[Any, Any]]) -> str:

@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
-from af.files import exclusive, write_json
+from af.files import exclusive, read_json, write_json
 from af.training.checkpoints import SafeCheckpointIO
-from af.training.claim import read_json
 
 VAE = [
     "experiment=vae_demo",
