@@ -175,6 +175,7 @@ def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float6
 
 def _named(layout: Layout, chosen: np.ndarray) -> str:
     words = {"FL": "left", "FR": "right", "FC": "centre"}
+    layout = ("FL", "FR") if len(layout) == 2 else layout  # many files do not say so
     return ", ".join(words.get(n, f"number {i + 1}") for i, n in enumerate(layout) if chosen[i])
 
 
