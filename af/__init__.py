@@ -1,9 +1,42 @@
 """Avatar Forcing: conversational head avatars that talk and listen."""
 
+from __future__ import annotations
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from af.data.ingest.camera import FaceCropper
+    from af.data.ingest.single import read_portrait
+    from af.forcing.pieces import Rates, Signals
+    from af.pipeline.avatar import Avatar
+    from af.pipeline.live import live_session
+
+__all__ = ["Avatar", "FaceCropper", "Rates", "Signals", "live_session", "read_portrait"]
 
 # Threads of OpenMP spin while they wait for each other. Where something else needs the cores, those that wait take them
 # from those that work, and everything becomes many times slower (`af bench busy`). OpenMP reads this when torch is
 # imported, so it is set before; whoever has set a policy keeps it.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+_HOMES = {
+    "Avatar": "af.pipeline.avatar",
+    "FaceCropper": "af.data.ingest.camera",
+    "Rates": "af.forcing.pieces",
+    "Signals": "af.forcing.pieces",
+    "live_session": "af.pipeline.live",
+    "read_portrait": "af.data.ingest.single",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are used: `import af` alone loads nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -24,3 +24,13 @@ def test_only_the_clock_spells_the_sample_rate(spelled):
 def test_help_does_not_load_torch():
     code = "import sys; from af.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow  # imports torch anew
+def test_the_package_alone_is_light_and_its_names_are_there():
+    code = (
+        "import af, sys; assert not {'torch', 'cv2', 'numpy'} & set(sys.modules); from af import Avatar; "
+        "assert all(getattr(af, name).__name__ == name for name in af.__all__); assert set(af.__all__) <= set(dir(af)); "
+        "assert not hasattr(af, 'Avatars'); assert Avatar.load"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

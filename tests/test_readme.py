@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 from string import Template
@@ -106,22 +107,28 @@ def test_named_files_exist():
     assert sum(f.stat().st_size for f in (ROOT / "docs").rglob("*") if f.is_file()) < 1_000_000
 
 
-def test_the_live_session_runs(autoencoder_folder, denoiser_folder):
+def test_the_live_session_runs_as_printed(tmp_path, monkeypatch, autoencoder_folder, denoiser_folder):
+    from PIL import Image
+
+    from af.data.media import read_audio, read_video, write_video
+
     (block,) = (block for language, block in BLOCKS if language == "python")
+    monkeypatch.chdir(tmp_path)
     for name, folder in (("vae", autoencoder_folder), ("denoiser", denoiser_folder)):
-        assert f"runs/demo/{name}/export" in block
-        block = block.replace(f"runs/demo/{name}/export", str(folder))
-    rng, shown = np.random.default_rng(0), []
-
-    def microphone_and_camera():
-        for _ in range(4):
-            voices = (0.1 * rng.standard_normal((2, 3 * 640))).astype(np.float32)
-            yield *voices, rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-
-    portrait = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    names = {"portrait": portrait, "microphone_and_camera": microphone_and_camera, "show": shown.append}
+        shutil.copytree(folder, f"runs/demo/{name}/export")
+    sizes = ["--train", "1", "--val", "1", "--test", "1", "--seconds", "2", "--size", "128", "--workers", "1"]
+    assert main(["synth", "--out", "drawn", *sizes]) == 0
+    assert main(["shards", "extract", "drawn/train", "--sample", "0", "--out", "."]) == 0
+    # a room around the people, as a camera sees it
+    user = [np.pad(frame, ((30, 60), (50, 40), (0, 0)), mode="edge") for frame in read_video(Path("user.mp4"))]
+    write_video(Path("user.mp4"), user, read_audio(Path("user.wav")))
+    Image.open("avatar.png").convert("RGB").save("portrait.jpg", quality=95)
+    Path("avatar.wav").rename("voice.wav")
+    names: dict = {}
     exec(block, names)
-    assert [len(list(frames)) for frames in shown] == [5, 5]  # 12 frames in, two blocks of 5 out
+    assert len(read_video(Path("live.mp4"))) == len(user) == 50
+    faults = names["session"].faults
+    assert faults == type(faults)()  # a face in every frame, nothing late
     assert names["session"].waiting_ms == 5 * 40
 
 

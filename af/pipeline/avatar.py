@@ -21,7 +21,7 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.fast import for_inference
 from af.models.speech import SpeechFeatures
-from af.pipeline.encode import image_array, image_tensor, motion_spec_of
+from af.pipeline.encode import face_crop, image_array, image_tensor, motion_spec_of
 from af.specs import require_spec
 from af.types import Condition, Identity
 
@@ -36,7 +36,11 @@ class Avatar:
 
     @classmethod
     def load(
-        cls, autoencoder: Path, denoiser: Path, device: torch.device | str = "cpu", precision: str | None = None
+        cls,
+        autoencoder: str | Path,
+        denoiser: str | Path,
+        device: torch.device | str = "cpu",
+        precision: str | None = None,
     ) -> Avatar:
         """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser's weights (`af.models.fast`).
 
@@ -73,7 +77,11 @@ class Avatar:
 
     @torch.inference_mode()
     def identity(self, portrait: UInt8[np.ndarray, "Y X 3"]) -> tuple[Identity, Float[Tensor, "1 D"]]:
-        """Identity and reference motion of a portrait of the autoencoder's size."""
+        """Identity and reference motion of a portrait of the autoencoder's size (`af.read_portrait` makes one).
+
+        Raises UserError for a picture of another size or type.
+        """
+        portrait = face_crop("portrait", portrait, self.autoencoder.image_size)
         image = image_tensor(portrait[None]).to(self.device)
         return self.autoencoder.identity(image), self.autoencoder.motion(image)
 

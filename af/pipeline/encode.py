@@ -165,7 +165,16 @@ def frames_at_once(model: MotionAutoencoder) -> int:
 
 def image_tensor(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[torch.Tensor, "T 3 Y X"]:
     """uint8 frames as the models' images in [-1, 1]."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    # a camera's BGR turned into RGB is a view with negative strides, which torch does not take
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "Y X 3"]:
+    """`frame` if it is a crop of `size` pixels; UserError otherwise."""
+    shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
+    if shape != (size, size, 3) or kind != np.uint8:
+        raise UserError(f"{name}: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}")
+    return frame
 
 
 def image_array(images: Float[torch.Tensor, "T 3 Y X"]) -> UInt8[np.ndarray, "T Y X 3"]:

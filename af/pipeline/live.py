@@ -15,7 +15,7 @@ from af.forcing.inputs import SpeechStream
 from af.forcing.stream import LiveSession
 from af.models.speech import SpeechFeatures, block_window
 from af.pipeline.avatar import Avatar
-from af.pipeline.encode import image_tensor
+from af.pipeline.encode import face_crop, image_tensor
 
 
 def speech_stream(features: SpeechFeatures) -> SpeechStream:
@@ -30,19 +30,15 @@ def speech_stream(features: SpeechFeatures) -> SpeechStream:
 
 
 def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any) -> LiveSession:
-    """A session that takes user frames (face crops of the autoencoder's size); `options` as in `LiveSession`."""
+    """A session that takes user frames: face crops of the autoencoder's size, as `af.FaceCropper` makes them, or None.
 
-    size = avatar.autoencoder.image_size
+    `options` as in `LiveSession`. Raises UserError for features that read whole utterances.
+    """
 
     def encode_user(frame: UInt8[np.ndarray, "Y X 3"]) -> Float[Tensor, " D"]:
-        shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
-        if shape != (size, size, 3) or kind != np.uint8:
-            raise UserError(
-                f"user_frames: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}; give None "
-                "for a frame without a face"
-            )
+        image = image_tensor(face_crop("user_frames", frame, avatar.autoencoder.image_size)[None])
         with torch.no_grad():
-            return avatar.autoencoder.motion(image_tensor(frame[None]).to(avatar.device))[0]
+            return avatar.autoencoder.motion(image.to(avatar.device))[0]
 
     options.setdefault("encode_user", encode_user)
     return LiveSession(avatar.denoiser, reference, speech_stream(avatar.features), **options)

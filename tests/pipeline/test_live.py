@@ -78,7 +78,7 @@ def test_bad_frames_are_said_and_missing_faces_are_counted(avatar: Avatar) -> No
     session = live_session(avatar, reference, steps=1, generator=torch.Generator().manual_seed(4))
     with pytest.raises(UserError, match=r"face crops \(16, 16, 3\) of uint8, got \(8, 8, 3\)"):
         session.push(user_frames=recorded["user_frames"][:2, :8, :8])
-    with pytest.raises(UserError, match="float32; give None"):
+    with pytest.raises(UserError, match="of float32"):
         session.push(user_frames=recorded["user_frames"][:2].astype(np.float32))
     samples = frames_to_samples(5)
     voices = {name: recorded[name][:samples] for name in ("avatar_audio", "user_audio")}
@@ -106,3 +106,39 @@ def test_live_is_what_generate_computes(avatar: Avatar, piece_frames: int) -> No
     got = played(avatar, recorded, piece_frames)
     assert got.shape == expected.shape == (1, FRAMES, 8)
     assert (got - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_views_of_a_camera_and_a_portrait_are_taken(avatar: Avatar) -> None:
+    """BGR turned into RGB, mirrored: views with negative strides."""
+    faces = recording()["user_frames"]
+    voice = recording()["user_audio"][: frames_to_samples(5)]
+    results = []
+    for view in (faces[..., ::-1], np.ascontiguousarray(faces[..., ::-1])):
+        _, reference = avatar.identity(view[0])
+        session = live_session(avatar, reference, steps=1, generator=torch.Generator().manual_seed(4))
+        results += session.push(avatar_audio=voice[::-1], user_audio=voice[::-1], user_frames=view[:5])
+    assert torch.equal(results[0].motion, results[1].motion)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((8, 8, 3), np.uint8), np.zeros((SIZE, SIZE, 3)), np.zeros((SIZE, SIZE)), None]
+)
+def test_a_portrait_that_does_not_fit_is_said(avatar: Avatar, wrong) -> None:
+    with pytest.raises(UserError, match="portrait: expected face crops"):
+        avatar.identity(wrong)
+
+
+def test_the_portrait_changes_while_one_talks(avatar: Avatar) -> None:
+    recorded = recording()
+    _, reference = avatar.identity(recorded["user_frames"][0])
+    identity, other = avatar.identity(recorded["user_frames"][1])
+    session = live_session(avatar, reference, steps=1, generator=torch.Generator().manual_seed(4))
+    plain = live_session(avatar, reference, steps=1, generator=torch.Generator().manual_seed(4))
+    parts = [{name: values[: len(values) // 23 * 10] for name, values in recorded.items()},
+             {name: values[len(values) // 23 * 10 :] for name, values in recorded.items()}]  # fmt: skip
+    before, expected = session.push(**parts[0]), plain.push(**parts[0])
+    session.change_reference(other)
+    after, unchanged = session.push(**parts[1]), plain.push(**parts[1])
+    assert all(torch.equal(a.motion, b.motion) for a, b in zip(before, expected, strict=True))
+    assert not any(torch.equal(a.motion, b.motion) for a, b in zip(after, unchanged, strict=True))
+    assert len(list(avatar.frames(identity, [block.motion for block in after]))) == 10

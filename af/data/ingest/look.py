@@ -19,7 +19,7 @@ from af.data.notes import Notes
 #: Told while a file is worked on: (what is done, frames so far).
 Watch = Callable[[str, int], None]
 
-_LOOK_SIDE = 360  # faces are looked for in frames scaled down to this
+LOOK_SIDE = 360  # faces are looked for in frames scaled down to this
 _CUT_SIDE = 128
 _CELL = 8  # pixels (of the frames looked at) of a square in which change is averaged
 _GREY = 8  # steps of a grey level in which change is kept: up to 255 / 8 levels
@@ -112,7 +112,7 @@ def look_through(
     bad: set[int] = set()
     before: np.ndarray | None = None
     n = 0
-    side = _LOOK_SIDE * (2 if side_by_side else 1)
+    side = LOOK_SIDE * (2 if side_by_side else 1)
     for n, full in enumerate(frames_from(path, first, max_side=side, notes=notes, bad=bad), 1):
         frame = half(full, role, side_by_side)
         shrink = min(1.0, _CUT_SIDE / max(frame.shape[:2]))

@@ -23,7 +23,12 @@ _BESIDE = 0.5
 
 
 def read_portrait(
-    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None, notes: Notes | None = None
+    path: str | Path,
+    size: int,
+    *,
+    find_face: bool = True,
+    detector: Detector | None = None,
+    notes: Notes | None = None,
 ) -> UInt8[np.ndarray, "Y X 3"]:
     """A picture (or the first frame of a video) as a square of `size` pixels around its largest face.
 
@@ -31,7 +36,7 @@ def read_portrait(
     transparent places white; `notes` gets what is noteworthy, such as other faces. Raises `MediaError` when the file
     cannot be read, is tiny, or no face is found in it.
     """
-    notes = Notes() if notes is None else notes
+    path, notes = Path(path), Notes() if notes is None else notes
     frame = read_picture(path, notes)
     if frame is None:
         with contextlib.closing(iter_video(path, notes=notes)) as frames:  # type: ignore[type-var]

@@ -37,7 +37,7 @@ def follow(candidates: Sequence[Float64[np.ndarray, "N 5"]], scene: Sequence[int
     found = [t for t, boxes in enumerate(candidates) if len(boxes)]
     if not found:
         return out
-    squares = [_squares(candidates[t]) for t in found]
+    squares = [as_squares(candidates[t]) for t in found]
     largest = np.median([s[:, 2].max() for s in squares])
     own = [-2.0 * np.minimum(s[:, 2] / largest, 1.5) - 0.1 * np.log(s[:, 3]) for s in squares]
     total, came_from = own[0], []
@@ -60,7 +60,8 @@ def follow(candidates: Sequence[Float64[np.ndarray, "N 5"]], scene: Sequence[int
     return out
 
 
-def _squares(boxes: np.ndarray) -> np.ndarray:
+def as_squares(boxes: Float64[np.ndarray, "N 5"]) -> Float64[np.ndarray, "N 4"]:
+    """A detector's boxes as centre x, centre y, side, score."""
     x, y, width, height, score = boxes.T
     return np.stack([x + width / 2, y + height / 2, (width + height) / 2, score], 1)
 
@@ -79,10 +80,14 @@ def without_outliers(path: np.ndarray) -> np.ndarray:
     if len(found) < 3:
         return path
     usual = np.stack([median_filter(path[found, k], size=min(7, len(found) | 1), mode="nearest") for k in range(3)], 1)
-    away = np.hypot(*(path[found, :2] - usual[:, :2]).T) > 0.6 * usual[:, 2]
-    resized = np.abs(np.log(path[found, 2] / usual[:, 2])) > np.log(1.6)
-    path[found[away | resized]] = np.nan
+    path[found[~is_near(path[found], usual)]] = np.nan
     return path
+
+
+def is_near(faces: Float64[np.ndarray, "N 3"], usual: Float64[np.ndarray, "*N 3"]) -> Bool[np.ndarray, " N"]:
+    """Which faces (centre x, y, side) may be the usual ones: not far away, and of about their size."""
+    near = np.hypot(*(faces[:, :2] - usual[..., :2]).T) <= 0.6 * usual[..., 2]
+    return near & (np.abs(np.log(faces[:, 2] / usual[..., 2])) <= np.log(1.6))
 
 
 def steady_crops(
@@ -106,7 +111,6 @@ def steady_crops(
     Gaps up to `trusted_gap_s` between two found faces count as valid, up to `bridged_gap_s` as present; frames
     that are `unusable` never do.
     """
-    height, width = frame_size
     boxes = np.zeros((frames, 3))
     present, valid = np.zeros(frames, bool), np.zeros(frames, bool)
     trusted, bridged = seconds_to_frames(trusted_gap_s), seconds_to_frames(bridged_gap_s)
@@ -131,10 +135,16 @@ def steady_crops(
             present[span] |= last - first <= max(bridged, step)
             valid[span] |= last - first <= max(trusted, step)
     present[list(unusable)] = valid[list(unusable)] = False
-    side = np.clip(boxes[:, 2] * margin, 1.0, min(height, width))
-    left = np.clip(boxes[:, 0] - side / 2, 0, width - side)
-    top = np.clip(boxes[:, 1] - side / 2, 0, height - side)
-    return Track(np.stack([left, top, side], 1), present, valid)
+    return Track(framed(boxes, frame_size, margin), present, valid)
+
+
+def framed(faces: Float64[np.ndarray, "T 3"], frame_size: tuple[int, ...], margin: float) -> Float64[np.ndarray, "T 3"]:
+    """The crops (x, y, side) around faces (centre x, y, side): `margin` times as large, inside `frame_size`."""
+    height, width = frame_size
+    side = np.clip(faces[:, 2] * margin, 1.0, min(height, width))
+    left = np.clip(faces[:, 0] - side / 2, 0, width - side)
+    top = np.clip(faces[:, 1] - side / 2, 0, height - side)
+    return np.stack([left, top, side], 1)
 
 
 def crop(
