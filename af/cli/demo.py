@@ -126,22 +126,26 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
     times = "\n".join(f"| {name} | {r.seconds:.0f} | {r.peak_memory_gb:.2f} |" for name, r in results.items())
     total = f"| total | {metrics['seconds/total']:.0f} | {metrics['peak_memory_gb']:.2f} |"
     listing = "\n".join(f"- {name}: `{path}`" for name, path in paths.items())
-    worse = worse_than_null(metrics)
+    worse, people = worse_than_null(metrics), metrics.get("people", "unknown whether held out")
     remark = f"Worse than the null: {', '.join(f'`{tag}`' for tag in worse)}.\n\n" if worse else ""
     text = (
-        f"# Demo: {config['name']}\n\nPeople: {metrics['people']}. Null: the user of another conversation "
+        f"# Demo: {config['name']}\n\nPeople: {people}. Null: the user of another conversation "
         f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n{remark}## Time and memory\n\n"
         f"| stage | seconds | peak memory of all processes, GiB |\n| --- | ---: | ---: |\n{times}\n{total}\n\n"
         f"## Where things are\n\n{listing}\n"
     )
     write_text(folder / "report.md", text)
-    summary = Table("result", "generated", "ground truth", "null", title=f"Demo; people: {metrics['people']}")
+    summary = Table("result", "generated", "ground truth", "null", title=f"Demo; people: {people}")
     for tag in config["summary"]:
         cells = [metrics.get(tag), metrics.get(f"{tag}/true"), metrics.get(f"{tag}/null")]
         errors = [metrics.get(f"{tag}/se"), metrics.get(f"{tag}/true/se"), metrics.get(f"{tag}/null/se")]
-        marked = f"[yellow]{tag}, worse than the null[/yellow]" if tag in worse else tag
-        summary.add_row(marked, *(_cell(v, e) for v, e in zip(cells, errors, strict=True)))
+        summary.add_row(
+            f"[yellow]{tag} ![/yellow]" if tag in worse else tag,
+            *(_cell(v, e) for v, e in zip(cells, errors, strict=True)),
+        )
     console.print(summary)
+    if worse:
+        console.print(f"! worse than the null: {', '.join(worse)}", style="yellow", highlight=False)
     console.print(
         f"{metrics['seconds/total'] / 60:.1f} minutes, at most {metrics['peak_memory_gb']:.2f} GiB in all processes"
     )
@@ -150,11 +154,13 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
 
 
 def worse_than_null(metrics: dict[str, Any]) -> list[str]:
-    """Tags whose number is further from what is good than the null's, which nobody tried to make good."""
+    """Tags whose number is further from what is good than the null's, which nobody tried to make good, by more than its
+    standard error.
+    """
     found = []
     for tag, better in metrics["better"].items():
         value, null = metrics.get(tag), metrics.get(f"{tag}/null")
-        if value is None or null is None:
+        if value is None or null is None or abs(value - null) <= (metrics.get(f"{tag}/se") or 0):
             continue
         true = metrics.get(f"{tag}/true")
         worse = value > null if better == "lower" else value < null

@@ -39,6 +39,7 @@ METRICS = {
 def test_what_is_worse_than_its_null_by_hand():
     assert worse_than_null(METRICS) == ["rpcc/exp", "react/nod"]
     assert worse_than_null({**METRICS, "psnr": 20.0, "rpcc/exp": 0.03}) == ["psnr", "react/nod"]
+    assert worse_than_null({**METRICS, "rpcc/exp/se": 0.07}) == ["react/nod"], "no more than its error"
 
 
 def test_the_summary_names_what_is_worse_than_a_strangers_user(tmp_path, capsys):
@@ -48,8 +49,9 @@ def test_the_summary_names_what_is_worse_than_a_strangers_user(tmp_path, capsys)
     write_text(tmp_path / "evaluation" / "metrics.md", "# x\n\n| the table |\n\n## More\n")
     report(config, {"vae": StageResult(60.0, 1.0)}, Console(width=200))
     said = capsys.readouterr().out
-    assert "rpcc/exp, worse than the null" in said
-    assert "react/smile, worse" not in said
+    assert "rpcc/exp !" in said
+    assert "react/smile !" not in said
+    assert "! worse than the null: rpcc/exp, react/nod" in said
     text, kept = (tmp_path / "report.md").read_text(), json.loads((tmp_path / "metrics.json").read_text())
     assert "Worse than the null: `rpcc/exp`, `react/nod`" in text
     assert "held out" in text
