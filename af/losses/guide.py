@@ -22,4 +22,4 @@ class FaceGuide(nn.Module):
         """The difference, about 1 for coefficients that know nothing. ValueError when K < P."""
         if coefficients.shape[1] < face.shape[1]:
             raise ValueError(f"{face.shape[1]} face parameters do not fit into {coefficients.shape[1]} coefficients")
-        return (coefficients[:, : face.shape[1]].float() - self.standard(face)).square().mean()
+        return (coefficients[:, : face.shape[1]] - self.standard(face)).square().mean()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from af.nn.equalized import GAIN, SLOPE, EqualConv2d, EqualLinear, ResidualDown
 from af.nn.modulated import ModulatedProjection, Modulation, StyledConv
+from af.nn.precision import single
 from af.nn.resample import upsample2
 from af.nn.warp import base_grid, warp
 from af.types import Identity
@@ -66,7 +67,7 @@ class Encoder(nn.Module):
             if size in self.norms:
                 x = self.norms[size](x)
             features.append(x)
-        return self.code(x).flatten(1).float(), tuple(reversed(features[:-1]))
+        return single(self.code(x).flatten(1)), tuple(reversed(features[:-1]))
 
 
 class DecoderLevel(nn.Module):
@@ -110,7 +111,7 @@ class DecoderLevel(nn.Module):
         # A 1x1 convolution commutes with the one-channel mask: masking its 3 outputs is cheaper than its inputs.
         colours = self.rgb(mixed) if self.paint else self.rgb(sampled) * mask
         inner = (self.rgb_inner_bias * GAIN)[None, :, None, None]
-        colours = F.leaky_relu(colours.float() + inner, SLOPE) + self.rgb_bias[None, :, None, None]
+        colours = F.leaky_relu(single(colours) + inner, SLOPE) + self.rgb_bias[None, :, None, None]
         return mixed, raw, colours if rgb is None else colours + upsample2(rgb)
 
 
@@ -129,8 +130,8 @@ class Decoder(nn.Module):
     def modulation(self, code: Float[Tensor, "N D"]) -> tuple[Modulation, list[LevelModulation]]:
         """All channel factors of N frames, in fp32: everything about the style that no convolution is needed for."""
         with torch.autocast(code.device.type, enabled=False):
-            levels = [level.modulation(code.float()) for level in self.levels.values()]  # type: ignore[operator]
-            return self.conv.modulation(code.float()), levels
+            levels = [level.modulation(single(code)) for level in self.levels.values()]  # type: ignore[operator]
+            return self.conv.modulation(single(code)), levels
 
     def forward(
         self,
@@ -214,7 +215,7 @@ class MotionAutoencoder(nn.Module):
     def _posterior(self, code: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor | None]:
         # Motion coefficients are what the denoiser learns: they stay fp32 whatever the convolutions run in.
         with torch.autocast(code.device.type, enabled=False):
-            code = code.float()
+            code = single(code)
             return self.motion_head(code), self.log_variance_head(code) if self.variational else None
 
     def identity(self, image: Float[Tensor, "B 3 Y X"]) -> Identity:
@@ -243,7 +244,7 @@ class MotionAutoencoder(nn.Module):
     def directions(self) -> Float[Tensor, "D K"]:
         """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs (trained weights depend on them)."""
         with torch.autocast(self.direction_weight.device.type, enabled=False):
-            return torch.linalg.qr(self.direction_weight.float() + 1e-8).Q
+            return torch.linalg.qr(single(self.direction_weight) + 1e-8).Q
 
     def _along_directions(self, coefficients: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
         # In bfloat16 the product would leave the span of the directions.
@@ -265,9 +266,9 @@ class MotionAutoencoder(nn.Module):
                 f"motion must be ({identity.code.shape[0]}, frames, {self.latent_dim}), got {tuple(motion.shape)}"
             )
         with torch.autocast(motion.device.type, enabled=False):
-            code = (identity.code.float()[:, None] + motion.float()).flatten(0, 1)
+            code = (single(identity.code)[:, None] + single(motion)).flatten(0, 1)
         modulation = self.decoder.modulation(code)
-        features = tuple(maps.float() for maps in identity.features)
+        features = tuple(single(maps) for maps in identity.features)
         chunk = chunk_frames or max(1, CHUNK_PIXELS // (portraits * self.image_size**2))
         index = torch.arange(portraits * frames, device=motion.device).view(portraits, frames)
         pieces = [
@@ -279,35 +280,24 @@ class MotionAutoencoder(nn.Module):
     def forward(
         self,
         source: Float[Tensor, "B 3 Y X"],
-        driving: Float[Tensor, "B 3 Y X"],
+        driving: Float[Tensor, "B 3 Y X"] | None = None,
         noise: Float[Tensor, "B K"] | None = None,
     ) -> AutoencoderOutput:
         """Reconstruct `driving` from the appearance of `source` (same person) and its own coefficients.
 
+        Without `driving` the halves of `source` drive each other: image i and image i + B/2 show the same person. The
+        output is that of `driving` = `source` with its halves exchanged, but each image is encoded once, so that two
+        directions of a pair cost little more than one.
         With standard normal `noise` (and `variational`) the coefficients are a sample of the posterior, otherwise its mean.
         Errors as `identity`, without the check of the range.
         """
         identity = Identity(*self._encode(source))
-        return self._reconstruct(identity, *self._posterior(self._encode(driving)[0]), noise)
-
-    def exchange(
-        self, images: Float[Tensor, "2*B 3 Y X"], noise: Float[Tensor, "2*B K"] | None = None
-    ) -> AutoencoderOutput:
-        """Reconstruct the second half of the images from the first and the first from the second, each encoded once.
-
-        Image i and image i + B show the same person. The output is that of
-        `forward(images, images with the halves exchanged)`; so much work is saved that two directions of a pair cost
-        little more than one.
-        """
-        identity = Identity(*self._encode(images))
-        half = len(images) // 2
-        mean, log_variance = self._posterior(identity.code)
-        log_variance = None if log_variance is None else log_variance.roll(half, 0)
-        return self._reconstruct(identity, mean.roll(half, 0), log_variance, noise)
-
-    def _reconstruct(
-        self, identity: Identity, mean: Tensor, log_variance: Tensor | None, noise: Tensor | None
-    ) -> AutoencoderOutput:
+        if driving is None:
+            half = len(source) // 2
+            mean, log_variance = self._posterior(identity.code)
+            mean, log_variance = mean.roll(half, 0), None if log_variance is None else log_variance.roll(half, 0)
+        else:
+            mean, log_variance = self._posterior(self._encode(driving)[0])
         coefficients = mean
         if noise is not None and log_variance is not None:
             coefficients = mean + noise * torch.exp(0.5 * log_variance)

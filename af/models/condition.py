@@ -20,6 +20,12 @@ class AudioProjection(nn.Sequential):
         super().__init__(nn.Linear(feature_dim, dim), nn.LayerNorm(dim), nn.SiLU())
         self.feature_dim = feature_dim
 
+    def forward(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T A"]:
+        """Every frame for itself."""
+        return super().forward(
+            features.to(next(self.parameters()).dtype)
+        )  # torch.compile passes over torch's own forward
+
 
 class DualMotionEncoder(nn.Module):
     """User motion hears user audio ("what the user does"), then avatar audio looks at the result (method §3).

@@ -74,6 +74,11 @@ def _fast_bf16(device: torch.device) -> tuple[bool, str]:
     return True, f"this processor has {name}"
 
 
+def single(x: torch.Tensor) -> torch.Tensor:
+    """`x` in fp32 if it is in half precision, as it is otherwise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Products in the precision of their operands: no autocast to half precision, no TF32.

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from af.nn.precision import single
+
 
 def base_grid(size: int, device: torch.device | None = None) -> Float[Tensor, "Y X 2"]:
     """(x, y) of every pixel, linspace(-1, 1, size) on both axes: the grid a zero flow is added to."""
@@ -16,7 +18,7 @@ def base_grid(size: int, device: torch.device | None = None) -> Float[Tensor, "Y
 
 
 def warp(features: Float[Tensor, "B C Y X"], grid: Float[Tensor, "N Y2 X2 2"]) -> Float[Tensor, "N C Y2 X2"]:
-    """Bilinear samples of each portrait's features at N / B frames' positions; zero outside; in fp32.
+    """Bilinear samples of each portrait's features at N / B frames' positions; zero outside; in fp32 at least.
 
     The frames of one portrait are laid under one another as one tall grid, so its features are neither copied nor
     expanded, whatever the number of frames. Positions are in [-1, 1] with `align_corners=False`; frames of portrait b
@@ -27,6 +29,9 @@ def warp(features: Float[Tensor, "B C Y X"], grid: Float[Tensor, "N Y2 X2 2"]) -
     if frames % portraits:
         raise ValueError(f"{frames} frames cannot be shared evenly by {portraits} portraits")
     tall = grid.reshape(portraits, -1, width, 2)
-    # bfloat16 cannot hold a position to a fraction of a pixel, so sampling is always fp32.
-    sampled = F.grid_sample(features.float(), tall.float(), mode="bilinear", padding_mode="zeros", align_corners=False)
+    # bfloat16 cannot hold a position to a fraction of a pixel, so sampling is never in half precision.
+    features = single(features)
+    sampled = F.grid_sample(
+        features, tall.to(features.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return sampled.permute(0, 2, 3, 1).reshape(frames, height, width, channels).permute(0, 3, 1, 2)

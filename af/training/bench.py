@@ -92,7 +92,7 @@ def autoencoder_step(
 
     def loss() -> Tensor:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return (autoencoder.exchange(images).image - images.roll(batch, 0)).abs().mean()
+            return (autoencoder(images).image - images.roll(batch, 0)).abs().mean()
 
     return _step(loss, optimizer, 2 * batch, seconds, dtype)
 

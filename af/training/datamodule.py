@@ -27,6 +27,7 @@ from af.models.speech import SpeechFeatures
 from af.pipeline.encode import read_statistics, spec_of
 from af.pipeline.losers import teacher_noise
 from af.specs import MotionSpec, require_spec
+from af.training.precision import doubled
 from af.types import PairBatch
 
 
@@ -86,7 +87,8 @@ class _ShardData(LightningDataModule):
         if isinstance(batch, Counted):
             counted, batch = batch.counted, batch.batch
             batch = type(batch)(**{k: v if v is None else v[counted] for k, v in vars(batch).items()})
-        return pairs_to_float(batch) if isinstance(batch, PairBatch) else batch
+        batch = pairs_to_float(batch) if isinstance(batch, PairBatch) else batch
+        return doubled(batch) if self.trainer is not None and self.trainer.precision == "64-true" else batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; copies overlap with work where the memory is page-locked."""

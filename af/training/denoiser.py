@@ -89,6 +89,10 @@ class DenoiserModule(LightningModule):
                 remedy="Encode the data with the autoencoder that the latents of the model in `start` came from.",
             )
 
+    def compile_networks(self, **how: Any) -> None:
+        """Compile what a step calls (`torch.compile`'s options)."""
+        compile_denoiser(self.denoiser, **how)
+
     def velocity_losses(self, batch: DyadBatch, draws: Draws, dropped: Dropped) -> tuple[Tensor, Tensor, Tensor]:
         """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""
         condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
@@ -189,6 +193,12 @@ class DenoiserModule(LightningModule):
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)
+
+
+def compile_denoiser(denoiser: MotionDenoiser, **how: Any) -> None:
+    """Compile the whole, and the parts that are also called by themselves: a roll-out's blocks, conditions from features."""
+    for part in (denoiser, denoiser.audio_projection, denoiser.condition_encoder, *denoiser.blocks):
+        part.compile(**how)
 
 
 def conditioned(denoiser: MotionDenoiser, batch: DyadBatch) -> tuple[Condition, Tensor]:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,19 +23,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from af.errors import Stopped, UserError, did_you_mean
 from af.files import write_json
 from af.models.checkpoint import checkpoint_files, step_of
-from af.nn.precision import choose
 from af.training import claim
 from af.training.callbacks import Export, ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
+from af.training.precision import Double, trainer_precision
 from af.training.ranks import find_ranks
 from af.training.signals import Stops, handlers_kept
-from af.training.switches import switch
+from af.training.switches import compiled, recompute
 from af.training.throughput import Throughput
 
-#: Lightning's precisions that the stages are made for, by the names that it takes for them.
-PRECISIONS: Final = {"auto": "auto", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"} | {
-    name: name for name in ("32-true", "64-true", "16-mixed", "bf16-mixed")
-}
 #: Options of Lightning's Trainer that are not the user's here, and what is.
 OURS: Final = {
     "max_epochs": "a training counts steps: trainer.max_steps",
@@ -86,7 +81,10 @@ def fit(
     newest = next(iter(checkpoint_files(checkpoints)), None)
     if ranks.rank == 0:
         claim.check(folder, config)
-    switch(getattr(module, config["part"]), activation_checkpointing=activation_checkpointing, compiled=compile)
+    if activation_checkpointing:
+        recompute(getattr(module, config["part"]))
+    if compile:
+        compiled(module, compile)  # type: ignore[arg-type]
     stops = Stops(grace_s, checkpoint_every_minutes)
     clocks = [callback for callback in callbacks if isinstance(callback, Throughput)]
     profiler = trainer_options.pop("profiler", None)
@@ -95,9 +93,10 @@ def fit(
     for clock in clocks:
         clock.waits = profiler is clock.data
     logger = trainer_options.pop("logger", None)
+    double = [Double()] if name == "64-true" else []
     begun = _Begun(folder, config, command, name)
     trainer = make_trainer(
-        {**trainer_options, "profiler": profiler, "precision": name},
+        {**trainer_options, "profiler": profiler, "precision": None if double else name},
         default_root_dir=folder,
         logger=TensorBoardLogger(folder, name="", version="tensorboard") if logger in (None, True) else logger,
         callbacks=[
@@ -108,7 +107,7 @@ def fit(
             ValidationLog(folder / "validation.jsonl"),
             *checkpointers(checkpoints, checkpoint_every_n_steps, keep_best, stops),
         ],
-        plugins=[SafeCheckpointIO(), ranks.environment()],
+        plugins=[SafeCheckpointIO(), ranks.environment(), *double],
     )
     start = time.monotonic()
     resumed = None if newest is None else str(checkpoints)
@@ -128,24 +127,6 @@ def fit(
     if ranks.rank == 0 and not _out_of_time(trainer):
         write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": time.monotonic() - start})
     return trainer
-
-
-def trainer_precision(wanted: str | int, accelerator: str) -> tuple[str, str]:
-    """Lightning's name for a precision, and where it is worth a line, the reason: `auto` takes bf16-mixed where the
-    accelerator is fast in it and 32-true elsewhere, and bf16-mixed that was asked for may be slow. UserError for others.
-    """
-    if str(wanted) not in PRECISIONS:
-        raise UserError(f"trainer.precision: {wanted!r}; allowed: auto, 32-true, bf16-mixed, 16-mixed, 64-true")
-    name = PRECISIONS[str(wanted)]
-    if name not in ("auto", "bf16-mixed"):
-        return name, ""
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = "cuda" if accelerator == "gpu" else accelerator
-    chosen = choose("auto" if name == "auto" else "bf16", device)
-    if name == "auto":
-        return {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen.name], chosen.reason
-    return name, chosen.reason if "slow" in chosen.reason else ""
 
 
 class _Begun(Callback):

@@ -23,7 +23,7 @@ from af.losses.preference import Margins, PairErrors, PreferenceLoss
 from af.losses.velocity import valid_mean, velocity_error
 from af.models.denoiser import MotionDenoiser
 from af.nn.precision import full_precision
-from af.training.denoiser import DenoiserModule, conditioned, draw_drops
+from af.training.denoiser import DenoiserModule, compile_denoiser, conditioned, draw_drops
 from af.training.randomness import Draws, validation_draws
 from af.training.reference import FrozenReference
 from af.types import DyadBatch
@@ -109,6 +109,11 @@ class PreferenceModule(DenoiserModule):
         self.pair_dropout = pair_dropout or ConditionDropout.never()
         self.winner_excess: float | None = None  # of this step; None: it had no preference term
         velocity_error(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), kind=error)  # a wrong name fails now
+
+    def compile_networks(self, **how: Any) -> None:
+        """The policy and the reference."""
+        super().compile_networks(**how)
+        compile_denoiser(self.reference.denoiser, **how)
 
     def on_fit_start(self) -> None:
         """The reference is where the policy is, and what it was."""

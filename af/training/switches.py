@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,23 +15,38 @@ from torch.utils.checkpoint import checkpoint
 from af.errors import UserError
 
 
-def switch(part: nn.Module, *, activation_checkpointing: bool = False, compiled: bool | str = False) -> None:
-    """`activation_checkpointing`: blocks are computed again in the backward pass instead of keeping what they had.
-    `compiled`: torch.compile, by name with another backend than inductor. Names of weights stay. UserError without the
-    compiler that inductor needs for a CPU.
+class Stage(Protocol):
+    """A stage that knows what its training step calls."""
+
+    def compile_networks(self, **how: Any) -> None: ...  # noqa: D102
+
+
+def recompute(part: nn.Module) -> None:
+    """Activation checkpointing: blocks are computed again in the backward pass instead of keeping what they had."""
+    for block in repeated(part):
+        # nothing in our blocks draws random numbers
+        block.forward = partial(  # type: ignore[method-assign]
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+def compiled(stage: Stage, how: bool | str) -> None:
+    """torch.compile for all that a training step calls; `how` True, or the name of another backend than inductor.
+
+    Names of weights stay. UserError for an unknown backend, and without the compiler that inductor needs for a CPU.
     """
-    if activation_checkpointing:
-        for block in repeated(part):
-            # nothing in our blocks draws random numbers
-            block.forward = partial(  # type: ignore[method-assign]
-                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-            )
-    if compiled:
-        backend = "inductor" if compiled is True else compiled
-        missing = not any(map(shutil.which, ("g++", "clang++", "c++", "cl")))
-        if backend == "inductor" and missing and not torch.cuda.is_available():
-            raise UserError("launch.compile: no C++ compiler is found; install g++, or set launch.compile=false")
-        part.compile(backend=backend)
+    backend = "inductor" if how is True else str(how)
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise UserError(f"launch.compile: {how!r}; allowed: true, false, or a backend of torch.compile ({usual} …)")
+    missing = not any(map(shutil.which, ("g++", "clang++", "c++", "cl")))
+    if backend == "inductor" and missing and not torch.cuda.is_available():
+        raise UserError("launch.compile: no C++ compiler is found; install g++, or set launch.compile=false")
+    from torch import _dynamo  # slow to import
+
+    # a roll-out in a step (losers made on line) calls its blocks with as many shapes as a window has blocks, and more
+    _dynamo.config.recompile_limit = max(64, _dynamo.config.recompile_limit)
+    stage.compile_networks(backend=backend)
 
 
 def repeated(part: nn.Module) -> Iterator[nn.Module]:

@@ -133,14 +133,20 @@ class VaeModule(LightningModule):
             loss = loss + weights.kl_at(step) * terms["kl"]
         return loss, terms
 
+    def compile_networks(self, **how: Any) -> None:
+        """Compile what a step calls (`torch.compile`'s options)."""
+        for network in (self.autoencoder, self.discriminator, self.guide):
+            if network is not None:
+                network.compile(**how)
+        if self.perceptual is not None:
+            self.perceptual = torch.compile(self.perceptual, **how)
+
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
         """One batch; with a discriminator both players move (the discriminator on the image made for the other)."""
         noise = self._noise(batch)
         self.batches_seen += 1
-        if self.both_ways:  # the driving frames are the sources, in another order
-            output = self.autoencoder.exchange(batch.source, noise)
-        else:
-            output = self.autoencoder(batch.source, batch.driving, noise)
+        # both ways: the driving frames are the sources, in another order
+        output = self.autoencoder(batch.source, None if self.both_ways else batch.driving, noise)
         loss, terms = self.reconstruction_loss(output, batch)
         if self.automatic_optimization:
             self._log_training(loss, terms)
@@ -197,7 +203,8 @@ class VaeModule(LightningModule):
         real, fake = self.discriminator(batch.driving), self.discriminator(output.image.detach())
         terms["discriminator"] = loss = discriminator_loss(real, fake)
         if regularised and self.weights.r1 > 0:
-            terms["r1"] = r1_penalty(self.discriminator, batch.driving)
+            # not `__call__`: what is compiled has no second derivative
+            terms["r1"] = r1_penalty(self.discriminator.forward, batch.driving)
             loss = loss + self.weights.r1 * self.weights.r1_every * terms["r1"]
         (loss / self.accumulate).backward()
 

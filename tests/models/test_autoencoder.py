@@ -109,7 +109,7 @@ def test_exchange_is_forward_both_ways(generator):
     first, second = torch.rand(2, 2, 3, SIZE, SIZE, generator=generator) * 2 - 1
     images, driving = torch.cat((first, second)), torch.cat((second, first))
     apart = model(images, driving, normal(1, 4))
-    together = model.exchange(images, normal(1, 4))
+    together = model(images, noise=normal(1, 4))
     for name, value in vars(apart).items():
         torch.testing.assert_close(getattr(together, name), value, rtol=1e-4, atol=1e-5)
 

@@ -11,7 +11,7 @@ import torch
 import af
 from af.errors import UserError
 from af.nn.precision import choose, full_precision
-from af.training.launch import trainer_precision
+from af.training.precision import trainer_precision
 
 
 def processor(monkeypatch, *, amx: bool = False, bf16: bool = False, onednn: bool = True) -> None:

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from .test_resume import DENOISER, SHORT, VAE, continued_from
+from .test_switches import EXACT, end_together
 
 
 @pytest.mark.slow
@@ -45,17 +44,12 @@ def curve(run: Path) -> list[float]:
     return [event.value for event in events.Scalars("train/loss")]
 
 
-def close(first: Path, second: Path, tolerance: float) -> bool:
-    a, b = (load_file(run / "export" / "model.safetensors") for run in (first, second))
-    return all(torch.allclose(a[name], b[name], rtol=0, atol=tolerance) for name in a)
-
-
 @pytest.mark.slow
 def test_ranks_share_a_batch_without_a_trace(latents, tmp_path):
-    """The same global batch on one rank and on two: losses equal to 1e-4 of their value, weights to 1e-4. A run of one
-    rank goes on with two and with three, and ends there too."""
+    """The same global batch on one rank and on two: losses and weights equal up to fp64's rounding. A run
+    of one rank goes on with two and with three, and ends there too."""
     words = [*DENOISER, *SHORT, f"data.root={latents}", "data.batch_size=6", "trainer.log_every_n_steps=1"]
-    words += ["module.dropout.user=0.3", "trainer.max_steps=9"]
+    words += [*EXACT, "module.dropout.user=0.3", "trainer.max_steps=9"]
     ddp = ["trainer=ddp", "trainer.accelerator=cpu"]
     command = [sys.executable, "-m", "af.cli.main", "train"]
 
@@ -67,14 +61,14 @@ def test_ranks_share_a_batch_without_a_trace(latents, tmp_path):
     go(one, *ddp, "trainer.devices=1")
     go(two, *ddp, "trainer.devices=2", "data.workers=2")
     assert len(curve(one)) == 9
-    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
-    assert close(one, two, 1e-4)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-6)
+    end_together(one, two)
     validations = [json.loads((run / "validation.jsonl").read_text().splitlines()[-1]) for run in (one, two)]
-    assert validations[1] == pytest.approx(validations[0], rel=1e-4)
+    assert validations[1] == pytest.approx(validations[0], rel=1e-6)
     for devices in (2, 3):
         run = continued_from(one, tmp_path / f"on_{devices}", 6)
         go(run, *ddp, f"trainer.devices={devices}")
-        assert close(one, run, 1e-4), devices
+        end_together(one, run)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(latents, monkeypatch):

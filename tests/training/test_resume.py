@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from af.cli.config import compose, instantiate, resolve
@@ -70,8 +71,19 @@ def weights(run: Path) -> dict:
     return load_file(run / "export" / "model.safetensors")
 
 
+def started(run: Path) -> dict[str, torch.Tensor]:
+    """The trained weights of a run as they were before its first step."""
+    config = json.loads((run / "config.json").read_text())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        part = getattr(instantiate(config["module"]), config["part"])
+    return {name: p.detach() for name, p in part.named_parameters() if p.requires_grad}
+
+
 def same(first: Path, second: Path) -> bool:
+    """Whether two runs end with the same weights, to the last bit. They must have learnt something."""
     a, b = weights(first), weights(second)
+    assert not all(value.equal(a[name]) for name, value in started(first).items())
     return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
 
 
