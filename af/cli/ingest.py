@@ -28,6 +28,7 @@ and how far sound and lips, or the two recordings, seem to be apart. Nothing is 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,8 @@ def _positive(kind: type) -> object:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
         return value
 
     return parse
@@ -212,12 +213,6 @@ def run(args: argparse.Namespace) -> int:
             outcome.name, outcome.split, str(outcome.clips), f"{outcome.kept_s:.1f}", outcome.reason or dropped
         )
     Console().print(table)
-    mixed = [s.name for s in sources if s.video and not s.stereo and not (s.audio_a and s.audio_b)]
-    if mixed:
-        print(
-            f"note: both people of {mixed[0]} get the same mixed sound; give --audio or --stereo to tell them apart",
-            file=sys.stderr,
-        )
     if report.done_before:
         print(f"{report.done_before} of {len(args.part.of(sources))} were done before")
     for outcome in report.failed:

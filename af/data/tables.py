@@ -29,11 +29,10 @@ def read_rows(path: Path, columns: Collection[str], *, inside: str | None = None
     if not path.is_file():
         raise UserError(f"{path}: no such manifest file")
     suffix = path.suffix.lower()
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}
-    if suffix not in readers:
-        raise UserError(f"{path}: a manifest ends in .csv, .json or .jsonl")
+    if suffix not in _READERS:
+        raise UserError(f"{path}: a manifest ends in {', '.join(_READERS)}; save a spreadsheet as CSV")
     try:
-        found = list(readers[suffix](path, _decoded(path.read_bytes()), columns, inside))
+        found = list(_READERS[suffix](path, _decoded(path.read_bytes()), columns, inside))
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: not a readable manifest ({error})") from None
     rows = [(f"{path}, entry {number}", _checked(row, columns)) for number, row in enumerate(found, 1)]
@@ -113,6 +112,15 @@ def _checked(row: Any, columns: Collection[str]) -> Mapping[str, Any] | UserErro
         if isinstance(value, str) and (fault := unreadable_text(value)):
             return UserError(f"{name} {shown(value)} {fault}")
     return {name: None if isinstance(value, str) and not value.strip() else value for name, value in row.items()}
+
+
+_READERS = {
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".txt": _csv_rows,  # what spreadsheets call Unicode text
+    ".json": _json_rows,
+    ".jsonl": _json_lines,
+}
 
 
 def unreadable_text(text: str) -> str | None:

@@ -444,7 +444,7 @@ def test_manifests_and_flags_say_the_same(tmp_path, monkeypatch):
         ("m.json", '{"a": 1}', "expected a list"),
         ("m.json", "[", "not a readable manifest"),
         ("m.json", "[" * 100_000, "not a readable manifest"),
-        ("m.txt", "x", "ends in"),
+        ("m.xlsx", "x", "save a spreadsheet as CSV"),
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path, name, text, expected):

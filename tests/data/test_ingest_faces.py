@@ -127,6 +127,18 @@ def test_a_picture_that_never_moves_is_dropped_by_name(people, tmp_path):
         assert outcome.line.startswith(f"{people / film}.mp4: one picture all the time")
 
 
+def test_a_call_that_froze_is_noted(people, tmp_path):
+    from af.data.media import read_audio, read_video
+
+    frames = read_video(people / "alone.mp4")
+    held = np.concatenate([frames[:50], np.repeat(frames[49:50], 75, 0), frames[50:]])
+    write_video(tmp_path / "froze.mp4", held, np.resize(read_audio(people / "alone.mp4"), len(held) * 640))
+    outcome = ingest(tmp_path / "out", tmp_path / "froze.mp4", people / "small.mp4", length_tolerance_s=9)
+    (note,) = (n for n in outcome.notes if n["kind"] == "movement")
+    assert outcome.reason is None
+    assert "froze.mp4: the picture stands for 3.0 of 8.0 s, longest for 3.0 s from 2.0 s on" in note["text"]
+
+
 def test_notes_are_in_the_report_and_on_the_console(people, tmp_path, capsys, monkeypatch):
     import json
 
@@ -137,10 +149,10 @@ def test_notes_are_in_the_report_and_on_the_console(people, tmp_path, capsys, mo
     command = ["ingest", "--pair", str(people / "small.mp4"), str(people / "alone.mp4"), "--out", str(out)]
     assert cli.main([*command, "--size", "32"]) == 0
     said = capsys.readouterr().err
-    assert "noted: 1 x faces" in said
+    assert "noted: 1 x faces, 1 x mixed" in said
     assert "  faces: " in said
     report = json.loads((out / "ingest_report.json").read_text())
-    assert report["notes_by_kind"] == {"faces": 1}
+    assert report["notes_by_kind"] == {"faces": 1, "mixed": 1}  # both have one sound here
     assert report["outcomes"][0]["notes"][0]["kind"] == "faces"
     assert cli.main([*command, "--size", "32"]) == 0  # what was done before keeps its notes
-    assert "noted: 1 x faces" in capsys.readouterr().err
+    assert "noted: 1 x faces, 1 x mixed" in capsys.readouterr().err

@@ -139,6 +139,16 @@ def test_offsets_that_are_none_are_named(tmp_path, offset, words):
     assert words in rejected.line
 
 
+def test_one_sound_for_both_and_a_voice_in_both_are_noted(talk, tmp_path):
+    source = talk.write(tmp_path, bleed=0.3)
+    kinds = {n["kind"] for n in ingest(tmp_path / "bleed", source).notes}
+    assert "bleed" in kinds
+    assert "mixed" not in kinds
+    same = Source(a=source.a, b=source.b, audio_a=source.b)
+    assert "mixed" in {n["kind"] for n in ingest(tmp_path / "same", same).notes}
+    assert {"mixed", "bleed"}.isdisjoint(n["kind"] for n in ingest(tmp_path / "own", talk.write(tmp_path)).notes)
+
+
 def test_an_offset_longer_than_the_recording_is_said(talk, tmp_path):
     outcome = ingest(tmp_path / "out", talk.write(tmp_path), offset_s=100.0)
     assert outcome.reason == "offset"

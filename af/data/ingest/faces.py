@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
+from af.clock import frames_to_seconds
 from af.data.ingest.look import Look
 from af.data.ingest.sync import lips_follow
 from af.data.ingest.track import follow, without_outliers
 from af.data.notes import Notes
+from af.data.schema import spans
 
 _SEEN = 0.3  # share of the looks that a further face must be found in
 _MOST = 4
 _STILL = 1.5  # grey levels: what coding and noise change in a picture that stands still
+_FROZEN_FRAMES = 25  # a second without any change
 _CLEARER = 0.15  # correlation with the voice by which one face must lead
 
 Path = Float64[np.ndarray, "N 3"]
@@ -61,14 +64,26 @@ def mouth_changes(look: Look, path: Path) -> Float64[np.ndarray, " T"]:
     return _around(look, path, (-0.35, 0.05, 0.35, 0.6), whole=False)
 
 
-def movement(look: Look, path: Path) -> float:
-    """The change that a face reaches in one frame of twenty, in grey levels; under `_STILL` for a picture that stands."""
-    return float(np.percentile(_around(look, path, (-0.5, -0.5, 0.5, 0.6), whole=True), 95))
+def _still(look: Look, path: Path) -> Bool[np.ndarray, " T"]:
+    """Where nothing of a face changes by more than coding and noise do."""
+    return _around(look, path, (-0.5, -0.5, 0.5, 0.6), whole=True) < _STILL
 
 
 def stands_still(look: Look, path: Path) -> bool:
-    """Whether what is shown is one picture all the time."""
-    return movement(look, path) < _STILL
+    """Whether what is shown is one picture (nearly) all the time."""
+    return float(_still(look, path).mean()) > 0.95
+
+
+def note_movement(look: Look, path: Path, name: str, notes: Notes) -> None:
+    """Note stretches in which the picture stands, such as a call that froze."""
+    runs = [(b - a, a) for a, b in spans(_still(look, path)) if b - a >= _FROZEN_FRAMES]
+    if runs:
+        total, (longest, start) = sum(length for length, _ in runs), max(runs)
+        notes.add(
+            "movement",
+            f"{name}: the picture stands for {frames_to_seconds(total):.1f} of {frames_to_seconds(look.frames):.1f} s, "
+            f"longest for {frames_to_seconds(longest):.1f} s from {frames_to_seconds(start):.1f} s on",
+        )
 
 
 def choose_face(look: Look, voice: Float64[np.ndarray, " T"] | None, wish: str, name: str, notes: Notes) -> Path:

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from af.clock import FPS, frames_to_samples, frames_to_seconds, samples_to_seconds, seconds_to_frames
 from af.data.codecs import VideoEncoder, encode_audio
 from af.data.ingest.detect import Detector
-from af.data.ingest.faces import choose_face, mouth_changes, stands_still
+from af.data.ingest.faces import choose_face, mouth_changes, note_movement, stands_still
 from af.data.ingest.look import Watch, frames_from, half, look_through
 from af.data.ingest.options import IngestOptions
 from af.data.ingest.sources import SILENCE, Source
@@ -117,6 +117,7 @@ def examine(
                 "one picture all the time: a person who never moves teaches nothing; record the person, or leave it out"
             )
             raise MediaError(name, "still", text)
+        note_movement(look, path, name, notes)
         if voice is not None:
             apart = lip_lag(mouth_changes(look, path), voice)
             _check_lag(apart, name, "its sound is {where} its lips", options, notes, _MEND)
@@ -136,7 +137,10 @@ def examine(
             raise MediaError(
                 _file(source, role), "no_face", f"no face found{where} in {frames_to_seconds(frames):.1f} s"
             )
-    if not side_by_side and all(s is not None for s in sounds.values()):
+    if separation == "mixed" or (audio["a"].any() and np.array_equal(audio["a"], audio["b"])):
+        text = "both people get the same mixed sound, nobody's own voice; give each one's with --audio"
+        notes.add("mixed", f"{source.name}: {text}{', or --stereo' if side_by_side else ''}")
+    elif not side_by_side and all(s is not None for s in sounds.values()):
         _check_shared(source, audio, options, notes)
     bad = np.zeros(frames, bool)
     bad[sorted(looked["a"].bad | looked["b"].bad)] = True
@@ -170,6 +174,7 @@ def _check_shared(source: Source, audio: Mapping[str, np.ndarray], options: Inge
     lag, drift = shared_lag(audio["a"], audio["b"])
     if lag is None:
         return
+    notes.add("bleed", f"{source.a} and {source.b}: a voice is heard in both; separated voices train better")
     given = options.offset_s if source.offset is None else source.offset
     fitting = given - lag.seconds  # what b holds later began later for a: b was started earlier
     what = f"what is heard in both files is {{where}} {source.a}"
