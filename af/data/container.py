@@ -83,6 +83,8 @@ def start_s(container: Any) -> Fraction:
 
 def stream_s(container: Any, stream: Any) -> float | None:
     """How long the file says that a stream lasts, in seconds."""
+    if container.format.name == "avi" and stream.frames:  # what its header says; the rest is FFmpeg's count
+        return float(stream.frames * stream.time_base)
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     return None if container.duration is None else container.duration / av.time_base
@@ -94,17 +96,17 @@ def damaged_packet(error: av.error.FFmpegError) -> bool:
 
 
 def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
-    """The video stream that counts: the default one, else the largest; never a cover. Raises `MediaError`."""
+    """The video stream that counts: the default one, else the largest; never a cover or a single picture. Raises `MediaError`."""
     brand = str(container.metadata.get("major_brand", "")).strip()
     names = container.format.name.split(",")
     if brand in STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
-        raise MediaError(path, "still", "is a still picture, not a video")
+        raise MediaError(path, "still", "is a still picture (or an animation that is read as one), not a video")
     moving = [s for s in container.streams.video if not s.disposition & _NOT_VIDEO]
     if not moving:
         cover = " but a cover or a still picture" if container.streams.video else ""
         raise MediaError(path, "no_video", f"has no video stream{cover}")
-    first, *others = sorted(
-        ranked(moving), key=lambda s: (not _preferred(s), -s.codec_context.width * s.codec_context.height)
+    first, *others = sorted(  # an animation may come with a still picture for those who show no animations
+        moving, key=lambda s: (s.frames == 1, not _preferred(s), -s.codec_context.width * s.codec_context.height)
     )
     if others:
         sizes = ", ".join(f"{s.codec_context.width}x{s.codec_context.height}" for s in others)

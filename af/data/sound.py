@@ -215,24 +215,36 @@ def _scale(path: Path | str, peak: float, notes: Notes) -> float:
 
 
 def _says_s(path: Path | str, container: Any, stream: Any) -> float | None:
-    """Declared duration in seconds; a WAV's own size of its data counts, which libraries quietly cut to the file's."""
-    declared = stream_s(container, stream)
-    context = stream.codec_context
-    size = _wav_data_bytes(path) if container.format.name == "wav" and context.name.startswith("pcm_") else None
+    """Declared duration in seconds. Of uncompressed sound, the size that the header announces: FFmpeg takes the file's."""
+    declared, context = stream_s(container, stream), stream.codec_context
+    size = _announced_bytes(path) if context.name.startswith("pcm_") else None
     return max(declared or 0.0, 8 * size / context.bit_rate) if size and context.bit_rate else declared
 
 
-def _wav_data_bytes(path: Path | str) -> int | None:
-    """Bytes of sound that the header of a RIFF WAV announces; None when it leaves them open (written to a pipe)."""
+#: File kind by its first bytes: start of the first chunk, its header (name, size), what the size counts of the header,
+#: bytes that chunks are aligned to, and the start of the name of the chunk with the samples.
+_CHUNKS: Final = {
+    b"RIFF": (12, "<4sI", 0, 2, b"data"),
+    b"riff": (40, "<16sQ", 24, 8, b"data"),  # Sony Wave64
+    b"caff": (8, ">4sq", 0, 1, b"data"),
+}
+
+
+def _announced_bytes(path: Path | str) -> int | None:
+    """Bytes of samples that a header announces; None when it leaves them open (written to a pipe) or there is no such."""
     with open(path, "rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        if (kind := file.read(4)) not in _CHUNKS:
             return None
-        while len(chunk := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                return size if 0 < size < 0x7FFF0000 else None
-            file.seek(size + size % 2, 1)
+        start, header, counted, aligned, wanted = _CHUNKS[kind]
+        file.seek(start)
+        while len(chunk := file.read(struct.calcsize(header))) == struct.calcsize(header):
+            name, size = struct.unpack(header, chunk)
+            size -= counted
+            if name.startswith(wanted):
+                return size if size > 0 and not (kind == b"RIFF" and size >= 0x7FFF0000) else None
+            if size < 0:
+                return None
+            file.seek(size + -size % aligned, 1)
     return None
 
 

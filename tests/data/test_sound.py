@@ -230,13 +230,17 @@ def test_what_is_no_number_is_silence_and_counted(tmp_path, value):
         read_audio(tmp_path / "in.wav")
 
 
-@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
-def test_a_wav_that_is_cut_off_says_both_lengths(tmp_path, subtype):
-    soundfile.write(tmp_path / "whole.wav", voice(4.0), 16000, subtype=subtype)
-    data = (tmp_path / "whole.wav").read_bytes()
-    (tmp_path / "in.wav").write_bytes(data[: len(data) // 2])
-    with pytest.raises(MediaError, match=r"says 4\.00 s but the sound ends at (2\.00|1\.99) s") as caught:
-        read_audio(tmp_path / "in.wav")
+@pytest.mark.parametrize(
+    ("ending", "subtype"),
+    [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "FLOAT"), ("w64", "PCM_16"), ("caf", "PCM_16"), ("aiff", "PCM_16")],
+)
+def test_sound_that_is_cut_off_says_both_lengths(tmp_path, ending, subtype):
+    soundfile.write(tmp_path / f"whole.{ending}", voice(4.0), 16000, subtype=subtype)
+    assert len(read_audio(tmp_path / f"whole.{ending}")) == 64000
+    data = (tmp_path / f"whole.{ending}").read_bytes()
+    (tmp_path / f"in.{ending}").write_bytes(data[: len(data) // 2])
+    with pytest.raises(MediaError, match=r"says 4\.00 s but the sound ends at (2\.0|1\.9)\d s") as caught:
+        read_audio(tmp_path / f"in.{ending}")
     assert caught.value.reason == "truncated"
 
 
