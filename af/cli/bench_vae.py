@@ -22,7 +22,7 @@ from af.models.artifact import build
 from af.models.autoencoder import DecoderLevel, MotionAutoencoder
 from af.nn.equalized import GAIN, SLOPE
 from af.nn.modulated import StyledConv
-from af.nn.resample import TAPS
+from af.nn.resample import blur_kernel
 from af.nn.warp import base_grid
 from af.training.bench import times
 from af.types import Identity
@@ -152,10 +152,8 @@ def _grouped(x: Tensor, weight: Float[Tensor, "T O I k k"], padding: int = 0) ->
 
 
 def _filter(x: Tensor, padding: tuple[int, int], gain: float) -> Tensor:
-    taps = torch.tensor(TAPS) / sum(TAPS)
-    kernel = (torch.outer(taps, taps) * gain)[None, None]
     planes = F.pad(x.reshape(-1, 1, *x.shape[2:]), (*padding, *padding))
-    y = F.conv2d(planes, kernel)
+    y = F.conv2d(planes, blur_kernel(gain))
     return y.view(*x.shape[:2], *y.shape[2:])
 
 

@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from af.cli.config import add_config_arguments, compose, resolve
+from af.cli.devices import add_device_argument, device_of
 from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import local_path, location
 
@@ -41,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
     )
+    add_device_argument(parser)
     parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     add_config_arguments(parser)
@@ -48,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encode every split."""
+    device = device_of(args)
     features = resolve(compose("encode", args.overrides, args.config_dir))["features"]
     from af.pipeline.encode import encode
 
@@ -59,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         features,
         keep_video=not args.no_video,
         precision=args.precision,
+        device=device,
         workers=args.workers,
         share=args.part,
     )

@@ -44,12 +44,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from af.cli.devices import add_device_argument, device_of
 from af.cli.sampling import add_sampling_arguments
 from af.data.stores import local_path, location
 from af.errors import UserError
 from af.files import sha256_of
 
 if TYPE_CHECKING:
+    import torch
+
     from af.cli.manifest import ManifestClip
     from af.cli.measure import Measured, Tools
     from af.metrics.extractors import Extractor
@@ -67,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of both forms."""
     parser.add_argument("--out", type=local_path, required=True, help="folder for the results")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, bootstrap and shifts (default 0)")
+    add_device_argument(parser)
     model = parser.add_argument_group("a checkpoint on a split")
     model.add_argument(
         "--autoencoder", type=Path, metavar="FOLDER", help="model folder, run or checkpoint of the motion VAE"
@@ -138,6 +142,7 @@ def configure_files(parser: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the folder."""
+    device_of(args)  # one that is not there is told before anything else
     faces = "--readout" if args.autoencoder is None and args.readout is not None else "--autoencoder"
     model = {faces: args.autoencoder or args.readout, "--denoiser": args.denoiser, "--data": args.data}
     given = [name for name, value in model.items() if value is not None]
@@ -166,7 +171,7 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from af.cli.evaluation_report import write_report
+    from af.cli.evaluation_report import failed, write_report
     from af.cli.manifest import read_manifest
     from af.cli.measure import Measurer
     from af.metrics.evaluation import Protocol
@@ -215,7 +220,7 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
         features={e.tag: side_features(measured, e) for e in tools.pictures if e.kind == "picture"},
         console=console,
     )
-    return 0
+    return failed(missing)
 
 
 def _silent(clip: Measured, clips: list[Measured]) -> list[str]:
@@ -229,6 +234,7 @@ def _silent(clip: Measured, clips: list[Measured]) -> list[str]:
 
 def make_rows(measured, tools, protocol, args):
     """(rows, parameter report or None, its clips, {metric: why it was not computed}, {clip: remarks on repeated content})."""
+    from af.cli.evaluation_report import attempt
     from af.metrics.evaluation import EvaluationClip
     from af.metrics.pictures import border_rows, feature_rows, value_rows
     from af.metrics.repeats import kept_apart, repeats
@@ -258,11 +264,14 @@ def make_rows(measured, tools, protocol, args):
     for name, texts in without_null.items():
         remarks.setdefault(name, []).extend(texts)
     if evaluated:
-        report = parameter_report(evaluated, protocol)
-        rows += report.rows
+        with attempt("face parameters", missing):
+            report = parameter_report(evaluated, protocol)
+            rows += report.rows
     for extractor in tools.pictures:
         sides = list(side_features(measured, extractor).values())
-        if sides[0]:
+        if not sides[0]:
+            continue
+        with attempt(extractor.tag, missing):
             rows += feature_rows(extractor.tag, extractor.kind, *sides, metric=extractor.metric, seed=protocol.seed)
             if extractor.kind == "picture" and protocol.block:
                 rows += border_rows(extractor.tag, sides[0], sides[1], protocol.block, protocol.first_border)
@@ -324,23 +333,24 @@ def build_tools(args: argparse.Namespace) -> Tools:
 
     if args.mediapipe and args.synthetic_tracker:
         raise UserError("--mediapipe and --synthetic-tracker exclude each other: never mix trackers in one table")
+    device = device_of(args)
     face: Extractor | None = None
     if args.mediapipe:
         face = mediapipe_face(args.mediapipe)
     elif args.synthetic_tracker:
-        face = synthetic_tracker()
+        face = synthetic_tracker(device)
     pictures = [thumbnail()]
     if args.inception:
-        pictures.append(inception(args.inception))
+        pictures.append(inception(args.inception, device=device))
     if args.i3d:
-        pictures.append(i3d(args.i3d, args.i3d_sha256, stride=args.stride))
-    pictures += [named_network(text, "picture", args.network_size) for text in args.network]
-    pictures += [named_network(text, "video", args.network_size, args.stride) for text in args.video_network]
+        pictures.append(i3d(args.i3d, args.i3d_sha256, stride=args.stride, device=device))
+    pictures += [named_network(text, "picture", args.network_size, device=device) for text in args.network]
+    pictures += [named_network(text, "video", args.network_size, args.stride, device) for text in args.video_network]
     return Tools(
         face=face,
         pictures=pictures,
-        embedder=named_network(args.embedder, "identity", 112) if args.embedder else None,
-        syncnet=load_syncnet(args.syncnet, args.syncnet_sha256) if args.syncnet else None,
+        embedder=named_network(args.embedder, "identity", 112, device=device) if args.embedder else None,
+        syncnet=load_syncnet(args.syncnet, args.syncnet_sha256).to(device) if args.syncnet else None,
         syncnet_version=sha256_of(args.syncnet)[:8] if args.syncnet else "",
         tracker_of_arrays=args.tracker,
         expression=args.expression,
@@ -349,20 +359,20 @@ def build_tools(args: argparse.Namespace) -> Tools:
     )
 
 
-def named_network(text: str, kind, size: int, stride: int = 16) -> Extractor:
+def named_network(text: str, kind, size: int, stride: int = 16, device: torch.device | str = "cpu") -> Extractor:
     """NAME=FILE as an extractor."""
     from af.metrics.extractors import torch_module
 
     name, separator, file = text.partition("=")
     if not separator or not name or not file:
         raise UserError(f"{text!r}: write NAME=FILE, e.g. arcface=arcface.pt")
-    return torch_module(Path(file), name, kind, size=size, stride=stride)
+    return torch_module(Path(file), name, kind, size=size, stride=stride, device=device)
 
 
-def synthetic_tracker() -> Extractor:
+def synthetic_tracker(device: torch.device | str = "cpu") -> Extractor:
     """The tracker of the synthetic faces, which is shipped with the package."""
     from af.metrics.extractors import callable_face
     from af.models.tracker import load_tracker
 
-    tracker = load_tracker()
+    tracker = load_tracker(device=device)
     return callable_face(tracker.face_spec, tracker.track)

@@ -6,10 +6,12 @@ import argparse
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from af.cli.devices import device_of
 from af.cli.sampling import anchor_of, guidance_of
 from af.files import read_json
 from af.metrics.evaluation import OF_FACES
@@ -33,7 +35,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     """Generate, read the faces, compare; print and write the table, the videos and TensorBoard's copy of the numbers."""
     from rich.console import Console
 
-    from af.cli.evaluation_report import write_report
+    from af.cli.evaluation_report import attempt, failed, write_report
     from af.forcing.dropout import SIGNALS, named_subset
     from af.metrics.repeats import digests_of, kept_apart, repeats
     from af.pipeline.faces import LatentReadout
@@ -51,6 +53,11 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         shutil.rmtree(args.out)
     if every:
         return _every_subset(subject, settings, args)
+    lpips = None
+    if subject.avatar is not None and args.lpips:
+        from af.models.perceptual import LpipsPerceptual
+
+        lpips = LpipsPerceptual("alex")  # what it lacks is told before the roll-outs
     _claim(subject, settings, args.out, args)
     start = time.monotonic()
     count = _count(subject.index, args)
@@ -62,14 +69,18 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     for remarks in (repeats(digests), without_null):
         for name, texts in remarks.items():
             notes.setdefault(name, []).extend(texts)
-    report, protocol = _report(subject, clips) if read else (None, _protocol(subject))
+    missing: dict[str, str] = {}
+    report, protocol = None, _protocol(subject)
+    if read:
+        with attempt("face parameters", missing):
+            report = _report(clips, protocol)
     rows = [] if report is None else report.rows
     extra: dict[str, Any] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
     extra["people"] = subject.people.known
     if subject.avatar is not None:
-        rows = [*_reconstruction(subject, args), *rows]
-    running, missing = _running(subject, settings, args)
-    rows += running
+        with attempt("psnr, ssim, l1", missing):
+            rows = [*_reconstruction(subject, lpips, args.seed), *rows]
+    rows += _running(subject, settings, args, missing)
     if subject.avatar is not None and not args.lpips:
         missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
     if isinstance(subject.faces, LatentReadout):
@@ -102,10 +113,11 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         extra=extra,
         console=console,
     )
-    _settings_to_tensorboard(args.out, rows, args)
+    with attempt("settings in tensorboard", missing):
+        _settings_to_tensorboard(args.out, rows, args)
     if listed:
         print(f"{args.out / MANIFEST}: the videos for af evaluate --manifest")
-    return 0
+    return failed(missing)
 
 
 def _films(args: argparse.Namespace) -> int:
@@ -144,8 +156,6 @@ class _Subject:
 
 
 def _load(args: argparse.Namespace) -> _Subject:
-    import torch
-
     from af.data.index import Index
     from af.data.provenance import HeldOut, drawn
     from af.errors import UserError
@@ -158,7 +168,7 @@ def _load(args: argparse.Namespace) -> _Subject:
     from af.pipeline.faces import DecodedFaces, LatentReadout, RememberingTracker, TrackedFaces
     from af.specs import require_spec
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(args)
     index = Index.load(args.data)
     denoiser, artifact = load_as(args.denoiser, MotionDenoiser)
     require_specs(index, artifact)
@@ -177,7 +187,7 @@ def _load(args: argparse.Namespace) -> _Subject:
                     f"on with the {MANIFEST} of each"
                 )
             return _Subject(avatar.denoiser, DecodedFaces(avatar), index, avatar, digests, people)
-        tracker = load_tracker()
+        tracker = load_tracker(device=device)
         read = RememberingTracker(tracker.track) if args.conditions == "all" else tracker.track
         return _Subject(avatar.denoiser, TrackedFaces(avatar, read, tracker.face_spec), index, avatar, digests, people)
     faces = LatentReadout.fit(Index.load(args.readout))
@@ -251,14 +261,13 @@ def _roll_out(
         )
 
 
-def _report(subject: _Subject, clips: list[EvaluationClip]) -> tuple[ParameterReport, Protocol]:
+def _report(clips: list[EvaluationClip], protocol: Protocol) -> ParameterReport:
     from rich.console import Console
 
     from af.metrics.table import parameter_report
 
     with Console(stderr=True).status("computing the numbers"):
-        protocol = _protocol(subject)
-        return parameter_report(clips, protocol), protocol
+        return parameter_report(clips, protocol)
 
 
 def _protocol(subject: _Subject) -> Protocol:
@@ -267,17 +276,12 @@ def _protocol(subject: _Subject) -> Protocol:
     return Protocol(block=subject.denoiser.layout.block_frames)
 
 
-def _reconstruction(subject: _Subject, args: argparse.Namespace) -> list[MetricRow]:
+def _reconstruction(subject: _Subject, lpips: Callable[[Any, Any], Any] | None, seed: int) -> list[MetricRow]:
     from af.metrics.rows import MetricRow
     from af.pipeline.evaluate import evaluate_reconstruction
 
-    lpips = None
-    if args.lpips:
-        from af.models.perceptual import LpipsPerceptual
-
-        lpips = LpipsPerceptual("alex")
     assert subject.avatar is not None
-    found = evaluate_reconstruction(subject.avatar.autoencoder, subject.index, seed=args.seed, lpips=lpips)
+    found = evaluate_reconstruction(subject.avatar.autoencoder, subject.index, seed=seed, lpips=lpips)
     text = f"cross-frame, {subject.people.text}; null: the source frame shown unchanged"
     kinds: dict[str, tuple[Literal["lower", "higher"], str]] = {
         "psnr": ("higher", "dB, "), "ssim": ("higher", ""), "l1": ("lower", "range 0–1, "), "lpips": ("lower", "AlexNet, ")
@@ -291,11 +295,12 @@ def _reconstruction(subject: _Subject, args: argparse.Namespace) -> list[MetricR
 
 
 def _running(
-    subject: _Subject, settings: RolloutSettings, args: argparse.Namespace
-) -> tuple[list[MetricRow], dict[str, str]]:
-    """Latency, speed and, where asked for, drift; {metric: why it was not measured}."""
+    subject: _Subject, settings: RolloutSettings, args: argparse.Namespace, missing: dict[str, str]
+) -> list[MetricRow]:
+    """Latency, speed and, where asked for, drift; what was not measured, and why, is added to `missing`."""
     from rich.console import Console
 
+    from af.cli.evaluation_report import attempt
     from af.data.index import Index
     from af.data.shards import ShardReader
     from af.errors import UserError
@@ -304,25 +309,27 @@ def _running(
     from af.pipeline.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
 
     index, avatar = subject.index, subject.avatar
-    rows, missing = waiting_rows(subject.denoiser, spec_of(index)[0]), {}
+    rows = waiting_rows(subject.denoiser, spec_of(index)[0])
     if avatar is not None:
-        with Console(stderr=True).status("a live session"):
+        with Console(stderr=True).status("a live session"), attempt("latency, speed", missing):
             try:
                 clip = ShardReader(index).read(0, {"video", "audio"})
                 rows += running_rows(measure_running(avatar, clip, settings))
             except (UserError, ValueError) as error:
                 missing["latency, speed"] = str(error)
     if not args.drift:
-        return rows, missing | {"drift": "needs long roll-outs: --drift"}
+        missing["drift"] = "needs long roll-outs: --drift"
+        return rows
     beside = args.data.parent / "train"
     folder = args.readout or (beside if (beside / "index.json").is_file() else args.data)
-    with Console(stderr=True).status("roll-outs of 4 minutes"):
+    with Console(stderr=True).status("roll-outs of 4 minutes"), attempt("drift", missing):
         found, true = long_drift(subject.denoiser, index, Index.load(folder), settings, avatar=avatar)
-    write_json(
-        args.out / "drift.json",
-        {"start_s": found.seconds.tolist(), "distance": found.distance.tolist(), "true": true.distance.tolist()},
-    )
-    return [*rows, *drift_rows(found, true, f"those of {folder}")], missing
+        write_json(
+            args.out / "drift.json",
+            {"start_s": found.seconds.tolist(), "distance": found.distance.tolist(), "true": true.distance.tolist()},
+        )
+        rows += drift_rows(found, true, f"those of {folder}")
+    return rows
 
 
 def _count(index: Index, args: argparse.Namespace) -> int:

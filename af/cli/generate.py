@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from af.cli.devices import add_device_argument, device_of
 from af.cli.sampling import add_sampling_arguments, anchor_of, guidance_of
 from af.errors import UserError
 
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--autoencoder", type=Path, required=True, help="model folder, run or checkpoint of the motion VAE"
     )
     models.add_argument("--denoiser", type=Path, required=True, help="model folder, run or checkpoint of the denoiser")
+    add_device_argument(models)
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--portrait", type=Path, required=True, help="picture of the avatar")
     inputs.add_argument("--avatar-audio", type=Path, help="what the avatar says (any sound or video file)")
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         require_video_name(args.side_by_side, "--side-by-side")
         if args.side_by_side.absolute() == args.out.absolute():
             raise UserError(f"--side-by-side {args.side_by_side} is --out, too; give each a file of its own")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(args)
     if args.precision is not None:
         print(f"precision: {choose(args.precision, device)}")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device, args.precision)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from af.cli.devices import add_device_argument, device_of
 from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import local_path, location
 from af.errors import UserError
@@ -48,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of whose user is taken (default 0)")
     parser.add_argument("--batch", type=int, default=32, help="clips rolled out together (default 32)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    add_device_argument(parser)
     parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
 
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the losers of every split asked for."""
     from af.pipeline.losers import LoserSettings, make_losers
 
+    device = device_of(args)
     model = args.files if args.source == "file" else args.denoiser
     if model is None:
         raise UserError(f"--source {args.source} needs {'--files' if args.source == 'file' else '--denoiser'}")
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     clear(args.out, args.overwrite, args.part, (args.data, model))
     splits = [name.strip() for name in args.splits.split(",")]
     for index in make_losers(
-        args.data, args.out, model, settings, splits=splits, workers=args.workers, share=args.part
+        args.data, args.out, model, settings, splits=splits, device=device, workers=args.workers, share=args.part
     ):
         print(f"{index.folder}: losers of {len(index.samples)} clips, {index.frames} frames")
     return 0

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from af.cli.devices import add_device_argument, device_of
+
 if TYPE_CHECKING:
     from af.data.index import Index
     from af.metrics.rows import MetricRow
@@ -48,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conversations", type=int, default=32, help="read for the probes (default 32)")
     parser.add_argument("--frames", type=int, default=100, help="of each person for the probes (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of pairs (default 0)")
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     from af.pipeline.encode import require_videos
     from af.pipeline.probe import read_people
 
+    device = device_of(args)
     model, artifact = load_as(args.autoencoder, MotionAutoencoder)
-    index, tracker = Index.load(args.data), load_tracker()
+    model.to(device)
+    index, tracker = Index.load(args.data), load_tracker(device=device)
     require_videos(index, model)
     with progress_bar() as progress:
         task = progress.add_task("reading people", total=2 * min(args.conversations, len(index.samples)))

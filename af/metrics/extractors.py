@@ -114,24 +114,27 @@ def torch_module(
     stride: int = 16,
     batch: int = 16,
     face: FaceSpec | None = None,
+    device: torch.device | str = "cpu",
 ) -> Extractor:
     """Any torch module or TorchScript file as an extractor; version = first 8 digits of the file's SHA-256.
 
     It gets RGB float (N, 3, size, size) scaled to [low, high], for "video" (N, 3, window, size, size) windows every
-    `stride` frames, and returns (N, F) (a tuple or dict: its first tensor).
+    `stride` frames, on `device`, and returns (N, F) (a tuple or dict: its first tensor).
     """
     if not isinstance(module, torch.nn.Module):
         path = require_file(module, f"extractor {name}", "export the network as TorchScript", f"the {name} extractor's")
         version = version or sha256_of(path)[:8]
         module = load_torchscript(path)
-    network = module.eval()
+    network = module.eval().to(device)
 
     def function(frames: Frames) -> np.ndarray:
         inputs = to_tensor(frames, size) * ((high - low) / 255) + low
         if kind == "video":
             inputs = windows_of(inputs, window, stride)
         with torch.no_grad():
-            parts = [_first_tensor(network(inputs[i : i + batch])) for i in range(0, len(inputs), batch)]
+            parts = [
+                _first_tensor(network(inputs[i : i + batch].to(device))).cpu() for i in range(0, len(inputs), batch)
+            ]
         return torch.cat(parts).flatten(1).double().numpy() if parts else np.zeros((0, 0))
 
     return Extractor(name, version or "0", kind, function, face)
@@ -163,7 +166,7 @@ def windows_of(frames: Float[Tensor, "T 3 Y X"], window: int, stride: int) -> Fl
 _INCEPTION_PREFIX = "6726825d"  # the released file's name carries the first digits of its SHA-256
 
 
-def inception(path: Path | str | None, batch: int = 16) -> Extractor:
+def inception(path: Path | str | None, batch: int = 16, device: torch.device | str = "cpu") -> Extractor:
     """InceptionV3 pool features (2048) through torch-fidelity (extra `fidelity`), weights by path.
 
     Tag `fid_inception` only for the real weights (SHA-256 6726825d…), else `fd_img/inception-<hash>`. Frames stay
@@ -177,12 +180,16 @@ def inception(path: Path | str | None, batch: int = 16) -> Extractor:
         raise UserError("FID needs torch-fidelity: pip install 'avatar-forcing[fidelity]'") from error
     version = sha256_of(weights)[:8]
     require_state_dict(weights, "InceptionV3 weights")  # torch-fidelity itself would unpickle anything
-    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).eval()
+    network = (
+        FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights))
+        .eval()
+        .to(device)
+    )
 
     def function(frames: Frames) -> np.ndarray:
         pictures = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
         with torch.no_grad():
-            parts = [network(pictures[i : i + batch])[0] for i in range(0, len(pictures), batch)]
+            parts = [network(pictures[i : i + batch].to(device))[0].cpu() for i in range(0, len(pictures), batch)]
         return torch.cat(parts).double().numpy()
 
     real = version == _INCEPTION_PREFIX
@@ -190,7 +197,12 @@ def inception(path: Path | str | None, batch: int = 16) -> Extractor:
 
 
 def i3d(
-    path: Path | str | None, sha256: str | None = None, window: int = 16, stride: int = 16, batch: int = 4
+    path: Path | str | None,
+    sha256: str | None = None,
+    window: int = 16,
+    stride: int = 16,
+    batch: int = 4,
+    device: torch.device | str = "cpu",
 ) -> Extractor:
     """I3D features (StyleGAN-V's TorchScript file), 16-frame windows at 224 px.
 
@@ -200,13 +212,13 @@ def i3d(
         "fetch i3d_torchscript.pt, the detector named in universome/stylegan-v, src/metrics/frechet_video_distance.py"
     )
     weights = require_file(path, "FVD", fetch, "--i3d", sha256)
-    network = load_torchscript(weights)
+    network = load_torchscript(weights).to(device)
 
     def function(frames: Frames) -> np.ndarray:
         inputs = windows_of(to_tensor(frames, 224), window, stride)
         with torch.no_grad():
             parts = [
-                network(inputs[i : i + batch], rescale=True, resize=False, return_features=True)
+                network(inputs[i : i + batch].to(device), rescale=True, resize=False, return_features=True).cpu()
                 for i in range(0, len(inputs), batch)
             ]
         return torch.cat(parts).double().numpy() if parts else np.zeros((0, 400))

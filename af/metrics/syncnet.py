@@ -156,6 +156,7 @@ def lse(
     D = min over offsets of the time-averaged distance, C = median − min. Silent clips do not discriminate: compare with
     the same clip and shifted audio. NaN with a warning below 6 frames.
     """
+    device = next(network.parameters()).device
     cepstra = torch.from_numpy(mfcc(audio)).float()
     last = min(len(frames), len(np.ravel(audio)) // SAMPLES_PER_FRAME) - WINDOW
     last = min(last, (len(cepstra) - MFCC_WINDOW) // MFCC_PER_FRAME + 1)
@@ -167,9 +168,10 @@ def lse(
     with torch.no_grad():
         for start in range(0, last, batch):
             index = range(start, min(start + batch, last))
-            lips.append(network.lips(torch.stack([pictures[i : i + WINDOW].transpose(0, 1) for i in index])))
+            seen = torch.stack([pictures[i : i + WINDOW].transpose(0, 1) for i in index])
+            lips.append(network.lips(seen.to(device)).cpu())
             steps = [cepstra[i * MFCC_PER_FRAME : i * MFCC_PER_FRAME + MFCC_WINDOW].T[None] for i in index]
-            sound.append(network.audio(torch.stack(steps)))
+            sound.append(network.audio(torch.stack(steps).to(device)).cpu())
     curve = offset_curve(torch.cat(lips), torch.cat(sound))
     best = int(curve.argmin())
     return SyncResult(float(curve[best]), float(np.median(curve) - curve[best]), MAX_OFFSET - best, curve)

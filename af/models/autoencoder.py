@@ -207,7 +207,7 @@ class MotionAutoencoder(nn.Module):
 
     def _checked(self, image: Tensor) -> Tensor:
         if image.numel() and image.is_floating_point():
-            low, high = (float(x) for x in torch.aminmax(image))
+            low, high = torch.stack(torch.aminmax(image)).float().cpu().numpy()  # once: a device is waited for
             if not (low >= -1.01 and high <= 1.01):  # also catches NaN; codecs may overshoot by a little
                 raise ValueError(f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}")
         return image
@@ -218,24 +218,27 @@ class MotionAutoencoder(nn.Module):
             code = single(code)
             return self.motion_head(code), self.log_variance_head(code) if self.variational else None
 
-    def identity(self, image: Float[Tensor, "B 3 Y X"]) -> Identity:
+    def identity(self, image: Float[Tensor, "B 3 Y X"], *, check: bool = True) -> Identity:
         """Code and appearance features of portraits, to be computed once and used for all their frames.
 
-        Raises ValueError for another size, layout or range than RGB (B, 3, size, size) in [-1, 1].
+        Raises ValueError for another size, layout or range than RGB (B, 3, size, size) in [-1, 1]. `check` looks at the
+        range, for which the host waits for the device: not needed for images that were bytes.
         """
-        return Identity(*self._encode(self._checked(image)))
+        return Identity(*self._encode(self._checked(image) if check else image))
 
-    def posterior(self, image: Float[Tensor, "B 3 Y X"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
-        """Mean and log-variance of the coefficients λ (None without `variational`). Errors as `identity`."""
-        return self._posterior(self._encode(self._checked(image))[0])
+    def posterior(
+        self, image: Float[Tensor, "B 3 Y X"], *, check: bool = True
+    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
+        """Mean and log-variance of the coefficients λ (None without `variational`). Errors and `check` as in `identity`."""
+        return self._posterior(self._encode(self._checked(image) if check else image)[0])
 
-    def coefficients(self, image: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B K"]:
-        """Motion coefficients λ of images (the mean of the posterior). Errors as `identity`."""
-        return self.posterior(image)[0]
+    def coefficients(self, image: Float[Tensor, "B 3 Y X"], *, check: bool = True) -> Float[Tensor, "B K"]:
+        """Motion coefficients λ of images (the mean of the posterior). Errors and `check` as in `identity`."""
+        return self.posterior(image, check=check)[0]
 
-    def motion(self, image: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B D"]:
-        """Motion latents Q λ of images. Errors as `identity`."""
-        return self._along_directions(self.coefficients(image))
+    def motion(self, image: Float[Tensor, "B 3 Y X"], *, check: bool = True) -> Float[Tensor, "B D"]:
+        """Motion latents Q λ of images. Errors and `check` as in `identity`."""
+        return self._along_directions(self.coefficients(image, check=check))
 
     def reference_motion(self, identity: Identity) -> Float[Tensor, "B D"]:
         """Motion latent of the portraits themselves, from their code: the same as `motion(image)`, without encoding."""

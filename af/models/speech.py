@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +30,22 @@ _FFT = 512  # samples of a spectrum of the log-mel features
 class SpeechFeatures(nn.Module):
     """Base of the extractors: windows, normalisation and rounding are the same for all of them.
 
-    A subclass gives `encode(windows (N, S)) -> (N, T, F)` with T = S / 640 and a `spec` naming it.
+    A subclass gives `encode(windows (N, S)) -> (N, T, F)` with T = S / 640 and a `spec` naming it. Sound comes from
+    anywhere, as a rule from the host; it is brought to the extractor's device, where the features stay.
     """
 
     def __init__(self, spec: FeatureSpec, silence: float) -> None:
         super().__init__()
         self.spec = spec
         self._silence = silence
+        self.register_buffer("_here", torch.empty(0), persistent=False)  # extractors without weights have a device too
+
+    _here: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are computed."""
+        return self._here.device
 
     def encode(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
         """Features of normalised windows of equal length, S a multiple of 640."""
@@ -51,42 +60,66 @@ class SpeechFeatures(nn.Module):
 
     def pieces(self, waveform: Float[Tensor, " S"]) -> Iterator[Float[Tensor, "t F"]]:
         """The same piece by piece in bounded memory: whole blocks in streaming mode, all at once in utterance mode."""
-        frames = samples_to_frames(waveform.shape[-1])
-        if waveform.ndim != 1 or frames == 0:
-            raise ValueError(f"expected one waveform of at least one frame (640 samples), got {tuple(waveform.shape)}")
-        waveform = waveform[: frames_to_samples(frames)].float()
+        for features in self.voices([waveform]):
+            yield features[0]
+
+    def voices(self, waveforms: Sequence[Float[Tensor, " S"]]) -> Iterator[list[Float[Tensor, "t F"]]]:
+        """`pieces` of several voices of equal length, computed together: no voice is padded to the length of another,
+        so that each gets what it gets alone, up to rounding. ValueError for voices of different lengths.
+        """
+        if len({len(w) for w in waveforms}) != 1 or any(
+            w.ndim != 1 or samples_to_frames(len(w)) == 0 for w in waveforms
+        ):
+            raise ValueError(
+                "expected waveforms of one length and at least one frame (640 samples), got "
+                f"{', '.join(str(tuple(w.shape)) for w in waveforms)}"
+            )
+        frames = samples_to_frames(len(waveforms[0]))
+        sound = _finite(torch.stack([w[: frames_to_samples(frames)].float() for w in waveforms]))
         if self.spec.block_frames is None:
             with torch.no_grad():
-                features = self._features(waveform[None])[0]
-            yield features
+                features = self._features(sound)
+            yield list(features)
             return
         blocks = math.ceil(frames / self.spec.block_frames)
         end = frames_to_samples(blocks * self.spec.block_frames + self.spec.right_context_frames)
-        padded = F.pad(waveform, (0, end - waveform.numel()))
+        sound = F.pad(sound, (0, end - sound.shape[1]))
         made = 0
-        for group in _equal_windows(blocks, self.spec):
-            features = self.block(torch.stack([padded[start:stop] for start, stop in group])).flatten(0, 1)
-            yield features[: frames - made]
-            made += len(features)
+        for group in _equal_windows(blocks, self.spec, max(1, _WINDOWS_AT_ONCE // len(waveforms))):
+            windows = torch.stack([sound[:, start:stop] for start, stop in group], 1)
+            features = self.block(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]).flatten(1, 2)
+            yield list(features[:, : frames - made])
+            made += features.shape[1]
 
     @torch.no_grad()
     def block(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
-        """The newest block of each window [start, stop) given by `block_window`: what a live session calls."""
+        """The newest block of each window [start, stop) given by `block_window`: what a live session calls.
+
+        Raises ValueError on non-finite samples (of the host: looking at those of a device would wait for it).
+        """
         block, right = self.spec.block_frames, self.spec.right_context_frames
         if block is None:
             raise ValueError("utterance features have no blocks")
-        features = self._features(windows)
+        features = self._features(_finite(windows) if windows.device.type == "cpu" else windows)
         end = features.shape[1] - right
         return features[:, end - block : end]
 
     def _features(self, windows: Tensor) -> Tensor:
-        if not torch.isfinite(windows).all():
-            raise ValueError("the waveform holds NaN or infinite samples")
+        windows = windows.to(self.device, non_blocking=True)
         mean = windows.mean(-1, keepdim=True)
         variance = windows.var(-1, correction=0, keepdim=True)
         normalised = (windows - mean) / (variance + self._silence).sqrt()
         # the shards hold float16: the live path rounds the same way
         return self.encode(normalised).half().float()
+
+
+_WINDOWS_AT_ONCE = 64  # bounds the memory of streaming features
+
+
+def _finite(sound: Tensor) -> Tensor:
+    if not torch.isfinite(sound).all():
+        raise ValueError("the waveform holds NaN or infinite samples")
+    return sound
 
 
 def _windows(mode: Mode, block: int, window: int, right: int) -> dict[str, Any]:
@@ -107,7 +140,7 @@ def block_window(block: int, spec: FeatureSpec) -> tuple[int, int]:
     )
 
 
-def _equal_windows(blocks: int, spec: FeatureSpec, limit: int = 64) -> Iterator[list[tuple[int, int]]]:
+def _equal_windows(blocks: int, spec: FeatureSpec, limit: int) -> Iterator[list[tuple[int, int]]]:
     """Windows of consecutive blocks in groups of one length, at most `limit` a group (bounded memory)."""
     group: list[tuple[int, int]] = []
     for block in range(blocks):

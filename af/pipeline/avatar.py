@@ -28,11 +28,17 @@ from af.types import Condition, Identity
 
 @dataclass(frozen=True)
 class Avatar:
-    """Everything that turns a portrait, voices and a user's face motion into frames."""
+    """Everything that turns a portrait, voices and a user's face motion into frames, on one device: the denoiser's, to
+    which the others are moved.
+    """
 
     autoencoder: MotionAutoencoder
     denoiser: MotionDenoiser
     features: SpeechFeatures
+
+    def __post_init__(self) -> None:
+        for part in (self.autoencoder, self.features):
+            part.to(self.device)
 
     @classmethod
     def load(
@@ -68,15 +74,16 @@ class Avatar:
         require_spec(made, latents, where=f"the autoencoder {autoencoder}", remedy=remedy)
         features = motion.speech_features()
         model = motion.model.to(device)
-        return cls(images.model.to(device), model if precision is None else for_inference(model, precision), features)
+        return cls(images.model, model if precision is None else for_inference(model, precision), features)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Where everything is computed."""
         return next(self.denoiser.parameters()).device
 
     @torch.inference_mode()
     def identity(self, portrait: UInt8[np.ndarray, "Y X 3"]) -> tuple[Identity, Float[Tensor, "1 D"]]:
+<<<<<<< HEAD
         """Identity and reference motion of a portrait of the autoencoder's size (`af.read_portrait` makes one).
 
         Raises UserError for a picture of another size or type.
@@ -84,6 +91,12 @@ class Avatar:
         portrait = face_crop("portrait", portrait, self.autoencoder.image_size)
         image = image_tensor(portrait[None]).to(self.device)
         return self.autoencoder.identity(image), self.autoencoder.motion(image)
+=======
+        """Identity and reference motion of a portrait of the autoencoder's size."""
+        image = image_tensor(portrait[None], self.device)
+        identity = self.autoencoder.identity(image, check=False)
+        return identity, self.autoencoder.reference_motion(identity)
+>>>>>>> a9b8662 (wip)
 
     @torch.inference_mode()
     def motion(
@@ -142,7 +155,9 @@ class Avatar:
                 raise UserError(
                     "give the avatar's audio, the user's audio or the user's video: there is nothing to act on"
                 )
-            yield self.denoiser.condition(*(None if x is None else x[None].to(self.device) for x in (a, u, m)))
+            yield self.denoiser.condition(
+                *(None if x is None else x[None].to(self.device, non_blocking=True) for x in (a, u, m))
+            )
             made += count
 
     def _audio_pieces(self, audio: np.ndarray | None, frames: int) -> Iterator[Tensor]:

@@ -48,6 +48,7 @@ def encode(
     *,
     keep_video: bool = True,
     precision: str = "fp32",
+    device: torch.device | str = "cpu",
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
@@ -57,11 +58,12 @@ def encode(
     With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist,
     made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `precision` "bf16"
     runs the autoencoder in half precision (latents within about 1 %), "auto" does where that is fast
-    (`af.nn.precision`). The statistics of the training motions are written beside the splits.
+    (`af.nn.precision`). Both networks run on `device`. The statistics of the training motions are written beside the
+    splits.
     Raises UserError when `out` was made with other settings or holds other shards, and before anything is written when
     the shards have no video of the autoencoder's size.
     """
-    chosen = choose(precision, _device())
+    chosen = choose(precision, device)
     if precision != "fp32":
         print(f"precision: {chosen}")
     model, artifact = load_as(autoencoder, MotionAutoencoder)
@@ -76,7 +78,7 @@ def encode(
         "bf16": chosen.name == "bf16",
     }
     claim_output(out / SETTINGS_NAME, settings)
-    given = (str(artifact.folder), json.dumps(features), keep_video, chosen.name)
+    given = (str(artifact.folder), json.dumps(features), keep_video, chosen.name, str(device))
     parts = [
         Part(out / index.split / shard.name, (str(index.folder), number, *given), shard.sha256)
         for index in indices
@@ -98,10 +100,10 @@ def training_statistics(indices: Sequence[Index], out: Path, directions: Float[t
 
 
 def encode_shard(
-    path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, precision: str
+    path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, precision: str, device: str
 ) -> int:
     """Write one encoded shard; returns its number of samples. Runs in worker processes, which keep their models."""
-    model, motion_spec, extractor = _models(autoencoder, features)
+    model, motion_spec, extractor = _models(autoencoder, features, device)
     reader = ShardReader(folder)
     copied = (*_COPIED, "mp4") if keep_video else _COPIED
 
@@ -116,18 +118,18 @@ def encode_shard(
                 for part in copied
                 if reader.has(i, f"{role}.{part}") and not part.endswith("npy")
             }
-            for role in ROLES:
+            audio = [voice for role in ROLES if (voice := clip.person(role).audio) is not None]
+            voices = features_of(extractor, audio)
+            for role, voice in zip(ROLES, voices, strict=True):
                 person = clip.person(role)
                 assert person.video is not None
-                assert person.audio is not None
                 if reader.has(i, f"{role}.face.npy"):
                     members[f"{role}.face.npy"] = reader.read_rows(i, f"{role}.face.npy", 0, entry.frames)
-                with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=precision == "bf16"):
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                     members[f"{role}.motion.npy"] = video_motion(model, person.video).astype(
                         STORED["motion"], copy=False
                     )
-                features = extractor(torch.from_numpy(person.audio)).numpy()
-                members[f"{role}.audio.npy"] = features.astype(STORED["audio"], copy=False)
+                members[f"{role}.audio.npy"] = voice.astype(STORED["audio"], copy=False)
             meta = replace(
                 reader.read_meta(i),
                 motion_spec=motion_spec,
@@ -136,6 +138,18 @@ def encode_shard(
             yield entry.key, meta, members
 
     return write_shard(path, samples())[0]
+
+
+def features_of(extractor: SpeechFeatures, voices: Sequence[Float[np.ndarray, " S"]]) -> list[Float[np.ndarray, "T F"]]:
+    """Speech features of the voices of a conversation, computed together off the CPU, where many windows
+    at once cost little more than a few.
+    """
+    sounds = [torch.from_numpy(voice) for voice in voices]
+    together = (
+        [sounds] if extractor.device.type != "cpu" and len({len(s) for s in sounds}) == 1 else [[s] for s in sounds]
+    )
+    pieces = [zip(*extractor.voices(group), strict=True) for group in together]
+    return [torch.cat(voice).cpu().numpy() for group in pieces for voice in group]
 
 
 def video_motion(
@@ -155,7 +169,7 @@ def video_motion_pieces(
     batch = batch or frames_at_once(model)
     iterator = iter(frames)
     while group := list(islice(iterator, batch)):
-        yield model.motion(image_tensor(np.stack(group)).to(device)).float().cpu().numpy()
+        yield model.motion(image_tensor(np.stack(group), device), check=False).float().cpu().numpy()
 
 
 def frames_at_once(model: MotionAutoencoder) -> int:
@@ -163,6 +177,7 @@ def frames_at_once(model: MotionAutoencoder) -> int:
     return max(1, min(_BATCH, _BATCH_PIXELS // model.image_size**2))
 
 
+<<<<<<< HEAD
 def image_tensor(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[torch.Tensor, "T 3 Y X"]:
     """uint8 frames as the models' images in [-1, 1]."""
     # a camera's BGR turned into RGB is a view with negative strides, which torch does not take
@@ -175,6 +190,13 @@ def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[
     if shape != (size, size, 3) or kind != np.uint8:
         raise UserError(f"{name}: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}")
     return frame
+=======
+def image_tensor(
+    frames: UInt8[np.ndarray, "T Y X 3"], device: torch.device | str = "cpu"
+) -> Float[torch.Tensor, "T 3 Y X"]:
+    """uint8 frames as the models' images in [-1, 1] on `device`, to which they go as bytes."""
+    return torch.from_numpy(frames).to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
+>>>>>>> a9b8662 (wip)
 
 
 def image_array(images: Float[torch.Tensor, "T 3 Y X"]) -> UInt8[np.ndarray, "T Y X 3"]:
@@ -242,13 +264,9 @@ def require_specs(index: Index, artifact: Artifact) -> None:
 
 
 @lru_cache(maxsize=1)
-def _models(autoencoder: str, features: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
+def _models(autoencoder: str, features: str, device: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
     model, artifact = load_as(autoencoder, MotionAutoencoder)
-    return model.to(_device()), motion_spec_of(model, artifact.digest), build(json.loads(features))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features)).to(device)
 
 
 def require_videos(index: Index, model: MotionAutoencoder) -> None:

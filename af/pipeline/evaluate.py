@@ -188,9 +188,9 @@ def evaluate_reconstruction(
     totals: dict[str, dict[str, float]] = {"model": defaultdict(float), "copy": defaultdict(float)}
     for start in range(0, len(sources), batch):
         source, driving = np.stack(sources[start : start + batch]), np.stack(drivings[start : start + batch])
-        output = autoencoder(image_tensor(source).to(device), image_tensor(driving).to(device)).image
+        output = autoencoder(image_tensor(source, device), image_tensor(driving, device)).image
         for side, images in (("model", image_array(output)), ("copy", source)):
-            for name, value in likeness(images, driving, lpips).items():
+            for name, value in likeness(images, driving, lpips, device).items():
                 totals[side][name] += value * len(images) / len(sources)
     return Reconstruction(totals["model"], totals["copy"], len(sources))
 
@@ -199,15 +199,16 @@ def likeness(
     images: UInt8[np.ndarray, "B Y X 3"],
     true: UInt8[np.ndarray, "B Y X 3"],
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """PSNR, SSIM, L1 and, with a network for it, LPIPS: means over the batch."""
+    """PSNR, SSIM, L1 and, with a network for it (which runs on `device`), LPIPS: means over the batch."""
     first, second = (image_tensor(side) for side in (images, true))
     values = {
         "psnr": float(np.mean(psnr_each(images, true))),
         "ssim": functional.ssim(first, second),
         "l1": functional.l1(first, second) / 2,  # of the range −1 … 1
     }
-    return values if lpips is None else values | {"lpips": float(lpips(first, second))}
+    return values if lpips is None else values | {"lpips": float(lpips(first.to(device), second.to(device)))}
 
 
 def psnr_each(images: UInt8[np.ndarray, "B Y X 3"], true: UInt8[np.ndarray, "B Y X 3"]) -> list[float]:

@@ -75,6 +75,7 @@ def make_losers(
     settings: LoserSettings,
     *,
     splits: Sequence[str] = ("train", "val"),
+    device: torch.device | str = "cpu",
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
@@ -93,7 +94,7 @@ def make_losers(
     place = Path(model)
     if settings.source != "file":
         place = find_model(model)  # once: a run that is trained meanwhile comes to have newer checkpoints
-        denoiser, artifact = _denoiser(str(place))
+        denoiser, artifact = _denoiser(str(place), str(device))
         digest, noise_dim = artifact.digest, denoiser.dim
         for index in sources:
             require_specs(index, artifact)
@@ -108,7 +109,7 @@ def make_losers(
     parts = [
         Part(
             out / index.split / shard.name,
-            (str(index.folder), number, str(place), chosen),
+            (str(index.folder), number, str(place), chosen, str(device)),
             shard.sha256 if settings.source != "file" else _digest_of_arrays(index, number, Path(model)),
         )
         for index in sources
@@ -121,7 +122,7 @@ def make_losers(
     return run_job(parts, loser_shard, finish, share=share, workers=workers, description="losers") or []
 
 
-def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str) -> int:
+def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str, device: str) -> int:
     """Write one shard of losers; returns its number of samples. Runs in worker processes, which keep their model."""
     made = LoserSettings(**json.loads(settings))
     reader = ShardReader(folder)
@@ -130,7 +131,7 @@ def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str) 
     if made.source == "file":
         motions = {turn: _from_file(reader, *turn, Path(model)) for turn in turns}
     else:
-        motions = _rolled_out(reader, turns, model, made)
+        motions = _rolled_out(reader, turns, _denoiser(model, device)[0], made)
 
     def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
         _, motion_spec = spec_of(reader.index)
@@ -154,14 +155,13 @@ def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str) 
 
 
 def _rolled_out(
-    reader: ShardReader, turns: Sequence[tuple[int, str]], model: str, settings: LoserSettings
+    reader: ShardReader, turns: Sequence[tuple[int, str]], denoiser: MotionDenoiser, settings: LoserSettings
 ) -> dict[tuple[int, str], np.ndarray]:
     """Motion of every (sample, avatar's role), rolled out in batches of clips of one length."""
     by_length: dict[int, list[tuple[int, str]]] = {}
     for turn in turns:
         by_length.setdefault(reader.index.samples[turn[0]].frames, []).append(turn)
     motions: dict[tuple[int, str], np.ndarray] = {}
-    denoiser, _ = _denoiser(model)
     how = RolloutSettings(settings.steps, Guidance(audio=settings.audio, user=settings.user), settings.seed)
     for group in by_length.values():
         for start in range(0, len(group), settings.batch):
@@ -273,7 +273,6 @@ def _digest_of_arrays(index: Index, shard: int, folder: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _denoiser(folder: str) -> tuple[MotionDenoiser, Artifact]:
+def _denoiser(folder: str, device: str) -> tuple[MotionDenoiser, Artifact]:
     denoiser, artifact = load_as(folder, MotionDenoiser)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return denoiser.to(device), artifact

@@ -54,7 +54,7 @@ def read_people(
             if "seed" not in extra or person.video is None or person.face is None:
                 raise UserError(f"{index.folder}: only synthetic shards with videos know who is to be seen (af synth)")
             identities = [
-                model.identity(image_tensor(person.video[:frames][t : t + _BATCH]).to(device))
+                model.identity(image_tensor(person.video[:frames][t : t + _BATCH], device), check=False)
                 for t in range(0, min(frames, len(person.video)), _BATCH)
             ]
             codes = torch.cat([identity.code for identity in identities])
@@ -144,7 +144,7 @@ def traversal(
     model: MotionAutoencoder, people: Sequence[Person], steps: Sequence[float]
 ) -> UInt8[np.ndarray, "K S Y X 3"]:
     """The first person with each coefficient in turn at `steps` standard deviations from the portrait's own."""
-    portrait = image_tensor(people[0].portrait[None]).to(model.direction_weight.device)
+    portrait = image_tensor(people[0].portrait[None], model.direction_weight.device)
     identity: Identity = model.identity(portrait)
     spread = torch.from_numpy(np.concatenate([p.coefficients for p in people]).std(0)).float().to(portrait.device)
     offsets = torch.tensor(steps, device=portrait.device)[None, :, None] * torch.diag(spread)[:, None]

@@ -64,7 +64,7 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
     device, space = next(denoiser.parameters()).device, denoiser.motion_space
 
     def stacked(rows: Iterable[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack([np.asarray(r, np.float32) for r in rows])).to(device)
+        return torch.from_numpy(np.stack([np.asarray(r, np.float32) for r in rows])).to(device, non_blocking=True)
 
     condition = denoiser.condition(
         stacked(t.avatar_audio for t in turns),
@@ -72,13 +72,14 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
         stacked(t.user_motion for t in turns),
     )
     frames = sum(block_sizes(condition.frames, denoiser.layout))
+    noise = torch.stack([clip_noise(t.name, settings.seed, frames, space.dim) for t in turns])
     motion = rollout(
         denoiser,
         keep_signals(condition, settings.signals),
         space.to_model(stacked(t.reference for t in turns)),
         steps=settings.steps,
         guidance=settings.guidance,
-        noise=torch.stack([clip_noise(t.name, settings.seed, frames, space.dim) for t in turns]).to(device),
+        noise=noise.to(device, non_blocking=True),
         anchor=settings.anchor,
     )
     return space.from_model(motion).float()

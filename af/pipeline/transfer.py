@@ -110,7 +110,7 @@ def transfer(
     device = next(model.parameters()).device
     step = 32
     pieces = [
-        image_array(model(*(image_tensor(side[i : i + step]).to(device) for side in (portraits, driving))).image)
+        image_array(model(*(image_tensor(side[i : i + step], device) for side in (portraits, driving))).image)
         for i in range(0, len(portraits), step)
     ]
     return np.concatenate(pieces)

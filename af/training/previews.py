@@ -105,7 +105,7 @@ class Previews(Callback):
             model, _ = load_as(self.autoencoder, MotionAutoencoder)
             self._decoder = model.to(device).requires_grad_(False)
         assert clip.b.video is not None
-        identity = self._decoder.identity(image_tensor(clip.b.video[:1]).to(device))
+        identity = self._decoder.identity(image_tensor(clip.b.video[:1], device), check=False)
         return image_array(self._decoder.decode(identity, motion)[0])
 
 
