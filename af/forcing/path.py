@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from af.devices import widest_float
 from af.errors import UserError
 
 SCHEDULES: Final = ("uniform", "released", "pyramid")
@@ -45,6 +46,11 @@ class Schedule:
     def steps(self) -> int:
         """Rows of the matrix."""
         return self.flow_times.shape[0]
+
+    def beside(self, motion: Tensor) -> Schedule:
+        """The same on the device of `motion`: flow times as precise as that can be, step sizes in its dtype."""
+        times = self.flow_times.to(motion.device, widest_float(motion.device), non_blocking=True)
+        return Schedule(times, self.step_sizes.to(motion.device, motion.dtype, non_blocking=True))
 
     def of(self, frames: int) -> Schedule:
         """The matrix for `frames` frames: a column for each, blocks one like the other. ValueError if they do not fit."""
@@ -121,14 +127,14 @@ def integrate(
     UserError for an unknown solver.
     """
     check_solver(solver)
-    steps = steps.of(noise.shape[1])
-    sizes = steps.step_sizes.to(noise)[..., None]
+    steps = steps.of(noise.shape[1]).beside(noise)
+    sizes = steps.step_sizes[..., None]
     x = noise
     for row in range(steps.steps):
         v = velocity(x, row)
         if solver == "heun" and row + 1 < steps.steps:
             later = velocity(x + sizes[row] * v, row + 1)
-            arrived = (steps.flow_times[row + 1] == 1).to(noise.device)[:, None]
+            arrived = (steps.flow_times[row + 1] == 1)[:, None]
             v = torch.where(arrived, v, (v + later) / 2)
         x = x + sizes[row] * v
     return x

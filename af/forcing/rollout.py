@@ -129,7 +129,9 @@ def draw_noise(generator: torch.Generator | None, reference: Float[Tensor, "B D"
     """Standard normal noise (B, frames, D), drawn where the generator lives: the same numbers on every device."""
     device = reference.device if generator is None else generator.device
     shape = (reference.shape[0], frames, reference.shape[-1])
-    return torch.randn(shape, generator=generator, device=device, dtype=reference.dtype).to(reference.device)
+    return torch.randn(shape, generator=generator, device=device, dtype=reference.dtype).to(
+        reference.device, non_blocking=True
+    )
 
 
 def _check_prime(prime: str, layout: WindowLayout) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from af.devices import widest_float
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance, branch_conditions, combine
 from af.forcing.path import Schedule, check_solver, integrate
@@ -105,10 +106,13 @@ class BlockSampler:
         self.settings = (steps, guidance, schedule, solver, anchor)  # equal: can be sampled together
         named = make_schedule(schedule, steps, self.layout.block_frames) if isinstance(schedule, str) else schedule
         self._schedule, self._solver, self._anchor = named.of(self.layout.block_frames), solver, anchor
+        self._steps = self._schedule.beside(reference)
         self._device = reference.device
         # the modulation of every flow time that occurs, once for the whole roll-out; the last one is 1 (clean)
         times = torch.cat((self._schedule.flow_times.flatten(), torch.ones(1, dtype=torch.float64)))
-        distinct, self._row_times = (t.to(self._device) for t in torch.unique(times, return_inverse=True))
+        distinct, places = torch.unique(times, return_inverse=True)
+        self._row_times = places.to(self._device, non_blocking=True)
+        distinct = distinct.to(self._device, widest_float(self._device), non_blocking=True)
         self._modulation = denoiser.modulation(distinct[None])
         # these depend on a few sizes only and become constant once the caches are full
         self._geometries: dict[tuple[int, int, int], tuple[list[AttentionPlan], RotaryTable]] = {}
@@ -134,7 +138,7 @@ class BlockSampler:
             guided = combine(branches, self.branches)
             return guided - pull if anchor.pull else guided
 
-        motion = integrate(velocity, noise, self._schedule, self._solver)
+        motion = integrate(velocity, noise, self._steps, self._solver)
         self._finish(motion, keys, plans, past)
         return motion
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from af.devices import widest_float
 from af.errors import UserError
 from af.models.condition import AudioProjection, DualMotionEncoder
 from af.models.motion_space import MotionSpace
@@ -44,8 +45,9 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, flow_time: Float[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """Embedding of every frame's flow time."""
-        tau = TIME_SCALE * (1 - flow_time.double())
-        index = torch.arange(TIME_FREQUENCIES, dtype=torch.float64, device=flow_time.device)
+        wide = widest_float(flow_time.device)
+        tau = TIME_SCALE * (1 - flow_time.to(wide))
+        index = torch.arange(TIME_FREQUENCIES, dtype=wide, device=flow_time.device)
         angle = tau[..., None] * 10_000.0 ** (-index / TIME_FREQUENCIES)
         waves = torch.cat((angle.cos(), angle.sin()), -1).to(self.fc1.weight.dtype)
         with _as_kept(flow_time):

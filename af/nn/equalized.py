@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from af.nn.resample import blur
+from af.nn.resample import blur, blur_kernel
 
 SLOPE = 0.2
 GAIN = math.sqrt(2)  # what a leaky ReLU with slope 0.2 roughly takes away from the second moment
@@ -73,8 +73,11 @@ class ResidualDown(nn.Module):
         self.conv1 = EqualConv2d(inputs, inputs, 3, padding=1, activate=True)
         self.conv2 = EqualConv2d(inputs, outputs, 3, stride=2, activate=True, gain=1 / math.sqrt(2))
         self.skip = EqualConv2d(inputs, outputs, 1, stride=2, gain=1 / math.sqrt(2))
+        self.register_buffer("kernel", blur_kernel(), persistent=False)
+
+    kernel: Tensor
 
     def forward(self, x: Float[Tensor, "B I Y X"]) -> Float[Tensor, "B O Y2 X2"]:
         """Half the height and width."""
-        main = self.conv2(blur(self.conv1(x), padding=2))
-        return main + self.skip(blur(x, padding=1))
+        main = self.conv2(blur(self.conv1(x), self.kernel, padding=2))
+        return main + self.skip(blur(x, self.kernel, padding=1))

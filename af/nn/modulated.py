@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from af.nn.equalized import GAIN, SLOPE, EqualLinear
-from af.nn.resample import blur
+from af.nn.resample import blur, blur_kernel
 
 
 class Modulation(NamedTuple):
@@ -45,6 +45,10 @@ class StyledConv(nn.Module):
         self.style = EqualLinear(style_dim, inputs, bias=1.0)
         self.up, self.eps = up, eps
         self.scale = 1 / math.sqrt(inputs * 9)
+        if up:
+            self.register_buffer("kernel", blur_kernel(4.0), persistent=False)
+
+    kernel: Tensor
 
     def modulation(self, code: Float[Tensor, "B D"]) -> Modulation:
         """Factors for style codes; the demodulated output has unit variance for unit-variance input."""
@@ -57,7 +61,7 @@ class StyledConv(nn.Module):
         """leaky(outputs * conv(inputs * x) + bias) * sqrt(2)."""
         x = x * modulation.inputs[:, :, None, None].to(x.dtype)
         if self.up:
-            y = blur(F.conv_transpose2d(x, self.weight, stride=2), padding=1, gain=4.0)
+            y = blur(F.conv_transpose2d(x, self.weight, stride=2), self.kernel, padding=1)
         else:
             y = F.conv2d(x, self.weight, padding=1)
         bias = (self.bias * GAIN)[None, :, None, None].to(y.dtype)

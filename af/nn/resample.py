@@ -15,30 +15,35 @@ from torch import Tensor
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
+def blur_kernel(gain: float = 1.0) -> Float[Tensor, "1 1 4 4"]:
+    """outer([1,3,3,1])/64·gain, for `blur`: a buffer of its module, so that it is on the device before it is needed."""
+    taps = torch.tensor(TAPS) / sum(TAPS)
+    return (torch.outer(taps, taps) * gain)[None, None]
+
+
 class _Blur(torch.autograd.Function):
     """Depthwise convolution with the fixed kernel. Its gradient is another blur; autograd's would also prepare one for
     the constant kernel, and oneDNN's backward of depthwise convolutions is many times slower than its forward."""
 
     @staticmethod
-    def forward(x: Tensor, padding: int, gain: float) -> Tensor:
-        taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device)
-        taps = taps / taps.sum()
-        kernel = (torch.outer(taps, taps) * gain).expand(x.shape[1], 1, len(TAPS), len(TAPS))
+    def forward(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+        kernel = kernel.to(x.dtype).expand(x.shape[1], 1, len(TAPS), len(TAPS))
         return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
-        _, ctx.padding, ctx.gain = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        _, kernel, ctx.padding = inputs
+        ctx.save_for_backward(kernel)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         # The kernel is symmetric: correlation and convolution are one.
-        return _Blur.apply(gradient, len(TAPS) - 1 - ctx.padding, ctx.gain), None, None
+        return _Blur.apply(gradient, *ctx.saved_tensors, len(TAPS) - 1 - ctx.padding), None, None
 
 
-def blur(x: Float[Tensor, "B C Y X"], padding: int, gain: float = 1.0) -> Float[Tensor, "B C Y2 X2"]:
-    """Convolve every channel with outer([1,3,3,1])/64·gain, `padding` (0 to 3) zeros on each side."""
-    return _Blur.apply(x, padding, gain)
+def blur(x: Float[Tensor, "B C Y X"], kernel: Float[Tensor, "1 1 4 4"], padding: int) -> Float[Tensor, "B C Y2 X2"]:
+    """Convolve every channel with the `blur_kernel`, `padding` (0 to 3) zeros on each side."""
+    return _Blur.apply(x, kernel, padding)
 
 
 def upsample2(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y2 X2"]:

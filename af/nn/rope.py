@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from af.devices import widest_float
+
 
 @dataclass(frozen=True)
 class RotaryTable:
@@ -23,14 +25,16 @@ class RotaryTable:
 def rotary_table(
     positions: Int[Tensor, " T"], head_dim: int, *, theta: float = 10_000.0, dtype: torch.dtype = torch.float32
 ) -> RotaryTable:
-    """Angles position · theta^(-2i/head_dim) for pair i. Computed in float64: exact for positions in the millions.
+    """Angles position · theta^(-2i/head_dim) for pair i. Computed in float64, where the device has it: exact for positions
+    in the millions (in float32 to 1e-5 within a window of hundreds).
 
     `dtype` is that of cosine and sine, float32 or float64.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
-    powers = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
-    angle = positions.to(torch.float64)[:, None] * theta**-powers
+    wide = widest_float(positions.device)
+    powers = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device) / head_dim
+    angle = positions.to(wide)[:, None] * theta**-powers
     return RotaryTable(torch.complex(angle.cos().to(dtype), angle.sin().to(dtype)))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from af.nn.equalized import EqualConv2d, EqualLinear, ResidualDown
 from af.nn.modulated import ModulatedProjection, StyledConv
-from af.nn.resample import blur, upsample2
+from af.nn.resample import blur, blur_kernel, upsample2
 from af.nn.warp import base_grid, warp
 
 
@@ -44,13 +44,13 @@ def test_linear_scales_the_weight_and_not_the_bias(generator):
 
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 def test_blur_is_the_fixed_filter(image, padding):
-    torch.testing.assert_close(blur(image, padding, gain=4.0), _filter(image, padding, padding, 4.0))
+    torch.testing.assert_close(blur(image, blur_kernel(4.0), padding), _filter(image, padding, padding, 4.0))
 
 
 def test_blur_has_first_and_second_derivatives(generator):
     x = torch.randn(1, 2, 6, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: blur(x, 1), x)
-    assert torch.autograd.gradgradcheck(lambda x: blur(x, 2), x)
+    assert torch.autograd.gradcheck(lambda x: blur(x, blur_kernel(), 1), x)
+    assert torch.autograd.gradgradcheck(lambda x: blur(x, blur_kernel(), 2), x)
 
 
 def test_doubling_is_zero_insertion_and_the_filter(image):
