@@ -180,7 +180,9 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
     assert "reaction_gain" not in json.loads((tmp_path / "runs/mine/evaluation/metrics.json").read_text())
     going_on = ["--manifest", "runs/mine/evaluation/manifest.csv", "--synthetic-tracker", "--block", "10"]
     assert main(["evaluate", *going_on, "--out", "runs/mine/faces"]) == 0
-    assert "reaction_gain" in json.loads((tmp_path / "runs/mine/faces/metrics.json").read_text())
+    faces = json.loads((tmp_path / "runs/mine/faces/metrics.json").read_text())
+    assert "reaction_gain" in faces
+    assert "tracker of drawn faces" in faces["notes"]["faces"][0]
 
     # the other form of `af evaluate`, with the film just made
     with open("clips.csv", "w", newline="") as file:

@@ -204,6 +204,8 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
         videos = {c.clip: {s: p for s in ("user", "generated", "true") if (p := c.video_file(s))} for c, _ in measured}
     notes = {c.clip: [*m.notes, *_silent(m, [m for _, m in measured]), *remarks.get(c.clip, [])] for c, m in measured}
     notes = {clip: texts for clip, texts in notes.items() if texts}
+    if args.synthetic_tracker:
+        notes = {"faces": ["read by the tracker of drawn faces (af synth); of filmed people it says nothing"], **notes}
     write_report(
         args.out,
         rows,

@@ -193,7 +193,7 @@ def _last(key: str) -> str:
 
 def require_one_tracker(runs: Sequence[Run]) -> None:
     """UserError when faces were read in more than one way: numbers of two trackers do not go into one table."""
-    read_by = {str(run.config["evaluation/faces"]): run.folder for run in runs if "evaluation/faces" in run.config}
+    read_by = {str(by): run.folder for run in runs if (by := run.config.get("evaluation/faces")) is not None}
     if len(read_by) > 1:
         found = "".join(f"\n  {tracker}: {folder}" for tracker, folder in sorted(read_by.items()))
         raise UserError(f"faces were read by several trackers, whose numbers do not go into one table:{found}")

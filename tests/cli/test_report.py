@@ -147,3 +147,5 @@ def test_numbers_of_two_trackers_are_not_mixed(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "latent-readout/0123: " in capsys.readouterr().err
     assert main(["report", str(tmp_path / "a")]) == 0
+    evaluated(tmp_path / "a" / "filmed", 0.3, 0.3, faces=None)  # nobody read its faces: no second tracker
+    assert main(["report", str(tmp_path / "a")]) == 0
