@@ -95,12 +95,17 @@ def damaged_packet(error: av.error.FFmpegError) -> bool:
     return isinstance(error, av.error.InvalidDataError)
 
 
-def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
-    """The video stream that counts: the default one, else the largest; never a cover or a single picture. Raises `MediaError`."""
+def refuse_still(path: Path | str, container: Any) -> None:
+    """Raises `MediaError` for a still picture: FFmpeg opens it as a video of one frame, or of one tile."""
     brand = str(container.metadata.get("major_brand", "")).strip()
     names = container.format.name.split(",")
     if brand in STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
         raise MediaError(path, "still", "is a still picture (or an animation that is read as one), not a video")
+
+
+def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
+    """The video stream that counts: the default one, else the largest; never a cover or a single picture. Raises `MediaError`."""
+    refuse_still(path, container)
     moving = [s for s in container.streams.video if not s.disposition & _NOT_VIDEO]
     if not moving:
         cover = " but a cover or a still picture" if container.streams.video else ""

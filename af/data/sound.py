@@ -18,7 +18,7 @@ import soxr
 from jaxtyping import Float32, Float64
 
 from af.clock import SAMPLE_RATE, frames_to_samples, samples_to_seconds, seconds_to_samples
-from af.data.container import MediaError, damaged_packet, opened, ranked, start_s, stream_s
+from af.data.container import MediaError, damaged_packet, opened, ranked, refuse_still, start_s, stream_s
 from af.data.notes import Notes
 
 #: Sound that starts later than the clock says by more than this gets silence before it (dropped packets).
@@ -182,6 +182,7 @@ def _named(layout: Layout, chosen: np.ndarray) -> str:
 def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
     """The default track, unless it is silent and another is not."""
     with opened(path) as container:
+        refuse_still(path, container)
         tracks = container.streams.audio
         numbers = [tracks.index(stream) for stream in ranked(tracks)]
     if not numbers:

@@ -195,6 +195,14 @@ def test_a_video_or_an_animation_gives_its_first_frame(tmp_path):
         assert np.abs(found.astype(int) - expected).mean() < 6, name
 
 
+def test_pictures_of_rare_kinds_say_what_to_do(tmp_path):
+    Image.fromarray(corners()).save(tmp_path / "a.pcx")
+    (tmp_path / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>')
+    for name in ("a.pcx", "a.svg"):
+        with pytest.raises(MediaError, match=rf"{name}: .*save it as PNG or JPEG"):
+            read_portrait(tmp_path / name, 32)
+
+
 def test_other_faces_are_noted_and_the_largest_is_taken(tmp_path):
     Image.fromarray(corners(120, 200)).save(tmp_path / "a.png")
 

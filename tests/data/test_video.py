@@ -15,7 +15,7 @@ from PIL import Image
 from toy_videos import scene
 
 from af.data import colour
-from af.data.media import MediaError, iter_video, read_video
+from af.data.media import MediaError, iter_video, read_audio, read_video
 from af.data.notes import Notes
 
 
@@ -345,6 +345,8 @@ def test_a_still_picture_is_no_video(tmp_path, ending):
     with pytest.raises(MediaError, match=rf"in\.{ending}: .*still picture") as caught:
         list(iter_video(tmp_path / f"in.{ending}"))
     assert caught.value.reason == "still"
+    with pytest.raises(MediaError, match="still picture"):
+        read_audio(tmp_path / f"in.{ending}")
 
 
 def test_an_animation_is_a_video(tmp_path):

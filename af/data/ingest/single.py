@@ -39,8 +39,14 @@ def read_portrait(
     path, notes = Path(path), Notes() if notes is None else notes
     frame = read_picture(path, notes)
     if frame is None:
-        with contextlib.closing(iter_video(path, notes=notes)) as frames:  # type: ignore[type-var]
-            frame = next(frames)
+        try:
+            with contextlib.closing(iter_video(path, notes=notes)) as frames:  # type: ignore[type-var]
+                frame = next(frames)
+        except MediaError as error:
+            if error.reason not in ("still", "no_frames"):
+                raise
+            text = "not a picture or video that can be read: save it as PNG or JPEG"
+            raise MediaError(path, "unreadable", text) from None
     if min(frame.shape[:2]) < _SMALLEST:
         height, width = frame.shape[:2]
         raise MediaError(path, "too_small", f"{width} x {height} pixels; a portrait needs at least {_SMALLEST}")
