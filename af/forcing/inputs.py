@@ -120,6 +120,11 @@ class Voice:
         return samples_to_frames(self.received)
 
     @property
+    def whole_frames(self) -> int:
+        """Frames that the sound lasts (a part of a frame is not a frame)."""
+        return self.received_frames
+
+    @property
     def expected_frames(self) -> int:
         """Frames of sound that came, or where the next sample belongs."""
         return samples_to_frames(self.expected)
@@ -244,6 +249,17 @@ class Face:
         if frames > self.received_frames:
             self._rows = torch.cat((self._rows, self.last.expand(frames - self.received_frames, -1)))
             self.received_frames = frames
+
+    @property
+    def whole_frames(self) -> int:
+        """Frames of the clock that the user's frames last (a part of a frame is not a frame)."""
+        return math.floor(self.expected)
+
+    def end_at(self, frames: int) -> None:
+        """The end: exactly `frames` slots."""
+        self._rows = self._rows[: frames - self.used]
+        self.received_frames = self.used + len(self._rows)
+        self.fill(frames)
 
     def spans(self, count: int, times: Sequence[Fraction] | None, bounds: Bounds | None) -> Spans:
         """Where `count` frames belong, taken at `times` or one `step` after the other; nothing changes yet.

@@ -137,8 +137,7 @@ class LiveSession:
     @property
     def clock_frames(self) -> int:
         """Frames that the session has lasted: those of the sound (of the user's motion where there is none)."""
-        received = self._received()
-        return max((n for name, n in received.items() if name in self._voices), default=max(received.values()))
+        return max(signal.received_frames for signal in (self._voices or self._all()).values())
 
     @property
     def faults(self) -> Faults:
@@ -165,8 +164,9 @@ class LiveSession:
         """Frames that each signal still lacks of the next block; a signal that lacks none is not named."""
         stop = self._sampler.frames + self._sampler.layout.block_frames
         heard = stop if self._speech is None else self._speech.needed_frames(stop)
-        needed = {name: (heard if name in self._voices else stop) - n for name, n in self._received().items()}
-        return {name: frames for name, frames in needed.items() if frames > 0}
+        needed = {name: heard if name in self._voices else stop for name in self._all()}
+        lacking = {name: needed[name] - signal.received_frames for name, signal in self._all().items()}
+        return {name: frames for name, frames in lacking.items() if frames > 0}
 
     def push(self, **signals: Any) -> list[LiveBlock]:
         """New input, and the blocks it completes. All or nothing: after an error the session is what it was before.
@@ -258,12 +258,12 @@ class LiveSession:
         self._sampler.commit()
         for voice in self._voices.values():
             voice.end()
-        end = max(self._received().values())
+        end = max(self._sampler.frames, *(signal.whole_frames for signal in self._all().values()))
         for voice in self._voices.values():
             voice.end_at(end)
             voice.features.cut(end - self._sampler.frames)
         if self._face is not None:
-            self._face.fill(end)
+            self._face.end_at(end)
         blocks = _ready_blocks([self], start)[0]
         left = end - self._sampler.frames
         if left > 0:
@@ -312,9 +312,6 @@ class LiveSession:
 
     def _all(self) -> dict[str, Voice | Face]:
         return {**self._voices, **({} if self._face is None else {"user_motion": self._face})}
-
-    def _received(self) -> dict[str, int]:
-        return {name: signal.received_frames for name, signal in self._all().items()}
 
     def _cycle(self) -> list[tuple[int, int, int]]:
         """(start, stop, frames of input needed) of the blocks until motion and feature blocks meet again."""

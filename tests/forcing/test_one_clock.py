@@ -70,6 +70,10 @@ def session(denoiser, speech: LogMel, *, seed: int = 3, **options) -> LiveSessio
     return LiveSession(denoiser, REFERENCE, speech_stream(speech), generator=generator, **options)
 
 
+def received(running: LiveSession, name: str = "user_motion") -> int:
+    return running._all()[name].received_frames
+
+
 def joined(blocks) -> torch.Tensor:
     return torch.cat([block.motion for block in blocks], 1) if blocks else torch.zeros(1, 0, 6)
 
@@ -110,12 +114,25 @@ def test_a_rate_that_is_not_the_one_said_stays_within_the_patience(listening, sp
         due = (frame + 1) * fps // 25
         running.push(user_audio=voice(1, frame), user_motion=numbered(taken, due))
         taken = due
-        assert abs(running._received()["user_motion"] - running.clock_frames) <= 5
+        assert abs(received(running) - running.clock_frames) <= 5
     faults = running.faults
     assert (faults.dropped_frames if fps > 25 else faults.filled_frames) > 0
     # ten blocks before the end as well as at it: seen when it was taken
     for slot in (len(listening.seen) // 2, len(listening.seen) - 1):
         assert abs((listening.seen[slot] - 1) / fps - slot / 25) <= 0.04 * 6 + 1 / fps
+
+
+@pytest.mark.parametrize("signals", [LISTENS, Signals(False, False, True)])
+@pytest.mark.parametrize("fps", [7, 24, 30])
+def test_the_end_is_the_clocks_whatever_the_rate(denoiser, speech, fps: int, signals: Signals) -> None:
+    """The last frame may be shown for longer than the recording lasts, but makes it no longer."""
+    for frames in range(20, 31):
+        running = session(denoiser, speech, signals=signals, rates=Rates(user_frames=fps))
+        sound = {"user_audio": voice(frames)} if signals.user_audio else {}
+        blocks = running.push(**sound, user_motion=numbered(0, frames * fps // 25))
+        lasts = frames if sound else frames * fps // 25 * 25 // fps
+        got = joined([*blocks, *running.finish()]).shape[1]
+        assert got == max(lasts, sum(b.motion.shape[1] for b in blocks))
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 24_000, 44_100, 48_000, 96_000])
@@ -163,7 +180,7 @@ def talk_with_a_stall(running: LiveSession, *, burst: int | None, frames: int = 
             kept.append(new)
             new, kept = torch.cat(kept[:burst]), kept[burst:]
         running.push(user_audio=voice(1, frame), user_motion=new, **other)
-        assert abs(running._received()["user_motion"] - running.clock_frames) <= 5, frame
+        assert abs(received(running) - running.clock_frames) <= 5, frame
         assert running.clock_frames == frame + 1
 
 
@@ -215,7 +232,7 @@ def test_times_that_cannot_be_are_said(listening, speech) -> None:
             running.push(user_motion=numbered(2, 4), user_times=times)
     running.push(user_motion=numbered(2, 5), user_times=[0.08, 0.08, 0.02])
     assert running.faults.dropped_frames == 2
-    assert running._received()["user_motion"] == 3
+    assert received(running) == 3
 
 
 def test_a_microphone_that_stalls_does_not_run_ahead_afterwards(listening, speech) -> None:
@@ -229,7 +246,7 @@ def test_a_microphone_that_stalls_does_not_run_ahead_afterwards(listening, speec
                 sound = np.concatenate([voice(1, n) for n in range(50, 201)])
             running.push(avatar_audio=voice(1, 1000 + frame), user_audio=sound)
             assert running.clock_frames == frame + 1
-            assert frame + 1 - 5 <= running._received()["user_audio"] <= frame + 1 + 5
+            assert frame + 1 - 5 <= received(running, "user_audio") <= frame + 1 + 5
         assert (running.faults.dropped_samples > 0) == burst
         heard = speech(torch.from_numpy(np.concatenate([voice(1, n) for n in range(300)])))
         assert torch.allclose(listening.signal(1)[0, -60:], heard[-60:], atol=2e-3)  # features are of half precision
@@ -285,7 +302,7 @@ def test_after_any_pushes_the_clock_is_the_sounds(denoiser, speech, pushes, pati
         others += twin.push(**new)
         assert running.clock_frames == at["avatar_audio"] // SAMPLES_PER_FRAME
         if patience is not None:
-            motion = running._received()["user_motion"]
+            motion = received(running)
             assert running.clock_frames - patience <= motion <= running.clock_frames + patience
             lacking = running.clock_frames - patience - running.frames
             assert lacking < BLOCK
