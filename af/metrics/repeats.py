@@ -44,12 +44,17 @@ def repeats(clips: Digests) -> dict[str, list[str]]:
                 said.append(
                     f"the {PARTS[one]} and the {PARTS[other]} are the same: held against itself, anything is perfect"
                 )
+        shared: dict[str, list[str]] = {}
         for part, digests in parts.items():
             where = next((first[d] for d in digests if d in first and first[d][0] != name), None)
             if where is not None:
-                said.append(f"its {PARTS[part]} is the {PARTS[where[1]]} of clip {where[0]}: not another sample")
+                words = PARTS[part] if where[1] == part else f"{PARTS[part]} (there the {PARTS[where[1]]})"
+                shared.setdefault(where[0], []).append(words)
             for d in digests:
                 first.setdefault(d, (name, part))
+        said += [
+            f"not another sample than clip {other}: the same {', '.join(words)}" for other, words in shared.items()
+        ]
     return {name: said for name, said in remarks.items() if said}
 
 

@@ -51,7 +51,9 @@ def test_a_part_of_an_earlier_clip_is_named(part):
     first, second = clip("a", 0), clip("b", 1)
     said = remarks(first, replace(second, **{part: getattr(first, part)}), clip("c", 2))
     assert set(said) == {"b"}
-    assert "clip a" in said["b"][0]
+    assert "clip a: the same" in said["b"][0]
+    crossed = remarks(first, replace(second, generated=first.user))["b"]
+    assert "generated avatar (there the user)" in crossed[0]
 
 
 def test_one_clip_under_two_names_is_no_null_of_itself():
@@ -94,6 +96,6 @@ def test_the_command_remarks_on_files_in_the_report_and_on_the_console(tmp_path,
     notes = json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"]
     for text in (said, " ".join((tmp_path / "out" / "metrics.md").read_text().split())):
         assert "true avatar and the generated avatar are the same" in text
-        assert "its true avatar is the true avatar of clip a" in text
-    assert len([n for n in notes["b"] if "clip a" in n]) == 3
+        assert "not another sample than clip a: the same user, true avatar, generated avatar" in text
+    assert len([n for n in notes["b"] if "clip a" in n]) == 1
     assert not [n for n in notes.get("c", []) if "clip" in n or "same" in n]
