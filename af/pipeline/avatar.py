@@ -83,20 +83,13 @@ class Avatar:
 
     @torch.inference_mode()
     def identity(self, portrait: UInt8[np.ndarray, "Y X 3"]) -> tuple[Identity, Float[Tensor, "1 D"]]:
-<<<<<<< HEAD
         """Identity and reference motion of a portrait of the autoencoder's size (`af.read_portrait` makes one).
 
         Raises UserError for a picture of another size or type.
         """
         portrait = face_crop("portrait", portrait, self.autoencoder.image_size)
-        image = image_tensor(portrait[None]).to(self.device)
-        return self.autoencoder.identity(image), self.autoencoder.motion(image)
-=======
-        """Identity and reference motion of a portrait of the autoencoder's size."""
-        image = image_tensor(portrait[None], self.device)
-        identity = self.autoencoder.identity(image, check=False)
+        identity = self.autoencoder.identity(image_tensor(portrait[None], self.device), check=False)
         return identity, self.autoencoder.reference_motion(identity)
->>>>>>> a9b8662 (wip)
 
     @torch.inference_mode()
     def motion(

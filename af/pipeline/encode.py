@@ -177,26 +177,21 @@ def frames_at_once(model: MotionAutoencoder) -> int:
     return max(1, min(_BATCH, _BATCH_PIXELS // model.image_size**2))
 
 
-<<<<<<< HEAD
-def image_tensor(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[torch.Tensor, "T 3 Y X"]:
-    """uint8 frames as the models' images in [-1, 1]."""
-    # a camera's BGR turned into RGB is a view with negative strides, which torch does not take
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "Y X 3"]:
     """`frame` if it is a crop of `size` pixels; UserError otherwise."""
     shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
     if shape != (size, size, 3) or kind != np.uint8:
         raise UserError(f"{name}: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}")
     return frame
-=======
+
+
 def image_tensor(
     frames: UInt8[np.ndarray, "T Y X 3"], device: torch.device | str = "cpu"
 ) -> Float[torch.Tensor, "T 3 Y X"]:
     """uint8 frames as the models' images in [-1, 1] on `device`, to which they go as bytes."""
-    return torch.from_numpy(frames).to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
->>>>>>> a9b8662 (wip)
+    # a camera's BGR turned into RGB is a view with negative strides, which torch does not take
+    bytes_there = torch.from_numpy(np.ascontiguousarray(frames)).to(device, non_blocking=True)
+    return bytes_there.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def image_array(images: Float[torch.Tensor, "T 3 Y X"]) -> UInt8[np.ndarray, "T Y X 3"]:

@@ -31,13 +31,10 @@ def speech_stream(features: SpeechFeatures) -> SpeechStream:
 
 
 def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any) -> LiveSession:
-<<<<<<< HEAD
     """A session that takes user frames: face crops of the autoencoder's size, as `af.FaceCropper` makes them, or None.
 
     `options` as in `LiveSession`. Raises UserError for features that read whole utterances.
     """
-=======
-    """A session that takes user frames (face crops of the autoencoder's size); `options` as in `LiveSession`."""
     options.setdefault("encode_user", user_encoder(avatar))
     return LiveSession(avatar.denoiser, reference, speech_stream(avatar.features), **options)
 
@@ -45,15 +42,10 @@ def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any
 def user_encoder(avatar: Avatar) -> Callable[[UInt8[np.ndarray, "Y X 3"]], Float[Tensor, " D"]]:
     """What turns one face crop of the user into a motion latent. It raises UserError for another size."""
     size = avatar.autoencoder.image_size
->>>>>>> a9b8662 (wip)
 
     def encode_user(frame: UInt8[np.ndarray, "Y X 3"]) -> Float[Tensor, " D"]:
-        image = image_tensor(face_crop("user_frames", frame, avatar.autoencoder.image_size)[None])
+        image = image_tensor(face_crop("user_frames", frame, size)[None], avatar.device)
         with torch.no_grad():
-<<<<<<< HEAD
-            return avatar.autoencoder.motion(image.to(avatar.device))[0]
-=======
-            return avatar.autoencoder.motion(image_tensor(frame[None], avatar.device), check=False)[0]
->>>>>>> a9b8662 (wip)
+            return avatar.autoencoder.motion(image, check=False)[0]
 
     return encode_user
