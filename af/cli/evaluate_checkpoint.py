@@ -215,7 +215,7 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
         if not file.is_file() or read_json(file).get("clips") != extra["clips"]:
             console.print(f"signals: {name}", highlight=False)
             videos = _films(args) if len(signals) == len(SIGNALS) else 0
-            report, _ = _report(subject, _roll_out(subject, chosen, out, args, videos=videos))
+            report = _report(_roll_out(subject, chosen, out, args, videos=videos), _protocol(subject))
             write_metrics(out, report.rows, extra, title=f"{args.denoiser} with {name}")
         found.append(Setting(name, (read_json(file),)))
     comparison = Comparison.of(found)
