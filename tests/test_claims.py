@@ -100,3 +100,18 @@ def test_experiment_013_says_what_it_is_told():
         assert {"009", "013"} <= set(
             re.findall(r"\b(?:009|013)\b", (EXPERIMENTS / other / "README.md").read_text() + other)
         )
+
+
+def test_the_commands_name_the_models_of_their_tables():
+    """Experiments 008 and 011 have one and the same L2 model in their tables; so their commands give it."""
+    teacher = {r["metric"]: r["mean"] for r in records(EXPERIMENTS / "008_distillation") if "24 passes" in r["setting"]}
+    conditions = json.loads((EXPERIMENTS / "011_condition_dropping" / "conditions.json").read_text())["table"]
+    same = {r["metric"]: r["mean"] for r in conditions if r["setting"] == "avatar_audio+user_audio+user_motion"}
+    shared = [tag for tag in teacher if tag in same]
+    assert len(shared) > 5
+    assert all(teacher[tag] == pytest.approx(same[tag], rel=1e-3) for tag in shared)
+    models = [
+        re.search(rf"{option} (\S+/export)", (EXPERIMENTS / name / "README.md").read_text())[1]
+        for name, option in (("008_distillation", "--start"), ("011_condition_dropping", "--denoiser"))
+    ]
+    assert len(set(models)) == 1
