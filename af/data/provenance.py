@@ -24,6 +24,12 @@ def people_digests(indexes: Iterable[Index]) -> list[str]:
     return sorted(map(person_digest, {name for index in indexes for s in index.samples for name in s.participants}))
 
 
+def trained_on(info: Mapping[str, Any]) -> set[str] | None:
+    """The digests of a model's people; None when its folder does not say (or says something else)."""
+    told = info.get(TRAINED_ON)
+    return set(told) if isinstance(told, list) and all(isinstance(person, str) for person in told) else None
+
+
 def with_earlier_people(info: Mapping[str, Any], start: Mapping[str, Any] | None) -> dict[str, Any]:
     """`info` of a model whose training began with a model of the info `start`: its people were trained on, too.
 
@@ -31,7 +37,7 @@ def with_earlier_people(info: Mapping[str, Any], start: Mapping[str, Any] | None
     """
     if start is None:
         return dict(info)
-    earlier = start.get(TRAINED_ON)
+    earlier = trained_on(start)
     if earlier is None:
         return {key: value for key, value in info.items() if key != TRAINED_ON}
     return {**info, TRAINED_ON: sorted({*info.get(TRAINED_ON, ()), *earlier})}
@@ -50,9 +56,9 @@ class HeldOut:
     def of(index: Index, models: Mapping[str, Mapping[str, Any]], limit: int | None = None) -> HeldOut:
         """Of the first `limit` conversations of `index`, for model folders {name: content of model.json}."""
         people = {name for sample in index.samples[:limit] for name in sample.participants}
-        silent = [name for name, info in models.items() if TRAINED_ON not in info]
+        silent = [name for name, info in models.items() if trained_on(info) is None]
         for name, info in models.items():
-            trained = set(info.get(TRAINED_ON, ()))
+            trained = trained_on(info) or set()
             if seen := [person for person in people if person_digest(person) in trained]:
                 which = (
                     f"{len(seen)} of the {len(people)} people here" if len(seen) < len(people) else "all people here"

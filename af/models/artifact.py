@@ -26,7 +26,7 @@ from torch.nn.modules import module as registration
 
 from af.errors import UserError
 from af.files import atomic_path, sha256_of, write_json
-from af.models.checkpoint import newest, saved_model, sound, step_of
+from af.models.checkpoint import FOLDER, checkpoint_files, newest, saved_model, sound, step_of
 from af.models.registry import build, check_description, registered
 from af.specs import FeatureSpec, MotionSpec, SchemaError, is_number, require_spec
 
@@ -130,6 +130,8 @@ def find_model(path: str | Path) -> Path:
         return export
     if not path.exists():
         raise UserError(f"{path}: no such model folder, run folder or checkpoint")
+    if checkpoint_files(path / FOLDER):
+        raise UserError(f"{path / FOLDER}: every checkpoint there is broken")
     raise UserError(
         f"{path} is not a model folder: {DESCRIPTION} is missing; nor is it a run folder with a checkpoint or an export. "
         "Training writes a model folder as RUN/export, `af export` makes one of a stopped run"
@@ -182,7 +184,7 @@ def _from_checkpoint(file: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     saved = saved_model(file)
     state = _plain(saved.state)
     digest = hashlib.sha256(serialised(state)).hexdigest()  # of the file that an export would write
-    return _checked({"format": FORMAT, "model": saved.config, "sha256": digest, **saved.info}, str(file)), state
+    return _checked({**saved.info, "format": FORMAT, "model": saved.config, "sha256": digest}, str(file)), state
 
 
 def _steps(export: Path) -> float:

@@ -60,12 +60,8 @@ def sound(path: Path) -> bool:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is sound; None without any. UserError when all of them are broken."""
-    files = checkpoint_files(run / FOLDER)
-    found = next(filter(sound, files), None)
-    if files and found is None:
-        raise UserError(f"{run / FOLDER}: every checkpoint there is broken")
-    return found
+    """The newest checkpoint of a run folder that is sound; None without any."""
+    return next(filter(sound, checkpoint_files(run / FOLDER)), None)
 
 
 def step_of(path: Path) -> float:
@@ -95,6 +91,9 @@ def saved_model(path: Path) -> SavedModel:
         state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         for average in averages:
             state |= average["average"]
+        # a tensor may be said to be larger than what is stored of it
+        if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
+            raise UserError(f"{path} describes weights that are larger than itself")
         return SavedModel(config, {**info, "steps": content["global_step"]}, state)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

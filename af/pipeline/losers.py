@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from af.data.checks import ShardError, check_values
 from af.data.index import Index, build_index
 from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.plan import mix
@@ -248,11 +249,15 @@ def _stranger(index: Index, i: int, seed: int) -> int:
 def _from_file(reader: ShardReader, i: int, role: str, folder: Path) -> Float[np.ndarray, "T D"]:
     entry = reader.index.samples[i]
     file = _array_file(folder, entry.key, role)
-    array = np.load(file, allow_pickle=False)
+    try:
+        array = np.asarray(np.load(file, allow_pickle=False), np.float32)
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise UserError(f"{file} cannot be read as an array of numbers ({error}); save it with numpy.save") from error
     dim = MotionSpec.from_json(reader.index.specs["motion"]).dim
     if array.shape != (entry.frames, dim):
         raise UserError(f"{file}: shape {array.shape}, expected {(entry.frames, dim)} (frames x motion latent)")
-    return array.astype(np.float32)
+    check_values(array, partial(ShardError, str(file), ""))
+    return array
 
 
 def _array_file(folder: Path, key: str, role: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from af.data.shards import Index, ShardReader
+from af.data.shards import Index, ShardError, ShardReader
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
@@ -77,7 +78,12 @@ class Previews(Callback):
         fields = {"motion", "audio_features"}
         if self.autoencoder is not None and "b.mp4" in index.samples[0].members:
             fields.add("video")
-        return [reader.read(i, fields) for i in range(min(self.clips, len(index.samples)))]
+        clips = []
+        for i in range(len(index.samples)):
+            if len(clips) < self.clips:
+                with contextlib.suppress(ShardError):  # a clip that is broken is not shown; the loader names it
+                    clips.append(reader.read(i, fields))
+        return clips
 
     @torch.inference_mode()
     def _draw(self, writer: Any, clip: Clip, denoiser: MotionDenoiser, step: int) -> None:

@@ -34,6 +34,8 @@ def test_a_split_is_held_out_only_where_every_model_says_so(told, latents):
     train, test = Index.load(latents / "train"), Index.load(latents / "test")
     assert HeldOut.of(test, models).known == "held out"
     assert HeldOut.of(train, models).known == "training data"
+    for said in (None, 7, "ab", [1], [["a"]], {}):
+        assert HeldOut.of(test, {**models, "changed one": {TRAINED_ON: said}}).known == "unknown"
     unknown = HeldOut.of(test, {**models, "old one": {}})
     assert unknown.known == "unknown"
     assert "old one" in unknown.text

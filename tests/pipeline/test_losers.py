@@ -138,7 +138,12 @@ def test_arrays_from_a_folder(latents, losers, tmp_path):
     np.save(files / f"{key}.{role}.npy", motion + 1)  # another array is another loser
     assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "out")]) == 0
     assert motions(tmp_path / "out")[key, role].tobytes() == (motion + 1).tobytes()
-    next(files.iterdir()).unlink()
+    bad = files / f"{key}.{role}.npy"
+    for values in (np.full_like(motion, np.nan), motion * 1e30, motion[:-1], np.array(["a"]), None):
+        bad.write_bytes(b"cut") if values is None else np.save(bad, values)
+        with pytest.raises(UserError, match=bad.name):
+            make_losers(latents, tmp_path / "half", files, LoserSettings("file"), splits=["train"])
+    bad.unlink()
     assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "half")]) == 1
 
 
