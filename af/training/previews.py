@@ -78,7 +78,7 @@ class Previews(Callback):
         fields = {"motion", "audio_features"}
         if self.autoencoder is not None and "b.mp4" in index.samples[0].members:
             fields.add("video")
-        clips = []
+        clips: list[Clip] = []
         for i in range(len(index.samples)):
             if len(clips) < self.clips:
                 with contextlib.suppress(ShardError):  # a clip that is broken is not shown; the loader names it
