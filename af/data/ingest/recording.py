@@ -120,7 +120,8 @@ def examine(
         note_movement(look, path, name, notes)
         if voice is not None:
             apart = lip_lag(mouth_changes(look, path), voice)
-            _check_lag(apart, name, "its sound is {where} its lips", options, notes, _MEND)
+            mend = _MEND.format(0 if apart is None else -apart.seconds)
+            _check_lag(apart, name, "its sound is {where} its lips", options, notes, mend)
         tracks[role] = steady_crops(
             path,
             look.looks,
@@ -154,7 +155,7 @@ def examine(
     return Recording(frames, tracks, scenes, audio, separation, tuple(clips), dropped)
 
 
-_MEND = "ffmpeg -i FILE -itsoffset SECONDS -i FILE -map 0:v -map 1:a -c copy NEW moves a file's sound"
+_MEND = "ffmpeg -i OLD -itsoffset {:.2f} -i OLD -map 0:v -map 1:a -c copy NEW moves the sound"
 _NOTED_S = 0.08  # two frames: less is within what the estimates see
 
 
