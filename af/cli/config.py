@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import af
-from af.errors import UserError
+from af.cli.keys import explained, refuse_unread, require_form
+from af.cli.typed import require_types, settings_of
+from af.errors import UserError, did_you_mean
 
 
 def config_folder() -> Path:
@@ -36,12 +38,31 @@ def compose(name: str, overrides: list[str], config_dir: Path | None = None) -> 
         raise UserError(f"--config-dir {config_dir} is not a folder")
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     register_resolvers()
-    GlobalHydra.instance().clear()
-    try:
+
+    def composed(words: list[str]) -> Any:
+        GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-            return hydra.compose(name, [*search, *overrides])
+            return hydra.compose(name, [*search, *words])
+
+    require_form(overrides)
+    try:
+        config = composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"the configuration does not compose: {error}") from error
+        if name == "train" and (with_flags := _with_trainer_flags(overrides)) != overrides:
+            return compose(name, with_flags, config_dir)
+        raise UserError(f"the configuration does not compose: {explained(error, overrides, composed)}") from error
+    refuse_unread(overrides, composed)
+    return config
+
+
+def _with_trainer_flags(overrides: list[str]) -> list[str]:
+    """Options of Lightning's Trainer may be given though our configurations do not list them."""
+    from af.training.launch import trainer_options
+
+    return [
+        f"++{w}" if re.match(r"trainer\.(\w+)=", w) and w[8:].partition("=")[0] in trainer_options() else w
+        for w in overrides
+    ]
 
 
 def register_resolvers() -> None:
@@ -62,34 +83,45 @@ def register_resolvers() -> None:
 def resolve(config: Any) -> dict[str, Any]:
     """Plain containers with every interpolation filled in. Raises UserError naming a missing or broken key."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is not set: give {error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration is incomplete: {error}") from error
+        raise UserError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
 
 
-def instantiate(config: Any, **extra: Any) -> Any:
-    """Build the object a (resolved) configuration describes; a wrong value is a UserError naming key and value."""
+def instantiate(config: Any, key: str = "", **extra: Any) -> Any:
+    """Build the object a (resolved) configuration describes, which stands at `key`; a wrong value is a UserError naming
+    key and value.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as build
 
+    require_types(config, key)
     try:
         return build(config, _convert_="all", **extra)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError):
-            key = str(error).partition("full_key: ")[2] or "configuration"
+        if isinstance(cause, ValueError | TypeError | ArithmeticError):
+            place = str(error).partition("full_key: ")[2]
+            where = ".".join(part for part in (key, place) if part) or "configuration"
             if foreign := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause)):
-                what = (
-                    f"{foreign[1]} has no setting {foreign[2]!r}; does an override or a choice belong to another stage?"
-                )
-                raise UserError(f"{key}: {what}") from error
-            raise UserError(f"{key}: {cause}") from error
+                near = did_you_mean(foreign[2], settings_of(_target(config, place)))
+                what = f"{foreign[1]} has no setting {foreign[2]!r}{near}; does an override or a choice belong to another stage?"
+                raise UserError(f"{where}: {what}") from error
+            raise UserError(f"{where}: {cause}") from error
         raise
+
+
+def _target(config: Any, place: str) -> str:
+    for part in filter(None, place.split(".")):
+        config = config[part]
+    return config["_target_"]
 
 
 def to_yaml(config: Any) -> str:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from af.cli.config import config_folder, instantiate, register_resolvers, resolve
 from af.cli.jobs import Job, ledger_states, run_jobs
+from af.cli.keys import explained, refuse_unread, require_form
 from af.cli.search import objective, search
 from af.errors import UserError
 
@@ -130,10 +131,22 @@ def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: Proces
     register_resolvers()
     GlobalHydra.instance().clear()
 
+    def composed(words: list[str]) -> Any:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            runner = GlobalHydra.instance().hydra
+            assert runner is not None
+            words = [*places, *words]
+            return runner.compose_config("sweep", words, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+
+    require_form(overrides)
+
     def task(config: DictConfig) -> None:
         raise AssertionError("jobs run in processes of their own")
 
     try:
+        refuse_unread(overrides, composed)
+        GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
             runner = GlobalHydra.instance().hydra
             assert runner is not None
@@ -149,4 +162,4 @@ def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: Proces
                 return search(sweeper.launcher, OmegaConf.to_container(config.hydra.overrides.task))  # type: ignore[arg-type]
             return sweeper.sweep(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"the sweep does not compose: {error}") from error
+        raise UserError(f"the sweep does not compose: {explained(error, overrides, composed)}") from error

@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from af.cli.config import add_config_arguments, compose, instantiate, resolve, to_yaml
+from af.cli.typed import require_types
 from af.errors import UserError
+from af.values import require_number
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "a run with a checkpoint goes on from it, another one starts anew"
@@ -95,18 +97,26 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
 
     check_ranks(config["trainer"], find_ranks())
     launch.check(config)
+    try:
+        require_number("seed", config["seed"], least=0, whole=True)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if config["matmul_precision"] not in ("highest", "high", "medium"):
+        raise UserError(f"matmul_precision={config['matmul_precision']}: give highest, high or medium")
+    for name in ("model", "features", "loss"):  # under the names that people give them, not where they are put
+        require_types(config.get(name), name)
     folder = Path(config["run"])
     if finished(folder, config):
         longer = f"trainer.max_steps={2 * config['trainer']['max_steps']}"
         print(f"{folder} is finished; {longer}, say, trains it on, start={folder / 'export'} another run=FOLDER")
         return 0
+    callbacks = _callbacks(config["callbacks"])
     torch.set_float32_matmul_precision(config["matmul_precision"])
     # weights start from the seed, under a forked random state: nothing else is reseeded
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        module = instantiate(config["module"])
-    data = instantiate(config["data"])
-    callbacks = _callbacks(config["callbacks"])
+        module = instantiate(config["module"], "module")
+    data = instantiate(config["data"], "data")
     info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
     start = config.get("start") or config["module"].get("start")
     info = with_earlier_people(info, model_info(start) if start else None)
@@ -119,7 +129,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         command=command,
         callbacks=[*callbacks, export],
         **config["launch"],
-        **instantiate(config["trainer"]),
+        **instantiate(config["trainer"], "trainer"),
     )
     if trainer.global_rank == 0:
         where = f"model in {folder / 'export'}" if kept else "a smoke run (trainer.fast_dev_run): nothing is kept"
@@ -137,7 +147,9 @@ def _callbacks(configs: Any) -> list[Any]:
     for name, config in configs.items():
         if config is None:
             continue
-        callback = instantiate(config) if isinstance(config, dict) and "_target_" in config else None
+        callback = (
+            instantiate(config, f"callbacks.{name}") if isinstance(config, dict) and "_target_" in config else None
+        )
         if not hasattr(callback, "on_train_batch_end"):
             raise UserError(f"callbacks.{name}: give the _target_ of a Lightning callback and its settings, or null")
         found.append(callback)

@@ -23,6 +23,7 @@ from af.nn.precision import single
 from af.nn.resample import upsample2
 from af.nn.warp import base_grid, warp
 from af.types import Identity
+from af.values import require_number
 
 COARSEST = 8  # pixels; the coarsest appearance features and the first decoder level
 CHUNK_PIXELS = 512 * 512  # decoded at once by default: one frame of 512 px, 64 of 64 px
@@ -176,6 +177,8 @@ class MotionAutoencoder(nn.Module):
         normalised: bool = False,
     ) -> None:
         super().__init__()
+        for name in ("latent_dim", "max_channels", "motion_layers"):
+            require_number(name, locals()[name], least=1, whole=True)
         if image_size < 16 or image_size & (image_size - 1):
             raise ValueError(f"image_size must be a power of two of at least 16, got {image_size}")
         if not 1 <= directions <= latent_dim:

@@ -24,6 +24,7 @@ from af.nn.rope import rotary_table
 from af.nn.rows import repeat_rows
 from af.nn.transformer import AttentionPlan, ForcingBlock, Modulation, modulate, norm
 from af.types import Condition
+from af.values import require_number
 
 TIME_FREQUENCIES = 128
 TIME_SCALE = 1000.0
@@ -87,6 +88,9 @@ class MotionDenoiser(nn.Module):
         audio_feature_dim: int = 12 * 768,
     ) -> None:
         super().__init__()
+        for name in ("hidden", "depth", "heads", "condition_dim", "condition_heads", "audio_feature_dim"):
+            require_number(name, locals()[name], least=1, whole=True)
+        require_number("mlp_ratio", mlp_ratio, above=0)
         mask_rule(mask)
         if mask in BLOCK_RULES and window_frames % block_frames:
             raise UserError(

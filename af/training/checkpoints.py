@@ -17,6 +17,7 @@ from af.errors import UserError
 from af.files import atomic_path, remove_stale
 from af.models.checkpoint import checkpoint_files, sound
 from af.training.signals import GO_ON, STOP, Stops
+from af.values import require_number
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -107,8 +108,7 @@ def checkpointers(
 
     `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
     """
-    if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
-        raise ValueError(f"checkpoint_every_n_steps must be a whole number from 1 on, got {every_n_steps!r}")
+    require_number("checkpoint_every_n_steps", every_n_steps, least=1, whole=True)
     newest = _Newest(folder, every_n_steps, stops)
     if best is None:
         return [newest]

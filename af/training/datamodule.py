@@ -29,6 +29,7 @@ from af.pipeline.losers import teacher_noise
 from af.specs import MotionSpec, require_spec
 from af.training.precision import doubled
 from af.types import PairBatch
+from af.values import require_number
 
 
 class _ShardData(LightningDataModule):
@@ -44,8 +45,8 @@ class _ShardData(LightningDataModule):
 
     def __init__(self, root: Root, batch_size: int, workers: int, seed: int, validation: str) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
+            require_number(name, value, least=least, whole=True)
         self.weights, self.batch_size, self.workers, self.seed = roots(root), batch_size, workers, seed
         self.start = 0
         self.training_indexes = [Index.load(place / "train") for place in self.weights]
@@ -146,6 +147,8 @@ class PairData(_ShardData):
         seed: int = 0,
         validation: str = "val",
     ) -> None:
+        require_number("pairs_per_person", pairs_per_person, least=1, whole=True)
+        require_number("cache_gb", cache_gb, least=0)
         super().__init__(root, batch_size, workers, seed, validation)
         self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
         self.regions, self.faces, self.both_ways = regions, faces, both_ways
@@ -204,8 +207,9 @@ class WindowData(_ShardData):
         seed: int = 0,
         validation: str = "val",
     ) -> None:
-        if balance < 0:
-            raise UserError(f"data.balance: {balance}; it must not be negative")
+        require_number("data.balance", balance, least=0)
+        for name, frames in (("window_frames", window_frames), ("block_frames", block_frames)):
+            require_number(name, frames, least=1, whole=True)
         super().__init__(root, batch_size, workers, seed, validation)
         self.window_frames, self.balance = window_frames, balance
         self.feature_spec, self.motion_spec = spec_of(self.train_index)

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from af.files import write_json
+from af.values import require_number
 
 #: What a rank can be doing between two optimiser steps, in order (a validation comes when the step before it has been
 #: counted): one that is behind the others is the one they wait for.
@@ -37,6 +38,8 @@ class Heartbeat(Callback):
     """
 
     def __init__(self, every_s: float = 1.0, hung_after_s: float | None = 600.0) -> None:
+        require_number("every_s", every_s, above=0)
+        require_number("hung_after_s", hung_after_s, above=0, optional=True)
         self.every_s, self.hung_after_s = every_s, hung_after_s
         self._now: dict[str, Any] = {}
         self._written = 0.0

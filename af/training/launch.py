@@ -169,9 +169,14 @@ def check(config: Mapping[str, Any]) -> None:
     make_trainer(options, logger=False, enable_checkpointing=False, plugins=[find_ranks().environment()])
 
 
+def trainer_options() -> list[str]:
+    """Names of the options of Lightning's Trainer, ours among them."""
+    return list(inspect.signature(Trainer.__init__).parameters)[1:]
+
+
 def make_trainer(options: Mapping[str, Any], **ours: Any) -> Trainer:
     """Lightning's Trainer with the options of `trainer:` in a configuration. UserError that names a wrong one."""
-    known = inspect.signature(Trainer.__init__).parameters
+    known = trainer_options()
     for name, value in options.items():
         if name in OURS:
             raise UserError(f"trainer.{name}={value}: not an option here; {OURS[name]}")
@@ -208,6 +213,9 @@ def _require_numbers(options: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"trainer.{name}={value}: give a whole number from {least} on")
+    smoke = options.get("fast_dev_run", False)
+    if not isinstance(smoke, int) or smoke < 0:
+        raise UserError(f"trainer.fast_dev_run={smoke}: give true, false or a number of steps")
     clip = options.get("gradient_clip_val")
     if clip is not None and not (isinstance(clip, int | float) and 0 < clip < float("inf")):
         raise UserError(f"trainer.gradient_clip_val={clip}: give a number above 0, or null")

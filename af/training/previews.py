@@ -23,6 +23,7 @@ from af.training.denoiser import DenoiserModule
 from af.training.pictures import add_animation, add_image, curves_image, mask_image, noise_level_image
 from af.training.randomness import step_generator
 from af.types import Clip
+from af.values import require_number
 
 
 class Previews(Callback):
@@ -41,6 +42,13 @@ class Previews(Callback):
         curves: int = 6,
         before: bool = False,
     ) -> None:
+        for name, value, least in (
+            ("clips", clips, 0),
+            ("frames", frames, 1),
+            ("steps", steps, 1),
+            ("curves", curves, 1),
+        ):
+            require_number(name, value, least=least, whole=True)
         self.autoencoder = autoencoder
         self.clips, self.frames, self.steps, self.curves = clips, frames, steps, curves
         self.before = before

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from af.errors import Stopped
+from af.values import require_number
 
 #: What ranks agree on after a step, the largest of their wishes.
 GO_ON, SAVE, STOP = 0, 1, 2
@@ -33,10 +34,8 @@ class Stops(Callback):
     """
 
     def __init__(self, grace_s: float = 20.0, every_minutes: float | None = 10.0) -> None:
-        if not grace_s > 0:
-            raise ValueError(f"grace_s must be positive, got {grace_s}")
-        if every_minutes is not None and not every_minutes > 0:
-            raise ValueError(f"checkpoint_every_minutes must be positive or null, got {every_minutes}")
+        require_number("grace_s", grace_s, above=0)
+        require_number("checkpoint_every_minutes", every_minutes, above=0, optional=True)
         self.grace_s, self.every_minutes = grace_s, every_minutes
         self.asked: signal.Signals | None = None
         self.saved_step = 0

@@ -14,6 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from af.errors import UserError
 from af.files import append_line
 from af.training.products import Products
+from af.values import require_number
 
 #: Parts of a batch's time; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.
 PHASES: Final = ("data", "forward", "backward", "optimizer", "logging")
@@ -51,6 +52,7 @@ class Throughput(Callback):
     def __init__(self, every_n_steps: int = 50, peak_tflops: float | str | None = None) -> None:
         if isinstance(peak_tflops, str) and peak_tflops != "measure":
             raise UserError(f"throughput.peak_tflops: {peak_tflops!r}; allowed: a number, measure, or null")
+        require_number("every_n_steps", every_n_steps, least=1, whole=True)
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
         self.data = DataClock()
         self.waits = True  # whether `data` is asked: not with another profiler in its place

@@ -159,3 +159,22 @@ def test_differences_are_told_by_key_with_both_values():
         "callbacks.a": ({"_target_": "x.Y"}, None),
     }
     assert refused(before, now) == {"module.lr": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "said"),
+    [
+        ("vae", "model.image_size=64", "frames of 32 px, the autoencoder is for 64"),
+        ("denoiser", "model.motion_space.latent_dim=17", "latents with latent_dim 16, the model is for 17"),
+        ("denoiser", "model.motion_space.directions=5", "latents with directions 6, the model is for 5"),
+    ],
+)
+def test_data_of_another_shape_than_the_model_are_refused_by_name(
+    stage, override, said, arguments, dyads, tmp_path, capsys
+):
+    words = [*VAE, *SHORT, f"data.root={dyads}"] if stage == "vae" else arguments
+    assert train(words, tmp_path, override) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert known(tmp_path) is None

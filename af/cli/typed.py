@@ -1,0 +1,114 @@
+"""Plain values of a configuration against the types that constructors name: `module.lr=abc` is said before any work."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import json
+import math
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from af.errors import UserError
+
+
+def require_types(config: Any, key: str) -> None:
+    """UserError that names the key and what its value must be, for every `_target_` in `config`, nested ones first.
+
+    Judged are numbers, texts, switches, choices and lists of them; objects and what has no annotation are left alone.
+    """
+    if isinstance(config, list):
+        for i, inner in enumerate(config):
+            require_types(inner, f"{key}[{i}]")
+    if not isinstance(config, Mapping):
+        return
+    for name, inner in config.items():
+        require_types(inner, f"{key}.{name}" if key else str(name))
+    if isinstance(target := config.get("_target_"), str):
+        parameters = _parameters(target, key)
+        for name, value in config.items():
+            if name in parameters and not _fits(value, hint := parameters[name]):
+                where = f"{key}.{name}" if key else name
+                raise UserError(f"{where}={_shown(value)}: give {_described(hint)}")
+
+
+def settings_of(target: str) -> list[str]:
+    """Names of what a class or function takes."""
+    return list(_parameters(target, target))
+
+
+def _parameters(target: str, key: str) -> dict[str, Any]:
+    from hydra.utils import get_object
+
+    try:
+        found = get_object(target)
+    except Exception as error:  # whatever importing somebody's module raises
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{key}._target_={target}: cannot be imported ({reason})") from error
+    hints: dict[str, Any] = {}
+    for cls in reversed(inspect.getmro(found)) if inspect.isclass(found) else [found]:
+        call = cls.__dict__.get("__init__") if inspect.isclass(found) else cls
+        if call is None or not inspect.isfunction(inspect.unwrap(call)):
+            continue
+        names = vars(sys.modules[inspect.unwrap(call).__module__])
+        try:
+            signature = inspect.signature(call)
+        except (TypeError, ValueError):
+            continue
+        for name, parameter in signature.parameters.items():
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name != "self":
+                hints[name] = _hint(parameter.annotation, names)
+    return hints
+
+
+def _hint(annotation: Any, names: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return Any if annotation is inspect.Parameter.empty else annotation
+    try:
+        return eval(annotation, dict(names))
+    except Exception:  # a name for type checkers alone
+        return Any
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, inner) for inner in arguments)
+    if origin is Literal:
+        return value in arguments
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    if origin is tuple and Ellipsis not in arguments:
+        return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Collection) and arguments:
+        return isinstance(value, list | tuple) and all(_fits(inner, arguments[0]) for inner in value)
+    return True
+
+
+def _described(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_described(inner) for inner in arguments))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Collection):
+        count = f" {len(arguments)}" if origin is tuple and Ellipsis not in arguments else ""
+        return f"a list of{count} ({_described(arguments[0])} each)" if arguments else "a list"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+    return words.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,74 @@
+"""A wrong key, choice or value is one line that names it, before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+from af.cli.main import main
+
+NEAR = {
+    "module.lrr=1": "module.lrr: there is no such key; did you mean module.lr?",
+    "modul.lr=1": "did you mean module.lr?",
+    "trainer.max_step=3": "did you mean trainer.max_steps?",
+    "callbacks.emma.decay=0.9": "did you mean callbacks.ema.decay?",
+    "+ckpt_path=x": "ckpt_path: there is no such key",
+    "+sed=1": "did you mean seed?",
+    "experiment=vae_dmo": "did you mean vae_demo?",
+    "trainer=gpuu": "did you mean gpu?",
+    "+module.warmup_step=1": "did you mean warmup_steps?",
+    "+trainer.profilr=simple": "did you mean profiler?",
+    "+launch.keep_bst=1": "did you mean keep_best?",
+    "nothing": "expected KEY=VALUE",
+}
+VALUES = {
+    "module.lr=abc": "module.lr=abc: give a number",
+    "module.lr=nan": "module.lr=nan",
+    "module.lr=-1": "lr must be a number above 0",
+    "module.betas=[0.9]": "module.betas",
+    "module.warmup_steps=1.5": "module.warmup_steps",
+    "module.dropout.user=1.5": "user must be in [0, 1]",
+    "model.hidden=0": "hidden must be",
+    "model.depth=-1": "depth must be",
+    "model.block_frames=7": "window_frames",
+    "model.window_frames=17": "window_frames",
+    "model.hidden=text": "model.hidden=text: give a whole number",
+    "seed=-1": "seed must be",
+    "data.batch_size=0": "batch_size must be",
+    "data.workers=-1": "workers must be",
+    "matmul_precision=best": "matmul_precision",
+    "trainer.max_steps=0": "trainer.max_steps=0",
+    "trainer.max_steps=-1": "trainer.max_steps=-1",
+    "trainer.val_check_interval=0": "trainer.val_check_interval=0",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
+    "trainer.precision=fp8": "trainer.precision",
+    "trainer.accelerator=abacus": "trainer.accelerator=abacus",
+    "trainer.max_epochs=3": "trainer.max_steps",
+    "trainer.fast_dev_run=maybe": "trainer.fast_dev_run=maybe",
+    "callbacks=null": "callbacks.NAME=null",
+    "+callbacks.mine=3": "callbacks.mine",
+    "+callbacks.mine._target_=no.where.Mine": "cannot be imported",
+    "callbacks.ema.decay=2": "decay must be",
+    "callbacks.throughput.every_n_steps=0": "every_n_steps must be",
+    "launch.keep_best=3": "keep_best must be",
+    "launch.grace_s=0": "grace_s must be",
+    "launch.checkpoint_every_n_steps=0": "checkpoint_every_n_steps must be",
+    "launch.checkpoint_every_minutes=-1": "checkpoint_every_minutes must be",
+}
+
+
+@pytest.mark.parametrize(("override", "said"), [*NEAR.items(), *VALUES.items()])
+def test_one_line_names_what_is_wrong(override, said, tmp_path, capsys):
+    words = ["experiment=denoiser_demo", f"data.root={tmp_path / 'none'}", f"run={tmp_path / 'run'}", override]
+    assert main(["train", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert "append" not in error
+    assert not list((tmp_path / "run").rglob("*.json"))
+
+
+@pytest.mark.parametrize("flag", ["limit_val_batches=1", "fast_dev_run=true", "profiler=simple"])
+def test_flags_of_lightning_pass_without_a_plus(flag, tmp_path, capsys):
+    words = ["experiment=denoiser_demo", f"data.root={tmp_path / 'none'}", f"run={tmp_path / 'run'}"]
+    assert main(["train", *words, f"trainer.{flag}"]) == 1
+    assert "index.json" in capsys.readouterr().err  # the data are the first thing amiss
