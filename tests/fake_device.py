@@ -80,6 +80,15 @@ class _Backend:
     def synchronize(device: Any = None) -> None:
         State.syncs.append("synchronize")
 
+    class Event:
+        """A place in the order of work: everything before it is done when it is asked for."""
+
+        def record(self) -> None:
+            """Nothing is ever waiting."""
+
+        def synchronize(self) -> None:
+            """What came before is done."""
+
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
@@ -119,6 +128,10 @@ class FakeTensor(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"FakeTensor({tuple(self.shape)}, {self.dtype})"
+
+    def tolist(self) -> Any:  # type: ignore[override]
+        waited("tolist")
+        return self.raw.tolist()
 
     def numpy(self, **_: Any) -> Any:  # type: ignore[override]
         raise WrongDevice(f"can't convert a tensor of {NAME} to numpy; use Tensor.cpu() first")

@@ -10,7 +10,8 @@
                                  reading your own shards: samples/s and bytes/s by workers, shares of reading, decoding and
                                  collating; loader.png beside the JSON shows them
 
-Ratios are taken within one run. `--threads` sets the threads of the networks (default: all cores).
+Ratios are taken within one run. `--threads` sets the threads of the networks (default: all cores). `--device` is that of
+train and rollout, waited for whenever time is taken; the other parts measure the CPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from af.cli.devices import add_device_argument, device_of
 from af.data.stores import location
 
 PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics", "scaling")
@@ -39,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", default="0,1,2", metavar="N,N,...", help="loader: numbers of workers (default 0,1,2)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
+    add_device_argument(parser)
     parser.add_argument("--size", default="small", choices=("small", "released"), help="networks of rollout and vae")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
 
@@ -55,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     parts = args.parts or ["synth", "loader", "train"]
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UserError(f"unknown part {unknown[0]!r}; allowed: {', '.join(PARTS)}")
+    device = device_of(args)
     torch.set_num_threads(args.threads)
-    result: dict[str, Any] = {"threads": args.threads, "torch": torch.__version__}
+    result: dict[str, Any] = {"threads": args.threads, "torch": torch.__version__, "device": str(device)}
     for part in parts:
         print(f"measuring {part} …", file=sys.stderr)
         result[part] = globals()[f"_{part}"](args, result)
@@ -79,17 +83,20 @@ def _train(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
     from af.cli.config import compose, instantiate, resolve
     from af.training.bench import autoencoder_step, denoiser_step, matmul_gflops
 
+    device = device_of(args)
     denoiser = resolve(compose("train", ["experiment=denoiser_demo"]))
     vae = resolve(compose("train", ["experiment=vae_demo"]))
     steps = {
         "denoiser": denoiser_step(
-            instantiate(denoiser["model"]), denoiser["data"]["batch_size"], denoiser["model"]["audio_feature_dim"]
+            instantiate(denoiser["model"]).to(device),
+            denoiser["data"]["batch_size"],
+            denoiser["model"]["audio_feature_dim"],
         ),
-        "autoencoder": autoencoder_step(instantiate(vae["model"]), vae["data"]["batch_size"]),
+        "autoencoder": autoencoder_step(instantiate(vae["model"]).to(device), vae["data"]["batch_size"]),
     }
     return {
-        "matmul_peak_gflops_fp32": matmul_gflops(),
-        "matmul_peak_gflops_bf16": matmul_gflops(torch.bfloat16),
+        "matmul_peak_gflops_fp32": matmul_gflops(device=device),
+        "matmul_peak_gflops_bf16": matmul_gflops(torch.bfloat16, device=device),
         **{name: dataclasses.asdict(step) for name, step in steps.items()},
     }
 
@@ -135,7 +142,7 @@ def _workers(text: str) -> list[int]:
 def _rollout(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
     from af.cli.bench_rollout import bench
 
-    return bench(args.size)
+    return bench(args.size, device=device_of(args))
 
 
 def _vae(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:

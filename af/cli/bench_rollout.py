@@ -16,6 +16,7 @@ from torch import Tensor
 
 from af.cli.bench_baselines import ReleasedScheme, whole_window
 from af.clock import FRAME_MS, frames_to_seconds
+from af.devices import synchronize
 from af.forcing.guidance import Guidance
 from af.forcing.rollout import BlockSampler
 from af.metrics.latency import Latency, latency
@@ -46,25 +47,31 @@ class _Inputs:
     generator: torch.Generator
     users: int = 1
 
+    def _drawn(self, *shape: int) -> Tensor:
+        return torch.randn(self.users, *shape, generator=self.generator).to(self.denoiser.input.weight.device)
+
     def reference(self) -> Tensor:
-        return torch.randn(self.users, self.denoiser.dim, generator=self.generator)
+        return self._drawn(self.denoiser.dim)
 
     def block(self, frames: int) -> tuple[Condition, Tensor]:
         audio = self.denoiser.condition_encoder.out.in_features
         shapes = (audio, audio, self.denoiser.dim, self.denoiser.dim)
-        *signals, noise = (torch.randn(self.users, frames, size, generator=self.generator) for size in shapes)
+        *signals, noise = (self._drawn(frames, size) for size in shapes)
         return Condition(*signals), noise
 
 
 @torch.inference_mode()
-def bench(size: str = "released", steps: int = 8, repeats: int = 3, users: int = 16) -> dict[str, Any]:
-    """Everything, from one process that alternates what is compared: three guidance branches, full caches, best times.
+def bench(
+    size: str = "released", steps: int = 8, repeats: int = 3, users: int = 16, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Everything, on `device`, from one process that alternates what is compared: three guidance branches, full caches, best times.
 
     Takes about three minutes at the released size on two cores. The caller sets the number of threads.
     """
     generator = torch.Generator().manual_seed(0)
     denoiser = build(SIZES[size].config()).eval()
     _randomise(denoiser, generator)
+    denoiser.to(device)
     fast = {precision: for_inference(denoiser, precision) for precision in PRECISIONS}
     return {
         "size": size,
@@ -125,11 +132,13 @@ def _many_users(
     alone = _ready(denoiser, one, steps)
     operations = users * flops_of(lambda: _block(alone, *one.block(denoiser.layout.block_frames)))
     result: dict[str, Any] = {"users": users}
+    device = denoiser.input.weight.device
+    small = {"size": 1024} if device.type == "cpu" else {}
     for precision, model in fast.items():
         inputs = _Inputs(model, generator, users)
         sampler = _ready(model, inputs, steps)
         best, peak = float("inf"), 0.0
-        measured_peak = partial(matmul_gflops, PRECISIONS[precision], size=1024, seconds=0.05)
+        measured_peak = partial(matmul_gflops, PRECISIONS[precision], seconds=0.05, device=device, **small)
         for _ in range(repeats):
             peak = max(peak, measured_peak())
             _, best = _timed(partial(_block, sampler, *inputs.block(model.layout.block_frames)), best)
@@ -206,9 +215,10 @@ def _block(sampler: BlockSampler, condition: Condition, noise: Tensor) -> Tensor
     return motion
 
 
-def _timed(work: Callable[[], Any], best: float) -> tuple[Any, float]:
+def _timed(work: Callable[[], Tensor], best: float) -> tuple[Tensor, float]:
     start = time.perf_counter()
     result = work()
+    synchronize(result.device)
     return result, min(best, time.perf_counter() - start)
 
 

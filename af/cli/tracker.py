@@ -13,6 +13,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from af.cli.devices import add_device_argument, device_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +29,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--steps", type=int, default=4000, help="default 4000: some ten minutes on one free core")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--version", default="1", help="named in the tags of all numbers made with it (default 1)")
+    add_device_argument(train)
     train.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     check = actions.add_parser("check", help="print R² per parameter on held-out people")
     check.add_argument("--weights", type=Path, help="weights to check (default: the shipped ones)")
     check.add_argument("--people", type=int, default=100, help="held-out people (default 100)")
     check.add_argument("--seed", type=int, default=0)
+    add_device_argument(check)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train or check."""
     import torch
 
+    device_of(args)
     if args.action == "train":
         torch.set_num_threads(args.threads)
         return _train(args)
@@ -54,14 +63,19 @@ def _train(args: argparse.Namespace) -> int:
     columns = (TextColumn("training the tracker"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=args.steps, loss="")
-        mean = 1.0
+        mean: Tensor | float = 1.0
+        done = 0
 
-        def advance(loss: float) -> None:
-            nonlocal mean
-            mean += 0.02 * (loss - mean)
-            progress.update(task, advance=1, loss=f"loss {mean:.4f}")
+        def advance(loss: Tensor) -> None:
+            nonlocal mean, done
+            mean, done = mean + 0.02 * (loss - mean), done + 1
+            progress.update(task, advance=1)
+            if done % 20 == 0:  # to read it waits for the device
+                progress.update(task, loss=f"loss {float(mean):.4f}")
 
-        train_tracker(args.out, steps=args.steps, seed=args.seed, version=args.version, advance=advance)
+        train_tracker(
+            args.out, steps=args.steps, seed=args.seed, version=args.version, device=device_of(args), advance=advance
+        )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; `af tracker check --weights {args.out}` measures it")
     return 0
 
@@ -73,7 +87,7 @@ def _check(args: argparse.Namespace) -> int:
     from af.models.tracker import load_tracker
     from af.training.tracker import check_tracker
 
-    tracker = load_tracker(args.weights)
+    tracker = load_tracker(args.weights, device_of(args))
     result = check_tracker(tracker, people=args.people, seed=args.seed)
     table = Table(
         "parameter",

@@ -74,11 +74,6 @@ class Counted(Generic[Batch]):
     batch: Batch
     counted: Bool[Tensor, " B"]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Counted[Batch]:
-        """The same on `device`."""
-        moved = self.batch.to(device, non_blocking=non_blocking)  # type: ignore[attr-defined]
-        return Counted(moved, self.counted.to(device, non_blocking=non_blocking))
-
     def pin_memory(self) -> Counted[Batch]:
         """The same in page-locked memory (called by the DataLoader)."""
         return Counted(self.batch.pin_memory(), self.counted.pin_memory())  # type: ignore[attr-defined]

@@ -97,8 +97,8 @@ class Bounds:
 class Voice:
     """Samples of one speaker and the features they give; keeps the sound that later feature blocks still need."""
 
-    def __init__(self, speech: SpeechStream, device: torch.device, rate: int) -> None:
-        self.speech, self.device = speech, device
+    def __init__(self, speech: SpeechStream, rate: int) -> None:
+        self.speech = speech
         self.features = Queue()
         self.received = 0  # samples, since the start; what was filled up counts
         self.slack = 0  # samples by which it was moved towards the clock, and from which it may be moved back
@@ -185,7 +185,7 @@ class Voice:
         start, stop = self.speech.window(self._blocks)
         while stop <= self.received:
             window = self._sound[start - self._first : stop - self._first]
-            self.features.put(self.speech.extract(window[None].to(self.device)))
+            self.features.put(self.speech.extract(window[None]))
             self._blocks, self._used = self._blocks + 1, stop
             start, stop = self.speech.window(self._blocks)
         drop = min(start - self._first, len(self._sound))
@@ -311,12 +311,13 @@ class Face:
 
     def push(self, spans: Spans, rows: Float[Tensor, "n L"], seen: Bool[Tensor, " n"]) -> None:
         """Take `spans.needed` frames; those in which no face was seen show the last motion before them."""
-        known = torch.cat((self.last[None], rows.to(self.last)))
+        known = torch.cat((self.last[None], rows.to(self.last, non_blocking=True)))
         number = torch.arange(1, len(rows) + 1, device=known.device)
         held = torch.where(seen, number, 0).cummax(0).values
         known = torch.cat((known[:1], known[held]))
         place = {frame: n for n, frame in enumerate([-1, *spans.needed])}
-        new = known[torch.tensor([place[frame] for frame in spans.owners], dtype=torch.long, device=known.device)]
+        owners = torch.tensor([place[frame] for frame in spans.owners], dtype=torch.long)
+        new = known[owners.to(known.device, non_blocking=True)]
         start = spans.start - self.used
         self._rows = torch.cat((self._rows[:start], new, self._rows[start + len(new) :]))
         if spans.end is not None:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from af.clock import FRAME_MS, SAMPLE_RATE, frames_to_samples, frames_to_seconds
+from af.devices import synchronize
 from af.errors import UserError
 from af.forcing.inputs import Bounds, Face, SpeechStream, Voice
 from af.forcing.pieces import (
@@ -118,7 +119,7 @@ class LiveSession:
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
         self._faults, self._unseen = Faults(), torch.zeros((), dtype=torch.long, device=rest.device)
         self._voices = {
-            name: Voice(speech, reference.device, getattr(rates, name))
+            name: Voice(speech, getattr(rates, name))
             for name in ("avatar_audio", "user_audio")
             if getattr(signals, name) and speech is not None
         }
@@ -233,14 +234,17 @@ class LiveSession:
         self._faults.dropped_frames += spans.dropped
         self._faults.filled_frames += spans.held
         if isinstance(new, Tensor):
-            rows = (new if len(spans.needed) == len(new) else new[spans.needed]).to(face.last)
+            rows = new.to(face.last, non_blocking=True)
+            if len(spans.needed) < len(new):
+                rows = rows[torch.tensor(spans.needed, dtype=torch.long).to(rows.device, non_blocking=True)]
             there = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         else:
             self._faults.frames_without_face += sum(frame is None for frame in new)
             found = [None if new[i] is None else self._encoded(new[i], face) for i in spans.needed]
             none = torch.zeros_like(face.last)
             rows = torch.stack([none if row is None else row for row in found]) if found else none[None][:0]
-            there = torch.tensor([row is not None for row in found], dtype=torch.bool, device=rows.device)
+            seen = torch.tensor([row is not None for row in found], dtype=torch.bool)
+            there = seen.to(rows.device, non_blocking=True)
         finite = torch.isfinite(rows).all(-1)
         self._unseen = self._unseen + (there & ~finite).sum()
         face.push(spans, rows, there & finite)
@@ -288,7 +292,9 @@ class LiveSession:
 
     def _block(self, motion: Float[Tensor, "1 t D"], start: float) -> LiveBlock:
         first = self._sampler.frames - self._sampler.layout.block_frames
-        return LiveBlock(first, self._denoiser.motion_space.from_model(motion), 1000 * (time.perf_counter() - start))
+        motion = self._denoiser.motion_space.from_model(motion)
+        synchronize(motion.device)
+        return LiveBlock(first, motion, 1000 * (time.perf_counter() - start))
 
     def _encoded(self, frame: Any, face: Face) -> Float[Tensor, " L"] | None:
         assert self._encode_user is not None
@@ -296,7 +302,7 @@ class LiveSession:
         if motion is not None and (not isinstance(motion, Tensor) or motion.shape != face.last.shape):
             got = getattr(motion, "shape", type(motion).__name__)
             raise UserError(f"encode_user: expected a latent {tuple(face.last.shape)} as a tensor, or None; got {got}")
-        return None if motion is None else motion.to(face.last)
+        return None if motion is None else motion.to(face.last, non_blocking=True)
 
     def _fill_the_late(self) -> None:
         clock = self.clock_frames

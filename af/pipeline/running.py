@@ -16,6 +16,7 @@ from af.clock import FRAME_MS, SAMPLES_PER_FRAME, seconds_to_frames
 from af.data.index import Index
 from af.data.schema import other_role
 from af.data.shards import ShardReader
+from af.devices import synchronize
 from af.forcing.dropout import SIGNALS
 from af.forcing.stream import LiveSession
 from af.metrics.latency import Latency, latency, real_time_factor, waiting_frames
@@ -23,8 +24,7 @@ from af.metrics.rows import MetricRow
 from af.metrics.smoothness import Drift, drift, sharpness
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar
-from af.pipeline.encode import image_tensor
-from af.pipeline.live import speech_stream
+from af.pipeline.live import speech_stream, user_encoder
 from af.pipeline.rolling import RolloutSettings, Turn, roll_out, turn_of
 from af.specs import FeatureSpec
 from af.types import Clip
@@ -41,19 +41,22 @@ class Running:
 
 
 class _Stopwatch:
-    """Seconds by stage."""
+    """Seconds by stage, of a device that is waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
 
     def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """`work`, its time counted."""
 
         def run(*args: Any, **named: Any) -> Any:
+            synchronize(self.device)  # what was asked before belongs to its own stage
             start = time.perf_counter()
             try:
                 return work(*args, **named)
             finally:
+                synchronize(self.device)
                 self.seconds[stage] += time.perf_counter() - start
 
         return run
@@ -70,20 +73,16 @@ def measure_running(
     own, user = clip.person(role), clip.person(other_role(role))
     assert own.video is not None and own.audio is not None  # noqa: PT018
     assert user.video is not None and user.audio is not None  # noqa: PT018
-    watch = _Stopwatch()
+    watch = _Stopwatch(avatar.device)
     speech = speech_stream(avatar.features)
     speech = replace(speech, extract=watch.timed("features", speech.extract))
-
-    def encode(frame: np.ndarray) -> torch.Tensor:
-        with torch.no_grad():
-            return avatar.autoencoder.motion(image_tensor(frame[None]).to(avatar.device))[0]
 
     identity, reference = avatar.identity(own.video[0])
     session = LiveSession(
         avatar.denoiser,
         reference,
         speech,
-        encode_user=watch.timed("user_motion", encode),
+        encode_user=watch.timed("user_motion", user_encoder(avatar)),
         steps=settings.steps,
         guidance=settings.guidance,
         generator=torch.Generator().manual_seed(settings.seed),
@@ -149,7 +148,10 @@ def long_drift(
         portrait = reader.read(starts[0], {"video"}).person(role).video
         assert portrait is not None
         identity, _ = avatar.identity(portrait[0])
-        pieces = (latents[:1, s : s + 50 * every : every].to(avatar.device) for s in range(0, frames, 50 * every))
+        pieces = (
+            latents[:1, s : s + 50 * every : every].to(avatar.device, non_blocking=True)
+            for s in range(0, frames, 50 * every)
+        )
         light = np.repeat(sharpness(np.stack(list(avatar.frames(identity, pieces)))), every)[:frames]
     found = [drift(coefficients(m), *statistics, light) for m in latents.numpy()]
     true = [drift(coefficients(m), *statistics) for _, m in long]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from af.devices import synchronize
 from af.forcing.dropout import ConditionDropout
 from af.forcing.noise import FlowTimes
 from af.losses.velocity import VelocityLoss
@@ -36,10 +37,16 @@ class StepTime:
     precision: str
 
 
-def matmul_gflops(dtype: torch.dtype = torch.float32, size: int = 2048, seconds: float = 1.0) -> float:
-    """Best speed of a square matrix product on this machine, in GFLOP/s."""
-    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    return 2 * size**3 / min(times(lambda: a @ b, seconds)) / 1e9
+def matmul_gflops(
+    dtype: torch.dtype = torch.float32,
+    size: int | None = None,
+    seconds: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Best speed of a square matrix product on `device`, in GFLOP/s; `size` (2048, off the CPU 8192) fills it."""
+    size = size or (2048 if torch.device(device).type == "cpu" else 8192)
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 / min(times(lambda: a @ b, seconds, a.device)) / 1e9
 
 
 def denoiser_step(denoiser: MotionDenoiser, batch: int, feature_dim: int, seconds: float = 5.0) -> StepTime:
@@ -54,6 +61,7 @@ def denoiser_loss(denoiser: MotionDenoiser, batch: int, feature_dim: int) -> Cal
     if not space.fitted:
         basis = torch.linalg.qr(torch.randn(space.latent_dim, space.directions))[0]
         space.fit(MotionStatistics(torch.zeros(space.directions), torch.ones(space.directions), basis))
+    device = denoiser.input.weight.device
     module = DenoiserModule(
         denoiser,
         flow_times=FlowTimes(layout.block_frames),
@@ -63,19 +71,19 @@ def denoiser_loss(denoiser: MotionDenoiser, batch: int, feature_dim: int) -> Cal
     frames = layout.window_frames
 
     def random(width: int) -> Tensor:
-        return torch.randn(batch, frames, width)
+        return torch.randn(batch, frames, width, device=device)
 
     window = DyadBatch(
         random(space.latent_dim),
         random(feature_dim),
         random(space.latent_dim),
         random(feature_dim),
-        torch.randn(batch, space.latent_dim),
-        torch.ones(batch, frames, dtype=torch.bool),
+        torch.randn(batch, space.latent_dim, device=device),
+        torch.ones(batch, frames, dtype=torch.bool, device=device),
     )
 
     def loss() -> Tensor:
-        draws = Draws(step_generator(0, 0), batch)
+        draws = Draws(step_generator(0, 0, device), batch)
         losses, _, _ = module.velocity_losses(window, draws, draw_drops(module.dropout, window, draws))
         return losses.mean()
 
@@ -87,11 +95,12 @@ def autoencoder_step(
 ) -> StepTime:
     """Forward, backward and optimiser step of the autoencoder on random pairs both ways, autocast to `dtype`."""
     size = autoencoder.image_size
-    images = torch.rand(2 * batch, 3, size, size) * 2 - 1
+    device = autoencoder.direction_weight.device
+    images = torch.rand(2 * batch, 3, size, size, device=device) * 2 - 1
     optimizer = Muon(autoencoder.parameters(), 1e-4, adam_lr=1e-4)
 
     def loss() -> Tensor:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return (autoencoder(images).image - images.roll(batch, 0)).abs().mean()
 
     return _step(loss, optimizer, 2 * batch, seconds, dtype)
@@ -109,19 +118,23 @@ def _step(
         loss().backward()
         optimizer.step()
 
-    flops = flops_of(step)
-    median = statistics.median(times(step, seconds))
+    flops, device = flops_of(step), optimizer.param_groups[0]["params"][0].device
+    median = statistics.median(times(step, seconds, device))
     gflops = flops / median / 1e9
-    return StepTime(median, items / median, gflops, gflops / matmul_gflops(dtype), str(dtype).removeprefix("torch."))
+    share = gflops / matmul_gflops(dtype, device=device)
+    return StepTime(median, items / median, gflops, share, str(dtype).removeprefix("torch."))
 
 
-def times(work: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of every call within `seconds` (at least three), after one that does not count."""
+def times(work: Callable[[], object], seconds: float, device: torch.device | str = "cpu") -> list[float]:
+    """Seconds of every call within `seconds` (at least three), after one that does not count; waits for `device`."""
+    device = torch.device(device)
     work()
+    synchronize(device)
     measured: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(measured) < 3:
         start = time.perf_counter()
         work()
+        synchronize(device)
         measured.append(time.perf_counter() - start)
     return measured

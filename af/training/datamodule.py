@@ -83,11 +83,15 @@ class _ShardData(LightningDataModule):
             )
         self.start = int(state_dict["samples"])
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A validation batch keeps only the samples that count (on the host, which has to know how many)."""
+        if not isinstance(batch, Counted):
+            return batch
+        counted, batch = batch.counted, batch.batch
+        return type(batch)(**{k: v if v is None else v[counted] for k, v in vars(batch).items()})
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Bytes become floats on the device; a validation batch keeps only the samples that count."""
-        if isinstance(batch, Counted):
-            counted, batch = batch.counted, batch.batch
-            batch = type(batch)(**{k: v if v is None else v[counted] for k, v in vars(batch).items()})
+        """Bytes become floats on the device."""
         batch = pairs_to_float(batch) if isinstance(batch, PairBatch) else batch
         return doubled(batch) if self.trainer is not None and self.trainer.precision == "64-true" else batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ class DenoiserModule(LightningModule):
 
     def cut(self, batch: DyadBatch, draws: Draws) -> DyadBatch:
         """The frames of the windows that this step trains on, the same number on all ranks."""
-        frames = self.flow_times.frames(batch.valid.shape[1], draws.generator)
+        frames = self.flow_times.frames(batch.valid.shape[1], draws.deciding)
         return batch if frames == batch.valid.shape[1] else batch.first(frames)
 
     def training_progress(self) -> float:
@@ -142,10 +143,13 @@ class DenoiserModule(LightningModule):
         loss = valid_mean(losses, valid)
         if writes_logs(self):
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-            for name, case in dropped.cases().items():
-                if (valid & case).any():
-                    self.log(f"train/loss_by_case/{name}", valid_mean(losses, valid & case))
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            cases = {name: valid & case for name, case in dropped.cases().items()}
+            occur = torch.stack([frames.any() for frames in cases.values()]).cpu().numpy()  # waits once for all of them
+            for (name, frames), occurs in zip(cases.items(), occur, strict=True):
+                if occurs:
+                    self.log(f"train/loss_by_case/{name}", valid_mean(losses, frames))
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it there, and wait
         return loss
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
@@ -157,13 +161,11 @@ class DenoiserModule(LightningModule):
         for name, dropout in (("loss", ConditionDropout.never()), ("loss_no_user", _NO_USER)):
             dropped = draw_drops(dropout, batch, draws)
             losses, flow_time, valid = self.velocity_losses(batch, draws, dropped)
-            if valid.any():
-                self.validation.add(name, valid_mean(losses, valid), valid.sum())
+            self.validation.add(name, valid_mean(losses, valid), valid.sum())
             if name == "loss":
                 for low in (0.0, 0.25, 0.5, 0.75):
                     level = valid & (flow_time >= low) & (flow_time < low + 0.25)
-                    if level.any():
-                        self.validation.add(f"loss_by_flow_time/{low:.2f}", valid_mean(losses, level), level.sum())
+                    self.validation.add(f"loss_by_flow_time/{low:.2f}", valid_mean(losses, level), level.sum())
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero."""
@@ -222,6 +224,6 @@ def warmup_cosine(warmup: int, total: int, final: float):
         if final == 1.0 or total <= warmup:
             return 1.0
         progress = min((step - warmup) / (total - warmup), 1.0)
-        return final + (1 - final) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,47 @@ from af.files import atomic_path
 from af.training.callbacks import writes_logs
 
 
+@dataclass(frozen=True)
+class _Question:
+    """Whether the gradients of a step are finite, asked of their device; and what tells about the step if not."""
+
+    finite: Tensor  # on the host; filled when `copied` has happened
+    copied: Any  # an event of the device, or None
+    norms: dict[str, Tensor]
+    step: int
+    batches_seen: int
+    batches: list[Any]
+    losses: list[Tensor]
+
+    @classmethod
+    def ask(
+        cls, norms: dict[str, Tensor], step: int, batches_seen: Any, batches: list[Any], losses: list[Tensor]
+    ) -> _Question:
+        """Start to look."""
+        finite, copied = torch.stack(list(norms.values())).isfinite().all(), None
+        if finite.device.type != "cpu":
+            device, finite = torch.get_device_module(finite.device.type), finite.to("cpu", non_blocking=True)
+            copied = device.Event()
+            copied.record()
+        return cls(finite, copied, norms, step, int(batches_seen), batches, losses)
+
+    def answer(self) -> bool:
+        """Wait for the answer, if it is not there yet (of an earlier step it is)."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return bool(self.finite)
+
+
 class Gradients(Callback):
     """Logs `grad_norm` (of the trained `part`) and `grad_norm/<child>`; before clipping, of all ranks together.
 
     When a gradient is not finite, the batches of the step are saved in the run folder (`nonfinite/`, tensors only), on
     the ranks whose loss is not finite (or, if there is none, on all), and the run stops with a UserError; or it goes on
     without that step, for the first `skip` of them. Every rank has the same gradients, so every rank decides alike.
+
+    On a device of its own the answer is read a step later, before the next change of the weights, so that the host need
+    not wait for it: weights that such a gradient has spoilt are neither saved nor validated. Only where the step may be
+    left out (`skip`), it is waited for.
     """
 
     def __init__(self, part: str, skip: int = 0) -> None:
@@ -31,6 +67,7 @@ class Gradients(Callback):
         self.skipped = 0
         self._batches: list[Any] = []
         self._losses: list[Tensor] = []
+        self._open: _Question | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batches of a step until it is over."""
@@ -52,9 +89,24 @@ class Gradients(Callback):
             own = [value for name, value in norms.items() if name not in others]
             pl_module.log("grad_norm", torch.linalg.vector_norm(torch.stack(own)))
             pl_module.log_dict({f"grad_norm/{name}": value for name, value in norms.items()})
-        # the scaler of 16-mixed meets infinities on purpose, and skips
-        if norms and str(trainer.precision) != "16-mixed" and not torch.stack(list(norms.values())).isfinite().all():
-            self._stop_or_skip(trainer, pl_module, norms)
+        self._settle(trainer, pl_module)
+        if not norms or str(trainer.precision) == "16-mixed":
+            return  # the scaler of 16-mixed meets infinities on purpose, and skips
+        self._open = _Question.ask(norms, trainer.global_step, pl_module.batches_seen, self._batches, self._losses)
+        if pl_module.device.type == "cpu" or self.skipped < self.skip:
+            self._settle(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Numbers of spoilt weights say nothing."""
+        self._settle(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Spoilt weights are not saved."""
+        self._settle(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """... nor exported."""
+        self._settle(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,14 +124,18 @@ class Gradients(Callback):
         """Go on counting."""
         self.skipped = int(state_dict["skipped"])
 
-    def _stop_or_skip(self, trainer: Trainer, module: LightningModule, norms: dict[str, Tensor]) -> None:
-        bad = [name for name, value in norms.items() if not value.isfinite()]
+    def _settle(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the answer about a step, and stop or leave the step out when its gradient was not finite."""
+        question, self._open = self._open, None
+        if question is None or question.answer():
+            return
+        bad = [name for name, value in question.norms.items() if not value.isfinite()]
         folder = Path(trainer.default_root_dir) / "nonfinite"
-        guilty = self._guilty(trainer)
+        guilty = self._guilty(trainer, question)
         if trainer.global_rank in guilty:
-            self._save(folder / f"step{trainer.global_step:08d}_rank{trainer.global_rank}.pt", trainer, module, norms)
+            self._save(folder / f"step{question.step:08d}_rank{trainer.global_rank}.pt", trainer, module, question)
         which = ", ".join(map(str, guilty))
-        where = f"step {trainer.global_step}: the gradient is not finite in {', '.join(bad)}"
+        where = f"step {question.step}: the gradient is not finite in {', '.join(bad)}"
         if self.skipped >= self.skip:
             raise UserError(
                 f"{where}; the batch of rank {which} is saved in {folder}. Look at it, then start the same command "
@@ -93,27 +149,27 @@ class Gradients(Callback):
         if trainer.global_rank == 0:
             print(f"{where} (rank {which}); left out, {self.skipped} of {self.skip}", flush=True)
 
-    def _guilty(self, trainer: Trainer) -> list[int]:
+    def _guilty(self, trainer: Trainer, question: _Question) -> list[int]:
         """The ranks whose loss is not finite, or all."""
-        mine = not all(bool(loss.isfinite().all()) for loss in self._losses)
+        mine = not all(bool(loss.isfinite().all()) for loss in question.losses)
         everybody = [mine]
         if trainer.world_size > 1:
             everybody = [False] * trainer.world_size
             dist.all_gather_object(everybody, mine)
         return [rank for rank, found in enumerate(everybody) if found] or list(range(trainer.world_size))
 
-    def _save(self, file: Path, trainer: Trainer, module: LightningModule, norms: dict[str, Tensor]) -> None:
+    def _save(self, file: Path, trainer: Trainer, module: LightningModule, question: _Question) -> None:
         content = {
-            "step": trainer.global_step,
+            "step": question.step,
             "rank": trainer.global_rank,
             "ranks": trainer.world_size,
             "seed": module.seed,
-            "batches_seen": module.batches_seen,
-            "losses": [loss.float().cpu() for loss in self._losses],
-            "gradient_norms": {name: float(value) for name, value in norms.items()},
+            "batches_seen": question.batches_seen,
+            "losses": [loss.float().cpu() for loss in question.losses],
+            "gradient_norms": {name: float(value) for name, value in question.norms.items()},
             "batches": [
                 {name: value.cpu() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-                for batch in self._batches
+                for batch in question.batches
             ],
         }
         with atomic_path(file) as temporary:

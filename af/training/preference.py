@@ -107,7 +107,7 @@ class PreferenceModule(DenoiserModule):
         self.weight, self.denoising_weight, self.error = weight, denoising_weight, error
         self.listening_only = listening_only
         self.pair_dropout = pair_dropout or ConditionDropout.never()
-        self.winner_excess: float | None = None  # of this step; None: it had no preference term
+        self.winner_excess: Tensor | None = None  # of this step; None: it had no preference term
         velocity_error(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), kind=error)  # a wrong name fails now
 
     def compile_networks(self, **how: Any) -> None:
@@ -138,8 +138,9 @@ class PreferenceModule(DenoiserModule):
         margins = self._margins(pairs)
         preference = self.preference(margins)
         self.winner_excess = self._winner_excess(pairs)
-        # in every step that has the term: those that are written may have none
-        self.log("train/preference/loss", preference, prog_bar=True)
+        # in every step that has the term: those that are written may have none (in the progress bar Lightning would read
+        # the number in every step, and wait for it)
+        self.log("train/preference/loss", preference)
         for name, value in self._diagnostics(pairs, margins).items():
             self.log(f"train/preference/{name}", value)
         return loss + self.weight * preference
@@ -154,12 +155,10 @@ class PreferenceModule(DenoiserModule):
         if loser is None:
             return
         pairs = self.pairs(batch, loser, draws, self.training_progress())
-        count = int(pairs.counted.sum())
-        if count:
-            margins = self._margins(pairs)
-            values = {"loss": self.preference(margins), **self._diagnostics(pairs, margins)}
-            for name, value in values.items():
-                self.validation.add(f"preference/{name}", value, count)
+        count, margins = pairs.counted.sum(), self._margins(pairs)
+        values = {"loss": self.preference(margins), **self._diagnostics(pairs, margins)}
+        for name, value in values.items():
+            self.validation.add(f"preference/{name}", value, count)
 
     def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws, progress: float = 1.0) -> Pairs:
         """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four, with
@@ -237,12 +236,12 @@ class PreferenceModule(DenoiserModule):
         drift = valid_mean(pairs.distance, pairs.counted)
         return {**self.preference.diagnostics(margins), **errors, "drift": drift}
 
-    def _winner_excess(self, pairs: Pairs) -> float:
+    def _winner_excess(self, pairs: Pairs) -> Tensor:
         sums = torch.stack(
             [valid_mean(e.detach(), pairs.counted) for e in (pairs.errors.policy_winner, pairs.errors.reference_winner)]
         )
-        policy, reference = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
-        return policy / reference - 1 if reference else 0.0
+        policy, reference = self.trainer.strategy.reduce(sums, reduce_op="mean").unbind()
+        return torch.where(reference > 0, policy / reference - 1, torch.zeros_like(policy))
 
 
 class StopOnDrift(Callback):
@@ -254,16 +253,21 @@ class StopOnDrift(Callback):
         if steps < 1 or tolerance < 0:
             raise ValueError(f"steps must be at least 1 and tolerance not negative, got {steps} and {tolerance}")
         self.steps, self.tolerance = steps, tolerance
-        self.in_a_row = 0
+        self.in_a_row: Tensor | int = 0  # where the errors are: to read it, the host would have to wait
+        self._look_in = steps  # batches before which it cannot be enough
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count, and stop when it is enough (all ranks see the same number)."""
         assert isinstance(pl_module, PreferenceModule)
         if pl_module.winner_excess is None:
             return
-        self.in_a_row = self.in_a_row + 1 if pl_module.winner_excess > self.tolerance else 0
+        self.in_a_row = (self.in_a_row + 1) * (pl_module.winner_excess > self.tolerance)
         pl_module.log("train/preference/winner_excess", pl_module.winner_excess)
-        if self.in_a_row >= self.steps:
+        self._look_in -= 1
+        if self._look_in > 0:
+            return
+        self._look_in = self.steps - int(self.in_a_row)
+        if self._look_in <= 0:
             trainer.should_stop = True
             if trainer.global_rank == 0:
                 print(
@@ -274,8 +278,9 @@ class StopOnDrift(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How long it has lasted."""
-        return {"in_a_row": self.in_a_row}
+        return {"in_a_row": int(self.in_a_row)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.in_a_row = int(state_dict["in_a_row"])
+        self._look_in = self.steps - self.in_a_row

@@ -24,13 +24,20 @@ T = TypeVar("T")
 class Draws:
     """A generator that is the same on all ranks, and the rows here: [first, first + rows) of `total`.
 
-    What concerns the whole step (not its rows) is drawn from the generator directly.
+    What the host decides about the whole step (not its rows) is drawn from `deciding`, a generator of the host: numbers
+    of another device's would have to be waited for.
     """
 
     generator: torch.Generator
     rows: int
     first: int = 0
     total: int | None = None
+    host: torch.Generator | None = None
+
+    @property
+    def deciding(self) -> torch.Generator:
+        """The host's generator; that of the rows where it is one of the host."""
+        return self.generator if self.host is None else self.host
 
     def of_rows(self, draw: Callable[[int], T]) -> T:
         """`draw(number of rows)`, a tensor or a dataclass of tensors, for the rows here."""
@@ -48,14 +55,18 @@ def training_draws(module: LightningModule, seed: int, batch: int, rows: int, ac
     step, part = divmod(batch, accumulate)
     world = module.trainer.world_size
     first = (part * world + module.global_rank) * rows
-    return Draws(step_generator(seed, step, module.device), rows, first, accumulate * world * rows)
+    return _draws(module, seed, step, rows, first, accumulate * world * rows)
 
 
 def validation_draws(module: LightningModule, seed: int, batch: int, rows: int) -> Draws:
     """Of the `batch`-th batch of a validation. The last one may hold fewer rows than the data module's share."""
     share = getattr(getattr(module.trainer, "datamodule", None), "rank_batch_size", rows)
-    world, generator = module.trainer.world_size, step_generator(seed, batch, module.device)
-    return Draws(generator, rows, module.global_rank * share, world * share)
+    return _draws(module, seed, batch, rows, module.global_rank * share, module.trainer.world_size * share)
+
+
+def _draws(module: LightningModule, seed: int, step: int, rows: int, first: int, total: int) -> Draws:
+    host = None if module.device.type == "cpu" else step_generator(seed, step)
+    return Draws(step_generator(seed, step, module.device), rows, first, total, host)
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
+from af.devices import synchronize
 from af.errors import UserError
 from af.files import append_line
 from af.training.products import Products
@@ -45,7 +46,8 @@ class Throughput(Callback):
 
     `peak_tflops` is a device's peak at the training's precision (H100, bf16, dense: 989), or "measure": a square matrix
     product's; with it the utilisation is logged. The products are counted in the first batch of a start on one rank, as
-    executed (blocks computed again count again). On a GPU, one batch in ten is timed by phase, with waiting for the device. Where
+    executed (blocks computed again count again). On an accelerator one batch in ten is
+    timed by phase, with waiting for the device. Where
     a stage has two players, `optimizer` holds the discriminator's passes too.
     """
 
@@ -67,7 +69,7 @@ class Throughput(Callback):
             from af.training.bench import matmul_gflops
 
             dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-            self.peak_tflops = matmul_gflops(dtype) / 1e3
+            self.peak_tflops = matmul_gflops(dtype, device=pl_module.device) / 1e3
         self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +86,8 @@ class Throughput(Callback):
                 self._eager.__enter__()
             self._counter = Products()
             self._counter.__enter__()
-        self._timed = pl_module.device.type != "cuda" or self._batches % 10 == 0
+        self._device = pl_module.device
+        self._timed = self._device.type == "cpu" or self._batches % 10 == 0
         self._mark(None)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
@@ -128,8 +131,7 @@ class Throughput(Callback):
         """What has passed since the last mark was `phase`."""
         if not self._timed:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize(self._device)
         now = time.perf_counter()
         if phase is not None:
             self._spent[phase] += now - self._last

@@ -101,9 +101,15 @@ def _requantised(images: Tensor, step: Tensor) -> Tensor:
 
 
 def train_tracker(
-    out: Path, *, steps: int = 4000, seed: int = 0, version: str = "1", advance: Callable[[float], None] = lambda loss: None
-) -> None:  # fmt: skip
-    """Train and write the weights to `out`. `advance` is called once a step with the loss.
+    out: Path,
+    *,
+    steps: int = 4000,
+    seed: int = 0,
+    version: str = "1",
+    device: torch.device | str = "cpu",
+    advance: Callable[[Tensor], None] = lambda loss: None,
+) -> None:
+    """Train on `device` and write the weights to `out`. `advance` is called once a step with the loss, a tensor there.
 
     Pictures are drawn and degraded as training goes on, each used a few times before newer ones take its place.
     """
@@ -114,6 +120,8 @@ def train_tracker(
         model = FaceTracker(FACE_SPEC.names, FACE_SPEC.expression, version).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.spread.copy_(torch.from_numpy(_SPREAD))
     model.centre.copy_(torch.tensor([0.0 if low < 0 else 0.2 for low in _LOW]))
+    model.to(device)
+    spread = model.spread.clone()  # of the data, whatever becomes of the model's
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / (0.05 * steps + 1)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
@@ -130,17 +138,18 @@ def train_tracker(
             faces[here] = torch.from_numpy(face)
             place = here.stop % _BUFFER
             held = min(held + _FRAMES_A_PERSON, _BUFFER)
-        chosen = torch.from_numpy(rng.integers(held, size=_BATCH))
+        rows = torch.from_numpy(rng.integers(held, size=_BATCH))
+        seen, true = (kept[rows].to(device, non_blocking=True) for kept in (pictures, faces))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            predicted = model(_from_bytes(pictures[chosen]).contiguous(memory_format=torch.channels_last))
-        loss = tracking_loss(predicted, faces[chosen])
+            predicted = model(_from_bytes(seen).contiguous(memory_format=torch.channels_last))
+        loss = tracking_loss(predicted, true, spread)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-        advance(loss.item())
-    model.eval().save(out)
+        advance(loss.detach())
+    model.eval().cpu().save(out)
 
 
 def _from_bytes(images: Tensor) -> Tensor:
@@ -151,9 +160,11 @@ def _to_bytes(images: Tensor) -> Tensor:
     return images.add(1).mul_(127.5).round_().byte()
 
 
-def tracking_loss(predicted: Float[Tensor, "B P"], true: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
-    """Huber loss of the errors in units of the usual movement; the gaze of shut eyes cannot be seen and does not count."""
-    error = (predicted - true) / torch.from_numpy(_SPREAD)
+def tracking_loss(
+    predicted: Float[Tensor, "B P"], true: Float[Tensor, "B P"], spread: Float[Tensor, " P"]
+) -> Float[Tensor, ""]:
+    """Huber loss of the errors in units of the usual movement (`spread`); the gaze of shut eyes cannot be seen and does not count."""
+    error = (predicted - true) / spread
     weight = torch.ones_like(error)
     seen = (1 - 1.4 * true[:, FACE_INDEX["blink"]]).clamp(min=0)
     weight[:, FACE_INDEX["gaze_x"]] = seen

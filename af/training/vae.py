@@ -249,8 +249,8 @@ class VaeModule(LightningModule):
         self.validation.add("squared_error_copy", (batch.source - batch.driving).square().mean(), size)
         if batch.weight is not None:
             emphasis = (batch.weight - batch.weight.amin()).expand_as(squared)
-            total = emphasis.sum().double()
-            self.validation.add("squared_error_emphasis", (squared * emphasis).sum().double() / total, total)
+            total = emphasis.sum()
+            self.validation.add("squared_error_emphasis", (squared * emphasis).sum() / total, total)
         if output.log_variance is not None:
             self.validation.add("kl", kl_to_standard_normal(output.coefficients, output.log_variance), size)
         writer = tensorboard(self.trainer)
@@ -297,4 +297,5 @@ class VaeModule(LightningModule):
         if writes_logs(self):
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it there, and wait

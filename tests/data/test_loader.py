@@ -253,7 +253,7 @@ def test_validation_counts_each_window_once(folder, world):
         lengths.add(len(batches))
         for counted in batches:
             assert isinstance(counted, Counted)
-            assert counted.to("cpu").counted.shape == (4,)
+            assert counted.counted.shape == (4,)
             assert not counted.batch.valid[~counted.counted].any()
             seen += [origin(m[0]) for m in counted.batch.avatar_motion[counted.counted]]
     assert len(lengths) == 1

@@ -1,0 +1,268 @@
+"""One device for all that belongs together, and nothing that makes the host wait for it: on `tests.fake_device`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from af.cli.main import main
+from af.data.index import Index
+from af.data.shards import ShardReader
+from af.devices import choose_device
+from af.errors import UserError
+from af.models.artifact import load_model
+from af.models.speech import LogMel
+from af.pipeline.avatar import Avatar
+from af.pipeline.live import live_session
+from tests import fake_device
+from tests.conftest import FEATURES
+from tests.training import test_resume
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    with fake_device.present() as found:
+        yield found
+
+
+def syncs(work: Callable[[], Any]) -> list[str]:
+    """Where the host waited for the device during `work`."""
+    before = len(fake_device.State.syncs)
+    work()
+    return fake_device.State.syncs[before:]
+
+
+# The fake device itself: what it must notice
+
+
+def test_the_fake_device_refuses_what_a_gpu_refuses(device):
+    here, there = torch.ones(3, device=device), torch.ones(3)
+    for wrong in (lambda: here + there, lambda: torch.cat((here, there)), lambda: here[torch.tensor([0])]):
+        with pytest.raises(fake_device.WrongDevice, match="beside"):
+            wrong()
+    for wide in (here.double, lambda: torch.arange(3, dtype=torch.float64, device=device)):
+        with pytest.raises(fake_device.WrongDevice, match="float64"):
+            wide()
+    with pytest.raises(fake_device.WrongDevice, match="numpy"):
+        np.asarray(here)
+    assert (2 * here + torch.tensor(1.0)).cpu().equal(torch.full((3,), 3.0))  # single numbers are arguments
+
+
+def test_the_fake_device_tells_who_waits(device):
+    x, inputs = torch.arange(4.0, device=device), torch.ones(4)
+    for waits in (
+        x.sum().item,
+        x.tolist,
+        x.cpu,
+        x.nonzero,
+        lambda: x[x > 1],
+        lambda: bool(x.any()),
+        lambda: inputs.to(device),
+    ):
+        assert len(syncs(waits)) == 1
+    for free in (x.square, lambda: inputs.to(device, non_blocking=True), lambda: x[torch.arange(2, device=device)]):
+        assert syncs(free) == []
+
+
+# Choosing a device
+
+VERBS = {
+    "encode": ["--data", "d", "--autoencoder", "a"],
+    "losers": ["--data", "d", "--denoiser", "n"],
+    "evaluate": ["--data", "d", "--autoencoder", "a", "--denoiser", "n"],
+    "probe": ["--data", "d", "--autoencoder", "a"],
+    "generate": ["--autoencoder", "a", "--denoiser", "n", "--portrait", "p.png", "--avatar-audio", "s.wav"],
+    "tracker": ["train"],
+    "bench": ["rollout"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", ["cuda:63", "gpu", "meta", "cpu:-1"])
+def test_a_device_that_is_not_there_is_one_line_before_any_work(verb, name, tmp_path, capsys):
+    out = tmp_path / ("out.json" if verb == "bench" else "out.mp4")
+    assert main([verb, *VERBS[verb], "--out", str(out), "--device", name]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"af {verb}: --device {name}: ")
+    assert "cpu" in error.split("allowed:")[1]
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_auto_is_the_accelerator_that_is_there():
+    with fake_device.present() as device:
+        assert choose_device() == torch.device(device.type)
+        assert choose_device("fake:1").index == 1
+        with pytest.raises(UserError, match="allowed: auto, cpu, fake:0, fake:1"):
+            choose_device("fake:2")
+    if not torch.cuda.is_available():
+        assert choose_device().type == "cpu"
+
+
+# Everything that runs on one
+
+
+def test_every_verb_that_runs_a_model_runs_on_it(dyads, latents, autoencoder_folder, denoiser_folder, device, tmp_path):
+    models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder]
+    example = tmp_path / "example"
+    commands: list[list[Any]] = [
+        ["encode", "--data", dyads, *models[:2], "--out", tmp_path / "latents", "--workers", "1",
+         *(f"features.{key}={FEATURES[key]}" for key in ("block_frames", "window_frames"))],
+        ["losers", "--data", latents, *models[2:], "--out", tmp_path / "losers", "--steps", "2"],
+        ["evaluate", *models, "--data", latents / "test", "--out", tmp_path / "numbers", "--steps", "2", "--videos", "1", "--limit", "1"],
+        ["evaluate", "--readout", latents / "train", *models[2:], "--data", latents / "test", "--out", tmp_path / "read",
+         "--steps", "2", "--limit", "1"],
+        ["shards", "extract", latents / "test", "--sample", "0", "--out", example],
+        ["generate", *models, "--portrait", example / "avatar.png", "--avatar-audio", example / "avatar.wav",
+         "--user-video", example / "user.mp4", "--no-crop", "--out", tmp_path / "avatar.mp4", "--seconds", "1"],
+        ["tracker", "check", "--people", "1"],
+    ]  # fmt: skip
+    for command in commands:
+        there = [] if command[0] == "shards" else ["--device", "fake"]
+        assert main([str(word) for word in (*command, *there)]) == 0, command
+    made, expected = (ShardReader(Index.load(folder / "test")) for folder in (tmp_path / "latents", latents))
+    for part, scale in (("audio", 2.0**-9), ("motion", 1e-4)):  # float16's step at values up to 4; float32 sums
+        rows = [reader.read_rows(0, f"a.{part}.npy", 0, 50).astype(np.float64) for reader in (made, expected)]
+        assert np.abs(rows[0] - rows[1]).max() <= scale * max(1.0, np.abs(rows[1]).max())
+    assert json.loads((tmp_path / "numbers" / "metrics.json").read_text())["speed/rtf"] > 0
+
+
+def test_an_avatar_is_on_one_device_however_it_is_made(autoencoder_folder, denoiser_folder, device):
+    images, motion = load_model(autoencoder_folder), load_model(denoiser_folder)
+    loaded = Avatar.of(images, motion, device)
+    put_together = Avatar(load_model(autoencoder_folder).model, loaded.denoiser, LogMel())
+    for avatar in (loaded, put_together):
+        for part in (avatar.autoencoder, avatar.denoiser, avatar.features):
+            assert {t.device for t in (*part.parameters(), *part.buffers())} == {device}
+
+
+def test_voices_computed_together_are_what_they_are_alone():
+    features = LogMel(block_frames=5, window_frames=20)
+    voices = torch.randn(3, 30_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    together = [torch.cat(pieces) for pieces in zip(*features.voices(list(voices)), strict=True)]
+    alone = [features(voice) for voice in voices]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=2.0**-10, atol=2.0**-10)  # both are rounded to float16
+    with pytest.raises(ValueError, match="one length"):
+        list(features.voices([voices[0], voices[1, :20_000]]))
+
+
+def test_a_part_that_fails_takes_nothing_with_it(
+    latents, autoencoder_folder, denoiser_folder, tmp_path, monkeypatch, capsys
+):
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the device is lost")
+
+    for part in ("running.measure_running", "running.long_drift", "evaluate.evaluate_reconstruction"):
+        monkeypatch.setattr(f"af.pipeline.{part}", fails)
+    monkeypatch.setattr("af.cli.gallery_videos.make_gallery", fails)
+    out = tmp_path / "numbers"
+    command = [
+        "evaluate",
+        "--autoencoder",
+        autoencoder_folder,
+        "--denoiser",
+        denoiser_folder,
+        "--data",
+        latents / "test",
+    ]
+    assert main([*map(str, command), "--out", str(out), "--steps", "2", "--videos", "1", "--drift"]) == 1
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["rpcc/exp"] is not None
+    assert (out / "metrics.md").is_file()
+    for part in ("latency, speed", "drift", "psnr, ssim, l1", "gallery"):
+        assert "the device is lost" in found["not_computed"][part]
+        assert part in capsys.readouterr().err.splitlines()[-1] if part == "gallery" else True
+
+
+# Live
+
+
+def test_a_live_session_is_on_one_device_and_waits_only_for_its_blocks(
+    dyads, autoencoder_folder, denoiser_folder, device
+):
+    clip = ShardReader(Index.load(dyads / "test")).read(0, {"video", "audio"})
+    avatar = Avatar.load(autoencoder_folder, denoiser_folder, device)
+    _, reference = avatar.identity(clip.b.video[0])
+    session = live_session(avatar, reference, generator=torch.Generator().manual_seed(0), steps=2)
+    blocks = 0
+    for t in range(12):
+        sound = slice(640 * t, 640 * (t + 1))
+        pushed = {
+            "avatar_audio": clip.b.audio[sound],
+            "user_audio": clip.a.audio[sound],
+            "user_frames": clip.a.video[t : t + 1],
+        }
+        before = blocks
+
+        def push(pushed: dict[str, Any] = pushed) -> None:
+            nonlocal blocks
+            for block in session.push(**pushed):
+                assert block.motion.device == device
+                blocks += 1
+
+        waited = syncs(push)
+        assert len(waited) == blocks - before, waited  # one for each block: it is there when it is returned
+    assert blocks == 2
+
+
+# Training
+
+
+class Waits(Callback):
+    """{step: where the package made the host wait for the device}, from the start of a batch to the next one's."""
+
+    seen: dict[int, list[str]] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        Waits.seen = {}
+        self.step, self.before = 0, 0
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        self.step, self.before = trainer.global_step, len(fake_device.State.syncs)
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        waited = fake_device.State.syncs[self.before :]
+        # Lightning reads each number that is written, and saves; both in its own time
+        Waits.seen[self.step] = [where for where in waited if "training/launch.py" not in where]
+
+
+def stage(request, dyads, latents, losers, teacher, denoiser_folder) -> list[str]:
+    started = [f"start={denoiser_folder}", f"data.root={latents}"]
+    preference = ["experiment=preference_demo", *started]
+    return {
+        "vae": [*test_resume.VAE, f"data.root={dyads}"],
+        "variational": [*test_resume.VAE, "model.variational=true", "loss.adversarial=0.1", f"data.root={dyads}"],
+        "denoiser": [*test_resume.DENOISER, f"data.root={latents}"],
+        "autoregressive": [*test_resume.DENOISER, "scheme=autoregressive", f"data.root={latents}"],
+        "distill": ["experiment=distill_demo", *started, f"data.teacher={teacher}"],
+        "preference": [*preference, f"data.losers={losers}", "module.online=null"],
+        "online": [*preference, "+module.online.steps=2"],
+    }[request]
+
+
+STAGES = ("vae", "denoiser", "autoregressive", "distill", "preference", "online")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_training_step_does_not_wait_for_the_device(
+    name, dyads, latents, losers, teacher, denoiser_folder, device, tmp_path
+):
+    fake_device.register_accelerator()
+    arguments = stage(name, dyads, latents, losers, teacher, denoiser_folder)
+    options = [
+        "data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=4",
+        "trainer.log_every_n_steps=3", "launch.checkpoint_every_n_steps=100", "trainer.accelerator=fake",
+        "~callbacks.throughput", "~callbacks.progress",
+        "~callbacks.previews" if name != "vae" else "~callbacks.heartbeat",
+        "+callbacks.waits._target_=tests.test_devices.Waits",
+    ]  # fmt: skip
+    assert main(["train", *arguments, f"run={tmp_path}", *options]) == 0
+    assert {step: Waits.seen[step] for step in (1, 3)} == {1: [], 3: []}
+    assert len(Waits.seen[2]) <= 1, Waits.seen[2]  # the third step is written
