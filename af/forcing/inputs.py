@@ -290,10 +290,11 @@ class Face:
                     dropped += 1  # repeated, or out of order: the first frame of an instant counts
                     continue
                 after = time - self.step if newest is None else max((newest + time) / 2, time - self.step)
-                start, stop, newest = math.floor(after) + 1, math.floor(time + self.step / 2) + 1, time
+                start, stop = math.floor(after) + 1, math.floor(time + self.step / 2) + 1
                 if bounds is not None and start >= bounds.clock + bounds.patience:
                     dropped += 1
                     continue
+                newest = time
                 slots.append((i, start, stop if bounds is None else min(stop, bounds.clock + bounds.patience)))
             expected = self.expected if newest is None else newest + self.step
         first_slot, owners, held = self.received_frames, list[int](), 0

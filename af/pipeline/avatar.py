@@ -15,6 +15,7 @@ from torch import Tensor
 
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
+from af.forcing.pieces import mono_samples
 from af.forcing.rollout import rollout_blocks
 from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
@@ -135,8 +136,8 @@ class Avatar:
         user_audio: np.ndarray | None,
         user_motion: Iterable[np.ndarray] | None,
     ) -> Iterator[Condition]:
-        avatar = self._audio_pieces(avatar_audio, frames)
-        user = self._audio_pieces(user_audio, frames)
+        avatar = self._audio_pieces("avatar_audio", avatar_audio, frames)
+        user = self._audio_pieces("user_audio", user_audio, frames)
         poses = None if user_motion is None else _held(user_motion)
         made = 0
         while made < frames:
@@ -153,11 +154,12 @@ class Avatar:
             )
             made += count
 
-    def _audio_pieces(self, audio: np.ndarray | None, frames: int) -> Iterator[Tensor]:
+    def _audio_pieces(self, name: str, audio: np.ndarray | None, frames: int) -> Iterator[Tensor]:
         if audio is None:
             return iter(())
         samples = frames_to_samples(frames)
-        padded = np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
+        audio = mono_samples(name, audio)
+        padded = np.pad(audio[:samples], (0, max(0, samples - len(audio))))
         return self.features.pieces(torch.from_numpy(padded))
 
 

@@ -204,7 +204,7 @@ def test_frames_with_times_are_seen_at_their_times(listening, speech) -> None:
     running = session(listening, speech, signals=LISTENS, patience_frames=4)
     rng = np.random.default_rng(0)
     taken = np.arange(330) / 27.5 + rng.uniform(0, 0.03, 330)
-    order, kept = [], []
+    kept: list[int] = []
     for frame in range(300):
         new = [n for n in range(330) if frame <= 25 * taken[n] < frame + 1]
         if 50 <= frame < 150:
@@ -212,13 +212,26 @@ def test_frames_with_times_are_seen_at_their_times(listening, speech) -> None:
         new, kept = ([*kept, *new], []) if new else (new, kept)
         rows = torch.cat([numbered(n, n + 1) for n in new]) if new else torch.zeros(0, 6)
         running.push(user_audio=voice(1, frame), user_motion=rows, user_times=taken[new])
-        order += new
+        assert abs(received(running) - running.clock_frames) <= 4
     for slot, number in enumerate(listening.seen):
         if not 50 <= slot < 152:
             nearest = np.abs(taken - slot / 25).min()
             # two frames in one slot: the later is not there yet when the first has been used
             assert abs(taken[int(number) - 1] - slot / 25) <= nearest + 0.04, slot
     assert running.faults.dropped_frames > 80
+
+
+def test_frames_with_times_ahead_of_the_sound_are_dropped_and_counted(listening, speech) -> None:
+    running = session(listening, speech, signals=LISTENS, patience_frames=4)
+    for frame in range(60):  # a second ahead, for a second
+        ahead = 1.0 if 20 <= frame < 45 else 0.0
+        running.push(
+            user_audio=voice(1, frame), user_motion=numbered(frame, frame + 1), user_times=[frame / 25 + ahead]
+        )
+        assert abs(received(running) - running.clock_frames) <= 4
+    assert running.faults.dropped_frames == 25
+    assert listening.seen[:20] == [float(n) for n in range(1, 21)]
+    assert listening.seen[45:] == [float(n) for n in range(46, 61)]
 
 
 def test_times_that_cannot_be_are_said(listening, speech) -> None:

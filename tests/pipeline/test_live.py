@@ -142,3 +142,19 @@ def test_the_portrait_changes_while_one_talks(avatar: Avatar) -> None:
     assert all(torch.equal(a.motion, b.motion) for a, b in zip(before, expected, strict=True))
     assert not any(torch.equal(a.motion, b.motion) for a, b in zip(after, unchanged, strict=True))
     assert len(list(avatar.frames(identity, [block.motion for block in after]))) == 10
+
+
+def test_offline_sound_is_scaled_and_refused_as_live(avatar: Avatar) -> None:
+    _, reference = avatar.identity(recording()["user_frames"][0])
+    sound = np.round(recording()["user_audio"] * 32768).astype(np.int16)
+
+    def motion(voice: np.ndarray) -> torch.Tensor:
+        blocks = avatar.motion(
+            reference, FRAMES, avatar_audio=voice, steps=1, generator=torch.Generator().manual_seed(0)
+        )
+        return torch.cat(list(blocks), 1)
+
+    assert torch.equal(motion(sound), motion(sound / np.float32(32768)))
+    for wrong in (sound.astype(np.float32), sound[None], sound.astype(np.int64)):
+        with pytest.raises(UserError, match="avatar_audio: "):
+            motion(wrong)
