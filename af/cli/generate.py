@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         video_frames = seconds_to_frames(info.video_s or 0.0)
         if user_voice is None and info.has_audio:
             user_voice = read_audio(args.user_video, notes=notes)
-        user_frames = face_frames(args.user_video, size, find_face=not args.no_crop, notes=notes)
+        user_frames = face_frames(args.user_video, size, find_face=not args.no_crop, notes=notes, voice=user_voice)
     if voice is None and user_voice is None and user_frames is None:
         raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
     frames = longest(audio=(voice, user_voice), video_frames=video_frames)

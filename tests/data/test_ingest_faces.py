@@ -14,6 +14,7 @@ from af.data.ingest.options import FACES, IngestOptions
 from af.data.ingest.run import run_ingest
 from af.data.ingest.sources import Source, from_manifest
 from af.data.media import write_video
+from af.data.notes import Notes
 from af.data.shards import ShardReader
 from af.data.synth import SessionConfig, render, simulate
 
@@ -106,6 +107,18 @@ def test_the_face_that_moves_with_the_voice_is_taken_and_said(people, tmp_path, 
 def test_another_face_can_be_asked_for(people, tmp_path, wish, expected):
     assert ingest(tmp_path / "out", people / "small.mp4", people / "alone.mp4", face=wish).reason is None
     assert taken(tmp_path / "out") == expected
+
+
+def test_a_single_users_video_shows_the_one_who_speaks(people):
+    from af.data.ingest.single import face_frames
+    from af.data.media import read_audio
+
+    notes = Notes()
+    voice = read_audio(people / "still.mp4")
+    frames = list(face_frames(people / "still.mp4", 32, detector=both, notes=notes, voice=voice))
+    assert np.ptp(np.stack(frames).astype(int), axis=0).max() > 30  # the large one is a picture
+    (note,) = (n for n in notes if n.kind == "faces")
+    assert "for another one crop the video" in note.text
 
 
 def test_a_row_can_ask_for_its_own_face(people, tmp_path):

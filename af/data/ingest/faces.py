@@ -86,9 +86,16 @@ def note_movement(look: Look, path: Path, name: str, notes: Notes) -> None:
         )
 
 
-def choose_face(look: Look, voice: Float64[np.ndarray, " T"] | None, wish: str, name: str, notes: Notes) -> Path:
-    """The path of the person's face: by `wish` (one of `options.FACES`), noted when there was a choice. `voice`: see
-    `sync.voice_changes`, None for a silent person.
+def choose_face(
+    look: Look,
+    voice: Float64[np.ndarray, " T"] | None,
+    wish: str,
+    name: str,
+    notes: Notes,
+    remedy: str = "--face asks for another",
+) -> Path:
+    """The path of the person's face: by `wish` (one of `options.FACES`), noted when there was a choice, with `remedy` for
+    who wants another. `voice`: see `sync.voice_changes`, None for a silent person.
     """
     found = faces_in(look)
     if len(found) < 2:
@@ -103,7 +110,7 @@ def choose_face(look: Look, voice: Float64[np.ndarray, " T"] | None, wish: str, 
     else:
         chosen, why = _talking(look, found, sides, voice)
     at = f"at {places[chosen][0]:.0f}, {places[chosen][1]:.0f}, {sides[chosen]:.0f} pixels wide"
-    notes.add("faces", f"{name}: {len(found)} faces: the one {at} is taken, {why} (--face asks for another)")
+    notes.add("faces", f"{name}: {len(found)} faces: the one {at} is taken, {why}; {remedy}")
     return found[chosen]
 
 

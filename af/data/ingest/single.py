@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from af.data.ingest.detect import Detector, make_detector
+from af.data.ingest.faces import choose_face
 from af.data.ingest.look import look_through
 from af.data.ingest.options import IngestOptions
+from af.data.ingest.sync import voice_changes
 from af.data.ingest.track import crop, follow, steady_crops
 from af.data.media import MediaError, iter_video
 from af.data.notes import Notes
@@ -64,18 +66,27 @@ def read_portrait(
 
 
 def face_frames(
-    path: Path, size: int, *, find_face: bool = True, detector: Detector | None = None, notes: Notes | None = None
+    path: Path,
+    size: int,
+    *,
+    find_face: bool = True,
+    detector: Detector | None = None,
+    notes: Notes | None = None,
+    voice: Float32[np.ndarray, " S"] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
     """Frames at 25 fps, cropped around the tracked face; two passes over the file, bounded memory.
 
-    `notes` gets what is noteworthy. Raises `MediaError` when the file cannot be read or shows no face.
+    Of several faces it is the one that moves with `voice` (16 kHz), else the largest that moves. `notes` gets what is
+    noteworthy. Raises `MediaError` when the file cannot be read or shows no face.
     """
     if not find_face:
         yield from (_middle(frame, size) for frame in iter_video(path, notes=notes))
         return
     options = IngestOptions()
+    notes = Notes() if notes is None else notes
     look = look_through(str(path), "a", False, detector or make_detector(options.detector), options.detect_every)
-    path_of_face = follow(look.boxes, look.scenes)
+    heard = None if voice is None else voice_changes(voice, look.frames)
+    path_of_face = choose_face(look, heard, options.face, str(path), notes, "for another one crop the video")
     track = steady_crops(path_of_face, look.looks, look.frames, look.cuts, look.size, margin=options.margin)
     if not track.present.any():
         raise MediaError(path, "no_face", "no face found; give face crops with --no-crop")
