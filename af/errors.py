@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -35,6 +37,25 @@ def user_text(error: Exception) -> str | None:
     if wrapped and wrapped[1] in _names(UserError):
         return re.split(rf"^[\w.]+\.{wrapped[1]}: ", str(error), flags=re.MULTILINE)[-1].strip()
     return str(error) if isinstance(error, UserError) else None
+
+
+def system_text(error: Exception) -> str | None:
+    """A line on what the system refuses (a full disk, a file that may not be written), naming the file; None for others.
+
+    Libraries in C and Rust raise classes of their own, with the system's words.
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and number is not None:
+        where = f"{error.filename2 or error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror or os.strerror(number)}"
+    elif found := re.search(r"\(os error (\d+)\)", str(error)):
+        number, text = int(found[1]), " ".join(str(error).split())
+    elif "No space left on device" in str(error):
+        number, text = errno.ENOSPC, " ".join(str(error).split())
+    else:
+        return None
+    room = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{text}; make room, then start the same command again" if number in room else text
 
 
 def _names(kind: type[Exception]) -> set[str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from af.cli.devices import add_device_argument, device_of
+from af.cli.options import count, out_file
 from af.data.stores import location
 
 PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics", "scaling")
@@ -40,10 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", default="0,1,2", metavar="N,N,...", help="loader: numbers of workers (default 0,1,2)"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the networks")
+    parser.add_argument("--threads", type=count, default=os.cpu_count(), help="threads of the networks")
     add_device_argument(parser)
     parser.add_argument("--size", default="small", choices=("small", "released"), help="networks of rollout and vae")
-    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--out", type=out_file, help="also write the JSON to this file")
 
 
 def run(args: argparse.Namespace) -> int:

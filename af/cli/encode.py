@@ -19,8 +19,9 @@ from pathlib import Path
 
 from af.cli.config import add_config_arguments, compose, resolve
 from af.cli.devices import add_device_argument, device_of
+from af.cli.options import count, out_folder
 from af.data.parts import PART_HELP, WHOLE, Share, clear
-from af.data.stores import local_path, location
+from af.data.stores import location
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
@@ -34,8 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--autoencoder", type=Path, required=True, help="model folder, run or checkpoint of a motion VAE"
     )
-    parser.add_argument("--out", type=local_path, required=True, help="folder for the new shards")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the new shards")
+    parser.add_argument("--workers", type=count, default=2, help="processes (default 2)")
     parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")
     parser.add_argument(
         "--precision",

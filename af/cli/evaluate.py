@@ -45,8 +45,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from af.cli.devices import add_device_argument, device_of
+from af.cli.options import count, out_folder, whole
 from af.cli.sampling import add_sampling_arguments
-from af.data.stores import local_path, location
+from af.data.stores import location
 from af.errors import UserError
 from af.files import sha256_of
 
@@ -68,8 +69,8 @@ FILES_ONLY = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of both forms."""
-    parser.add_argument("--out", type=local_path, required=True, help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling, bootstrap and shifts (default 0)")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the results")
+    parser.add_argument("--seed", type=whole, default=0, help="of sampling, bootstrap and shifts (default 0)")
     add_device_argument(parser)
     model = parser.add_argument_group("a checkpoint on a split")
     model.add_argument(
@@ -86,14 +87,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="instead of --autoencoder: read faces from the latents by a linear fit on this split (train), in seconds",
     )
     model.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
-    model.add_argument("--limit", type=int, metavar="N", help="only the first N conversations")
+    model.add_argument("--limit", type=count, metavar="N", help="only the first N conversations")
     model.add_argument(
         "--lpips", action="store_true", help="LPIPS (AlexNet) of the reconstruction, by the extra `lpips`"
     )
     model.add_argument("--drift", action="store_true", help="also roll-outs of 4 minutes: drift/…")
     model.add_argument(
         "--videos",
-        type=int,
+        type=whole,
         metavar="N",
         help="conversations written as mp4 and listed in manifest.csv (default 4; all where no tracker knows the faces)",
     )
@@ -118,10 +119,10 @@ def configure_files(parser: argparse._ArgumentGroup) -> None:
         "--synthetic-tracker", action="store_true", help="track videos with the synthetic faces' tracker"
     )
     parser.add_argument("--tracker", default="arrays/unnamed", metavar="NAME", help="who made the arrays, e.g. emoca/2")
-    parser.add_argument("--expression", type=int, metavar="N", help="the first N columns of arrays are expression")
+    parser.add_argument("--expression", type=whole, metavar="N", help="the first N columns of arrays are expression")
     parser.add_argument("--names", metavar="A,B,…", help="names of the arrays' columns")
-    parser.add_argument("--block", type=int, metavar="FRAMES", help="block size of the generator, for border_ratio")
-    parser.add_argument("--first-border", type=int, metavar="FRAME", help="first block border, default --block")
+    parser.add_argument("--block", type=count, metavar="FRAMES", help="block size of the generator, for border_ratio")
+    parser.add_argument("--first-border", type=whole, metavar="FRAME", help="first block border, default --block")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="InceptionV3 weights: fid_inception")
     parser.add_argument("--i3d", type=Path, metavar="FILE", help="I3D TorchScript: fvd_i3d")
     parser.add_argument("--i3d-sha256", metavar="HASH", help="vouches that --i3d is the real network")
@@ -129,14 +130,14 @@ def configure_files(parser: argparse._ArgumentGroup) -> None:
         "--network", action="append", default=[], metavar="NAME=FILE", help="picture network (TorchScript)"
     )
     parser.add_argument("--video-network", action="append", default=[], metavar="NAME=FILE", help="window network")
-    parser.add_argument("--network-size", type=int, default=224, metavar="PX", help="input size of these networks")
-    parser.add_argument("--stride", type=int, default=16, metavar="FRAMES", help="stride of 16-frame windows")
+    parser.add_argument("--network-size", type=count, default=224, metavar="PX", help="input size of these networks")
+    parser.add_argument("--stride", type=count, default=16, metavar="FRAMES", help="stride of 16-frame windows")
     parser.add_argument("--embedder", metavar="NAME=FILE", help="identity embedder (TorchScript, 112 px, -1 … 1)")
     parser.add_argument("--syncnet", type=Path, metavar="FILE", help="SyncNet weights: lse_d, lse_c")
     parser.add_argument("--syncnet-sha256", metavar="HASH")
     parser.add_argument("--no-gallery", action="store_true", help="leave out gallery.html")
     parser.add_argument(
-        "--max-length-difference", type=int, default=2, metavar="FRAMES", help="cut sides that differ less"
+        "--max-length-difference", type=whole, default=2, metavar="FRAMES", help="cut sides that differ less"
     )
 
 

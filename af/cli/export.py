@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from af.cli.options import out_folder
 from af.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af export`."""
     parser.add_argument("source", type=Path, help="run folder (its newest checkpoint), or a checkpoint")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="model folder to write")
+    parser.add_argument("--out", type=out_folder, required=True, metavar="FOLDER", help="model folder to write")
     parser.add_argument("--overwrite", action="store_true", help="also over another model")
 
 

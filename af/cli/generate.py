@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from af.cli.devices import add_device_argument, device_of
+from af.cli.options import out_file, positive, whole
 from af.cli.sampling import add_sampling_arguments, anchor_of, guidance_of
 from af.errors import UserError
 
@@ -42,10 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument("--no-crop", action="store_true", help="portrait and user video are face crops already")
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument(
-        "--out", type=Path, required=True, help="the avatar with its voice: .mp4, or .gif without sound"
+        "--out", type=out_file, required=True, help="the avatar with its voice: .mp4, or .gif without sound"
     )
-    outputs.add_argument("--side-by-side", type=Path, help="also user | avatar with both voices: .mp4 or .gif")
-    outputs.add_argument("--seconds", type=float, help="length (default: of the longest input)")
+    outputs.add_argument("--side-by-side", type=out_file, help="also user | avatar with both voices: .mp4 or .gif")
+    outputs.add_argument("--seconds", type=positive, help="length (default: of the longest input)")
     sampling = parser.add_argument_group("sampling")
     add_sampling_arguments(sampling)
     sampling.add_argument("--solver", default="euler", help="euler, or heun: two evaluations a step (default euler)")
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--precision", help="fp32, bf16 or auto (what is fast here): pack the denoiser's weights, faster on CPU"
     )
-    sampling.add_argument("--seed", type=int, default=0, help="the same seed gives the same video (default 0)")
+    sampling.add_argument("--seed", type=whole, default=0, help="the same seed gives the same video (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:

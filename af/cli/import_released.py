@@ -16,13 +16,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from af.cli.options import out_place
 from af.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af import-released`."""
     parser.add_argument("file", type=Path, help="flow_transformer.pth or motion_autoencoder.pth (or .safetensors)")
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write (or its model.safetensors)")
+    parser.add_argument("--out", type=out_place, required=True, help="model folder to write (or its model.safetensors)")
     parser.add_argument("--autoencoder", type=Path, help="model folder of the autoencoder, imported before")
     parser.add_argument("--wav2vec2", help="wav2vec 2.0 base, 960 h: a Hugging Face name or a local folder")
 

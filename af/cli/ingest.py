@@ -28,13 +28,12 @@ and how far sound and lips, or the two recordings, seem to be apart. Nothing is 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import TYPE_CHECKING
 
+from af.cli.options import count, out_folder, positive
 from af.data.ingest.options import FACES, LONGEST_OFFSET_S
 from af.data.parts import PART_HELP, WHOLE, Share
-from af.data.stores import local_path
 
 if TYPE_CHECKING:
     from af.data.ingest.run import IngestReport
@@ -52,19 +51,6 @@ def fractions(text: str) -> tuple[float, float, float]:
     if len(numbers) != 3 or min(numbers) < 0 or sum(numbers) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected three numbers for train,val,test, such as 0.9,0.05,0.05")
     return numbers  # type: ignore[return-value]
-
-
-def _positive(kind: type) -> object:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-        return value
-
-    return parse
 
 
 def _offset(text: str) -> float:
@@ -100,8 +86,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="ids of the people, once for each conversation in order",
     )
     add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
-    add("--out", type=local_path, required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
-    add("--size", type=_positive(int), default=512, help="pixels of the square crops (default 512)")  # type: ignore[arg-type]
+    add("--out", type=out_folder, required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
+    add("--size", type=count, default=512, help="pixels of the square crops (default 512)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--split", choices=("train", "val", "test"), default="train", help="where all goes (default train)"
@@ -109,12 +95,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--split-by-identity", type=fractions, metavar="TRAIN,VAL,TEST", help="shares, by hash of the people"
     )
-    add("--workers", type=_positive(int), default=1, help="processes (default 1)")  # type: ignore[arg-type]
+    add("--workers", type=count, default=1, help="processes (default 1)")
     add("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
-    add("--margin", type=_positive(float), default=2.0, help="side of the crop in face sizes (default 2.0)")  # type: ignore[arg-type]
-    add("--min-seconds", type=_positive(float), default=2.0, help="shortest clip (default 2)")  # type: ignore[arg-type]
-    add("--max-seconds", type=_positive(float), default=20.0, help="longest clip; longer ones are divided (default 20)")  # type: ignore[arg-type]
-    add("--length-tolerance", type=_positive(float), default=1.0, help="seconds by which files may differ (default 1)")  # type: ignore[arg-type]
+    add("--margin", type=positive, default=2.0, help="side of the crop in face sizes (default 2.0)")
+    add("--min-seconds", type=positive, default=2.0, help="shortest clip (default 2)")
+    add("--max-seconds", type=positive, default=20.0, help="longest clip; longer ones are divided (default 20)")
+    add("--length-tolerance", type=positive, default=1.0, help="seconds by which files may differ (default 1)")
     add(
         "--offset",
         type=_offset,
@@ -124,7 +110,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--offset-limit",
-        type=_positive(float),  # type: ignore[arg-type]
+        type=positive,
         default=0.5,
         metavar="S",
         help="drop a conversation whose sides, or a side's sound and picture, are surely further apart (default 0.5)",
@@ -135,7 +121,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="talking",
         help="of several faces: the one that moves with the voice (default), the largest, the left or the right one",
     )
-    add("--detect-every", type=_positive(int), default=5, help="look for faces in every n-th frame (default 5)")  # type: ignore[arg-type]
+    add("--detect-every", type=count, default=5, help="look for faces in every n-th frame (default 5)")
     add(
         "--detector",
         choices=("haar", "mediapipe"),

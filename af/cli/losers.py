@@ -22,8 +22,9 @@ import argparse
 from pathlib import Path
 
 from af.cli.devices import add_device_argument, device_of
+from af.cli.options import count, out_folder, scale, whole
 from af.data.parts import PART_HELP, WHOLE, Share, clear
-from af.data.stores import local_path, location
+from af.data.stores import location
 from af.errors import UserError
 
 #: What is said after Ctrl-C.
@@ -41,14 +42,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", default="drop_user", help="drop_user (default), talking, weak, shuffled, guided or file"
     )
-    parser.add_argument("--out", type=local_path, required=True, help="folder for the losers")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the losers")
     parser.add_argument("--splits", default="train,val", help="splits to make losers for (default train,val)")
-    parser.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
-    parser.add_argument("--user", type=float, help="scale of the user's signals (weak: 0.5, shuffled: 1)")
-    parser.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of whose user is taken (default 0)")
-    parser.add_argument("--batch", type=int, default=32, help="clips rolled out together (default 32)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--guidance-audio", type=scale, default=2.0, help="scale of the avatar's audio (default 2)")
+    parser.add_argument("--user", type=scale, help="scale of the user's signals (weak: 0.5, shuffled: 1)")
+    parser.add_argument("--steps", type=count, default=8, help="Euler steps a block (default 8)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the noise and of whose user is taken (default 0)")
+    parser.add_argument("--batch", type=count, default=32, help="clips rolled out together (default 32)")
+    parser.add_argument("--workers", type=count, default=1, help="processes (default 1)")
     add_device_argument(parser)
     parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 
-from af.errors import Stopped, user_text
+from af.cli.options import Parser, require_other_places
+from af.errors import Stopped, system_text, user_text
 
 VERBS: dict[str, str] = {
     "demo": "the whole main job on synthetic conversations, from nothing to videos and numbers",
@@ -34,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     width = max(map(len, VERBS))
     listing = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="af",
         description="Avatar Forcing: train and run head avatars that talk and listen.",
         epilog=f"verbs:\n{listing}\n\n`af VERB --help` explains a verb.",
@@ -43,19 +46,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     args = parser.parse_args(argv[:1])
     module = importlib.import_module(f"af.cli.{args.verb.replace('-', '_')}")
-    sub = argparse.ArgumentParser(
+    sub = Parser(
         prog=f"af {args.verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.configure(sub)
     try:
         # overrides may stand between options; verbs with verbs of their own cannot have that
         parse = sub.parse_args if sub._subparsers else sub.parse_intermixed_args
-        return module.run(parse(argv[1:])) or 0
+        arguments = parse(argv[1:])
+        require_other_places(arguments)
+        return module.run(arguments) or 0
     except Stopped as stopped:
         print(f"af {args.verb}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
     except Exception as error:
-        if (text := user_text(error)) is None:
+        if isinstance(error, BrokenPipeError):  # `af … | head`: nobody listens any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        if (text := user_text(error) or system_text(error)) is None:
             raise
         print(f"af {args.verb}: {text}", file=sys.stderr)
         return 1

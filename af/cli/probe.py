@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from af.cli.devices import add_device_argument, device_of
+from af.cli.options import count, out_folder, whole
 
 if TYPE_CHECKING:
     from af.data.index import Index
@@ -45,11 +46,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--autoencoder", type=Path, required=True, metavar="FOLDER", help="model folder, run or checkpoint"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="synthetic shards of a split")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--pairs", type=int, default=128, help="transfers (default 128)")
-    parser.add_argument("--conversations", type=int, default=32, help="read for the probes (default 32)")
-    parser.add_argument("--frames", type=int, default=100, help="of each person for the probes (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of pairs (default 0)")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the results")
+    parser.add_argument("--pairs", type=count, default=128, help="transfers (default 128)")
+    parser.add_argument("--conversations", type=count, default=32, help="read for the probes (default 32)")
+    parser.add_argument("--frames", type=count, default=100, help="of each person for the probes (default 100)")
+    parser.add_argument("--seed", type=whole, default=0, help="of pairs (default 0)")
     add_device_argument(parser)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from af.cli.options import out_folder
+
 if TYPE_CHECKING:
     from af.cli.gather import Group, Run
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af report`."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="sweeps, jobs, runs or evaluations")
-    parser.add_argument("--out", type=Path, help="folder for the report (default: report/ in the first folder)")
+    parser.add_argument("--out", type=out_folder, help="folder for the report (default: report/ in the first folder)")
     parser.add_argument("--metrics", metavar="A,B,…", help="columns, as in metrics.json (default: the usual ones)")
     parser.add_argument("--tag", help="only runs trained with this word among their tags")
     parser.add_argument("--title", help="of the report")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from af.cli.options import count, scale, whole
+
 if TYPE_CHECKING:
     from af.forcing.anchor import Anchor
     from af.forcing.guidance import Guidance
@@ -12,14 +14,16 @@ if TYPE_CHECKING:
 
 def add_sampling_arguments(parser: argparse._ArgumentGroup) -> None:
     """Steps, guidance, anchor."""
-    parser.add_argument("--steps", type=int, default=8, help="Euler steps a block (default 8)")
-    parser.add_argument("--guidance-audio", type=float, default=2.0, help="scale of the avatar's audio (default 2)")
-    parser.add_argument("--guidance-user", type=float, default=1.0, help="scale of the user's signals (default 1)")
+    parser.add_argument("--steps", type=count, default=8, help="Euler steps a block (default 8)")
+    parser.add_argument("--guidance-audio", type=scale, default=2.0, help="scale of the avatar's audio (default 2)")
+    parser.add_argument("--guidance-user", type=scale, default=1.0, help="scale of the user's signals (default 1)")
     parser.add_argument(
         "--unguided", action="store_true", help="one branch with all signals, no guidance: how distilled students work"
     )
-    parser.add_argument("--anchor-sink", type=int, default=0, help="frames of the portrait kept in the caches for ever")
-    parser.add_argument("--anchor-pull", type=float, default=0.0, help="pull of the mean pose to the portrait's")
+    parser.add_argument(
+        "--anchor-sink", type=whole, default=0, help="frames of the portrait kept in the caches for ever"
+    )
+    parser.add_argument("--anchor-pull", type=scale, default=0.0, help="pull of the mean pose to the portrait's")
 
 
 def anchor_of(args: argparse.Namespace) -> Anchor:

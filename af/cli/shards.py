@@ -26,8 +26,9 @@ import json
 from collections.abc import Sequence
 
 from af.cli.ingest import fractions
+from af.cli.options import count, out_folder, positive, whole
 from af.data.parts import PART_HELP, WHOLE, Share
-from af.data.stores import Location, local_path, location
+from af.data.stores import Location, location
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "new shards that are done are kept, the same command makes the others; checks start anew"
@@ -46,17 +47,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check = verb("validate", "check archives, names, members, checksums, and that no person is in two splits")
     check.add_argument("--json", action="store_true", help="print JSON instead of text")
     check.add_argument("--quick", action="store_true", help="do not decode every video frame")
-    check.add_argument("--most", type=int, default=50, help="problems to print (default 50)")
+    check.add_argument("--most", type=count, default=50, help="problems to print (default 50)")
     verb("stats", "say hours, people, sizes and feature specs of each split").add_argument(
         "--json", action="store_true", help="print JSON instead of text"
     )
     verb("index", "write index.json anew after adding or removing .tar files", "root or split folder of this machine")
     one = verb("extract", "write one sample as ordinary files: videos with sound, wav, first frames")
-    one.add_argument("--sample", type=int, default=0, metavar="N", help="number of the sample (default 0)")
-    one.add_argument("--out", type=local_path, required=True, metavar="FOLDER", help="folder for the files")
+    one.add_argument("--sample", type=whole, default=0, metavar="N", help="number of the sample (default 0)")
+    one.add_argument("--out", type=out_folder, required=True, metavar="FOLDER", help="folder for the files")
 
     reshard = verb("reshard", "write the same samples into shards of another size, in order or shuffled")
-    reshard.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle the samples of each split by this seed")
+    reshard.add_argument("--shuffle", type=whole, metavar="SEED", help="shuffle the samples of each split by this seed")
     split = verb(
         "split",
         "put all samples into new splits without a common person: people who met in a conversation stay together",
@@ -64,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--fractions", type=fractions, default=(0.8, 0.1, 0.1), metavar="TRAIN,VAL,TEST", help="shares of the frames"
     )
-    split.add_argument("--seed", type=int, default=0, help="another one chooses other people (default 0)")
+    split.add_argument("--seed", type=whole, default=0, help="another one chooses other people (default 0)")
     split.add_argument(
         "--rename", action="store_true", help="put the old split before every key, to make keys different"
     )
@@ -72,10 +73,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     merge.add_argument("--rename", action="store_true", help="put the folder's number before every key")
     for sub in (reshard, split, merge):
         sub.add_argument(
-            "--out", type=local_path, required=True, metavar="FOLDER", help="empty folder for the new shards"
+            "--out", type=out_folder, required=True, metavar="FOLDER", help="empty folder for the new shards"
         )
-        sub.add_argument("--shard-gb", type=float, default=1.0, metavar="GB", help="size of a shard (default 1)")
-        sub.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+        sub.add_argument("--shard-gb", type=positive, default=1.0, metavar="GB", help="size of a shard (default 1)")
+        sub.add_argument("--workers", type=count, default=1, help="processes (default 1)")
         sub.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from af.cli.options import count, out_folder, whole
 from af.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,20 +35,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     make.add_argument("folder_a", type=Path, metavar="A")
     make.add_argument("folder_b", type=Path, metavar="B")
     make.add_argument("--user", type=Path, metavar="FOLDER", help="videos of the person they talk with, shown between")
-    make.add_argument("--out", type=Path, required=True, help="folder for study.html and key.json")
+    make.add_argument("--out", type=out_folder, required=True, help="folder for study.html and key.json")
     make.add_argument("--title", default="Which one would you rather talk with?")
     make.add_argument("--names", metavar="A,B", help="names of the systems in the key (default: the folders')")
-    make.add_argument("--checks", type=int, default=2, metavar="N", help="attention checks (default 2)")
-    make.add_argument("--limit", type=int, metavar="N", help="at most N comparisons, drawn at random")
+    make.add_argument("--checks", type=whole, default=2, metavar="N", help="attention checks (default 2)")
+    make.add_argument("--limit", type=count, metavar="N", help="at most N comparisons, drawn at random")
     make.add_argument(
-        "--max-side", type=int, default=320, metavar="PX", help="largest side of the videos (default 320)"
+        "--max-side", type=count, default=320, metavar="PX", help="largest side of the videos (default 320)"
     )
-    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--seed", type=whole, default=0)
     score = actions.add_parser("score", help="preference rates from the answers")
     score.add_argument("key", type=Path, metavar="key.json")
     score.add_argument("answers", type=Path, nargs="+", metavar="answers.json")
-    score.add_argument("--out", type=Path, metavar="FOLDER", help="write score.json and score.md there")
-    score.add_argument("--max-failed", type=int, default=0, metavar="N", help="leave out raters who failed more checks")
+    score.add_argument("--out", type=out_folder, metavar="FOLDER", help="write score.json and score.md there")
+    score.add_argument(
+        "--max-failed", type=whole, default=0, metavar="N", help="leave out raters who failed more checks"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from af.data.stores import local_path
+from af.cli.options import count, fraction, out_folder, positive, whole
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
@@ -22,22 +22,22 @@ WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the ot
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af synth`."""
-    parser.add_argument("--out", type=local_path, required=True, help="folder for train/, val/ and test/")
-    parser.add_argument("--train", type=int, default=160, help="sessions for training (default 160)")
-    parser.add_argument("--val", type=int, default=16, help="sessions for validation (default 16)")
-    parser.add_argument("--test", type=int, default=64, help="sessions held out for the numbers (default 64)")
-    parser.add_argument("--seconds", type=float, default=16.0, help="length of a session (default 16)")
-    parser.add_argument("--size", type=int, default=64, help="pixels of the square videos (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other people and conversations")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for train/, val/ and test/")
+    parser.add_argument("--train", type=whole, default=160, help="sessions for training (default 160)")
+    parser.add_argument("--val", type=whole, default=16, help="sessions for validation (default 16)")
+    parser.add_argument("--test", type=whole, default=64, help="sessions held out for the numbers (default 64)")
+    parser.add_argument("--seconds", type=positive, default=16.0, help="length of a session (default 16)")
+    parser.add_argument("--size", type=count, default=64, help="pixels of the square videos (default 64)")
+    parser.add_argument("--seed", type=whole, default=0, help="another seed gives other people and conversations")
+    parser.add_argument("--workers", type=count, default=2, help="processes (default 2)")
     parser.add_argument(
-        "--smile-every", type=float, default=5.0, metavar="S", help="mean seconds between a person's own smiles"
+        "--smile-every", type=positive, default=5.0, metavar="S", help="mean seconds between a person's own smiles"
     )
     parser.add_argument(
-        "--tilt-every", type=float, default=6.0, metavar="S", help="mean seconds between a person's own head tilts"
+        "--tilt-every", type=positive, default=6.0, metavar="S", help="mean seconds between a person's own head tilts"
     )
     parser.add_argument(
-        "--low-expressiveness", type=float, default=0.6, metavar="P", help="share of sessions with small reactions"
+        "--low-expressiveness", type=fraction, default=0.6, metavar="P", help="share of sessions with small reactions"
     )
     parser.add_argument("--overwrite", action="store_true", help="delete a set with other settings in --out first")
 

@@ -1,0 +1,117 @@
+"""Types of options, the same for every verb, and what is checked of places to write before any work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from af.data.stores import local_path
+from af.errors import UserError
+from af.values import require_number
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print it and end with 2."""
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` explains)\n")
+
+
+class Out(type(Path())):  # type: ignore[misc]
+    """A place to write."""
+
+
+def _number(kind: type, **limits: Any) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+        try:
+            require_number("it", value, **limits)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return parse
+
+
+#: A whole number from 1 on: processes, steps, frames, pixels.
+count: Final = _number(int, least=1, whole=True)
+#: A whole number from 0 on: seeds, places in a list, sizes of splits.
+whole: Final = _number(int, least=0, whole=True)
+#: A number above 0: seconds, gigabytes, factors.
+positive: Final = _number(float, above=0)
+#: A number from 0 on: scales of guidance.
+scale: Final = _number(float, least=0)
+#: A number from 0 to 1: shares and probabilities.
+fraction: Final = _number(float, least=0, most=1)
+
+
+def out_file(text: str) -> Out:
+    """A file to write; ArgumentTypeError when that is a folder or cannot be."""
+    place = Out(local_path(text))
+    if place.is_dir():
+        raise argparse.ArgumentTypeError(f"{place} is a folder: name a file in it")
+    return _writable(place)
+
+
+def out_folder(text: str) -> Out:
+    """A folder to write into; ArgumentTypeError when that is a file or cannot be."""
+    place = Out(local_path(text))
+    if place.exists() and not place.is_dir():
+        raise argparse.ArgumentTypeError(f"{place} is a file: name a folder")
+    return _writable(place)
+
+
+def out_place(text: str) -> Out:
+    """A file or a folder."""
+    return _writable(Out(local_path(text)))
+
+
+def _writable(place: Out) -> Out:
+    there = next(parent for parent in (place, *place.absolute().parents) if os.path.lexists(parent))
+    if there != place and not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file: nothing can be written below it")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{there} may not be written to")
+    return place
+
+
+def require_other_places(args: argparse.Namespace) -> None:
+    """UserError when something is to be written over what is read (under whatever spelling or link), or twice."""
+    outs = {name: value for name, value in vars(args).items() if isinstance(value, Out)}
+    for name, out in outs.items():
+        for other, place in _places(args):
+            if other == name or (isinstance(place, Out) and other < name):
+                continue
+            if _same(out, place):
+                kind = "is written too" if isinstance(place, Out) else "is read"
+                raise UserError(f"{_flag(name)} {out} is {_flag(other)} {place}, which {kind}: choose another place")
+
+
+def _places(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    def each(name: str, value: Any) -> Iterator[tuple[str, Path]]:
+        if isinstance(value, str | Path):
+            yield name, value if isinstance(value, Path) else Path(value)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                yield from each(name, inner)
+
+    for name, value in vars(args).items():
+        yield from each(name, value)
+
+
+def _same(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b) if a.exists() else a.resolve() == b.resolve()
+    except (OSError, ValueError):  # what is no path at all
+        return False
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
