@@ -12,13 +12,14 @@ import pytest
 
 from af.data.parts import Part, run_parts
 from af.errors import UserError
-from af.files import write_text
+from af.files import atomic_path, write_text
 
 
 def _write_or_die(path: Path, text: str) -> None:
-    if text == "die":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    write_text(path, text)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+        if text == "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def _note_death(part: Part) -> None:
@@ -51,7 +52,7 @@ def test_without_a_record_the_others_are_made_and_the_deadly_ones_named(tmp_path
 def test_when_all_die_it_is_not_the_parts(tmp_path):
     with pytest.raises(UserError, match="every worker process died"):
         run_parts(_parts(tmp_path, *["die"] * 4), _write_or_die, workers=2, on_death=_note_death)
-    assert _texts(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []  # no half-made part either
 
 
 def _one_worker(folder: Path) -> None:

@@ -242,6 +242,10 @@ def test_sound_that_is_cut_off_says_both_lengths(tmp_path, ending, subtype):
     with pytest.raises(MediaError, match=r"says 4\.00 s but the sound ends at (2\.0|1\.9)\d s") as caught:
         read_audio(tmp_path / f"in.{ending}")
     assert caught.value.reason == "truncated"
+    (tmp_path / f"in.{ending}").write_bytes(data[: int(0.94 * len(data))])
+    notes = Notes()
+    assert len(read_audio(tmp_path / f"in.{ending}", notes=notes)) == pytest.approx(0.94 * 64000, rel=0.02)
+    assert kinds(notes) == ["lengths"]
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
