@@ -17,6 +17,7 @@ from typing import Any
 
 from af.cli.config import add_config_arguments, compose, resolve, to_yaml
 from af.cli.stages import Stage, StageResult, run_stages
+from af.console import show
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "stages that are done are kept, the same command goes on with the one it was at"
@@ -143,7 +144,7 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
             f"[yellow]{tag} ![/yellow]" if tag in worse else tag,
             *(_cell(v, e) for v, e in zip(cells, errors, strict=True)),
         )
-    console.print(summary)
+    show(summary, console)
     if worse:
         console.print(f"! worse than the null: {', '.join(worse)}", style="yellow", highlight=False)
     console.print(

@@ -170,11 +170,11 @@ def run(args: argparse.Namespace) -> int:
 def evaluate_manifest(args: argparse.Namespace) -> int:
     """The folder-against-folder form."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from af.cli.evaluation_report import failed, write_report
     from af.cli.manifest import read_manifest
     from af.cli.measure import Measurer
+    from af.console import progress_bar
     from af.metrics.evaluation import Protocol
 
     console = Console()
@@ -183,8 +183,7 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     measurer = Measurer(tools, args.out / "cache")
     measured: list[tuple[ManifestClip, Measured]] = []
     problems: dict[str, str] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(console=console) as progress:
         task = progress.add_task("measuring clips", total=len(clips))
         for clip in clips:
             try:

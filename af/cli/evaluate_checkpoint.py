@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from af.cli.devices import device_of
 from af.cli.sampling import anchor_of, guidance_of
+from af.console import doing, show
 from af.files import read_json
 from af.metrics.evaluation import OF_FACES
 
@@ -221,7 +222,7 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
     comparison = Comparison.of(found)
     title = f"{args.denoiser} on {args.data}: every subset of the signals"
     write_comparison(args.out / "conditions", comparison, title)
-    Console().print(comparison.console(title))
+    show(comparison.console(title))
     print(f"written to {args.out / 'conditions'}: table.md, table.csv, table.json, plots/")
     return 0
 
@@ -244,7 +245,7 @@ def _claim(subject: _Subject, settings: RolloutSettings, out: Path, args: argpar
 def _roll_out(
     subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
 ) -> list[EvaluationClip]:
-    from af.data.parts import progress_bar
+    from af.console import progress_bar
     from af.pipeline.evaluate import evaluate_split
 
     with progress_bar() as progress:
@@ -262,11 +263,10 @@ def _roll_out(
 
 
 def _report(clips: list[EvaluationClip], protocol: Protocol) -> ParameterReport:
-    from rich.console import Console
 
     from af.metrics.table import parameter_report
 
-    with Console(stderr=True).status("computing the numbers"):
+    with doing("computing the numbers"):
         return parameter_report(clips, protocol)
 
 
@@ -298,7 +298,6 @@ def _running(
     subject: _Subject, settings: RolloutSettings, args: argparse.Namespace, missing: dict[str, str]
 ) -> list[MetricRow]:
     """Latency, speed and, where asked for, drift; what was not measured, and why, is added to `missing`."""
-    from rich.console import Console
 
     from af.cli.evaluation_report import attempt
     from af.data.index import Index
@@ -311,7 +310,7 @@ def _running(
     index, avatar = subject.index, subject.avatar
     rows = waiting_rows(subject.denoiser, spec_of(index)[0])
     if avatar is not None:
-        with Console(stderr=True).status("a live session"), attempt("latency, speed", missing):
+        with doing("a live session"), attempt("latency, speed", missing):
             try:
                 clip = ShardReader(index).read(0, {"video", "audio"})
                 rows += running_rows(measure_running(avatar, clip, settings))
@@ -322,7 +321,7 @@ def _running(
         return rows
     beside = args.data.parent / "train"
     folder = args.readout or (beside if (beside / "index.json").is_file() else args.data)
-    with Console(stderr=True).status("roll-outs of 4 minutes"), attempt("drift", missing):
+    with doing("roll-outs of 4 minutes"), attempt("drift", missing):
         found, true = long_drift(subject.denoiser, index, Index.load(folder), settings, avatar=avatar)
         write_json(
             args.out / "drift.json",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from af.console import show
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -115,7 +117,7 @@ def write_report(
             )
     write_json(out / "metrics.json", content)  # with what has failed since
     if console is not None:
-        console.print(console_table(rows, title))
+        show(console_table(rows, title), console)
         for name, texts in list((notes or {}).items())[:MOST_REMARKS]:
             console.print(f"{name}: {'; '.join(texts)}", markup=False, highlight=False)
         if notes and len(notes) > MOST_REMARKS:

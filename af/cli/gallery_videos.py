@@ -35,8 +35,9 @@ def make_gallery(
     console: Console | None = None,
 ) -> Path:
     """Write the page for the first `MOST_CLIPS` clips of `videos`; clips without videos keep their curves."""
-    from rich.progress import Progress
+    from rich.console import Console
 
+    from af.console import progress_bar
     from af.files import write_text
     from af.metrics.gallery import GalleryClip, gallery_html
 
@@ -44,7 +45,7 @@ def make_gallery(
     known = list(dict.fromkeys([*videos, *faces]))
     names = known[:MOST_CLIPS]
     cards = []
-    with Progress(console=console, disable=console is None) as progress:
+    with progress_bar(console=console or Console(quiet=True)) as progress:
         for name in progress.track(names, description="gallery"):
             sides = {}
             for side, source in videos.get(name, {}).items():

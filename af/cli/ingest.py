@@ -32,6 +32,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from af.cli.options import count, out_folder, positive
+from af.console import show
 from af.data.ingest.options import FACES, LONGEST_OFFSET_S
 from af.data.parts import PART_HELP, WHOLE, Share
 
@@ -145,7 +146,6 @@ def run(args: argparse.Namespace) -> int:
     """Ingest what the flags say."""
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from af.data.ingest.options import IngestOptions
@@ -198,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(
             outcome.name, outcome.split, str(outcome.clips), f"{outcome.kept_s:.1f}", outcome.reason or dropped
         )
-    Console().print(table)
+    show(table)
     if report.done_before:
         print(f"{report.done_before} of {len(args.part.of(sources))} were done before")
     for outcome in report.failed:

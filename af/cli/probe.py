@@ -56,10 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write."""
-    from rich.console import Console
 
+    from af.console import doing, progress_bar, show
     from af.data.index import Index
-    from af.data.parts import progress_bar
     from af.data.provenance import HeldOut
     from af.metrics.rows import console_table, write_metrics
     from af.models.artifact import load_as
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar() as progress:
         task = progress.add_task("reading people", total=2 * min(args.conversations, len(index.samples)))
         people = read_people(model, index, args.conversations, args.frames, lambda: progress.advance(task))
-    with Console(stderr=True).status("transferring motion"):
+    with doing("transferring motion"):
         rows = _reconstruction_rows(model, index, args.seed)
         rows += _transfer_rows(model, tracker, index, args)
     rows += _probe_rows(people)
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     }
     notes = f"People: {held.text}.\n\n{moved}"
     write_metrics(args.out, rows, made_with, title=f"What the latents of {args.autoencoder} are worth", notes=notes)
-    Console().print(console_table(rows, title=str(args.autoencoder)))
+    show(console_table(rows, title=str(args.autoencoder)))
     print(notes)
     print(f"written to {args.out}: metrics.json, metrics.md, directions.png, transfer.png")
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from af.cli.options import out_folder
+from af.console import show
 
 if TYPE_CHECKING:
     from af.cli.gather import Group, Run
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     text = _missing_text(missing, len(runs)) + _differences_text(groups, differences) + _commands_text(groups)
     write_comparison(out, comparison, title, text=text, content=content)
     console = Console()
-    console.print(comparison.console(title))
+    show(comparison.console(title), console)
     if missing:
         console.print(f"{len(runs) - len(missing)} of {len(runs)} runs have numbers yet")
     print(f"written to {out}: table.md, table.csv, table.json, plots/")

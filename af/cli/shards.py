@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 from af.cli.ingest import fractions
 from af.cli.options import count, out_folder, positive, whole
+from af.console import show
 from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import Location, location
 
@@ -117,7 +118,7 @@ def _arrange(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from af.data.parts import progress_bar
+    from af.console import progress_bar
     from af.data.shards import validate
 
     with progress_bar() as bar:
@@ -139,7 +140,6 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from af.data.stats import stats
@@ -170,7 +170,7 @@ def _stats(args: argparse.Namespace) -> int:
         rows[f"{name} spec"] = [_spec(s.specs.get(name)) for s in found]
     for name, cells in rows.items():
         table.add_row(name, *cells)
-    Console().print(table)
+    show(table)
     return 0
 
 
@@ -186,7 +186,7 @@ def _spec(spec: dict | None) -> str:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from af.data.parts import progress_bar
+    from af.console import progress_bar
     from af.data.shards import build_index, split_folders
 
     with progress_bar() as bar:

@@ -75,9 +75,7 @@ def paired_videos(a: Path, b: Path, user: Path | None) -> list[tuple[str, Path, 
 
 def make_study(args: argparse.Namespace) -> int:
     """Write the page and the key."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from af.console import progress_bar
     from af.files import write_json, write_text
     from af.metrics.study import StudyKey, study_html
 
@@ -101,7 +99,7 @@ def make_study(args: argparse.Namespace) -> int:
         return text
 
     chosen = rng.choice(len(pairs), min(args.checks, len(pairs)), replace=False)
-    with Progress(console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("preparing videos", total=len(pairs) + len(chosen))
         for n, (name, a, b, user) in enumerate(pairs):
             videos = {token(s): prepare(p, args.max_side) for s, p in zip(names, (a, b), strict=True)}

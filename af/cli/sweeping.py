@@ -76,7 +76,7 @@ class ProcessLauncher(Launcher):
 
     def run(self, jobs: Sequence[Job], prune: Callable[[Job], bool] | None = None) -> dict[str, str]:
         """Run jobs that have not ended, with a progress bar; returns their states. `prune` as in `run_jobs`."""
-        from af.data.parts import progress_bar
+        from af.console import progress_bar
 
         for job in jobs:  # all of them: a report on half a sweep knows what is missing
             job.write()

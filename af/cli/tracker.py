@@ -52,19 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TextColumn
 
-    from af.errors import UserError
+    from af.console import progress_bar
     from af.files import require_suffix
     from af.training.tracker import train_tracker
 
     require_suffix(args.out, (".safetensors",), "--out")
-    if args.steps < 1:
-        raise UserError(f"--steps must be positive, got {args.steps}")
-    columns = (TextColumn("training the tracker"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=args.steps, loss="")
+    with progress_bar(TextColumn("{task.fields[loss]}")) as progress:
+        task = progress.add_task("training the tracker", total=args.steps, loss="")
         mean: Tensor | float = 1.0
         done = 0
 
@@ -83,9 +79,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from af.console import show
     from af.models.tracker import load_tracker
     from af.training.tracker import check_tracker
 
@@ -98,5 +94,5 @@ def _check(args: argparse.Namespace) -> int:
     )
     for row in zip(result.names, result.clean, result.degraded, result.wide, strict=True):
         table.add_row(row[0], *(f"{value:.3f}" for value in row[1:]))
-    Console().print(table)
+    show(table)
     return 0

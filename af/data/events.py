@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from af.console import progress_bar
 from af.data.disk_cache import scratch_folder
 from af.data.index import Index
-from af.data.parts import progress_bar
 from af.data.schema import ROLES
 from af.data.shards import ShardError, ShardReader
 from af.data.windows import Listening

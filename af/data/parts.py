@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from af.console import progress_bar
 from af.data.index import tars
 from af.data.schema import SPLITS
 from af.data.stores import Location
@@ -175,18 +175,6 @@ def clear(folder: Path, overwrite: bool, share: Share, read: Sequence[Location] 
 def tell_unfinished(share: Share, missing: int, total: int) -> None:
     """Say that this share is done, and who does the rest."""
     print(f"share {share} is done; {missing} of {total} parts are missing yet: the last share to end writes the index")
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """The progress bar of all data jobs (to stderr, so that stdout stays machine-readable)."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-    )
 
 
 def one_thread_each() -> None:

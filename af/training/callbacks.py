@@ -12,8 +12,10 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
+from af.console import progress_bar
 from af.files import append_line
 from af.models.artifact import save_model
 from af.training.ema import Ema
@@ -53,14 +55,7 @@ class StepProgress(Callback):
         """Open the bar at the step the run (re)starts from."""
         if trainer.global_rank:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
-        )
+        self._progress = progress_bar(TextColumn("{task.fields[values]}"), console=Console())
         self._progress.start()
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._task = self._progress.add_task("training", total=total, completed=trainer.global_step, values="")

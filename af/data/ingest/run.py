@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.clock import frames_to_seconds
+from af.console import progress_bar
 from af.data.index import build_index, tars
 from af.data.ingest.detect import Detector, make_detector
 from af.data.ingest.look import Watch
@@ -21,7 +22,7 @@ from af.data.ingest.sources import Rejected, Source
 from af.data.ingest.splits import assign_splits, groups_of_people, one_person
 from af.data.media import MediaError
 from af.data.notes import Notes
-from af.data.parts import WHOLE, Part, Share, progress_bar, run_parts, tell_unfinished
+from af.data.parts import WHOLE, Part, Share, run_parts, tell_unfinished
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
 from af.data.tables import shown
