@@ -39,6 +39,7 @@ def write(
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.options, stream.pix_fmt = options, pixels
+        stream.codec_context.thread_count = 1  # the same file on every machine
         if tags:
             context = stream.codec_context
             context.color_primaries, context.color_trc, context.colorspace = tags
