@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
+import torch
+
 import af
+from af.pipeline.threads import free_cores, use_free_cores
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
@@ -30,3 +35,42 @@ def test_nothing_imports_torch_before_the_threads_are_told() -> None:
     path = {"PYTHONPATH": str(Path(af.__file__).parents[1])}
     answer = subprocess.check_output([sys.executable, "-c", code], env=os.environ | path, text=True)
     assert answer.strip() == "False"
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    """Of eight cores this process may use four; all but two of those are busy."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    busy = [97.0, 3.0, 88.0, 10.0, 0.0, 0.0, 0.0, 0.0]
+    monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, percpu: busy)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield busy
+    torch.set_num_threads(before)
+
+
+def test_a_live_session_takes_the_cores_that_are_free(four_cores, monkeypatch) -> None:
+    assert free_cores() == use_free_cores() == torch.get_num_threads() == 2
+    four_cores[:4] = [100.0] * 4
+    assert free_cores() == use_free_cores() == 1
+    four_cores[:4] = [0.0] * 4
+    assert use_free_cores() == 1  # never more than torch has: somebody may have said so
+    torch.set_num_threads(4)
+    four_cores[:4] = [100.0] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert use_free_cores() == 4  # what the user says
+
+
+@pytest.mark.slow
+def test_busy_and_idle_are_measured_in_pairs() -> None:
+    from af.cli.bench_busy import WAITING, WORKS, bench
+
+    before = {name: value for name, value in os.environ.items() if "OMP" in name}
+    result = bench(threads=2, rounds=1, seconds=0.01)
+    assert {name: value for name, value in os.environ.items() if "OMP" in name} == before
+    for work in WORKS:
+        row = result[work]
+        assert all(row[f"{state}_ms"][name] > 0 for state in ("idle", "busy") for name in WAITING)
+        assert row["busy_spinning_over_sleeping"] == row["busy_ms"]["spinning"] / row["busy_ms"]["sleeping"]

@@ -4,6 +4,7 @@
   af bench rollout               a roll-out block against the released scheme, packed and in bf16, 16 users at once,
                                  latency by block size against a bidirectional model (--size small|released)
   af bench vae                   decoding and encoding against per-sample weights
+  af bench busy                  a live block and a training step on an idle and on a busy machine, by how threads wait
   af bench metrics               rPCC, Var, FD, TLCC and more of 200 clips of 30 s with 56 parameters, on one core
   af bench scaling               one and two ranks here, and an estimate for many H100s with its inputs (docs/cluster.md)
   af bench loader --data FOLDER --workers 0,2,4 --out loader.json
@@ -29,7 +30,7 @@ from af.cli.devices import add_device_argument, device_of
 from af.cli.options import count, out_file
 from af.data.stores import location
 
-PARTS = ("synth", "loader", "train", "rollout", "vae", "metrics", "scaling")
+PARTS = ("synth", "loader", "train", "rollout", "vae", "busy", "metrics", "scaling")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,13 +79,17 @@ def _synth(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, float]
 
 
 def _train(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
-    """Training steps of the demo's networks, and the share of the matrix-product peak they reach."""
+    """Training steps of the demo's networks, the share of the matrix-product peak they reach, and how long the demo's
+    autoencoder trains in the precision that `auto` takes here and in fp32.
+    """
     import torch
 
     from af.cli.config import compose, instantiate, resolve
+    from af.nn.precision import choose
     from af.training.bench import autoencoder_step, denoiser_step, matmul_gflops
 
     device = device_of(args)
+    auto = choose("auto", device)
     denoiser = resolve(compose("train", ["experiment=denoiser_demo"]))
     vae = resolve(compose("train", ["experiment=vae_demo"]))
     steps = {
@@ -93,11 +98,17 @@ def _train(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
             denoiser["data"]["batch_size"],
             denoiser["model"]["audio_feature_dim"],
         ),
-        "autoencoder": autoencoder_step(instantiate(vae["model"]).to(device), vae["data"]["batch_size"]),
     }
+    for name, dtype in {"autoencoder": auto.dtype, "autoencoder_fp32": torch.float32}.items():
+        network = instantiate(vae["model"]).to(device)
+        steps[name] = autoencoder_step(network, vae["data"]["batch_size"], dtype=dtype)
     return {
+        "precision": str(auto),
         "matmul_peak_gflops_fp32": matmul_gflops(device=device),
-        "matmul_peak_gflops_bf16": matmul_gflops(torch.bfloat16, device=device),
+        f"matmul_peak_gflops_{auto.name}": matmul_gflops(auto.dtype, device=device),
+        "demo_autoencoder_minutes": {
+            name: vae["trainer"]["max_steps"] * steps[name].seconds / 60 for name in ("autoencoder", "autoencoder_fp32")
+        },
         **{name: dataclasses.asdict(step) for name, step in steps.items()},
     }
 
@@ -153,6 +164,12 @@ def _vae(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
     model = {"small": "demo", "released": "released512"}[args.size]
     group = [f"+model/autoencoder@model={model}", "~experiment", "name=bench", "trainer.max_steps=1"]
     return bench(resolve(compose("train", group))["model"])
+
+
+def _busy(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:
+    from af.cli.bench_busy import bench
+
+    return bench(args.threads)
 
 
 def _metrics(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from af.forcing.stream import LiveSession
 from af.models.speech import SpeechFeatures, block_window
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import face_crop, image_tensor
+from af.pipeline.threads import use_free_cores
 
 
 def speech_stream(features: SpeechFeatures) -> SpeechStream:
@@ -33,8 +34,11 @@ def speech_stream(features: SpeechFeatures) -> SpeechStream:
 def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any) -> LiveSession:
     """A session that takes user frames: face crops of the autoencoder's size, as `af.FaceCropper` makes them, or None.
 
-    `options` as in `LiveSession`. Raises UserError for features that read whole utterances.
+    On a CPU torch gets no more threads than there are free cores now (`use_free_cores`). `options` as in `LiveSession`.
+    Raises UserError for features that read whole utterances.
     """
+    if avatar.device.type == "cpu":
+        use_free_cores()
     options.setdefault("encode_user", user_encoder(avatar))
     return LiveSession(avatar.denoiser, reference, speech_stream(avatar.features), **options)
 

@@ -91,7 +91,7 @@ def denoiser_loss(denoiser: MotionDenoiser, batch: int, feature_dim: int) -> Cal
 
 
 def autoencoder_step(
-    autoencoder: MotionAutoencoder, batch: int, seconds: float = 5.0, dtype: torch.dtype = torch.bfloat16
+    autoencoder: MotionAutoencoder, batch: int, seconds: float = 5.0, dtype: torch.dtype = torch.float32
 ) -> StepTime:
     """Forward, backward and optimiser step of the autoencoder on random pairs both ways, autocast to `dtype`."""
     size = autoencoder.image_size
