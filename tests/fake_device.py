@@ -129,6 +129,9 @@ class FakeTensor(torch.Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"FakeTensor({tuple(self.shape)}, {self.dtype})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.raw.detach().__reduce_ex__(protocol)  # what is saved can be read without the device
+
     def tolist(self) -> Any:  # type: ignore[override]
         waited("tolist")
         return self.raw.tolist()

@@ -16,12 +16,15 @@ from af.data.index import Index
 from af.data.shards import ShardReader
 from af.devices import choose_device
 from af.errors import UserError
-from af.models.artifact import load_model
+from af.forcing.rollout import rollout
+from af.models.artifact import build, load_model
+from af.models.fast import for_inference
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import live_session
+from af.training.denoiser import DenoiserModule
 from tests import fake_device
-from tests.conftest import FEATURES
+from tests.conftest import AUTOENCODER, DENOISER, FEATURES
 from tests.training import test_resume
 
 
@@ -212,6 +215,38 @@ def test_a_live_session_is_on_one_device_and_waits_only_for_its_blocks(
     assert blocks == 2
 
 
+# What needs no number of the host also runs on torch's meta device
+
+
+def test_steps_and_roll_outs_run_on_meta():
+    """Nothing looks at a value, and nothing of the CPU is mixed in."""
+    denoiser = build(DENOISER)
+    denoiser.motion_space.fitted = True  # numbers do not matter
+    autoencoder = build({**AUTOENCODER, "variational": True})
+    denoiser.to("meta")
+    autoencoder.to("meta")
+    windows = torch.empty(2, 20, 64, device="meta"), torch.empty(2, 20, 16, device="meta")
+    condition = denoiser.condition(windows[0], windows[0], windows[1])
+    reference = torch.empty(2, 6, device="meta")
+    velocity = denoiser(reference[:, None].expand(-1, 20, -1), torch.empty(2, 20, device="meta"), condition, reference)
+    velocity.square().mean().backward()
+    for solver in ("euler", "heun"):
+        motion = rollout(
+            denoiser, condition, reference, steps=2, solver=solver, noise=torch.empty(2, 20, 6, device="meta")
+        )
+        assert (motion.device.type, motion.shape) == ("meta", (2, 20, 6))
+    images = torch.empty(2, 3, 32, 32, device="meta")
+    output = autoencoder(images, images, torch.empty(2, 6, device="meta"))
+    output.image.abs().mean().backward()
+    features = LogMel(block_frames=5, window_frames=20).to("meta")
+    assert features.block(torch.empty(3, 8 * 640, device="meta")).shape == (3, 5, 64)
+
+
+def test_packed_weights_do_not_move_silently():
+    with pytest.raises(RuntimeError, match="packed"):
+        for_inference(build(DENOISER)).to("meta")
+
+
 # Training
 
 
@@ -247,6 +282,28 @@ def stage(request, dyads, latents, losers, teacher, denoiser_folder) -> list[str
     }[request]
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_a_step_later_and_spoils_nothing(
+    latents, device, tmp_path, monkeypatch, capsys
+):
+    original = DenoiserModule.training_step
+
+    def step(self, batch, batch_idx):
+        return original(self, batch, batch_idx) * (float("nan") if self.batches_seen == 3 else 1.0)
+
+    monkeypatch.setattr(DenoiserModule, "training_step", step)
+    fake_device.register_accelerator()
+    arguments = [*test_resume.DENOISER, f"data.root={latents}", f"run={tmp_path}", "trainer.accelerator=fake"]
+    options = ["data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=5"]
+    quiet = ["callbacks.previews.clips=0", "launch.checkpoint_every_n_steps=1"]  # the spoilt step is not saved either
+    assert main(["train", *arguments, *options, *quiet]) == 1
+    assert "step 2: the gradient is not finite in" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "nonfinite" / "step00000002_rank0.pt", weights_only=True)
+    assert (saved["step"], saved["batches_seen"]) == (2, 3)
+    for file in (tmp_path / "checkpoints").glob("*.ckpt"):
+        state = torch.load(file, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+
+
 STAGES = ("vae", "denoiser", "autoregressive", "distill", "preference", "online")
 
 
@@ -260,7 +317,7 @@ def test_a_training_step_does_not_wait_for_the_device(
         "data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=4",
         "trainer.log_every_n_steps=3", "launch.checkpoint_every_n_steps=100", "trainer.accelerator=fake",
         "~callbacks.throughput", "~callbacks.progress",
-        "~callbacks.previews" if name != "vae" else "~callbacks.heartbeat",
+        "callbacks.previews.clips=0" if name != "vae" else "~callbacks.heartbeat",
         "+callbacks.waits._target_=tests.test_devices.Waits",
     ]  # fmt: skip
     assert main(["train", *arguments, f"run={tmp_path}", *options]) == 0

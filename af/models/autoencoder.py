@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from af.nn.equalized import GAIN, SLOPE, EqualConv2d, EqualLinear, ResidualDown
 from af.nn.modulated import ModulatedProjection, Modulation, StyledConv
-from af.nn.precision import single
+from af.nn.precision import single, without_autocast
 from af.nn.resample import upsample2
 from af.nn.warp import base_grid, warp
 from af.types import Identity
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
 
     def modulation(self, code: Float[Tensor, "N D"]) -> tuple[Modulation, list[LevelModulation]]:
         """All channel factors of N frames, in fp32: everything about the style that no convolution is needed for."""
-        with torch.autocast(code.device.type, enabled=False):
+        with without_autocast(code.device):
             levels = [level.modulation(single(code)) for level in self.levels.values()]  # type: ignore[operator]
             return self.conv.modulation(single(code)), levels
 
@@ -217,7 +217,7 @@ class MotionAutoencoder(nn.Module):
 
     def _posterior(self, code: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor | None]:
         # Motion coefficients are what the denoiser learns: they stay fp32 whatever the convolutions run in.
-        with torch.autocast(code.device.type, enabled=False):
+        with without_autocast(code.device):
             code = single(code)
             return self.motion_head(code), self.log_variance_head(code) if self.variational else None
 
@@ -249,12 +249,12 @@ class MotionAutoencoder(nn.Module):
 
     def directions(self) -> Float[Tensor, "D K"]:
         """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs (trained weights depend on them)."""
-        with torch.autocast(self.direction_weight.device.type, enabled=False):
+        with without_autocast(self.direction_weight.device):
             return torch.linalg.qr(single(self.direction_weight) + 1e-8).Q
 
     def _along_directions(self, coefficients: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
         # In bfloat16 the product would leave the span of the directions.
-        with torch.autocast(coefficients.device.type, enabled=False):
+        with without_autocast(coefficients.device):
             return coefficients @ self.directions().T
 
     def decode(
@@ -271,7 +271,7 @@ class MotionAutoencoder(nn.Module):
             raise ValueError(
                 f"motion must be ({identity.code.shape[0]}, frames, {self.latent_dim}), got {tuple(motion.shape)}"
             )
-        with torch.autocast(motion.device.type, enabled=False):
+        with without_autocast(motion.device):
             code = (single(identity.code)[:, None] + single(motion)).flatten(0, 1)
         modulation = self.decoder.modulation(code)
         features = tuple(single(maps) for maps in identity.features)

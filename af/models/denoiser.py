@@ -7,6 +7,7 @@ not change from step to step is computed once: condition vectors and their keys,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from af.models.motion_space import MotionSpace
 from af.nn.attention import head_size
 from af.nn.kv_cache import KeysValues, WindowLayout
 from af.nn.masks import BLOCK_RULES, attention_mask, cross_window, mask_rule
+from af.nn.precision import without_autocast
 from af.nn.rope import rotary_table
 from af.nn.rows import repeat_rows
 from af.nn.transformer import AttentionPlan, ForcingBlock, Modulation, modulate, norm
@@ -31,9 +33,9 @@ TIME_SCALE = 1000.0
 LOOK_AHEAD_LAYERS = ("all", "first")
 
 
-def _as_kept(x: Tensor) -> torch.autocast:
+def _as_kept(x: Tensor) -> AbstractContextManager[object]:
     """Flow time, coordinates of motion and velocities are in the weights' precision: autocast is for the blocks."""
-    return torch.autocast(x.device.type, enabled=False)
+    return without_autocast(x.device)
 
 
 class TimeEmbedding(nn.Module):

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from af.errors import UserError
 from af.files import atomic_path
 from af.models.artifact import require_finite
+from af.nn.precision import without_autocast
 from af.types import FaceSpec
 
 TRACKER_NAME: Final = "synthetic-tracker"
@@ -59,7 +60,7 @@ class FaceTracker(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B P"]:
         """Parameters of each picture."""
         features = self.layers(images).flatten(1)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             return self.head(F.relu(self.hidden(features.float()))) * self.spread + self.centre
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from af.nn.equalized import GAIN, SLOPE, EqualLinear
+from af.nn.precision import without_autocast
 from af.nn.resample import blur, blur_kernel
 
 
@@ -93,6 +94,6 @@ class ModulatedProjection(nn.Module):
         weight = (self.weight * factors[:, None]).transpose(1, 2)  # (B, I, O)
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         # bfloat16 would round a flow by a quarter of a pixel at 512 px
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             y = torch.bmm(pixels.to(weight.dtype), weight) + self.bias
         return y.view(batch, height, width, -1).permute(0, 3, 1, 2)

@@ -7,6 +7,8 @@ Processors that cannot multiply in bf16 multiply numbers rounded to bf16 in fp32
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -43,6 +45,12 @@ class PackedLinear(nn.Module):
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, kind, [], how)
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y, approximate="tanh") if self.gelu else y
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        here = self.weight.device
+        if fn(torch.empty(0, device=here)).device != here:
+            raise RuntimeError("packed weights stay where they were packed: move the network before `for_inference`")
+        return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict) -> PackedLinear:
         return self  # never written to; its layout cannot be copied

@@ -79,6 +79,13 @@ def single(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """No autocast to half precision; on devices that have none (meta), nothing."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Products in the precision of their operands: no autocast to half precision, no TF32.
@@ -86,7 +93,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     For what half precision would spoil: coordinates of motion, differences of nearly equal errors.
     """
     before = torch.get_float32_matmul_precision()
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         if before == "highest":  # nothing to switch, and so nothing that other threads could see
             yield
             return

@@ -82,7 +82,7 @@ class Reactions(Callback):
             writer.add_scalar(f"reactions/{tag}", value, trainer.global_step)
 
     def _rows(self, avatar: Avatar, index: Any) -> dict[str, float]:
-        tracker = load_tracker()
+        tracker = load_tracker(device=avatar.device)
         with TemporaryDirectory() as folder:
             clips = evaluate_split(
                 avatar.denoiser,

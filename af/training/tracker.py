@@ -126,7 +126,7 @@ def train_tracker(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / (0.05 * steps + 1)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
     )
-    dtype = choose("auto").dtype
+    dtype = choose("auto", device).dtype
     pictures = torch.empty((_BUFFER, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
     faces = torch.empty((_BUFFER, len(FACE_NAMES)))
     place = held = 0
@@ -140,7 +140,7 @@ def train_tracker(
             held = min(held + _FRAMES_A_PERSON, _BUFFER)
         rows = torch.from_numpy(rng.integers(held, size=_BATCH))
         seen, true = (kept[rows].to(device, non_blocking=True) for kept in (pictures, faces))
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
             predicted = model(_from_bytes(seen).contiguous(memory_format=torch.channels_last))
         loss = tracking_loss(predicted, true, spread)
         optimizer.zero_grad(set_to_none=True)
