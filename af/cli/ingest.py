@@ -31,7 +31,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from af.cli.options import count, out_folder, positive
+from af.cli.options import count, number, out_folder, pixels, positive
 from af.console import show
 from af.data.ingest.options import FACES, LONGEST_OFFSET_S
 from af.data.parts import PART_HELP, WHOLE, Share
@@ -52,16 +52,6 @@ def fractions(text: str) -> tuple[float, float, float]:
     if len(numbers) != 3 or min(numbers) < 0 or sum(numbers) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected three numbers for train,val,test, such as 0.9,0.05,0.05")
     return numbers  # type: ignore[return-value]
-
-
-def _offset(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) <= LONGEST_OFFSET_S:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, up to {LONGEST_OFFSET_S} either way")
-    return value
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
     add("--out", type=out_folder, required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
-    add("--size", type=count, default=512, help="pixels of the square crops (default 512)")
+    add("--size", type=pixels, default=512, help="pixels of the square crops (default 512)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--split", choices=("train", "val", "test"), default="train", help="where all goes (default train)"
@@ -104,7 +94,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--length-tolerance", type=positive, default=1.0, help="seconds by which files may differ (default 1)")
     add(
         "--offset",
-        type=_offset,
+        type=number(float, least=-LONGEST_OFFSET_S, most=LONGEST_OFFSET_S),
         default=0.0,
         metavar="S",
         help="seconds by which the avatar's recording begins after the user's (default 0; a column of the manifest, too)",

@@ -25,7 +25,9 @@ class Out(type(Path())):  # type: ignore[misc]
     """A place to write."""
 
 
-def _number(kind: type, **limits: Any) -> Callable[[str], Any]:
+def number(kind: type, **limits: Any) -> Callable[[str], Any]:
+    """A type of options within `limits` (`af.values.require_number`)."""
+
     def parse(text: str) -> Any:
         try:
             value = kind(text)
@@ -41,15 +43,17 @@ def _number(kind: type, **limits: Any) -> Callable[[str], Any]:
 
 
 #: A whole number from 1 on: processes, steps, frames, pixels.
-count: Final = _number(int, least=1, whole=True)
+count: Final = number(int, least=1, whole=True)
+#: The side of a picture of a face.
+pixels: Final = number(int, least=16, most=4096, whole=True)
 #: A whole number from 0 on: seeds, places in a list, sizes of splits.
-whole: Final = _number(int, least=0, whole=True)
+whole: Final = number(int, least=0, whole=True)
 #: A number above 0: seconds, gigabytes, factors.
-positive: Final = _number(float, above=0)
+positive: Final = number(float, above=0)
 #: A number from 0 on: scales of guidance.
-scale: Final = _number(float, least=0)
+scale: Final = number(float, least=0)
 #: A number from 0 to 1: shares and probabilities.
-fraction: Final = _number(float, least=0, most=1)
+fraction: Final = number(float, least=0, most=1)
 
 
 def out_file(text: str) -> Out:

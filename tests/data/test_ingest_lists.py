@@ -274,3 +274,27 @@ def test_empty_splits_are_said_with_why_and_what_to_do(tmp_path):
     (all_train,) = notes("all", ["ab"])
     assert "--split-by-identity" in all_train
     assert notes("one test", ["ab"], split="test") == []
+
+
+# ---------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--size", "100000"),
+        ("--size", "1"),
+        ("--max-seconds", "inf"),
+        ("--margin", "nan"),
+        ("--offset", "nan"),
+        ("--offset", "x"),
+        ("--offset-limit", "-1"),
+        ("--face", "middle"),
+    ],
+)
+def test_options_out_of_range_are_one_line_before_any_work(tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit):
+        cli.main(["ingest", "--pair", "a", "b", "--out", str(tmp_path / "out"), option, value])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument {option}:" in line
+    assert not (tmp_path / "out").exists()

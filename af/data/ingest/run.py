@@ -132,7 +132,7 @@ def ingest_one(
     except (UserError, MemoryError):
         raise  # not this input's fault: stop
     except Exception as error:
-        reason, line = "unexpected", f"{source.name}: {type(error).__name__}: {error}"
+        reason, line = "unexpected", shown(f"{source.name}: {type(error).__name__}: {str(error).strip()}")
     outcome = Outcome(
         source.name,
         split,
