@@ -90,6 +90,8 @@ def resolve(config: Any) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is not set: give {error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
         raise UserError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
 
 

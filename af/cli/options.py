@@ -94,8 +94,8 @@ def require_other_places(args: argparse.Namespace) -> None:
             if other == name or (isinstance(place, Out) and other < name):
                 continue
             if _same(out, place):
-                kind = "is written too" if isinstance(place, Out) else "is read"
-                raise UserError(f"{_flag(name)} {out} is {_flag(other)} {place}, which {kind}: choose another place")
+                kind = f"{_flag(other)}, too" if isinstance(place, Out) else f"{place}, which is read"
+                raise UserError(f"{_flag(name)} {out} is {kind}: choose another place")
 
 
 def _places(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:

@@ -140,6 +140,9 @@ def multirun(overrides: Sequence[str], config_dir: Path | None, launcher: Proces
             return runner.compose_config("sweep", words, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
 
     require_form(overrides)
+    if not any(word.startswith("sweep=") for word in overrides):
+        names = sorted(path.stem for path in (config_folder() / "sweep").glob("*.yaml"))
+        raise UserError(f"say which one: sweep=NAME; there are {', '.join(names)}, and those of --config-dir")
 
     def task(config: DictConfig) -> None:
         raise AssertionError("jobs run in processes of their own")

@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.resolved is not None:
         started = json.loads(args.resolved.read_text())
-        return _train(started["config"], started["command"])  # torchrun holds the folder
+        _check(started["config"])
+        begin = _smoke if started["config"]["trainer"].get("fast_dev_run") else _train
+        return begin(started["config"], started["command"])  # torchrun holds the folder
     if several := [word for word in args.overrides if _sweeps(word)]:
         raise UserError(
             f"{several[0]}: a training has one value; `af sweep` runs one job a value, in processes of its own "
@@ -72,9 +74,9 @@ def train(config: dict[str, Any], command: Sequence[str]) -> int:
     from af.training.claim import finished
     from af.training.ranks import find_ranks
 
-    if config["trainer"].get("fast_dev_run"):  # a smoke run claims nothing, and leaves nothing that looks trained
-        with tempfile.TemporaryDirectory() as folder_for_now:
-            return _train({**config, "run": folder_for_now}, command, kept=False)
+    _check(config)
+    if config["trainer"].get("fast_dev_run"):
+        return _smoke(config, command)
     ranks, folder = find_ranks(), Path(config["run"])
     if ranks.rank > 0:  # the first one holds the folder for all
         return _train(config, command)
@@ -85,14 +87,15 @@ def train(config: dict[str, Any], command: Sequence[str]) -> int:
         return _train(config, command)
 
 
-def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) -> int:
-    import torch
+def _smoke(config: dict[str, Any], command: Sequence[str]) -> int:
+    """A few steps that claim nothing, and leave nothing that looks trained."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _train({**config, "run": folder}, command, kept=False)
 
-    from af.data.provenance import with_earlier_people
-    from af.models.artifact import model_info
+
+def _check(config: dict[str, Any]) -> None:
+    """UserError for values that can be judged before anything is made."""
     from af.training import launch
-    from af.training.callbacks import Export
-    from af.training.claim import finished
     from af.training.ranks import check_ranks, find_ranks
 
     check_ranks(config["trainer"], find_ranks())
@@ -105,6 +108,17 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         raise UserError(f"matmul_precision={config['matmul_precision']}: give highest, high or medium")
     for name in ("model", "features", "loss"):  # under the names that people give them, not where they are put
         require_types(config.get(name), name)
+
+
+def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) -> int:
+    import torch
+
+    from af.data.provenance import with_earlier_people
+    from af.models.artifact import model_info
+    from af.training import launch
+    from af.training.callbacks import Export
+    from af.training.claim import finished
+
     folder = Path(config["run"])
     if finished(folder, config):
         longer = f"trainer.max_steps={2 * config['trainer']['max_steps']}"
