@@ -14,14 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from af.nn.precision import choose
+
 _SMALLEST = 8  # a weight with fewer rows or columns has no directions worth balancing
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen for speed near zero
 
 
 def orthogonalised(matrix: Float[Tensor, "M N"], steps: int = 5) -> Float[Tensor, "M N"]:
-    """U Vᵀ of the matrix' singular value decomposition, roughly (singular values 0.7 … 1.2), in bfloat16 products."""
+    """U Vᵀ of the matrix' singular value decomposition, roughly (singular values 0.7 … 1.2).
+
+    Its products are in bf16 where that is fast, which changes little: emulated, they would take longer than the rest.
+    """
     a, b, c = _COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix if matrix.dtype == torch.float64 else matrix.to(choose("auto", matrix.device).dtype)
     x = x / (x.norm() + 1e-7)
     if tall := x.shape[0] > x.shape[1]:
         x = x.T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,6 +16,16 @@ def test_singular_values_become_alike(generator):
         assert values.max() < 1.3
         assert values.min() > 0.3
         assert torch.linalg.svdvals(matrix).max() > 50 * torch.linalg.svdvals(matrix).min()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_products_are_in_bf16_where_that_is_fast_alone(generator, monkeypatch, fast):
+    monkeypatch.setattr("af.nn.precision._fast_bf16", lambda device: (fast, "as the test says"))
+    matrix = torch.randn(24, 60, generator=generator)
+    exact = orthogonalised(matrix.double())
+    off = (orthogonalised(matrix) - exact).norm() / exact.norm()
+    assert (off > torch.finfo(torch.bfloat16).eps / 8) == fast
+    assert off < 1e4 * torch.finfo(torch.float32).eps or fast
 
 
 def test_steps_have_the_size_asked_for_and_turn_against_the_gradient(generator):
