@@ -90,7 +90,7 @@ class Two:
 def rank_of(rank: int, world: int, share: int | None = None):
     data = None if share is None else SimpleNamespace(rank_batch_size=share)
     trainer = SimpleNamespace(world_size=world, datamodule=data)
-    return SimpleNamespace(trainer=trainer, global_rank=rank, device="cpu")
+    return SimpleNamespace(trainer=trainer, global_rank=rank, device=torch.device("cpu"))
 
 
 def numbers(draws) -> torch.Tensor:
