@@ -25,6 +25,7 @@ from af.models.perceptual import _LAYERS
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ema import Ema
 from af.training.gradients import Gradients
+from af.training.signals import Stops
 from af.training.vae import VaeModule
 from af.types import PairBatch
 
@@ -197,7 +198,8 @@ def test_stopped_again_in_the_middle_of_a_step_is_uninterrupted(tmp_path, accumu
 
         seen = [torch.load(p, weights_only=True)["batches_seen"] for p in folder.glob("*.ckpt")]
         average = Ema("autoencoder", 0.9)
-        callbacks = [average, Stop(), *checkpointers(folder, 3, None)]
+        stops = Stops(every_minutes=None)
+        callbacks = [average, Stop(), stops, *checkpointers(folder, 3, None, stops)]
         trainer = _trainer(tmp_path, 6, callbacks=callbacks, enable_checkpointing=True)
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         module, loader = _module(ADVERSARIAL, accumulate=accumulate), _loader(batches[max(seen, default=0) :])
