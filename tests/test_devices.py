@@ -323,3 +323,27 @@ def test_a_training_step_does_not_wait_for_the_device(
     assert main(["train", *arguments, f"run={tmp_path}", *options]) == 0
     assert {step: Waits.seen[step] for step in (1, 3)} == {1: [], 3: []}
     assert len(Waits.seen[2]) <= 1, Waits.seen[2]  # the third step is written
+
+
+# The whole demo
+
+
+@pytest.mark.slow
+def test_the_demo_runs_on_it_to_the_end(device, tmp_path, monkeypatch):
+    """Every stage in this process, where the device is: up to what only a real one can tell, its speed."""
+    fake_device.register_accelerator()
+    more = {
+        "synth": ["--workers", "1"],
+        "encode": ["--workers", "1"],
+        "train": ["trainer.accelerator=fake", "data.workers=0", "trainer.max_steps=4", "trainer.val_check_interval=2"],
+    }
+
+    def here(command: list[str]) -> tuple[int, float]:
+        arguments = command[3:]  # after python -m af.cli.main
+        return main([*arguments, *more.get(arguments[0], [])]), 0.0
+
+    monkeypatch.setattr("af.cli.stages._run", here)
+    places = [f"run={tmp_path / 'run'}", f"data_folder={tmp_path / 'data'}", f"latents_folder={tmp_path / 'latents'}"]
+    assert main(["demo", "demo=tiny", *places]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["speed/rtf"] > 0
+    assert (tmp_path / "run" / "videos" / "avatar.mp4").is_file()
