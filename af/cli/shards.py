@@ -89,10 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _arrange(args: argparse.Namespace) -> int:
     from af.data import rearrange
-    from af.errors import UserError
 
-    if not args.shard_gb > 0:
-        raise UserError(f"--shard-gb {args.shard_gb:g}: expected a positive number")
     how = {"shard_bytes": int(args.shard_gb * 1e9), "workers": args.workers, "share": args.part}
     roots: Sequence[Location] = args.folder if args.action == "merge" else [args.folder]
     if args.action == "reshard":

@@ -208,5 +208,6 @@ def test_the_commands(written, tmp_path, capsys, monkeypatch):
     assert "upload it" in capsys.readouterr().err
     assert content(tmp_path / "fetched") == content(written)
     assert json.loads((tmp_path / "fetched" / "arranged.json").read_text())["from"][0] == f"{url}/train"
-    assert main(["shards", "merge", str(written), "--out", str(tmp_path / "x"), "--shard-gb", "0"]) == 1
-    assert "--shard-gb 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["shards", "merge", str(written), "--out", str(tmp_path / "x"), "--shard-gb", "0"])
+    assert "--shard-gb: it must be a number above 0" in capsys.readouterr().err

@@ -126,4 +126,6 @@ def test_the_command_line_writes_a_set_and_recognises_it(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
     assert main([*arguments, "--seed", "5"]) == 1
     assert "seed: 0 there, 5 asked for" in capsys.readouterr().err
-    assert main(["synth", "--out", str(tmp_path / "x"), "--seconds", "0"]) == 1
+    with pytest.raises(SystemExit):
+        main(["synth", "--out", str(tmp_path / "x"), "--seconds", "0"])
+    assert "--seconds: it must be a number above 0" in capsys.readouterr().err

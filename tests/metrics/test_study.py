@@ -162,7 +162,7 @@ def test_bad_answers_are_named(study, tmp_path, capsys):
     for path, words in ((other, "belong to study 'another'"), (broken, "c.json: cannot be read"), (good, "two files")):
         assert main(["study", "score", str(study / "key.json"), str(good), str(path)]) == 1
         assert words in capsys.readouterr().err
-    assert main(["study", "make", str(tmp_path), str(tmp_path / "none"), "--out", str(tmp_path)]) == 1
+    assert main(["study", "make", str(tmp_path), str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 1
     assert "no such folder" in capsys.readouterr().err
 
 

@@ -35,8 +35,8 @@ def exact(monkeypatch):
     """Roll-outs in fp64: what fp32 rounds, a roll-out of large weights makes as large as it likes."""
     original = losers_module._denoiser
 
-    def double(folder):
-        denoiser, artifact = original(folder)
+    def double(*place):
+        denoiser, artifact = original(*place)
         return copy.deepcopy(denoiser).double(), artifact
 
     monkeypatch.setattr(losers_module, "_denoiser", double)

@@ -19,7 +19,7 @@ from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.losses.velocity import valid_mean
 from af.metrics.lipsync import listening_frames
-from af.models.artifact import load_model, weights_digest
+from af.models.artifact import load_model, save_model, weights_digest
 from af.training.randomness import Draws, step_generator
 from af.training.reference import FrozenReference
 
@@ -166,16 +166,15 @@ def test_a_touched_reference_is_noticed(denoiser_folder):
 
 
 def test_a_run_does_not_go_on_with_another_reference(arguments, denoiser_folder, tmp_path, capsys):
-    from safetensors.torch import load_file, save_file
-
     start = tmp_path / "start"
     shutil.copytree(denoiser_folder, start)
     arguments = [*arguments, f"start={start}"]
     assert main(["train", *arguments]) == 0
     (tmp_path / "run" / "done.json").unlink()
-    weights = load_file(start / "model.safetensors")
-    weights["head.bias"] += 1
-    save_file(weights, start / "model.safetensors")
+    model, info = load_model(start).model, json.loads((start / "model.json").read_text())
+    with torch.no_grad():
+        model.head.bias += 1
+    save_model(start, model, info["model"], {k: v for k, v in info.items() if k not in ("format", "model", "sha256")})
     assert main(["train", *arguments]) == 1
     assert "not the one this run was started from" in capsys.readouterr().err
 
