@@ -54,11 +54,13 @@ def _decoded(data: bytes) -> str:
 def _csv_rows(path: Path, text: str, columns: Collection[str], _: str | None) -> Iterator[Any]:
     first, _, rest = text.partition("\n")
     if said := re.fullmatch(r"sep=(.)\s*", first):  # Excel's own way to say it
-        text, first = rest, rest.partition("\n")[0]
-    delimiter = said[1] if said else max(",;\t", key=first.count)
+        text = rest
+    head = next((line for line in re.split("[\r\n]", text) if line.strip(" ,;\t")), "")
+    delimiter = said[1] if said else max(",;\t", key=head.count)
     # not str.splitlines: names may hold U+2028 and its like
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    header = [name.strip().lower() for name in next(lines, [])]
+    filled = (cells for cells in lines if any(cell.strip() for cell in cells))  # spreadsheets leave empty rows behind
+    header = [name.strip().lower() for name in next(filled, [])]
     if unknown := [name for name in header if name and name not in columns]:
         raise UserError(f"{path}: unknown column {shown(', '.join(unknown))}; allowed: {', '.join(columns)}")
     if twice := {name for name in header if name and header.count(name) > 1}:
@@ -74,7 +76,7 @@ def _csv_rows(path: Path, text: str, columns: Collection[str], _: str | None) ->
         if cells is None:
             return
         if not any(cell.strip() for cell in cells):
-            continue  # spreadsheets leave such rows behind
+            continue
         if more := [cell for cell in cells[len(header) :] if cell.strip()]:
             yield UserError(
                 f"more values than columns ({shown(', '.join(more))}); quote values that hold a {delimiter!r}"

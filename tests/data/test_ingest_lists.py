@@ -115,6 +115,13 @@ def test_excels_own_mark_of_the_separator(tmp_path):
     assert (Path(source.a).name, Path(source.b).name) == ("x, 1", "y")
 
 
+@pytest.mark.parametrize("empty", ["\n\r\n", ";;\n", "sep=;\n\n; \n"])
+def test_empty_rows_above_the_header_are_left_out(tmp_path, empty):
+    (tmp_path / "m.csv").write_text(f"{empty}a;b\n\nx, 1;y\n")
+    (source,), rejected = from_manifest(tmp_path / "m.csv")
+    assert (Path(source.a).name, Path(source.b).name, rejected) == ("x, 1", "y", [])
+
+
 def test_paths_mean_the_file_that_is_there(tmp_path, monkeypatch):
     """Home folders, accents as another system writes them, backslashes, spaces around; and odd names as they are."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -155,6 +155,17 @@ def test_an_offset_longer_than_the_recording_is_said(talk, tmp_path):
     assert "before the other begins" in outcome.line
 
 
+def test_lengths_are_said_to_count_from_where_both_record(talk, tmp_path):
+    """A file of 10 s does not last 1 s: that is what is left of it."""
+    outcome = ingest(tmp_path / "out", talk.write(tmp_path), offset_s=SECONDS - 1)
+    assert outcome.reason == "length_mismatch"
+    assert f"from where both record ({SECONDS - 1:g} s into the one that began first)" in outcome.line
+
+
+def test_a_sound_of_one_frame_changes_nowhere():
+    assert voice_changes(np.ones(640, np.float32), 1).tolist() == [0.0]
+
+
 def test_one_video_has_one_clock(tmp_path):
     (tmp_path / "m.csv").write_text("video,offset\nx,0.5\n")
     _, (rejected,) = from_manifest(tmp_path / "m.csv")

@@ -100,7 +100,9 @@ def examine(
         )
         for role in ROLES
     }
-    frames = _common_length(source, {r: looked[r].frames for r in ROLES}, sounds, options.length_tolerance_s, notes)
+    frames = _common_length(
+        source, {r: looked[r].frames for r in ROLES}, sounds, options.length_tolerance_s, notes, first
+    )
     audio = {
         r: np.zeros(frames_to_samples(frames), np.float32) if s is None else fit_audio(s, frames)
         for r, s in sounds.items()
@@ -197,8 +199,11 @@ def _common_length(
     sounds: Mapping[str, np.ndarray | None],
     tolerance_s: float,
     notes: Notes,
+    first: Mapping[str, int],
 ) -> int:
-    """Frames that all files have; a part of a frame of sound counts. Raises `MediaError` when they differ too much."""
+    """Frames that all files have from `first` on; a part of a frame of sound counts. Raises `MediaError` when they differ
+    too much.
+    """
     lengths = {source.a or str(source.video): frames_to_seconds(pictures["a"])}
     lengths[source.b or str(source.video)] = frames_to_seconds(pictures["b"])
     shortest = min(pictures.values())
@@ -210,13 +215,16 @@ def _common_length(
             lengths[path] = samples_to_seconds(len(sound))
             shortest = min(shortest, -(-len(sound) // frames_to_samples(1)))
     short, long = min(lengths, key=lambda k: lengths[k]), max(lengths, key=lambda k: lengths[k])
+    late = frames_to_seconds(max(first.values()))
+    since = f", counted from where both record ({late:g} s into the one that began first)" if late else ""
     if lengths[long] - lengths[short] > tolerance_s:
         text = (
-            f"lasts {lengths[short]:.2f} s, but {long} lasts {lengths[long]:.2f} s; both must cover the same instants"
+            f"lasts {lengths[short]:.2f} s, but {long} lasts {lengths[long]:.2f} s{since}; "
+            "both must cover the same instants"
         )
         raise MediaError(short, "length_mismatch", text)
     if lengths[long] - lengths[short] > _LENGTHS_S:
-        text = f"lasts {lengths[short]:.2f} s, {long} lasts {lengths[long]:.2f} s: all are cut to the shortest"
+        text = f"lasts {lengths[short]:.2f} s, {long} lasts {lengths[long]:.2f} s{since}: all are cut to the shortest"
         notes.add("lengths", f"{short}: {text}; see whether both began at one instant (--offset)")
     return shortest
 

@@ -35,7 +35,7 @@ def voice_changes(sound: Float32[np.ndarray, " S"], frames: int) -> Float64[np.n
     """How much the loudness (log) changes around each frame: syllables begin and end when lips move."""
     fitted = np.pad(sound[: frames_to_samples(frames)], (0, max(0, frames_to_samples(frames) - len(sound))))
     energy = (fitted.reshape(frames, -1).astype(np.float64) ** 2).mean(1)
-    return np.abs(np.gradient(np.log10(energy + 1e-6)))
+    return np.abs(np.gradient(np.log10(energy + 1e-6))) if frames > 1 else np.zeros(frames)
 
 
 def _contours(lips: np.ndarray, voice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
