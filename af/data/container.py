@@ -24,6 +24,7 @@ _NOT_VIDEO: Final = (
 _ASIDE: Final = (
     Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.descriptions
 )
+_NEAR_S: Final = 0.1
 #: ISO media brands of still pictures (HEIF, AVIF); their sequences ("msf1", "avis") are videos.
 STILL_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
 
@@ -55,12 +56,15 @@ class MediaInfo:
 def opened(path: Path | str) -> Iterator[Any]:
     """An input container; every failure to read it is a `MediaError` naming the file."""
     path = Path(path)
-    if not path.exists():
-        raise MediaError(path, "missing", "no such file")
-    if path.is_dir():
-        raise MediaError(path, "not_media", "is a folder, not a video or sound file")
-    if path.stat().st_size == 0:
-        raise MediaError(path, "empty", "the file is empty (0 bytes)")
+    try:
+        if not path.exists():
+            raise MediaError(path, "missing", "no such file")
+        if path.is_dir():
+            raise MediaError(path, "not_media", "is a folder, not a video or sound file")
+        if path.stat().st_size == 0:
+            raise MediaError(path, "empty", "the file is empty (0 bytes)")
+    except OSError as error:  # too long a name, a folder without permission
+        raise MediaError(path, "unreadable", f"cannot be read ({error.strerror or error})") from error
     try:
         # "file:" keeps names with ":" or "%" from being read as protocols or patterns
         container = av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace")
@@ -88,6 +92,21 @@ def stream_s(container: Any, stream: Any) -> float | None:
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     return None if container.duration is None else container.duration / av.time_base
+
+
+def says_s(path: Path | str, container: Any, stream: Any, ends_s: float) -> float | None:
+    """How long the file says that a stream lasts that ends at `ends_s`. What is said of the whole file (Matroska, WebM)
+    counts only when none of its streams goes on until then: else this one is just shorter than another.
+    """
+    said = stream_s(container, stream)
+    if said is None or stream.duration is not None or ends_s > said - _NEAR_S:
+        return said
+    with opened(path) as again:
+        start = start_s(again)
+        last = max(
+            ((p.pts + (p.duration or 0)) * p.time_base - start for p in again.demux() if p.pts is not None), default=0
+        )
+    return None if last > said - _NEAR_S else said
 
 
 def damaged_packet(error: av.error.FFmpegError) -> bool:
@@ -120,8 +139,8 @@ def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
 
 
 def ranked(streams: Sequence[Any]) -> list[Any]:
-    """Streams of one kind, those that a player would take first: the default ones, in the file's order."""
-    return sorted(streams, key=lambda s: not _preferred(s))
+    """Streams of one kind, those that a player would take first: the default ones, commentaries last, in the file's order."""
+    return sorted(streams, key=lambda s: (not _preferred(s), bool(s.disposition & _ASIDE)))
 
 
 def _preferred(stream: Any) -> bool:

@@ -5,7 +5,6 @@ A track is heard twice: once to measure its channels, once to mix them. Memory h
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,10 +14,12 @@ from typing import Any, Final
 import av
 import numpy as np
 import soxr
+from av.stream import Disposition
 from jaxtyping import Float32, Float64
 
 from af.clock import SAMPLE_RATE, frames_to_samples, samples_to_seconds, seconds_to_samples
-from af.data.container import MediaError, damaged_packet, opened, ranked, refuse_still, start_s, stream_s
+from af.data.chunks import announced_bytes, uncounted_bytes
+from af.data.container import MediaError, damaged_packet, opened, ranked, refuse_still, says_s, start_s
 from af.data.notes import Notes
 
 #: Sound that starts later than the clock says by more than this gets silence before it (dropped packets).
@@ -32,6 +33,8 @@ _CARRIES: Final = 1e-3
 _OPPOSITE: Final = -0.5
 #: Below this level (RMS, full scale = 1) the loudest second counts as silence: -50 dB.
 _SILENT: Final = 10 ** (-50 / 20)
+#: Mean of a sound, a part of full scale, that is worth a word.
+_CONSTANT: Final = 0.02
 #: Floating-point samples above this are not loud but whole numbers: 16, 24 or 32 bits without their scale.
 _LOUD: Final = 32.0
 _MOST_CHANNELS: Final = 64  # swresample's limit
@@ -184,11 +187,14 @@ def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
     with opened(path) as container:
         refuse_still(path, container)
         tracks = container.streams.audio
-        numbers = [tracks.index(stream) for stream in ranked(tracks)]
+        order = ranked(tracks)
+        numbers = [tracks.index(stream) for stream in order]
+        default = any(stream.disposition & Disposition.default for stream in order[:1])
     if not numbers:
         raise MediaError(path, "no_audio", "has no sound")
     first, heard = numbers[0], _hear(path, numbers[0])
-    chosen, best, why = first, heard, "the default one" if numbers != sorted(numbers) else "the first"
+    why = "the first" if first == 0 else "the default one" if default else "the first that is no commentary"
+    chosen, best = first, heard
     for number in numbers[1:]:
         if best.rms > 0.1 * _SILENT:
             break
@@ -215,38 +221,13 @@ def _scale(path: Path | str, peak: float, notes: Notes) -> float:
     raise MediaError(path, "bad_level", f"floating-point samples up to {peak:.3g}; write it with samples in [-1, 1]")
 
 
-def _says_s(path: Path | str, container: Any, stream: Any) -> float | None:
+def _announced_s(path: Path | str, number: int, ends_s: float) -> float | None:
     """Declared duration in seconds. Of uncompressed sound, the size that the header announces: FFmpeg takes the file's."""
-    declared, context = stream_s(container, stream), stream.codec_context
-    size = _announced_bytes(path) if context.name.startswith("pcm_") else None
-    return max(declared or 0.0, 8 * size / context.bit_rate) if size and context.bit_rate else declared
-
-
-#: File kind by its first bytes: start of the first chunk, its header (name, size), what the size counts of the header,
-#: bytes that chunks are aligned to, and the start of the name of the chunk with the samples.
-_CHUNKS: Final = {
-    b"RIFF": (12, "<4sI", 0, 2, b"data"),
-    b"riff": (40, "<16sQ", 24, 8, b"data"),  # Sony Wave64
-    b"caff": (8, ">4sq", 0, 1, b"data"),
-}
-
-
-def _announced_bytes(path: Path | str) -> int | None:
-    """Bytes of samples that a header announces; None when it leaves them open (written to a pipe) or there is no such."""
-    with open(path, "rb") as file:
-        if (kind := file.read(4)) not in _CHUNKS:
-            return None
-        start, header, counted, aligned, wanted = _CHUNKS[kind]
-        file.seek(start)
-        while len(chunk := file.read(struct.calcsize(header))) == struct.calcsize(header):
-            name, size = struct.unpack(header, chunk)
-            size -= counted
-            if name.startswith(wanted):
-                return size if size > 0 and not (kind == b"RIFF" and size >= 0x7FFF0000) else None
-            if size < 0:
-                return None
-            file.seek(size + -size % aligned, 1)
-    return None
+    with opened(path) as container:
+        stream = container.streams.audio[number]
+        declared, context = says_s(path, container, stream, ends_s), stream.codec_context
+        size = announced_bytes(path) if context.name.startswith("pcm_") else None
+        return max(declared or 0.0, 8 * size / context.bit_rate) if size and context.bit_rate else declared
 
 
 def read_audio(
@@ -262,6 +243,8 @@ def read_audio(
     notes = Notes() if notes is None else notes
     number, heard = _choose(path, notes)
     if not heard.samples:
+        if (empty_s := _announced_s(path, number, 0.0) or 0.0) > 0.5:
+            raise MediaError(path, "truncated", f"cut off: says {empty_s:.2f} s but its sound track holds no samples")
         raise MediaError(path, "no_audio", "its sound track holds no samples")
     if 2 * heard.not_finite > heard.samples:
         text = f"{heard.not_finite} of {heard.samples} samples are not numbers (NaN or infinity)"
@@ -279,14 +262,18 @@ def read_audio(
     loudest = max(float((m.peaks * (shares[n] != 0)).max()) for n, m in heard.channels.items())
     scale = _scale(path, loudest, notes)
     out, missing_s = _mixed(path, number, {n: (s * scale).astype(np.float32) for n, s in shares.items()})
-    with opened(path) as container:
-        declared = _says_s(path, container, container.streams.audio[number])
+    declared = _announced_s(path, number, samples_to_seconds(len(out)))
     missing = 0 if declared is None else seconds_to_samples(declared) - len(out)
     text = f"says {declared or 0:.2f} s but the sound ends at {samples_to_seconds(len(out)):.2f} s"
     if missing > SAMPLE_RATE // 2:
         raise MediaError(path, "truncated", f"cut off: {text}")
     if missing > SAMPLE_RATE // 10:
         notes.add("lengths", f"{path}: {text}")
+    if (more := uncounted_bytes(path)) and (announced := announced_bytes(path)) and declared:
+        more_s = declared * more / announced
+        text = "is not counted by its header and not heard; ffmpeg -ignore_length 1 -i OLD NEW repairs it"
+        if more_s > 0.1:
+            notes.add("lengths", f"{path}: {more_s:.2f} s behind the first {declared:.2f} s {text}")
     _note_faults(path, heard, missing_s, notes)
     top = float(np.abs(out).max(initial=0.0))
     if top > 1:  # louder together than each alone
@@ -347,7 +334,11 @@ def _note_faults(path: Path | str, heard: _Heard, missing_s: float, notes: Notes
 def _note_level(path: Path | str, sound: Float32[np.ndarray, " S"], notes: Notes) -> None:
     second = min(len(sound), SAMPLE_RATE)
     whole = sound[: len(sound) // second * second].reshape(-1, second)
-    loudest = float(np.sqrt((whole.astype(np.float64) ** 2).mean(1).max()))
+    loudest, constant = float(whole.std(1, dtype=np.float64).max()), float(sound.mean(dtype=np.float64))
+    if abs(constant) > _CONSTANT:
+        notes.add(
+            "level", f"{path}: around {constant:.2f} instead of 0: a fault of the recording; remove the DC offset"
+        )
     if loudest == 0:
         notes.add("level", f"{path}: silent throughout")
     elif loudest < _SILENT:

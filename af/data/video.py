@@ -18,13 +18,16 @@ from jaxtyping import Int32, UInt8
 
 from af.clock import FPS
 from af.data import colour
-from af.data.container import MediaError, damaged_packet, main_video, opened, start_s, stream_s
+from af.data.container import MediaError, damaged_packet, main_video, opened, says_s, start_s
 from af.data.notes import Notes
 
 _UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
 #: Pictures come regularly when this share of their steps differs by at most this part from the usual one; a hole is a
 #: step of so many usual ones.
 _REGULAR, _IRREGULAR, _HOLE = 0.9, 0.25, 2.5
+_FIRST_STEPS: Final = 50  # of them tell how long a step is at the start
+#: So few pictures a second show lips in jumps.
+_FEW: Final = 20
 
 
 @dataclass
@@ -70,9 +73,22 @@ class _Losses:
             for i in np.flatnonzero(steps > _HOLE * step):
                 yield self._times[i] + step, self._times[i]
 
+    @property
+    def begins(self) -> float:
+        """When the pictures begin, if that is so much later than the file does that some are missing; else 0."""
+        steps = np.diff(self._times[:_FIRST_STEPS])
+        step = float(np.median(steps)) if len(steps) else 1 / FPS
+        return self._times[0] if self._times and self._times[0] > _HOLE * step else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second, from the first to the last; 0 when there are too few to say."""
+        lasts = self._times[-1] - self._times[0] if self._times else 0.0
+        return (len(self._times) - 1) / lasts if lasts > 0 else 0.0
+
     def frames(self, count: int) -> set[int]:
         """Numbers of the frames at 25 fps, of `count`, that show what was lost."""
-        spoilt: set[int] = set()
+        spoilt = set(range(min(count, math.ceil(self.begins * FPS))))
         keys = np.array([*self._keys, count / FPS + 1])
         for at, own_key in [*self._lost, *self._holes()]:
             end = keys[np.searchsorted(keys, max(at, own_key), side="right")]
@@ -303,31 +319,43 @@ def iter_video(
     with opened(path) as container:
         stream = main_video(path, container, notes)
         losses, whole, n = _Losses(start_s(container)), _Whole(), 0
-        declared, convert = stream_s(container, stream), _ToRgb(path, max_side, notes)
+        convert = _ToRgb(path, max_side, notes)
         for picture in _at_constant_rate(_timed_pictures(path, container, stream, losses, whole)):
             yield convert(picture, stream.sample_aspect_ratio)
             n += 1
         if n == 0:
             raise MediaError(path, "no_frames", "no picture could be decoded")
+        declared = says_s(path, container, stream, n / FPS)
         if declared is not None and n / FPS < declared - 0.5:
             raise MediaError(
                 path, "truncated", f"cut off: says {declared:.2f} s but the pictures end at {n / FPS:.2f} s"
             )
         if whole.used:
             notes.add("interlaced", f"{path}: interlaced: its pictures were made whole (bwdif)")
-        if spoilt := losses.frames(n):
-            text = f"{len(spoilt) / FPS:.2f} of {n / FPS:.2f} s could not be restored (damaged packets), from"
-            notes.add("corruption", f"{path}: {text} {min(spoilt) / FPS:.2f} s on")
-            if bad is not None:
-                bad.update(spoilt)
+        if losses.begins:
+            notes.add("corruption", f"{path}: its pictures begin at {losses.begins:.2f} s: before that nothing is seen")
+        if n > FPS and 0 < losses.rate < _FEW:
+            notes.add("rate", f"{path}: {losses.rate:.3g} pictures a second: what it shows moves in jumps")
+        spoilt = losses.frames(n)
+        if damaged := sum(number >= losses.begins * FPS for number in spoilt):
+            text = f"{damaged / FPS:.2f} of {n / FPS:.2f} s could not be restored (damaged packets), from"
+            at = min(number for number in spoilt if number >= losses.begins * FPS)
+            notes.add("corruption", f"{path}: {text} {at / FPS:.2f} s on")
+        if bad is not None:
+            bad.update(spoilt)
 
 
 def read_video(
-    path: Path | str, *, start: int = 0, stop: int | None = None, max_side: int | None = None
+    path: Path | str,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    max_side: int | None = None,
+    notes: Notes | None = None,
 ) -> UInt8[np.ndarray, "T Y X 3"]:
     """Frames [start, stop) at 25 fps of a video, in memory at once (for short clips and tests; else `iter_video`)."""
     chosen: list[np.ndarray] = []
-    with contextlib.closing(iter_video(path, max_side=max_side)) as frames:  # type: ignore[type-var]
+    with contextlib.closing(iter_video(path, max_side=max_side, notes=notes)) as frames:  # type: ignore[type-var]
         for n, frame in enumerate(frames):
             if stop is not None and n >= stop:
                 break

@@ -180,6 +180,28 @@ def test_the_track_with_the_voice_is_taken(tmp_path, levels, default, taken):
     assert f"number {taken + 1} is taken" in next(iter(notes)).text
 
 
+def test_a_commentary_comes_last(tmp_path):
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        tracks = [add_track(container, voice(hertz=h)[:, None], "pcm_s16le", "mono") for h in (300.0, 500.0)]
+        for (stream, _), kind in zip(tracks, (av.stream.Disposition.comment, 0), strict=True):
+            stream.disposition = av.stream.Disposition(kind)
+        for _, write in tracks:
+            write()
+    notes = Notes()
+    assert hertz_of(read_audio(tmp_path / "in.mkv", notes=notes)) == pytest.approx(500, abs=2)
+    assert "number 2 is taken, the first that is no commentary" in next(iter(notes)).text
+
+
+def test_a_sound_around_another_value_than_zero_is_noted(tmp_path):
+    for name, level in (("voice", 1.0), ("nothing", 0.0)):
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 + level * voice(), 16000, subtype="FLOAT")
+        notes = Notes()
+        read_audio(tmp_path / f"{name}.wav", notes=notes)
+        said = [note.text.split(": ", 1)[1] for note in notes]
+        assert said[0].startswith("around 0.10 instead of 0")
+        assert any("silent" in text for text in said) == (level == 0)
+
+
 def test_a_cover_is_no_video(tmp_path):
     with av.open(str(tmp_path / "in.m4a"), "w", format="mp4") as container:
         _, write = add_track(container, voice()[:, None], "aac", "mono")
@@ -255,6 +277,28 @@ def test_a_wav_written_to_a_pipe_is_whole(tmp_path, size):
     samples = np.rint(voice() * 32767).astype("<i2").tobytes()
     (tmp_path / "in.wav").write_bytes(head + struct.pack("<4sI", b"data", size) + samples)
     np.testing.assert_allclose(read_audio(tmp_path / "in.wav"), voice(), atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_sound_that_the_header_does_not_count_is_noted(tmp_path, more):
+    """A recorder died before it brought its header up to date; other chunks behind the samples are none of it."""
+    soundfile.write(tmp_path / "in.wav", voice(3.0), 16000, subtype="PCM_16")
+    data = bytearray((tmp_path / "in.wav").read_bytes())
+    at = data.index(b"data") + 4
+    if more:
+        data[at : at + 4] = struct.pack("<I", 32000)
+    (tmp_path / "in.wav").write_bytes(data + b"LIST" + struct.pack("<I", 40000) + bytes(40000))
+    notes = Notes()
+    assert len(read_audio(tmp_path / "in.wav", notes=notes)) == (16000 if more else 48000)
+    said = [note.text for note in notes]
+    assert [("s behind the first 1.00 s" in text, "-ignore_length 1" in text) for text in said] == [(True, True)] * more
+
+
+def test_a_track_without_any_of_its_samples_is_cut_off(tmp_path):
+    soundfile.write(tmp_path / "in.wav", voice(3.0), 16000, subtype="PCM_16")
+    (tmp_path / "in.wav").write_bytes((tmp_path / "in.wav").read_bytes()[:44])
+    with pytest.raises(MediaError, match=r"says 3\.00 s but its sound track holds no samples"):
+        read_audio(tmp_path / "in.wav")
 
 
 # ----------------------------------------------------------------------------------------------- changes and damage

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from toy_videos import scene
+from toy_videos import make_video, scene
 
 from af.data import colour
 from af.data.media import MediaError, iter_video, read_audio, read_video
@@ -260,7 +260,7 @@ def _damaged(source: Path, target: Path, how: str, rng: np.random.Generator, fir
     """`source` again, with packets from `first` to `last` lost, cut off or of noise."""
     with av.open(str(source)) as whole, av.open(str(target), "w") as out:
         stream = out.add_stream_from_template(whole.streams.video[0])
-        for n, packet in enumerate(p for p in whole.demux() if p.dts is not None):
+        for n, packet in enumerate(p for p in whole.demux() if p.size):
             data = bytes(packet)
             if first <= n < last:
                 if how == "lost":
@@ -335,6 +335,40 @@ def test_lost_packets_of_a_transport_stream_are_noticed(tmp_path):
     assert bad
     assert wrong <= bad
     assert len(bad) <= 52
+
+
+@pytest.mark.parametrize("late_s", [0.08, 1.0])
+def test_pictures_that_begin_after_the_sound_are_not_seen_before(tmp_path, late_s):
+    """The start of a file is lost up to a key picture, or its camera came on late; two frames are a matter of codecs."""
+    frames = list(scene(30, (64, 96)))
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        pictures, sound = container.add_stream("ffv1", rate=25), container.add_stream("pcm_s16le", rate=16000)
+        pictures.width, pictures.height, pictures.pix_fmt = 96, 64, "yuv444p"
+        sound.codec_context.layout = "mono"
+        noise = av.AudioFrame.from_ndarray(np.ones((1, 32000), np.int16), format="s16", layout="mono")
+        noise.sample_rate, noise.pts = 16000, 0
+        container.mux(sound.encode(noise))
+        for n, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = n + round(25 * late_s), Fraction(1, 25)
+            container.mux(pictures.encode(picture))
+        container.mux(pictures.encode(None))
+    notes, bad = Notes(), set()
+    shown = list(iter_video(tmp_path / "in.mkv", notes=notes, bad=bad))
+    assert len(shown) == 30 + round(25 * late_s)
+    assert bad == (set(range(25)) if late_s == 1 else set())
+    assert ["its pictures begin at 1.00 s" in note.text for note in notes] == [True] * (late_s == 1)
+
+
+@pytest.mark.parametrize(("every", "noted"), [(1, False), (3, True)])
+def test_few_pictures_a_second_are_noted(tmp_path, every, noted):
+    frames = np.stack(list(scene(40)))[::every]
+    make_video(tmp_path / "in.mp4", [Fraction(n * every, 25) for n in range(len(frames))], frames)
+    notes = Notes()
+    assert len(list(iter_video(tmp_path / "in.mp4", notes=notes))) == pytest.approx(40, abs=3)
+    assert [note.text.split(": ", 1)[1] for note in notes] == [
+        "8.33 pictures a second: what it shows moves in jumps"
+    ] * noted
 
 
 # --------------------------------------------------------------------------------------------------- no video at all
