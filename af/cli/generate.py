@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
     from af.console import progress_bar
     from af.data.ingest.single import face_frames, read_portrait
-    from af.data.media import fit_audio, probe, read_audio
+    from af.data.media import fit_audio, iter_video, probe, read_audio
     from af.data.notes import Notes
     from af.data.video_writer import require_video_name, video_writer
     from af.nn.precision import choose
@@ -90,7 +90,10 @@ def run(args: argparse.Namespace) -> int:
         user_voice = read_audio(args.user_audio, notes=notes)
     if args.user_video is not None:
         info = probe(args.user_video)
-        video_frames = seconds_to_frames(info.video_s or 0.0)
+        if info.video_s is not None:
+            video_frames = seconds_to_frames(info.video_s)
+        else:  # what browsers record does not say how long it is
+            video_frames = sum(1 for _ in iter_video(args.user_video, max_side=16))
         if user_voice is None and info.has_audio:
             user_voice = read_audio(args.user_video, notes=notes)
         user_frames = face_frames(args.user_video, size, find_face=not args.no_crop, notes=notes, voice=user_voice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -98,7 +99,7 @@ def _clip(path: Path, where: str, row: Mapping[str, Any]) -> ManifestClip:
     values: dict = {k: str(v).strip() for k, v in row.items() if v not in (None, "", []) and k != "phrase_ends"}
     for key in PATHS:
         if key in values:
-            values[key] = (path.parent / values[key]).resolve()
+            values[key] = Path(os.path.realpath(path.parent / values[key]))  # of a loop of links, too
     ends = row.get("phrase_ends")
     if ends not in (None, ""):
         try:

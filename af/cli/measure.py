@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from af.cli.manifest import ManifestClip
 from af.clock import frames_to_seconds, samples_to_seconds
+from af.data.notes import Notes
 from af.errors import UserError
 from af.metrics.repeats import digest
 from af.types import FaceSpec
@@ -26,7 +28,7 @@ SIDES = ("user", "true", "generated")
 KNOWN_LAYOUTS = {56: ("spectre-or-emoca", 50), 58: ("mediapipe", 52)}
 #: Longest gap without a face that is filled by a straight line (0.4 s); longer ones make the clip unusable.
 LONGEST_GAP = 10
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 #: What equal frames count, dB: their PSNR is infinite, and one pair would decide the mean.
 MOST_PSNR = 100.0
 
@@ -73,7 +75,7 @@ def read_parameters(path: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
 
     A csv may have a header of names. Raises UserError naming the file: missing, unreadable, not (T, P), NaN.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such file")
     names: tuple[str, ...] | None = None
     try:
@@ -145,13 +147,14 @@ class Measurer:
         parts: list = [self.tools.signature(), clip.clip]
         for name in (*SIDES, "audio", "user_audio", "user_face", "true_face", "generated_face", "source"):
             file: Path | None = getattr(clip, name)
-            stat = file.stat() if file is not None and file.exists() else None
+            stat = file.stat() if file is not None and os.path.exists(file) else None
             parts.append([name, str(file), None if stat is None else [stat.st_size, stat.st_mtime_ns]])
         layout = [self.tools.tracker_of_arrays, self.tools.expression, self.tools.names]
         return hashlib.sha256(json.dumps([parts, layout]).encode()).hexdigest()[:24]
 
     def _measure(self, clip: ManifestClip) -> Measured:
-        videos = {side: self._frames(clip, side) for side in SIDES}
+        odd = Notes()
+        videos = {side: self._frames(clip, side, odd) for side in SIDES}
         measured = Measured(0)
         faces, specs = {}, {}
         for side in SIDES:
@@ -173,7 +176,8 @@ class Measurer:
             for side, values in measured.faces.items():
                 if np.ptp(values, axis=0).max() == 0:
                     measured.notes.append(f"{clip.face_file(side) or clip.video_file(side)}: no parameter ever changes")
-        self._sound(clip, measured)
+        self._sound(clip, measured, odd)
+        measured.notes += [note.text for note in odd]
         self._pictures(clip, videos, measured)
         measured.digests = self._digests(clip, videos, measured)
         return measured
@@ -194,13 +198,13 @@ class Measurer:
         voices = {name: getattr(measured, name) for name in ("avatar_audio", "user_audio")}
         return found | {name: [digest(audio)] for name, audio in voices.items() if audio is not None}
 
-    def _frames(self, clip: ManifestClip, side: str) -> np.ndarray | None:
+    def _frames(self, clip: ManifestClip, side: str, notes: Notes) -> np.ndarray | None:
         from af.data.media import read_video
 
         path = clip.video_file(side)
         pictures = self.tools.pictures or self.tools.embedder or self.tools.syncnet
         needed = (pictures and side != "user") or (self.tools.face is not None and clip.face_file(side) is None)
-        return read_video(path, max_side=512) if path is not None and needed else None
+        return read_video(path, max_side=512, notes=notes) if path is not None and needed else None
 
     def _face(
         self, clip: ManifestClip, side: str, video: np.ndarray | None, notes: list[str]
@@ -241,7 +245,7 @@ class Measurer:
                     f"{faces['true'].shape[1]} of {specs['true'].tracker!r}; never mix trackers or layouts"
                 )
 
-    def _sound(self, clip: ManifestClip, measured: Measured) -> None:
+    def _sound(self, clip: ManifestClip, measured: Measured, notes: Notes) -> None:
         from af.data.media import MediaError, read_audio
 
         for name, own, video in (
@@ -252,7 +256,7 @@ class Measurer:
                 source = own or video
                 if source is None:
                     continue
-                audio = read_audio(source)
+                audio = read_audio(source, notes=notes)
             except MediaError as error:
                 if own is not None or error.reason != "no_audio":
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -89,6 +90,19 @@ def test_what_is_odd_about_the_inputs_is_said(generate, files, tmp_path, capsys)
     assert "left.wav: sound in left of 2 channels" in capsys.readouterr().err
     assert generate("--avatar-audio", str(tmp_path / "both.wav"), "--seconds", "0.4") == 0
     assert "note:" not in capsys.readouterr().err
+
+
+def test_a_video_that_does_not_say_how_long_it_is_counts_whole(generate, files, tmp_path, capsys):
+    """As browsers record them; and one of a single frame with a voice."""
+    with av.open(str(tmp_path / "live.webm"), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx-vp9", rate=25, options={"deadline": "realtime", "cpu-used": "8"})
+        stream.width = stream.height = 64
+        for picture in read_video(files / "user.mp4", stop=30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[:64, :64].copy(), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert probe(tmp_path / "live.webm").video_s is None
+    assert generate("--user-video", str(tmp_path / "live.webm")) == 0
+    assert "30 frames, 1.20 s" in capsys.readouterr().out
 
 
 def test_the_seed_decides(generate, files, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from af.cli.main import main
@@ -203,6 +204,9 @@ def test_every_bad_input_is_named_and_loses_no_other_clip(folder, tmp_path, caps
 
 def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_path, capsys):
     row = {"clip": "good", "user": "user, one.mp4", "true": "true clip.mp4", "generated": "generated=1.mp4"}
+    row["audio"] = "left.wav"
+    soundfile.write(folder / "left.wav", np.outer(np.sin(np.arange(640 * FRAMES) / 9), [0.3, 0]), 16000)
+    (folder / "loop.mp4").symlink_to("loop.mp4")
     frames = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
     for name, part in (("one frame", frames[:1]), ("long", np.concatenate([frames, frames[:9]]))):
         write_video(folder / f"{name}.mp4", part)
@@ -217,7 +221,8 @@ def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_p
     (folder / "words.wav").write_text("hello")
     bad = {
         "generated": {"nowhere.mp4": "nowhere.mp4", "one frame.mp4": "lengths differ", "long.mp4": "differ by 9 frames",
-                      "empty.mp4": "the file is empty", **dict.fromkeys(("cut.mp4", "zeros.mp4", "words.mp4"), "cut off")},
+                      "empty.mp4": "the file is empty", "loop.mp4": "no such file", "n" * 300 + ".mp4": "cannot be read",
+                      **dict.fromkeys(("cut.mp4", "zeros.mp4", "words.mp4"), "cut off")},
         "true": {"zeros.mp4": "cut off", "nowhere.mp4": "nowhere.mp4"},
         "user": {"zeros.mp4": "cut off", "nowhere.mp4": "nowhere.mp4"},
         "audio": {"words.wav": "cut off", "nowhere.wav": "nowhere.wav"},
@@ -240,6 +245,7 @@ def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_p
     assert set(json.loads((tmp_path / "out" / "clips.json").read_text())) == {"good"}
     printed = capsys.readouterr().out.replace("\n", "")
     assert all(f"left out {name}:" in printed for name in expected)
+    assert "left.wav: sound in left of 2 channels" in printed
 
 
 def test_a_stopped_evaluation_goes_on_and_a_changed_file_is_measured_again(folder, tmp_path, monkeypatch):
