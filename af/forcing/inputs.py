@@ -196,12 +196,13 @@ class Voice:
 @dataclass(frozen=True)
 class Spans:
     """Where the frames of one push belong: `owners` has the frame seen in each slot from `start` on (-1: the one before
-    them all). Frames that are seen nowhere need not be encoded, except the last, which may be held.
+    them all). Frames that are seen nowhere need not be encoded, except the newest, which may be held: of those that
+    were dropped for their times nothing is shown.
     """
 
     start: int
     owners: list[int]
-    needed: list[int]  # the frames that must be encoded, in order
+    needed: list[int]  # the frames that must be encoded, in order: the last is the newest that counts
     expected: Fraction  # time of the frame after these, if it comes without one
     newest: Fraction | None
     end: int | None = None  # what was known after this slot goes
@@ -268,7 +269,8 @@ class Face:
         clock when they would end out of bounds; frames with times that are too far ahead are dropped.
         """
         end, dropped, newest = None, 0, self.newest
-        slots: list[tuple[int, int, int]] = []  # frame, [start, stop)
+        slots: list[tuple[int, int, int, int]] = []  # frame, [start, stop), where the reach of the frame before ends
+        last = count - 1 if times is None else -1
         if times is None:
             first, half = self.expected, self.step / 2
             if bounds is not None and count:
@@ -281,7 +283,7 @@ class Face:
                 first += shift
             for i in range(count):
                 time = first + i * self.step
-                slots.append((i, math.floor(time - half) + 1, math.floor(time + half) + 1))
+                slots.append((i, math.floor(time - half) + 1, math.floor(time + half) + 1, 0))
             expected = first + count * self.step
             newest = expected - self.step if count else newest
         else:
@@ -294,20 +296,22 @@ class Face:
                 if bounds is not None and start >= bounds.clock + bounds.patience:
                     dropped += 1
                     continue
-                newest = time
-                slots.append((i, start, stop if bounds is None else min(stop, bounds.clock + bounds.patience)))
+                reach = 0 if newest is None else math.floor(min((newest + time) / 2, newest + self.step)) + 1
+                stop = stop if bounds is None else min(stop, bounds.clock + bounds.patience)
+                slots.append((i, start, stop, reach))
+                newest, last = time, i
             expected = self.expected if newest is None else newest + self.step
         first_slot, owners, held = self.received_frames, list[int](), 0
-        for i, begin, stop in slots:
+        for i, begin, stop, reach in slots:
             dropped += begin < stop <= self.used  # all of it is too late
             begin = max(begin, self.used)
             if begin >= stop:
                 continue
             first_slot = first_slot if owners else min(begin, self.received_frames)
             gap = begin - first_slot - len(owners)
-            held += max(0, gap)
+            held += max(0, begin - max(first_slot + len(owners), reach))
             owners[begin - first_slot :] = [*[owners[-1] if owners else -1] * gap, *[i] * (stop - begin)]
-        needed = sorted({*owners, count - 1} - {-1})
+        needed = sorted({*owners, last} - {-1})
         return Spans(first_slot, owners, needed, expected, newest, end, dropped, held)
 
     def push(self, spans: Spans, rows: Float[Tensor, "n L"], seen: Bool[Tensor, " n"]) -> None:

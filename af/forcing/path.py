@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -101,6 +102,8 @@ def schedule(name: str, steps: int, frames: int = 1) -> Schedule:
     """
     if name not in SCHEDULES:
         raise UserError(f"schedule: unknown schedule {name!r}; allowed: {', '.join(SCHEDULES)}")
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
+        raise UserError(f"steps: {steps!r}; give a whole number")
     if steps < 1:
         raise UserError(f"steps: {steps}; at least one step is needed")
     if name == "pyramid":

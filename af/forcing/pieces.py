@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,19 +43,21 @@ class Rates:
     def __post_init__(self) -> None:
         for name in ("avatar_audio", "user_audio"):
             rate = getattr(self, name)
-            if isinstance(rate, bool) or not isinstance(rate, int) or not 4000 <= rate <= 384_000 or rate % FPS:
+            if not _is_number(rate) or not 4000 <= rate <= 384_000 or rate % FPS:
                 raise UserError(
                     f"rates.{name}: {rate!r} samples a second; give a whole multiple of {FPS} from 4,000 to 384,000, "
                     f"such as {SAMPLE_RATE}, 44100 or 48000"
                 )
+            object.__setattr__(self, name, int(rate))  # of any kind of number
         rate = self.user_frames
-        if isinstance(rate, bool) or not isinstance(rate, (int, float, Fraction)) or not 1 <= rate <= 1000:
+        if not _is_number(rate) or not 1 <= rate <= 1000:
             raise UserError(f"rates.user_frames: {rate!r} frames a second; give a number from 1 to 1,000")
 
     @property
     def frame_step(self) -> Fraction:
         """Time between two of the user's frames, in frames of the clock; 29.97 and the like are taken as they are."""
-        return FPS / Fraction(self.user_frames).limit_denominator(1001)
+        rate = self.user_frames
+        return FPS / Fraction(rate if isinstance(rate, Fraction) else float(rate)).limit_denominator(1001)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,27 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
             )
 
 
+def check_settings(
+    signals: Any, rates: Any, encode_user: Any, generator: Any, patience_frames: Any, speech: Any
+) -> None:
+    """UserError for what no session can be made with."""
+    for name, value, kind in (("signals", signals, Signals), ("rates", rates, Rates)):
+        if not isinstance(value, kind):
+            raise UserError(f"{name}: expected af.{kind.__name__}(...), got {type(value).__name__}")
+    heard = signals.avatar_audio or signals.user_audio
+    if not heard and not signals.user_motion:
+        raise UserError("signals: a session needs the avatar's audio, the user's audio or the user's motion")
+    if heard and speech is None:
+        raise UserError("speech: audio signals need speech features")
+    if encode_user is not None and not callable(encode_user):
+        raise UserError(f"encode_user: expected a function of one frame, got {type(encode_user).__name__}")
+    if generator is not None and not hasattr(generator, "set_state"):
+        raise UserError(f"generator: expected torch.Generator().manual_seed(NUMBER), got {type(generator).__name__}")
+    whole = isinstance(patience_frames, numbers.Integral) and not isinstance(patience_frames, bool)
+    if patience_frames is not None and (not whole or patience_frames < 0):
+        raise UserError(f"patience_frames: {patience_frames!r}; give a number of frames that is not negative, or None")
+
+
 def pushed(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is there of a push's arguments. UserError for one that is not known, or that does not go with another."""
     if "sample_rate" in given:
@@ -117,7 +141,7 @@ def mono_samples(name: str, sound: Any) -> Float32[np.ndarray, " S"]:
     """
     array = _array(name, sound)
     kind, shape = array.dtype, tuple(array.shape)
-    if array.ndim != 1 or not (kind.kind == "f" or kind in (np.int16, np.int32)):
+    if array.ndim != 1 or not (kind.kind == "f" or (kind.kind == "i" and kind.itemsize in (2, 4))):
         raise UserError(
             f"{name}: expected mono samples (S,), floating-point in [-1, 1] or integers of 16 or 32 bits, got {kind} {shape}"
         )
@@ -173,7 +197,13 @@ def frame_times(times: Any, count: int, known_s: float) -> list[Fraction]:
     return [Fraction(float(time)) * FPS for time in array]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _array(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, (bytes, bytearray)):
+        raise UserError(f"{name}: bytes do not say what they hold; give numpy.frombuffer({name}, numpy.int16)")
     try:
         if isinstance(values, Tensor):
             values = values.detach()

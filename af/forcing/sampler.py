@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from af.devices import widest_float
+from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance, branch_conditions, combine
 from af.forcing.path import Schedule, check_solver, integrate
@@ -101,6 +102,8 @@ class BlockSampler:
         anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
     ) -> None:
         check_solver(solver)
+        if not isinstance(guidance, Guidance):
+            raise UserError(f"guidance: expected Guidance(audio=…, user=…), got {type(guidance).__name__}")
         self.denoiser, self.layout = denoiser, denoiser.layout
         self.branches = guidance.branches()
         self.settings = (steps, guidance, schedule, solver, anchor)  # equal: can be sampled together

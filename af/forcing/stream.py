@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from af.forcing.pieces import (
     Rates,
     Signals,
     check_names,
+    check_settings,
     frame_list,
     frame_times,
     mono_samples,
@@ -46,6 +48,8 @@ SAMPLING: Final = tuple(inspect.signature(BlockSampler).parameters)[2:]
 
 class Space(Protocol):
     """Motion latents (L dims) to the denoiser's space and back."""
+
+    latent_dim: int
 
     def to_model(self, motion: Tensor) -> Tensor: ...  # noqa: D102
     def from_model(self, x: Tensor) -> Tensor: ...  # noqa: D102
@@ -85,7 +89,7 @@ class LiveSession:
 
     `reference`, user motion and output are motion latents; `encode_user` turns one user frame into a latent, or None
     when there is no face in it. `sampling` as in `BlockSampler`: steps, guidance, schedule, solver, anchor. Raises
-    UserError for settings or input that cannot work.
+    UserError for settings or input that cannot work. Threads may push to one session: each push waits for the others.
     """
 
     def __init__(
@@ -101,20 +105,14 @@ class LiveSession:
         patience_frames: int | None = None,
         **sampling: Any,
     ) -> None:
-        heard = signals.avatar_audio or signals.user_audio
-        if not heard and not signals.user_motion:
-            raise UserError("signals: a session needs the avatar's audio, the user's audio or the user's motion")
-        if heard and speech is None:
-            raise UserError("speech: audio signals need speech features")
-        if patience_frames is not None and (not isinstance(patience_frames, int) or patience_frames < 0):
-            raise UserError(
-                f"patience_frames: {patience_frames!r}; give a number of frames that is not negative, or None"
-            )
+        check_settings(signals, rates, encode_user, generator, patience_frames, speech)
         check_names(sampling, SAMPLING, "a session")
+        heard = signals.avatar_audio or signals.user_audio
         self._denoiser, self._speech, self._encode_user = denoiser, speech if heard else None, encode_user
         self._generator, self._patience = generator, patience_frames
         with torch.no_grad():
-            self._reference = denoiser.motion_space.to_model(_checked_reference(reference))
+            width = denoiser.motion_space.latent_dim
+            self._reference = denoiser.motion_space.to_model(_checked_reference(reference, width))
             self._sampler = BlockSampler(denoiser, self._reference, **sampling)
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
         self._faults, self._unseen = Faults(), torch.zeros((), dtype=torch.long, device=rest.device)
@@ -128,25 +126,30 @@ class LiveSession:
         if self._face is not None:  # the nearest frame may end after the one that it is shown for
             converting.append(max(0.0, float(1.5 * rates.frame_step - 1)) * FRAME_MS * (rates.frame_step != 1))
         self._converting_ms = max(converting, default=0.0)
-        self._width, self._finished = len(rest), False
+        self._width = width
+        self._end: int | None = None  # frames that the session has lasted, when it is finished
+        self._lock = threading.RLock()  # camera and microphone may have a thread each
 
     @property
     def frames(self) -> int:
         """Frames that have been returned."""
-        return self._sampler.frames
+        return self._sampler.frames if self._end is None else self._end
 
     @property
     def clock_frames(self) -> int:
         """Frames that the session has lasted: those of the sound (of the user's motion where there is none)."""
+        if self._end is not None:
+            return self._end
         return max(signal.received_frames for signal in (self._voices or self._all()).values())
 
     @property
     def faults(self) -> Faults:
         """What was wrong with the input so far."""
         # counted where the motion is, and only fetched from there when somebody asks
-        self._faults.frames_without_face += int(self._unseen)
-        self._unseen = torch.zeros_like(self._unseen)
-        return self._faults
+        with self._lock:
+            self._faults.frames_without_face += int(self._unseen)
+            self._unseen = torch.zeros_like(self._unseen)
+            return self._faults
 
     @property
     def look_ahead_ms(self) -> float:
@@ -163,6 +166,8 @@ class LiveSession:
     @property
     def waiting_for(self) -> dict[str, int]:
         """Frames that each signal still lacks of the next block; a signal that lacks none is not named."""
+        if self._end is not None:
+            return {}
         stop = self._sampler.frames + self._sampler.layout.block_frames
         heard = stop if self._speech is None else self._speech.needed_frames(stop)
         needed = {name: heard if name in self._voices else stop for name in self._all()}
@@ -186,12 +191,12 @@ class LiveSession:
 
         Raises UserError for a reference of another shape.
         """
-        if self._finished:
+        if self._end is not None:
             raise UserError("the session is finished; start a new one")
-        if (shape := tuple(_checked_reference(reference).shape)) != (1, self._width):
-            raise UserError(f"reference: expected (1, {self._width}), got {shape}")
-        self._reference = self._denoiser.motion_space.to_model(reference.to(self._reference.device))
-        self._sampler.change_reference(self._reference)
+        reference = _checked_reference(reference, self._width).to(self._reference.device)
+        with self._lock:
+            self._reference = self._denoiser.motion_space.to_model(reference)
+            self._sampler.change_reference(self._reference)
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Take what was pushed; whoever calls puts the session back as it was after an error."""
@@ -252,13 +257,10 @@ class LiveSession:
     @torch.no_grad()
     def finish(self) -> list[LiveBlock]:
         """The end of the conversation: what is left, up to the longest signal; the others go on as in a pause."""
-        if self._finished:
-            return []
         with _all_or_nothing([self]):
-            return self._finish(time.perf_counter())
+            return self._finish(time.perf_counter()) if self._end is None else []
 
     def _finish(self, start: float) -> list[LiveBlock]:
-        self._finished = True
         self._sampler.commit()
         for voice in self._voices.values():
             voice.end()
@@ -273,6 +275,7 @@ class LiveSession:
         if left > 0:
             condition, noise = self._next(left)
             blocks.append(self._block(self._sampler.step(condition, noise)[:, :left], start))
+        self._end = end
         return blocks
 
     def _due(self) -> bool:
@@ -299,10 +302,15 @@ class LiveSession:
     def _encoded(self, frame: Any, face: Face) -> Float[Tensor, " L"] | None:
         assert self._encode_user is not None
         motion = self._encode_user(frame)
-        if motion is not None and (not isinstance(motion, Tensor) or motion.shape != face.last.shape):
-            got = getattr(motion, "shape", type(motion).__name__)
-            raise UserError(f"encode_user: expected a latent {tuple(face.last.shape)} as a tensor, or None; got {got}")
-        return None if motion is None else motion.to(face.last, non_blocking=True)
+        if motion is None:
+            return None
+        if not (isinstance(motion, Tensor) and motion.is_floating_point() and motion.shape == face.last.shape):
+            kind, shape = getattr(motion, "dtype", ""), tuple(getattr(motion, "shape", ()))
+            raise UserError(
+                f"encode_user: expected a latent {tuple(face.last.shape)} as a floating-point tensor, or None; got "
+                f"{type(motion).__name__} {kind} {shape}"
+            )
+        return motion.to(face.last, non_blocking=True, copy=True)  # the encoder may write to it again
 
     def _fill_the_late(self) -> None:
         clock = self.clock_frames
@@ -329,7 +337,7 @@ class LiveSession:
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What was pushed, without what is None. UserError for what this session does not take."""
-        if self._finished:
+        if self._end is not None:
             raise UserError("the session is finished; start a new one")
         found = pushed(given)
         for name in found:
@@ -346,7 +354,7 @@ class LiveSession:
             "_unseen": self._unseen,
             "_voices": {name: voice.copy() for name, voice in self._voices.items()},
             "_face": None if self._face is None else self._face.copy(),
-            "_finished": self._finished,
+            "_end": self._end,
             "sampler": self._sampler.saved(),
             "generator": None if self._generator is None else self._generator.get_state(),
         }
@@ -360,21 +368,28 @@ class LiveSession:
 
 @contextlib.contextmanager
 def _all_or_nothing(sessions: Sequence[LiveSession]) -> Iterator[None]:
-    """What ends with an error (also one of the models', also an interruption) has not changed the sessions."""
-    saved = [session._saved() for session in sessions]
-    try:
-        yield
-    except BaseException:
-        for session, state in zip(sessions, saved, strict=True):
-            session._restore(state)
-        raise
+    """What ends with an error (also one of the models', also an interruption) has not changed the sessions; what other
+    threads want of them waits.
+    """
+    with contextlib.ExitStack() as held:
+        for session in sorted(sessions, key=id):  # in one order, so that no two threads wait for each other
+            held.enter_context(session._lock)
+        saved = [session._saved() for session in sessions]
+        try:
+            yield
+        except BaseException:
+            for session, state in zip(sessions, saved, strict=True):
+                session._restore(state)
+            raise
 
 
-def _checked_reference(reference: Float[Tensor, "1 L"]) -> Float[Tensor, "1 L"]:
+def _checked_reference(reference: Float[Tensor, "1 L"], width: int) -> Float[Tensor, "1 L"]:
     """UserError unless it is one finite latent."""
-    if not isinstance(reference, Tensor) or reference.ndim != 2 or len(reference) != 1:
-        got = getattr(reference, "shape", type(reference).__name__)
-        raise UserError(f"reference: expected the motion of one portrait (1, L) as a tensor, got {got}")
+    if not isinstance(reference, Tensor) or reference.shape != (1, width) or not reference.is_floating_point():
+        kind, shape = type(reference).__name__, tuple(getattr(reference, "shape", ()))
+        raise UserError(
+            f"reference: expected the motion of one portrait (1, {width}) as a floating-point tensor, got {kind} {shape}"
+        )
     if not torch.isfinite(reference).all():
         raise UserError("reference: holds numbers that are not finite")
     return reference

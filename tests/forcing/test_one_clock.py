@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -65,9 +67,13 @@ def listening(small_denoiser, speech) -> Listening:
 
 
 def session(denoiser, speech: LogMel, *, seed: int = 3, **options) -> LiveSession:
-    generator = torch.Generator().manual_seed(seed)
-    options = {"guidance": Guidance.conditional(), "steps": 1, **options}
-    return LiveSession(denoiser, REFERENCE, speech_stream(speech), generator=generator, **options)
+    options = {
+        "generator": torch.Generator().manual_seed(seed),
+        "guidance": Guidance.conditional(),
+        "steps": 1,
+        **options,
+    }
+    return LiveSession(denoiser, REFERENCE, speech_stream(speech), **options)
 
 
 def received(running: LiveSession, name: str = "user_motion") -> int:
@@ -234,6 +240,30 @@ def test_frames_with_times_ahead_of_the_sound_are_dropped_and_counted(listening,
     assert listening.seen[45:] == [float(n) for n in range(46, 61)]
 
 
+@pytest.mark.parametrize("off", [-2, 5 * 25])
+def test_a_frame_that_was_dropped_for_its_time_is_not_held(listening, speech, off: int) -> None:
+    """Each push ends with a frame from before, or from far ahead; then the camera stops."""
+    running = session(listening, speech, signals=LISTENS, patience_frames=3)
+    for frame in range(30):
+        new = [frame, 500 + frame] if 2 <= frame < 15 else [frame] if frame < 15 else []
+        rows = torch.cat([numbered(n, n + 1) for n in new]) if new else torch.zeros(0, 6)
+        times = [frame / 25, (frame + off) / 25][: len(new)]
+        running.push(user_audio=voice(1, frame), user_motion=rows, user_times=times)
+    assert listening.seen == [float(min(n, 15)) for n in range(1, len(listening.seen) + 1)]
+    assert running.faults.dropped_frames == 13
+
+
+def test_an_uneven_rhythm_is_no_gap(listening, speech) -> None:
+    """A frame is seen up to the middle to the next one: nothing is filled, unless one is missing."""
+    for missing in (False, True):
+        running = session(listening, speech, signals=LISTENS, rates=Rates(user_frames=30))
+        rng = np.random.default_rng(2)
+        taken = np.arange(240) / 30 + rng.uniform(0, 0.025, 240)
+        kept = np.delete(taken, slice(100, 110)) if missing else taken
+        running.push(user_audio=voice(190), user_motion=numbered(0, len(kept)), user_times=kept - kept[0])
+        assert (running.faults.filled_frames > 0) == missing
+
+
 def test_times_that_cannot_be_are_said(listening, speech) -> None:
     running = session(listening, speech, signals=LISTENS)
     running.push(user_audio=voice(10), user_motion=numbered(0, 2), user_times=[0.0, 0.04])
@@ -375,6 +405,60 @@ def test_an_exception_anywhere_leaves_all_sessions_as_they_were(denoiser, speech
     assert failed[0].frames >= 30
 
 
+def test_threads_may_push_to_one_session(denoiser, speech) -> None:
+    """A camera's thread, a microphone's and one that only asks: the same as one after the other."""
+    frames, before = 60, sys.getswitchinterval()
+    running, plain = (session(denoiser, speech, signals=LISTENS) for _ in range(2))
+    blocks, failed = [], []
+
+    def pushing(new) -> None:
+        try:
+            for frame in range(frames):
+                blocks.extend(running.push(**new(frame)))
+                _ = running.faults
+        except Exception as error:
+            failed.append(error)
+
+    def sound(frame: int) -> dict:
+        return {"user_audio": voice(1, frame)}
+
+    def motion(frame: int) -> dict:
+        return {"user_motion": numbered(frame, frame + 1)}
+
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=pushing, args=(new,)) for new in (sound, motion)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert failed == []
+    expected = [b for n in range(frames) for b in plain.push(**sound(n), **motion(n))]
+    assert running.faults.dropped_frames == running.faults.filled_frames == 0
+    got = sorted(blocks, key=lambda block: block.start)
+    assert (joined(got) - joined(expected)).norm() < 1e-5 * joined(expected).norm()
+
+
+def test_an_encoder_may_write_to_its_output_again(denoiser, speech) -> None:
+    output, results = torch.zeros(6), []
+    for encode in (lambda frame: output.copy_(frame), lambda frame: frame):
+        running = session(denoiser, speech, signals=LISTENS, encode_user=encode)
+        results.append(joined(running.push(user_audio=voice(6), user_frames=list(numbered(0, 6)))))
+    assert torch.equal(*results)
+
+
+def test_a_finished_session_has_lasted_as_long_as_its_sound(denoiser, speech) -> None:
+    running = session(denoiser, speech, signals=LISTENS)
+    running.push(user_audio=voice(7), user_motion=numbered(0, 7))
+    running.finish()
+    assert (running.frames, running.clock_frames, running.waiting_for, running.finish()) == (7, 7, {}, [])
+    for use in (running.push, lambda: running.change_reference(REFERENCE)):
+        with pytest.raises(UserError, match="finished; start a new one"):
+            use()
+
+
 def test_one_bad_session_of_many_leaves_the_others_as_they_were(denoiser, speech) -> None:
     first, second = (session(denoiser, speech, signals=LISTENS) for _ in range(2))
     good = {"user_audio": voice(3), "user_motion": numbered(0, 3)}
@@ -393,6 +477,7 @@ def test_any_view_of_the_same_numbers_is_the_same_input(denoiser, speech) -> Non
     for heard, seen in (
         (sound, motion), (sound[::-1].copy()[::-1], motion[::-1].copy()[::-1]), (np.repeat(sound, 2)[::2], motion.tolist()),
         ((sound * 32768).astype(np.int16), torch.from_numpy(motion).double()), (sound.astype(">f4"), motion.astype(">f8")),
+        ((sound * 32768).astype(">i2"), motion), ((sound.astype(np.float64) * 2**31).astype(">i4"), motion),
         ((sound.astype(np.float64) * 2**31).astype(np.int32), np.asfortranarray(motion)), (sound.tolist(), motion),
         (torch.from_numpy(sound).requires_grad_(), torch.from_numpy(motion).requires_grad_()),
     ):  # fmt: skip
@@ -421,6 +506,9 @@ def test_any_view_of_the_same_numbers_is_the_same_input(denoiser, speech) -> Non
         ({"user_frames": torch.zeros(6)[0]}, "user_frames"),
         ({"user_frames": np.zeros((16, 16, 3))}, "give .frame."),
         ({"user_frames": [torch.zeros(4)]}, r"encode_user: expected a latent \(6,\)"),
+        ({"user_frames": [np.zeros(6)]}, r"encode_user: .* tensor.*; got ndarray float64"),
+        ({"user_frames": [torch.zeros(6, dtype=torch.long)]}, r"encode_user: .*floating-point.*; got Tensor torch.int64"),
+        ({"user_audio": b"\0\0"}, r"user_audio: bytes .*numpy.frombuffer"),
         ({"user_times": [0.1]}, "no user_frames or user_motion that they belong to"),
         ({"user_adio": [0.0]}, "user_adio: .*did you mean user_audio"),
         ({"sample_rate": 48_000}, "rates=Rates"),
@@ -445,16 +533,30 @@ def test_quiet_loud_and_broken_samples(speech) -> None:
 def test_settings_that_cannot_work_are_refused_by_name(denoiser, speech) -> None:
     for wrong, said in (
         ({"step": 4}, "step: .*did you mean steps"), ({"patience_frames": -1}, "patience_frames"),
-        ({"patience_frames": 2.5}, "patience_frames"),
+        ({"patience_frames": 2.5}, "patience_frames"), ({"patience_frames": True}, "patience_frames"),
+        ({"rates": {"user_audio": 48_000}}, r"rates: expected af.Rates\(...\), got dict"), ({"signals": ["user_audio"]}, "signals: .*list"),
+        ({"generator": 42}, "generator: .*manual_seed.*got int"), ({"encode_user": 3}, "encode_user: .*got int"),
+        ({"guidance": 2}, "guidance: .*got int"), ({"steps": "4"}, "steps: '4'"), ({"steps": 2.5}, "steps: 2.5; give a whole"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             session(denoiser, speech, **wrong)
-    for reference in (REFERENCE[0], REFERENCE / 0, REFERENCE.numpy(), torch.zeros(2, 6)):
+    for reference in (
+        REFERENCE[0],
+        REFERENCE / 0,
+        REFERENCE.numpy(),
+        torch.zeros(2, 6),
+        torch.zeros(1, 5),
+        REFERENCE.int(),
+    ):
         with pytest.raises(UserError, match="reference"):
             LiveSession(denoiser, reference, speech_stream(speech))
-    for rates in ({"user_audio": 44_101}, {"avatar_audio": 0}, {"user_audio": 48e3}, {"user_frames": 0}, {"user_frames": float("nan")}):  # fmt: skip
+    for rates in ({"user_audio": 44_101}, {"avatar_audio": 0}, {"user_audio": "48000"}, {"user_frames": 0}, {"user_frames": float("nan")}):  # fmt: skip
         with pytest.raises(UserError, match=f"rates.{next(iter(rates))}"):
             Rates(**rates)
+    assert Rates(np.int64(48_000), 44100.0, np.float32(30)) == Rates(48_000, 44_100, 30)
+    assert isinstance(Rates(user_audio=44100.0).user_audio, int)
+    assert Rates(user_frames=np.int32(30)).frame_step == Fraction(25, 30)
+    session(denoiser, speech, patience_frames=np.int64(5))
 
 
 # --- another portrait ----------------------------------------------------------------------------------------------------
