@@ -179,6 +179,8 @@ def frames_at_once(model: MotionAutoencoder) -> int:
 
 def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "Y X 3"]:
     """`frame` if it is a crop of `size` pixels; UserError otherwise."""
+    if isinstance(frame, torch.Tensor):
+        frame = frame.numpy(force=True)
     shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
     if shape != (size, size, 3) or kind != np.uint8:
         raise UserError(f"{name}: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}")
@@ -189,8 +191,8 @@ def image_tensor(
     frames: UInt8[np.ndarray, "T Y X 3"], device: torch.device | str = "cpu"
 ) -> Float[torch.Tensor, "T 3 Y X"]:
     """uint8 frames as the models' images in [-1, 1] on `device`, to which they go as bytes."""
-    # a camera's BGR turned into RGB is a view with negative strides, which torch does not take
-    bytes_there = torch.from_numpy(np.ascontiguousarray(frames)).to(device, non_blocking=True)
+    # torch does not take views with negative strides (a camera's BGR as RGB), and warns of read-only ones (Pillow's)
+    bytes_there = torch.from_numpy(np.require(frames, requirements=("C", "W"))).to(device, non_blocking=True)
     return bytes_there.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

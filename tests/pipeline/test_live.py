@@ -25,14 +25,16 @@ def avatar(generator: torch.Generator) -> Avatar:
     autoencoder = MotionAutoencoder(SIZE, latent_dim=8, directions=3, channel_base=64, max_channels=8).eval()
     space = MotionSpace("coefficients", 8, 3)
     with torch.no_grad():
-        space.fit(motion_statistics([torch.randn(50, 8, generator=generator)], autoencoder.directions()))
+        seen = autoencoder.motion(image_tensor(recording(9)["user_frames"]))  # so that one face is not like another
+        space.fit(motion_statistics([seen], autoencoder.directions()))
     denoiser = MotionDenoiser(
         space, hidden=16, depth=2, heads=2, block_frames=5, look_ahead=1, window_frames=20, condition_dim=8,
         condition_heads=2, audio_feature_dim=8,
     ).eval()  # fmt: skip
     with torch.no_grad():
         for parameter in denoiser.parameters():
-            parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.25  # larger ones drown the signals
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return Avatar(autoencoder, denoiser, LogMel(mels=4, hops=2, block_frames=5, window_frames=20))
 
 
@@ -106,18 +108,30 @@ def test_live_is_what_generate_computes(avatar: Avatar, piece_frames: int) -> No
     got = played(avatar, recorded, piece_frames)
     assert got.shape == expected.shape == (1, FRAMES, 8)
     assert (got - expected).norm() < 1e-5 * expected.norm()
+    for name in recorded:  # every signal shows in the motion by ten times what is allowed
+        other = {**recorded, name: recording(1)[name]}
+        other["user_frames"][0] = recorded["user_frames"][0]  # the portrait
+        assert (played(avatar, other, piece_frames) - got).norm() > 1e-4 * got.norm(), name
 
 
+@pytest.mark.filterwarnings("error")
 def test_views_of_a_camera_and_a_portrait_are_taken(avatar: Avatar) -> None:
-    """BGR turned into RGB, mirrored: views with negative strides."""
+    """BGR turned into RGB, mirrored: views with negative strides; read-only ones, as Pillow's are; tensors."""
     faces = recording()["user_frames"]
     voice = recording()["user_audio"][: frames_to_samples(5)]
     results = []
-    for view in (faces[..., ::-1], np.ascontiguousarray(faces[..., ::-1])):
+    plain = np.ascontiguousarray(faces[..., ::-1])
+    for view in (
+        faces[..., ::-1],
+        plain,
+        np.frombuffer(plain.tobytes(), np.uint8).reshape(plain.shape),
+        torch.from_numpy(plain),
+    ):
         _, reference = avatar.identity(view[0])
         session = live_session(avatar, reference, steps=1, generator=torch.Generator().manual_seed(4))
         results += session.push(avatar_audio=voice[::-1], user_audio=voice[::-1], user_frames=view[:5])
-    assert torch.equal(results[0].motion, results[1].motion)
+    assert len(results) == 4
+    assert all(torch.equal(other.motion, results[0].motion) for other in results)
 
 
 @pytest.mark.parametrize(
