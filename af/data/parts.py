@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -177,6 +178,19 @@ def tell_unfinished(share: Share, missing: int, total: int) -> None:
     print(f"share {share} is done; {missing} of {total} parts are missing yet: the last share to end writes the index")
 
 
+def _worker() -> None:
+    """Begin a worker process: one thread in every library, and an end with the process that started it."""
+    one_thread_each()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Else a worker whose parent was killed waits for work for ever, and holds its memory."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
 def one_thread_each() -> None:
     """Keep a worker process to one thread in every library that would start its own pool."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -292,7 +306,7 @@ def _until_death(
 ) -> list[Part]:
     """Make the parts until a process dies; returns those that are not made then, first the ones that were begun."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread_each)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker)
     waiting = deque(todo)
     running: dict[Future[Any], Part] = {}
     try:

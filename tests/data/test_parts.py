@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,46 @@ def test_what_ended_this_process_is_tried_apart_the_next_time(tmp_path):
         codes.append(process.exitcode)
     assert codes == [-signal.SIGSEGV, 0, 0]
     assert _texts(tmp_path) == ["a", "died", "b"]
+
+
+def _say_and_wait(path: Path, text: str) -> None:
+    path.with_suffix(".pid").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def _two_workers(folder: Path) -> None:
+    run_parts(_parts(folder, "a", "b"), _say_and_wait, workers=2)
+
+
+def _pids(folder: Path) -> list[int]:
+    return [int(text) for file in folder.glob("*.pid") if (text := file.read_text())]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look processes up in")
+def test_workers_end_with_a_process_that_was_killed(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=_two_workers, args=(tmp_path,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(_pids(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = _pids(tmp_path)
+    assert len(workers) == 2
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 20
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [pid for pid in workers if _alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def _deadly_detector(frame: np.ndarray) -> np.ndarray:
