@@ -76,6 +76,9 @@ def opened(path: Path | str) -> Iterator[Any]:
     with container:
         try:
             yield container
+        except MemoryError as error:  # FFmpeg's own, too
+            text = "reading it needs more memory than there is: scale its picture down, or read it on a larger machine"
+            raise MediaError(path, "memory", text) from error
         except av.error.FFmpegError as error:
             raise MediaError(path, "damaged", f"damaged or cut off: decoding failed ({error.strerror})") from error
 

@@ -9,6 +9,7 @@ import types
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -349,6 +350,20 @@ def test_accidents_are_reported_and_tried_again(tmp_path):
     report = run_ingest([pair(tmp_path)], tmp_path / "out", OPTIONS, detector=_broken_detector)
     assert report.outcomes[0].reason == "unexpected"
     assert "ZeroDivisionError: a bug" in report.outcomes[0].line
+    assert ingest(tmp_path / "out", pair(tmp_path)).failed == ()
+
+
+def test_too_little_memory_is_said_and_tried_again(tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.mp4"):
+        disc_video(tmp_path / name, 60)
+
+    def too_large(*_):
+        raise av.error.MemoryError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("af.data.video._ToRgb.__call__", too_large)
+        (outcome,) = ingest(tmp_path / "out", pair(tmp_path)).outcomes
+    assert (outcome.reason, "more memory than there is" in outcome.line) == ("memory", True)
     assert ingest(tmp_path / "out", pair(tmp_path)).failed == ()
 
 

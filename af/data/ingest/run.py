@@ -174,7 +174,7 @@ def _read_outcome(path: Path) -> Outcome | None:
 
 def _still_good(outcome: Outcome | None, source: Source, out: Path) -> bool:
     """Whether an earlier outcome holds: the same files, its shard in place, no accident."""
-    if outcome is None or outcome.reason == "unexpected" or outcome.fingerprint != source.fingerprint():
+    if outcome is None or outcome.reason in ("unexpected", "memory") or outcome.fingerprint != source.fingerprint():
         return False
     return outcome.shard is None or (out / outcome.split / outcome.shard).is_file()
 
