@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -56,11 +57,19 @@ def test_a_live_session_takes_the_cores_that_are_free(four_cores, monkeypatch) -
     four_cores[:4] = [100.0] * 4
     assert free_cores() == use_free_cores() == 1
     four_cores[:4] = [0.0] * 4
-    assert use_free_cores() == 1  # never more than torch has: somebody may have said so
+    assert use_free_cores() == 4  # as many as torch had, when the others have gone
+    torch.set_num_threads(3)
+    assert use_free_cores() == 3  # never more: somebody has said so
     torch.set_num_threads(4)
     four_cores[:4] = [100.0] * 4
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert use_free_cores() == 4  # what the user says
+
+
+def test_a_session_that_runs_already_leaves_its_cores_to_the_next(four_cores, monkeypatch) -> None:
+    four_cores[:4] = [100.0] * 4
+    monkeypatch.setattr(time, "process_time", iter([5.0, 5.2]).__next__)  # two of the four are this process's own
+    assert free_cores() == 2
 
 
 @pytest.mark.slow

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
+import time
 
 import psutil
 import torch
 
+_had = _gave = 0  # torch's threads before they were taken away, and what was left of them
+
 
 def free_cores(seconds: float = 0.1) -> int:
-    """Cores that this process may use and that were idle for the last `seconds`, rounded; at least one."""
+    """Cores that this process may use and that no other one did for the last `seconds`, rounded; at least one."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    before = time.process_time()
     busy = psutil.cpu_percent(seconds, percpu=True)
-    return max(1, round(sum(1 - busy[core] / 100 for core in allowed if core < len(busy))))
+    own = (time.process_time() - before) / seconds
+    idle = sum(1 - busy[core] / 100 for core in allowed if core < len(busy))
+    return max(1, min(len(allowed), round(idle + own)))
 
 
 def use_free_cores() -> int:
-    """Let torch have no more threads than there are free cores (never more than it has), unless OMP_NUM_THREADS or
+    """Let torch have no more threads than there are free cores (never more than it had), unless OMP_NUM_THREADS or
     MKL_NUM_THREADS says how many; returns the number. A thread that waits for a core holds up all the others.
     """
+    global _had, _gave
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
-        torch.set_num_threads(min(torch.get_num_threads(), free_cores()))
+        if torch.get_num_threads() != _gave:  # somebody else has said so
+            _had = torch.get_num_threads()
+        torch.set_num_threads(_gave := min(_had, free_cores()))
     return torch.get_num_threads()
