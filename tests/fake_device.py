@@ -3,8 +3,7 @@
 Tensors of the device wrap tensors of the CPU. What a GPU refuses raises `WrongDevice`: a CPU tensor beside one of the
 device (but for single numbers, which kernels take as arguments), and float64, which Apple's GPUs do not have. What makes
 the host wait for a GPU is counted in `syncs`, with the line of the package that did it: numbers read, tensors brought to
-the host, copies to the device from ordinary memory, results whose size depends on values. `compute` ops on the CPU
-itself are counted in `launched` no further.
+the host, copies to the device from ordinary memory, results whose size depends on values.
 
 The backend is there for the whole process once `install` was called; it is only *available* while `present` is true.
 """
@@ -42,7 +41,6 @@ class State:
     present = False
     float64 = False
     syncs: list[str] = []  # noqa: RUF012
-    generators: list[torch.Generator] = []  # noqa: RUF012
 
 
 class _Backend:
@@ -154,20 +152,20 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     if name in ("_to_copy", "copy_"):
         return _copied(func, args, kwargs, here)
     given = [x for x in _flat((args, kwargs)) if isinstance(x, torch.Tensor)]
+    indexes = name in ("index", "index_put", "index_put_", "_index_put_impl_")
     if any(isinstance(x, FakeTensor) for x in given):
         for x in given:
-            if not isinstance(x, FakeTensor) and (x.ndim or name in ("index", "index_put_", "_index_put_impl_")):
+            if not isinstance(x, FakeTensor) and (x.ndim or indexes):
                 raise WrongDevice(f"{func}: a tensor of the CPU {tuple(x.shape)} beside tensors of {NAME}")
-    masks = name in ("index", "index_put_", "_index_put_impl_", "index_put") and any(
-        x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
-    )
-    if name in WAITS or masks or (name == "repeat_interleave" and isinstance(args[0], FakeTensor) and _sized(kwargs)):
+    masks = indexes and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    sizes_rows = name == "repeat_interleave" and isinstance(args[0], FakeTensor) and kwargs.get("output_size") is None
+    if name in WAITS or masks or sizes_rows:
         waited(str(func))
     if here is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     raw = tree_map(lambda x: x.raw if isinstance(x, FakeTensor) else x, (args, kwargs))
     out = func(*raw[0], **raw[1])
-    if func.overloadpacket.__name__.endswith("_") and isinstance(args[0], FakeTensor) and out is raw[0][0]:
+    if name.endswith("_") and isinstance(args[0], FakeTensor) and out is raw[0][0]:
         _restride(args[0])
         return args[0]
     known = {id(x.raw): x for x in given if isinstance(x, FakeTensor)}  # what comes back as it was given (out=)
@@ -207,10 +205,6 @@ def _checked(raw: torch.Tensor, func: Any) -> torch.Tensor:
 def _restride(x: FakeTensor) -> None:
     if x.shape != x.raw.shape or x.stride() != x.raw.stride():
         raise NotImplementedError("an operation in place that changes a tensor's shape")
-
-
-def _sized(kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("output_size") is None
 
 
 def _flat(values: Any) -> Iterator[Any]:
