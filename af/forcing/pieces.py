@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_samples
-from af.errors import UserError
+from af.errors import UserError, did_you_mean
 
 PUSHED: Final = ("avatar_audio", "user_audio", "user_motion", "user_frames", "user_times")
 #: Float sound beyond this is no sound in [-1, 1] (16-bit numbers in floats, most likely).
@@ -90,11 +89,8 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
     """UserError for the first name that is not known, with the nearest that is."""
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise UserError(
-                f"{name}: {what} takes no such argument; "
-                + (f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}")
-            )
+            near = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
+            raise UserError(f"{name}: {what} takes no such argument{near}")
 
 
 def check_settings(

@@ -195,8 +195,7 @@ class LiveSession:
             raise UserError("the session is finished; start a new one")
         reference = _checked_reference(reference, self._width).to(self._reference.device)
         with self._lock:
-            self._reference = self._denoiser.motion_space.to_model(reference)
-            self._sampler.change_reference(self._reference)
+            self._sampler.change_reference(self._denoiser.motion_space.to_model(reference))
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Take what was pushed; whoever calls puts the session back as it was after an error."""

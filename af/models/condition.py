@@ -21,10 +21,8 @@ class AudioProjection(nn.Sequential):
         self.feature_dim = feature_dim
 
     def forward(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T A"]:
-        """Every frame for itself."""
-        return super().forward(
-            features.to(next(self.parameters()).dtype)
-        )  # torch.compile passes over torch's own forward
+        """Every frame for itself. (A method of ours because torch.compile passes over torch's own.)"""
+        return super().forward(features.to(next(self.parameters()).dtype))
 
 
 class DualMotionEncoder(nn.Module):

@@ -1,13 +1,13 @@
 """The motion denoiser: velocity of noisy motion given flow time per frame, condition and reference.
 
 `forward` is the whole computation for training. The roll-out calls the same parts one by one, so that whatever does
-not change from step to step is computed once: condition vectors and their keys, modulation, the reference.
+not change from step to step is computed once: condition vectors and their keys, modulation, the reference. Flow time,
+coordinates of motion and velocities are in the weights' precision: autocast is for the blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +33,6 @@ TIME_SCALE = 1000.0
 LOOK_AHEAD_LAYERS = ("all", "first")
 
 
-def _as_kept(x: Tensor) -> AbstractContextManager[object]:
-    """Flow time, coordinates of motion and velocities are in the weights' precision: autocast is for the blocks."""
-    return without_autocast(x.device)
-
-
 class TimeEmbedding(nn.Module):
     """Flow time -> vector: [cos | sin] of τ·10000^(−i/128) with τ = 1000·(1 − t), then linear, SiLU, linear."""
 
@@ -53,7 +48,7 @@ class TimeEmbedding(nn.Module):
         index = torch.arange(TIME_FREQUENCIES, dtype=wide, device=flow_time.device)
         angle = tau[..., None] * 10_000.0 ** (-index / TIME_FREQUENCIES)
         waves = torch.cat((angle.cos(), angle.sin()), -1).to(self.fc1.weight.dtype)
-        with _as_kept(flow_time):
+        with without_autocast(flow_time.device):
             return self.fc2(F.silu(self.fc1(waves)))
 
 
@@ -189,13 +184,13 @@ class MotionDenoiser(nn.Module):
     def embed_reference(self, reference: Float[Tensor, "B D"]) -> Float[Tensor, "B 1 C"]:
         """The reference's share of the input layer, the same for every frame."""
         weight = self.input.weight[:, self.dim :]
-        with _as_kept(reference):
+        with without_autocast(reference.device):
             return F.linear(reference.to(weight.dtype), weight, self.input.bias)[:, None]
 
     def embed(self, noisy: Float[Tensor, "B T D"], reference: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B T C"]:
         """Input layer on [noisy ; reference], with the reference's share given."""
         weight = self.input.weight[:, : self.dim]
-        with _as_kept(noisy):
+        with without_autocast(noisy.device):
             return F.linear(noisy.to(weight.dtype), weight) + reference
 
     def modulation(self, flow_time: Float[Tensor, "B T"]) -> Modulation:
@@ -250,7 +245,7 @@ class MotionDenoiser(nn.Module):
     def head_velocity(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T D"]:
         """The head: features after the last block -> velocity."""
         kept = self.head.weight.dtype
-        with _as_kept(x):
+        with without_autocast(x.device):
             return self.head(modulate(norm(x.to(kept)), modulation.head_shift.to(kept), modulation.head_gain.to(kept)))
 
     def keys_values(

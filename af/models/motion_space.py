@@ -64,7 +64,8 @@ class MotionSpace(nn.Module):
     kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `latent`: the same mapped back to D dims by Q;
     `identity`: the latent itself (released weights). Mean, std and Q are buffers: they travel in the checkpoint.
     Both ways are in the buffers' precision whatever surrounds them: where a mean is many deviations from 0, half
-    precision would leave little of a coordinate. Directions that hardly move are left unscaled (std below `floor` of the largest), so that noise is not blown up.
+    precision would leave little of a coordinate. Directions that hardly move are left unscaled (std below `floor` of the
+    largest), so that noise is not blown up.
     """
 
     mean: Tensor

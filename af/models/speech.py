@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
+from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.types import FeatureSpec
 
@@ -283,8 +283,3 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()
-
-
-def feature_delay_ms(spec: FeatureSpec) -> float:
-    """Waiting that the features add to a block beyond its own frames: the right context, in ms."""
-    return spec.right_context_frames * 1000 / FPS

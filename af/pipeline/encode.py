@@ -141,15 +141,13 @@ def encode_shard(
 
 
 def features_of(extractor: SpeechFeatures, voices: Sequence[Float[np.ndarray, " S"]]) -> list[Float[np.ndarray, "T F"]]:
-    """Speech features of the voices of a conversation, computed together off the CPU, where many windows
-    at once cost little more than a few.
+    """Speech features of the voices of a conversation, computed together off the CPU, where many windows at once cost
+    little more than a few.
     """
     sounds = [torch.from_numpy(voice) for voice in voices]
-    together = (
-        [sounds] if extractor.device.type != "cpu" and len({len(s) for s in sounds}) == 1 else [[s] for s in sounds]
-    )
-    pieces = [zip(*extractor.voices(group), strict=True) for group in together]
-    return [torch.cat(voice).cpu().numpy() for group in pieces for voice in group]
+    together = extractor.device.type != "cpu" and len({len(sound) for sound in sounds}) == 1
+    groups = [sounds] if together else [[sound] for sound in sounds]
+    return [torch.cat(voice).cpu().numpy() for group in groups for voice in zip(*extractor.voices(group), strict=True)]
 
 
 def video_motion(
