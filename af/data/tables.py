@@ -27,7 +27,7 @@ def read_rows(path: Path, columns: Collection[str], *, inside: str | None = None
     nothing in it, an unknown column, a quote that never closes.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest file")
+        raise UserError(f"{path}: {'is a folder, not a manifest' if path.is_dir() else 'no such manifest file'}")
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise UserError(f"{path}: a manifest ends in {', '.join(_READERS)}; save a spreadsheet as CSV")
@@ -86,7 +86,7 @@ def _csv_rows(path: Path, text: str, columns: Collection[str], _: str | None) ->
 
 
 def _json_rows(path: Path, text: str, _: Collection[str], inside: str | None) -> Iterator[Any]:
-    rows = json.loads(text)
+    rows = json.loads(text, object_pairs_hook=_each_once)
     if inside is not None and isinstance(rows, dict) and inside in rows:
         rows = rows[inside]
     if not isinstance(rows, list):
@@ -98,9 +98,17 @@ def _json_lines(path: Path, text: str, _: Collection[str], inside: str | None) -
     for line in text.split("\n"):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield json.loads(line, object_pairs_hook=_each_once)
             except (ValueError, RecursionError) as error:
                 yield UserError(f"not JSON ({error})")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | UserError:
+    """An object of JSON, or what is wrong with its row: of a name that is there twice the last value would count."""
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        return UserError(f"column {shown(', '.join(sorted(twice)))} is there twice")
+    return dict(pairs)
 
 
 def _checked(row: Any, columns: Collection[str]) -> Mapping[str, Any] | UserError:

@@ -20,6 +20,7 @@ from af.data.ingest.sources import Source, from_flags, from_manifest
 from af.data.ingest.splits import assign_splits, one_person
 from af.data.schema import person_key
 from af.data.shards import validate
+from af.errors import UserError
 
 OPTIONS = IngestOptions(size=32, detect_every=3)
 THIRDS = (0.4, 0.3, 0.3)
@@ -48,6 +49,8 @@ ROWS = {
     "lone surrogate": ("m.json", b'[{"a": "x\\ud800", "b": "y"}, {"a": "1", "b": "2"}]', "a x\\ud800 is not UTF-8"),
     "no JSON": ("m.jsonl", b'{"a": "x"\n', "not JSON"),
     "unknown": ("m.jsonl", b'{"a": "x", "c": "y"}\n', "unknown column c"),
+    "a name twice": ("m.jsonl", b'{"a": "x", "a": "z", "b": "y"}\n', "column a is there twice"),
+    "a name twice in a list": ("m.json", b'[{"b": "x", "b": "z", "a": "y"}, {"a": "1", "b": "2"}]', "b is there twice"),
     "one person": ("m.jsonl", b'{"a": "x", "b": "y", "participant_a": "p", "participant_b": " P"}\n', "one person"),
     "one file": ("m.jsonl", b'{"a": "x", "b": "../here/x"}\n', "a and b are one file"),
 }
@@ -113,6 +116,12 @@ def test_excels_own_mark_of_the_separator(tmp_path):
     (tmp_path / "m.csv").write_text("sep=;\na;b\nx, 1;y\n")
     (source,), _ = from_manifest(tmp_path / "m.csv")
     assert (Path(source.a).name, Path(source.b).name) == ("x, 1", "y")
+
+
+def test_a_folder_is_no_list(tmp_path):
+    (tmp_path / "m.csv").mkdir()
+    with pytest.raises(UserError, match=r"m\.csv: is a folder, not a manifest"):
+        from_manifest(tmp_path / "m.csv")
 
 
 @pytest.mark.parametrize("empty", ["\n\r\n", ";;\n", "sep=;\n\n; \n"])
