@@ -293,8 +293,11 @@ def stage(request, dyads, latents, losers, teacher, denoiser_folder) -> list[str
     }[request]
 
 
+@pytest.mark.parametrize(
+    ("save", "validate"), [(1, 5), (100, 5), (100, 3)]
+)  # who reads it: save, next step, validation
 def test_a_gradient_that_is_not_finite_stops_the_run_a_step_later_and_spoils_nothing(
-    latents, device, tmp_path, monkeypatch, capsys
+    save, validate, latents, device, tmp_path, monkeypatch, capsys
 ):
     original = DenoiserModule.training_step
 
@@ -304,12 +307,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_a_step_later_and_spoils_not
     monkeypatch.setattr(DenoiserModule, "training_step", step)
     fake_device.register_accelerator()
     arguments = [*test_resume.DENOISER, f"data.root={latents}", f"run={tmp_path}", "trainer.accelerator=fake"]
-    options = ["data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=5"]
-    quiet = ["callbacks.previews.clips=0", "launch.checkpoint_every_n_steps=1"]  # the spoilt step is not saved either
+    options = ["data.batch_size=2", "data.workers=0", "trainer.max_steps=5", f"trainer.val_check_interval={validate}"]
+    quiet = ["callbacks.previews.clips=0", f"launch.checkpoint_every_n_steps={save}"]
     assert main(["train", *arguments, *options, *quiet]) == 1
     assert "step 2: the gradient is not finite in" in capsys.readouterr().err
     saved = torch.load(tmp_path / "nonfinite" / "step00000002_rank0.pt", weights_only=True)
     assert (saved["step"], saved["batches_seen"]) == (2, 3)
+    assert not (tmp_path / "validation.jsonl").exists()
     for file in (tmp_path / "checkpoints").glob("*.ckpt"):
         state = torch.load(file, weights_only=True)["state_dict"]
         assert all(value.isfinite().all() for value in state.values())
