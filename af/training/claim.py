@@ -61,6 +61,8 @@ _ACTING_CLASSES: Final = (
     callbacks.LearningRateFinder,
 )
 STEPS: Final = "trainer.max_steps"
+#: `auto` stands for the others, by what a machine is fast in: a run may go on on another one, and may have been begun with one.
+_AUTOMATIC: Final = ("auto", "bf16-mixed", "32-true")
 
 
 class Claim(Callback):
@@ -165,6 +167,9 @@ def _may_change(key: str, before: Any, config: Mapping[str, Any]) -> bool:
         return True
     if key == STEPS:
         return _longer(before, config)
+    if key == "trainer.precision":
+        names = [str(c["trainer"].get("precision")) for c in (before, config)]
+        return "auto" in names and all(name in _AUTOMATIC for name in names)
     if key.startswith("callbacks."):
         name = key.split(".")[1]
         return not any(_acts((c.get("callbacks") or {}).get(name)) for c in (before, config))

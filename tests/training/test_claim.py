@@ -80,6 +80,16 @@ def test_what_only_watches_may_change_and_what_trains_is_refused_by_name(argumen
     assert {"callbacks.previews", "callbacks.rate", "trainer.val_check_interval"} <= set(last["changed"])
 
 
+def test_the_precision_that_auto_stands_for_may_change_with_the_machine():
+    def allowed(before, now):
+        return not refused({"trainer": {"precision": before}}, {"trainer": {"precision": now}})
+
+    assert allowed("bf16-mixed", "auto")  # a run of a recipe that named it
+    assert allowed("auto", "32-true")
+    assert not allowed("64-true", "auto")
+    assert not allowed("bf16-mixed", "32-true")
+
+
 def test_an_edited_or_deleted_configuration_changes_nothing(arguments, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(arguments, run, "trainer.max_steps=1") == 0
