@@ -88,11 +88,12 @@ class _Newest(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save when it is time. Raises Stopped when a signal came, all ranks after the same step."""
         step = trainer.global_step
-        if step == self._step or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set from outside of the class
+        if step == self._step:
             return
         self._step, agreed = step, self.stops.agreed()
         last = step >= trainer.max_steps > 0 or trainer.should_stop
-        if last or agreed != GO_ON or step % self.every_n_steps == 0:
+        smoke = trainer.fast_dev_run  # type: ignore[attr-defined]  # set from outside of the class
+        if not smoke and (last or agreed != GO_ON or step % self.every_n_steps == 0):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

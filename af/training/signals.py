@@ -73,10 +73,10 @@ class Stops(Callback):
         return wish
 
     def stop(self, step: int) -> None:
-        """End the training, whose `step` is saved."""
-        raise Stopped(
-            self.asked or signal.SIGTERM, f"stopped at step {step}, which is saved: the same command goes on from there"
-        )
+        """End the training after `step`, which is saved, but in a smoke run."""
+        saved = "which is saved: the same command goes on from there"
+        kept = saved if step == self.saved_step else "a smoke run (trainer.fast_dev_run): nothing is kept"
+        raise Stopped(self.asked or signal.SIGTERM, f"stopped at step {step}, {kept}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the handlers back."""
@@ -98,7 +98,7 @@ class Stops(Callback):
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked is None:
             self.asked, self._asked_at = signal.Signals(number), time.monotonic()
-            _say(f"{self.asked.name}: this step is finished and saved; once more ends at once")
+            _say(f"{self.asked.name}: stops after this step; once more ends at once")
             self._timer = threading.Timer(self.grace_s, self._leave, [f"no step was over within {self.grace_s:g} s"])
             self._timer.daemon = True
             self._timer.start()

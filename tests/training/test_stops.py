@@ -65,6 +65,12 @@ def test_the_step_at_hand_is_saved_and_the_run_goes_on_from_it(number, arguments
     assert same(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_smoke_run_stops_too_and_keeps_nothing(arguments, tmp_path, capsys):
+    assert train(arguments, tmp_path, SIGNALS, "trainer.fast_dev_run=7") == 143
+    assert "stopped at step 4, a smoke run (trainer.fast_dev_run): nothing is kept" in capsys.readouterr().err
+    assert saved(tmp_path) == []
+
+
 def test_a_step_of_several_batches_is_finished_first(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(Signals, "at", 2)
     words = [*arguments, "trainer.accumulate_grad_batches=2", "trainer.max_steps=3"]
