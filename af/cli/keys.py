@@ -20,15 +20,17 @@ def require_form(overrides: Sequence[str]) -> None:
 
 
 def refuse_unread(overrides: Sequence[str], compose: Compose) -> None:
-    """UserError for `+KEY=VALUE` with a top-level key that no configuration has: nothing would read it."""
-    added = [word for word in overrides if word.startswith("+") and not re.match(r"\++hydra\b", word)]
-    others = [word for word in overrides if word not in added]
+    """UserError for `+KEY=VALUE` with a new top-level key that no value refers to: nothing would read it."""
+    from omegaconf import OmegaConf
+
+    added = [word for word in overrides if word.startswith("+")]
     if not added:
         return
-    known: list[str] = list(_tolerant(others, compose) or {})
-    for word in added:
-        key = word.lstrip("+").partition("=")[0]
-        if key.partition(".")[0] not in known and not re.search(r"[/@]", key):
+    known = list(_tolerant([word for word in overrides if word not in added], compose) or {})
+    config = compose(list(overrides))
+    text = OmegaConf.to_yaml(config)
+    for key in (name for name in config if name not in known):
+        if not re.search(rf"\$\{{([\w.]+:)?{re.escape(key)}\b", text):
             raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
 
 

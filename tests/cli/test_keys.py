@@ -38,6 +38,7 @@ VALUES = {
     "matmul_precision=best": "matmul_precision",
     "trainer.max_steps=0": "trainer.max_steps=0",
     "trainer.max_steps=-1": "trainer.max_steps=-1",
+    "~trainer.max_steps": "trainer.max_steps=None: give",
     "trainer.val_check_interval=0": "trainer.val_check_interval=0",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
     "trainer.precision=fp8": "trainer.precision",
@@ -72,3 +73,12 @@ def test_flags_of_lightning_pass_without_a_plus(flag, tmp_path, capsys):
     words = ["experiment=denoiser_demo", f"data.root={tmp_path / 'none'}", f"run={tmp_path / 'run'}"]
     assert main(["train", *words, f"trainer.{flag}"]) == 1
     assert "index.json" in capsys.readouterr().err  # the data are the first thing amiss
+
+
+def test_choices_and_keys_of_ones_own_may_be_added(tmp_path, capsys):
+    (tmp_path / "debug").mkdir()
+    (tmp_path / "debug" / "slow.yaml").write_text("# @package _global_\nmodule:\n  lr: 0.25\n")
+    words = ["experiment=denoiser_demo", "data.root=none", "run=none", "--print-config"]
+    for more in (["--config-dir", str(tmp_path), "+debug=slow"], ["+rate=0.25", "module.lr=${rate}"]):
+        assert main(["train", *words, *more]) == 0
+        assert "\n  lr: 0.25\n" in capsys.readouterr().out
