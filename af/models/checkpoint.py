@@ -91,6 +91,8 @@ def saved_model(path: Path) -> SavedModel:
         state = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
         for average in averages:
             state |= average["average"]
+        if odd := [name for name, value in state.items() if value.layout != torch.strided or value.is_complex()]:
+            raise UserError(f"{path} holds weights that are no dense real numbers: {', '.join(odd[:3])}")
         # a tensor may be said to be larger than what is stored of it
         if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
             raise UserError(f"{path} describes weights that are larger than itself")

@@ -105,6 +105,15 @@ def test_weights_that_are_not_finite_are_named_when_read_and_not_written(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("odd", [torch.Tensor.to_sparse, lambda value: value.to(torch.complex64)])
+def test_a_checkpoint_of_weights_that_are_no_dense_real_numbers_is_refused(tmp_path, odd):
+    state = {f"autoencoder.{name}": odd(value) for name, value in build(AUTOENCODER).state_dict().items()}
+    model = {"part": "autoencoder", "config": AUTOENCODER, "info": {}, "averages": []}
+    torch.save({"model": model, "state_dict": state, "global_step": 1}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="no dense real numbers: "):
+        load_model(tmp_path / "last.ckpt")
+
+
 def test_another_autoencoder_under_a_digest_that_the_denoiser_knows_is_refused(
     tmp_path, autoencoder_folder, denoiser_folder
 ):
