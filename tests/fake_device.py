@@ -3,7 +3,8 @@
 Tensors of the device wrap tensors of the CPU. What a GPU refuses raises `WrongDevice`: a CPU tensor beside one of the
 device (but for single numbers, which kernels take as arguments), and float64, which Apple's GPUs do not have. What makes
 the host wait for a GPU is counted in `syncs`, with the line of the package that did it: numbers read, tensors brought to
-the host, copies to the device from ordinary memory, results whose size depends on values.
+the host, copies to the device from ordinary memory, results whose size depends on values, an event before anything
+else was launched after it.
 
 The backend is there for the whole process once `install` was called; it is only *available* while `present` is true.
 """
@@ -41,6 +42,7 @@ class State:
     present = False
     float64 = False
     syncs: list[str] = []  # noqa: RUF012
+    launched = 0  # operations
 
 
 class _Backend:
@@ -79,13 +81,16 @@ class _Backend:
         State.syncs.append("synchronize")
 
     class Event:
-        """A place in the order of work: everything before it is done when it is asked for."""
+        """A place in the order of work: what came before it is done as soon as something was launched after it."""
 
         def record(self) -> None:
-            """Nothing is ever waiting."""
+            """Here."""
+            self.launched = State.launched
 
         def synchronize(self) -> None:
-            """What came before is done."""
+            """Wait, if need be, for what came before."""
+            if State.launched == self.launched:
+                waited("event")
 
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
@@ -146,6 +151,7 @@ class FakeTensor(torch.Tensor):
 
 def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     """One operation on the device."""
+    State.launched += 1
     name = func.overloadpacket.__name__
     asked = kwargs.get("device")
     here = None if asked is None else torch.device(asked).type == NAME

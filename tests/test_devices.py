@@ -69,7 +69,16 @@ def test_the_fake_device_tells_who_waits(device):
         lambda: inputs.to(device),
     ):
         assert len(syncs(waits)) == 1
-    for free in (x.square, lambda: inputs.to(device, non_blocking=True), lambda: x[torch.arange(2, device=device)]):
+    event = torch.get_device_module(device.type).Event()
+    event.record()
+    assert len(syncs(event.synchronize)) == 1
+    x.square()  # it has got on with the work since
+    for free in (
+        event.synchronize,
+        x.square,
+        lambda: inputs.to(device, non_blocking=True),
+        lambda: x[torch.arange(2, device=device)],
+    ):
         assert syncs(free) == []
 
 
@@ -111,7 +120,25 @@ def test_auto_is_the_accelerator_that_is_there():
 # Everything that runs on one
 
 
-def test_every_verb_that_runs_a_model_runs_on_it(dyads, latents, autoencoder_folder, denoiser_folder, device, tmp_path):
+@pytest.fixture
+def computed(monkeypatch) -> Iterator[dict[str, set[str]]]:
+    """{kind of module: kinds of devices that it has computed on}."""
+    found: dict[str, set[str]] = {}
+
+    def note(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        there = {x.device.type for x in given if isinstance(x, torch.Tensor)}
+        found.setdefault(type(module).__name__, set()).update(there)
+
+    encode = LogMel.encode
+    monkeypatch.setattr(LogMel, "encode", lambda self, windows: (note(self, (windows,)), encode(self, windows))[1])
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    yield found
+    handle.remove()
+
+
+def test_every_verb_that_runs_a_model_runs_on_it(
+    dyads, latents, autoencoder_folder, denoiser_folder, device, computed, tmp_path
+):
     models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder]
     example = tmp_path / "example"
     commands: list[list[Any]] = [
@@ -128,7 +155,10 @@ def test_every_verb_that_runs_a_model_runs_on_it(dyads, latents, autoencoder_fol
     ]  # fmt: skip
     for command in commands:
         there = [] if command[0] == "shards" else ["--device", "fake"]
+        computed.clear()
         assert main([str(word) for word in (*command, *there)]) == 0, command
+        assert set().union(*computed.values()) == ({device.type} if there else set()), (command, computed)
+        assert "LogMel" in computed or command[0] in ("losers", "shards", "tracker") or "--readout" in command
     made, expected = (ShardReader(Index.load(folder / "test")) for folder in (tmp_path / "latents", latents))
     for part, scale in (("audio", 2.0**-9), ("motion", 1e-4)):  # float16's step at values up to 4; float32 sums
         rows = [reader.read_rows(0, f"a.{part}.npy", 0, 50).astype(np.float64) for reader in (made, expected)]
