@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
-from typing import Any
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,13 +15,31 @@ from torch.utils.data import DataLoader
 from af.data.dataset import PlanDataset
 from af.data.plan import OnceBatchSampler, PlanBatchSampler
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def worker_context() -> BaseContext:
+    """A fork server for workers: forked ones and threads of torch do not go together.
+
+    It starts with both signals blocked, as its workers do until they handle them: a signal to all processes would end it,
+    and a worker without the server that made it takes its parent for dead.
+    """
+    resource_tracker.ensure_running()  # would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return multiprocessing.get_context("forkserver")
+
 
 def _outlast_signals(worker: int) -> None:
     """A signal that a terminal or a cluster sends to all processes must not take the data away from the step that is to
     be finished. A worker whose parent is gone ends by itself; this one ends a minute after the signal in any case.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, lambda *_: signal.alarm(60))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _loader(

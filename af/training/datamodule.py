@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from af.data.dataset import Counted, PlanDataset
 from af.data.events import listener_activity, start_weights
 from af.data.index import INDEX_NAME, Index
-from af.data.loader import training_loader, validation_loader
+from af.data.loader import training_loader, validation_loader, worker_context
 from af.data.mixture import MixedPlan, Root, joined, roots
 from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import EndlessPlan, PairPlan, Plan, WindowPlan, fixed_pairs, fixed_windows
@@ -124,8 +124,7 @@ class _ShardData(LightningDataModule):
         return rank, world, self.batch_size // world
 
     def _options(self) -> dict[str, Any]:
-        # forked workers and threads of torch do not go together; a fork server starts clean
-        context = {"multiprocessing_context": "forkserver"} if self.workers else {}
+        context = {"multiprocessing_context": worker_context()} if self.workers else {}
         return {"workers": self.workers, "pin_memory": torch.cuda.is_available(), **context}
 
 

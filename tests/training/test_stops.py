@@ -185,3 +185,33 @@ def test_all_ranks_save_after_the_same_step_whoever_hears_the_signal(how, argume
     assert len(steps) == 1
     assert saved(tmp_path / "run") == [int(*steps)]
     assert not any(rank.is_running() for rank in ranks)
+
+
+WORKERS = """
+import os, signal, time
+import psutil
+from torch.utils.data import DataLoader
+from af.data.loader import _outlast_signals, worker_context
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    data = DataLoader(
+        range(9), num_workers=1, multiprocessing_context=worker_context(), worker_init_fn=_outlast_signals
+    )
+    batches = iter(data)
+    next(batches)
+    before = psutil.Process().children(recursive=True)
+    os.killpg(0, signal.SIGTERM)
+    psutil.wait_procs(before, timeout=2)
+    print(len(before), sum(p.is_running() and p.status() != "zombie" for p in before))
+"""
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_and_their_server(tmp_path):
+    (tmp_path / "script.py").write_text(WORKERS)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, timeout=120)
+    before, after = map(int, done.stdout.split())
+    assert before >= 2, done.stderr
+    assert after == before
