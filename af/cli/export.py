@@ -25,10 +25,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, check, write."""
     from af.models.artifact import DESCRIPTION, load_model, model_info, save_model
+    from af.models.checkpoint import FOLDER, checkpoint_files
 
+    if checkpoint_files(args.out) or checkpoint_files(args.out / FOLDER):
+        raise UserError(
+            f"--out {args.out} is the folder of a run or of its checkpoints, which would count as that model from then on: "
+            f"choose another one, {args.out / 'export'}, say"
+        )
     artifact = load_model(args.source)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out} is a file; give a folder")
     if (args.out / DESCRIPTION).is_file() and not args.overwrite and model_info(args.out)["sha256"] != artifact.digest:
         raise UserError(f"--out {args.out} holds another model; choose another folder, or give --overwrite")
     info = {key: value for key, value in artifact.info.items() if key not in ("format", "model", "sha256")}

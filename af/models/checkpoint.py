@@ -73,7 +73,10 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """A checkpoint's content, tensors and plain values alone, mapped from the file. UserError when it is not one."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch advises to trust the file
+        what = "it holds more than tensors and plain values, which is not read, or is no checkpoint"
+        raise UserError(f"{path} cannot be read as a checkpoint: {what}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         reason = str(error).partition("\n")[0][:160]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}); is it whole?") from error
     if not isinstance(content, Mapping):

@@ -50,6 +50,21 @@ def test_a_checkpoint_holds_what_an_export_writes(run, tmp_path):
     assert load_model(alone).digest == exported
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints"])
+def test_no_model_is_written_into_a_run(run, place, capsys):
+    assert main(["export", str(checkpoint(run, 3)), "--out", str(run / place), "--overwrite"]) == 1
+    assert f"choose another one, {run / place / 'export'}" in capsys.readouterr().err
+    assert not (run / place / "model.json").exists()
+
+
+def test_a_pickle_is_not_read_and_nobody_is_told_to_trust_it(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(UserError, match="more than tensors and plain values") as told:
+        load_model(tmp_path / "model.pt")
+    assert "trust" not in str(told.value)
+    assert "\x1b" not in str(told.value)
+
+
 @pytest.mark.parametrize("source", ["a checkpoint", "the best", "the last", "a stopped run"])
 def test_export_makes_a_model_folder(run, tmp_path, source, capsys):
     places = {"a checkpoint": checkpoint(run, 3), "the last": run / "checkpoints" / "last.ckpt", "a stopped run": run}
