@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
+
+#: What generators of random numbers take.
+LARGEST_SEED: Final = 2**63 - 1
 
 
 def require_number(

@@ -47,7 +47,7 @@ def compose(name: str, overrides: list[str], config_dir: Path | None = None) -> 
     require_form(overrides)
     try:
         config = composed(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         if name == "train" and (with_flags := _with_trainer_flags(overrides)) != overrides:
             return compose(name, with_flags, config_dir)
         raise UserError(f"the configuration does not compose: {explained(error, overrides, composed)}") from error
@@ -92,6 +92,11 @@ def resolve(config: Any) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
+        if found := re.match(r"Interpolation key '([^']+)' not found", str(error)):
+            raise UserError(
+                f"{error.full_key} is taken from {found[1]}, which is not there: was it taken out, or is a choice of "
+                "another stage's?"
+            ) from error
         raise UserError(f"the configuration is incomplete: {' '.join(str(error).split())}") from error
 
 
@@ -117,6 +122,8 @@ def instantiate(config: Any, key: str = "", **extra: Any) -> Any:
                 what = f"{foreign[1]} has no setting {foreign[2]!r}{near}; does an override or a choice belong to another stage?"
                 raise UserError(f"{where}: {what}") from error
             raise UserError(f"{where}: {cause}") from error
+        if cause is None:  # Hydra's own: what stands there is nothing to call
+            raise UserError(f"{key or 'configuration'}: {' '.join(str(error).split())}") from error
         raise
 
 

@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from af.cli.devices import add_device_argument, device_of
-from af.cli.options import count, out_folder, whole
+from af.cli.options import count, out_folder, seed, whole
 from af.cli.sampling import add_sampling_arguments
 from af.data.stores import location
 from af.errors import UserError
@@ -70,7 +70,7 @@ FILES_ONLY = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of both forms."""
     parser.add_argument("--out", type=out_folder, required=True, help="folder for the results")
-    parser.add_argument("--seed", type=whole, default=0, help="of sampling, bootstrap and shifts (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of sampling, bootstrap and shifts (default 0)")
     add_device_argument(parser)
     model = parser.add_argument_group("a checkpoint on a split")
     model.add_argument(

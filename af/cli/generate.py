@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from af.cli.devices import add_device_argument, device_of
-from af.cli.options import out_file, positive, whole
+from af.cli.options import out_file, positive, seed
 from af.cli.sampling import add_sampling_arguments, anchor_of, guidance_of
 from af.errors import UserError
 
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--precision", help="fp32, bf16 or auto (what is fast here): pack the denoiser's weights, faster on CPU"
     )
-    sampling.add_argument("--seed", type=whole, default=0, help="the same seed gives the same video (default 0)")
+    sampling.add_argument("--seed", type=seed, default=0, help="the same seed gives the same video (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from af.errors import UserError, did_you_mean
 
 #: Composes some overrides; raises what Hydra raises.
 Compose = Callable[[list[str]], Any]
+#: What a training's configuration is made of; and values that nothing else stands for.
+PARTS: Final = ("trainer", "launch", "model", "module", "data")
+NEEDED: Final = ("run", "seed", "stage", "part", "matmul_precision", "callbacks")
+NEEDED_WITHIN: Final = ("trainer.max_steps", "launch.checkpoint_every_n_steps")
 
 
 def require_form(overrides: Sequence[str]) -> None:
     """UserError for a word that is no override."""
     for word in overrides:
-        if "=" not in word and not word.startswith("~"):
+        if not re.match(r"[^=]+=|~.", word):
             raise UserError(f"{word!r}: expected KEY=VALUE")
 
 
@@ -32,11 +36,36 @@ def refuse_unread(overrides: Sequence[str], compose: Compose) -> None:
     for key in (name for name in config if name not in known):
         if not re.search(rf"\$\{{([\w.]+:)?{re.escape(key)}\b", text):
             raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
+    for key in map(str, _tolerant(list(overrides), compose) or {}):  # choices put where nothing reads them
+        if key not in known:
+            raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
+
+
+def require_parts(config: Mapping[str, Any]) -> None:
+    """UserError for what a training needs and an override has taken out (`~KEY`) or emptied (`KEY=null`)."""
+    for key in NEEDED:
+        if key not in config:
+            raise UserError(f"{key} was taken out of the configuration, and is needed: give {key}=VALUE")
+    for key in PARTS:
+        if not isinstance(config.get(key), Mapping):
+            raise UserError(f"{key} was taken out of the configuration, and is needed: change {key}.NAME=VALUE alone")
+    for key in NEEDED_WITHIN:
+        part, _, name = key.partition(".")
+        if name not in config[part]:
+            raise UserError(f"{key} was taken out of the configuration, and is needed: give {key}=VALUE")
+    if not isinstance(config["run"], str) or not config["run"].strip():
+        raise UserError(f"run={'null' if config['run'] is None else config['run']}: give the folder of the run")
 
 
 def explained(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
     """A line on why a configuration does not compose."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        quoted = f"""'{key}="{value}"'"""
+        return f"{error.override}: cannot be read; a value with brackets, commas or letters beyond a to z is quoted: {quoted}"
     if (found := re.search(r"Could not override '([^']+)'", text)) or (
         found := re.search(r"Key '([^']+)' is not in struct", text)
     ):
@@ -44,12 +73,30 @@ def explained(error: Exception, overrides: Sequence[str], compose: Compose) -> s
         word = next((w for w in overrides if w.lstrip("+~").partition("=")[0].endswith(key)), key)
         key = word.lstrip("+~").partition("=")[0]
         composed = _tolerant([w for w in overrides if w != word], compose)
-        return f"{key}: there is no such key{did_you_mean(key, _nearest_first(key, _keys(composed)))}"
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        if key in (known := _keys(composed)):
+            return f"{word}: {key} is no choice of its own; change {key}.NAME=VALUE, or choose by GROUP@{key}=NAME (conf/train.yaml)"
+        return f"{key}: there is no such key{did_you_mean(key, _nearest_first(key, known))}"
+    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         options = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
         near = did_you_mean(found[2], options)
         return f"{found[1]}={found[2]}: there is no such choice{near}; available: {', '.join(options)}"
+    if _no_choice(error):
+        word = next((w for w in overrides if "=" in w and not _no_choice(_error(compose, overrides, w))), "a choice")
+        return f"{word}: give the name of a choice; what is in it changes by {word.partition('=')[0]}.NAME=VALUE"
     return " ".join(text.split())
+
+
+def _no_choice(error: Exception | None) -> bool:
+    """Whether Hydra was given null or a number for one of its groups: no error of its own."""
+    return isinstance(error, ValueError) and "Config group override must be" in str(error)
+
+
+def _error(compose: Compose, overrides: Sequence[str], without: str) -> Exception | None:
+    try:
+        compose([word for word in overrides if word != without])
+    except Exception as error:
+        return error
+    return None
 
 
 def _tolerant(overrides: list[str], compose: Compose) -> Any:

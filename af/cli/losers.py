@@ -22,7 +22,7 @@ import argparse
 from pathlib import Path
 
 from af.cli.devices import add_device_argument, device_of
-from af.cli.options import count, out_folder, scale, whole
+from af.cli.options import count, out_folder, scale, seed
 from af.data.parts import PART_HELP, WHOLE, Share, clear
 from af.data.stores import location
 from af.errors import UserError
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-audio", type=scale, default=2.0, help="scale of the avatar's audio (default 2)")
     parser.add_argument("--user", type=scale, help="scale of the user's signals (weak: 0.5, shuffled: 1)")
     parser.add_argument("--steps", type=count, default=8, help="Euler steps a block (default 8)")
-    parser.add_argument("--seed", type=whole, default=0, help="of the noise and of whose user is taken (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise and of whose user is taken (default 0)")
     parser.add_argument("--batch", type=count, default=32, help="clips rolled out together (default 32)")
     parser.add_argument("--workers", type=count, default=1, help="processes (default 1)")
     add_device_argument(parser)

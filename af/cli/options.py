@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from af.data.stores import local_path
 from af.errors import UserError
-from af.values import require_number
+from af.values import LARGEST_SEED, require_number
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,8 +46,10 @@ def number(kind: type, **limits: Any) -> Callable[[str], Any]:
 count: Final = number(int, least=1, whole=True)
 #: The side of a picture of a face.
 pixels: Final = number(int, least=16, most=4096, whole=True)
-#: A whole number from 0 on: seeds, places in a list, sizes of splits.
+#: A whole number from 0 on: places in a list, sizes of splits.
 whole: Final = number(int, least=0, whole=True)
+#: Of generators of random numbers.
+seed: Final = number(int, least=0, most=LARGEST_SEED, whole=True)
 #: A number above 0: seconds, gigabytes, factors.
 positive: Final = number(float, above=0)
 #: A number from 0 on: scales of guidance.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from af.cli.devices import add_device_argument, device_of
-from af.cli.options import count, out_folder, whole
+from af.cli.options import count, out_folder, seed
 
 if TYPE_CHECKING:
     from af.data.index import Index
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=count, default=128, help="transfers (default 128)")
     parser.add_argument("--conversations", type=count, default=32, help="read for the probes (default 32)")
     parser.add_argument("--frames", type=count, default=100, help="of each person for the probes (default 100)")
-    parser.add_argument("--seed", type=whole, default=0, help="of pairs (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of pairs (default 0)")
     add_device_argument(parser)
 
 

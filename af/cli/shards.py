@@ -26,7 +26,7 @@ import json
 from collections.abc import Sequence
 
 from af.cli.ingest import fractions
-from af.cli.options import count, out_folder, positive, whole
+from af.cli.options import count, out_folder, positive, seed, whole
 from af.console import show
 from af.data.parts import PART_HELP, WHOLE, Share
 from af.data.stores import Location, location
@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--fractions", type=fractions, default=(0.8, 0.1, 0.1), metavar="TRAIN,VAL,TEST", help="shares of the frames"
     )
-    split.add_argument("--seed", type=whole, default=0, help="another one chooses other people (default 0)")
+    split.add_argument("--seed", type=seed, default=0, help="another one chooses other people (default 0)")
     split.add_argument(
         "--rename", action="store_true", help="put the old split before every key, to make keys different"
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from af.cli.options import count, out_folder, whole
+from af.cli.options import count, out_folder, seed, whole
 from af.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--max-side", type=count, default=320, metavar="PX", help="largest side of the videos (default 320)"
     )
-    make.add_argument("--seed", type=whole, default=0)
+    make.add_argument("--seed", type=seed, default=0)
     score = actions.add_parser("score", help="preference rates from the answers")
     score.add_argument("key", type=Path, metavar="key.json")
     score.add_argument("answers", type=Path, nargs="+", metavar="answers.json")

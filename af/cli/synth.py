@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from af.cli.options import count, fraction, out_folder, positive, whole
+from af.cli.options import count, fraction, out_folder, positive, seed, whole
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=whole, default=64, help="sessions held out for the numbers (default 64)")
     parser.add_argument("--seconds", type=positive, default=16.0, help="length of a session (default 16)")
     parser.add_argument("--size", type=count, default=64, help="pixels of the square videos (default 64)")
-    parser.add_argument("--seed", type=whole, default=0, help="another seed gives other people and conversations")
+    parser.add_argument("--seed", type=seed, default=0, help="another seed gives other people and conversations")
     parser.add_argument("--workers", type=count, default=2, help="processes (default 2)")
     parser.add_argument(
         "--smile-every", type=positive, default=5.0, metavar="S", help="mean seconds between a person's own smiles"

@@ -20,7 +20,7 @@ from af.cli.devices import add_device_argument, device_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-from af.cli.options import count, out_file, whole
+from af.cli.options import count, out_file, seed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,14 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train = actions.add_parser("train", help="train new weights")
     train.add_argument("--out", type=out_file, required=True, help="file for the weights (.safetensors)")
     train.add_argument("--steps", type=count, default=4000, help="default 4000: some ten minutes on one free core")
-    train.add_argument("--seed", type=whole, default=0)
+    train.add_argument("--seed", type=seed, default=0)
     train.add_argument("--version", default="1", help="named in the tags of all numbers made with it (default 1)")
     add_device_argument(train)
     train.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     check = actions.add_parser("check", help="print R² per parameter on held-out people")
     check.add_argument("--weights", type=Path, help="weights to check (default: the shipped ones)")
     check.add_argument("--people", type=count, default=100, help="held-out people (default 100)")
-    check.add_argument("--seed", type=whole, default=0)
+    check.add_argument("--seed", type=seed, default=0)
     add_device_argument(check)
 
 

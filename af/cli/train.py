@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from af.cli.config import add_config_arguments, compose, instantiate, resolve, to_yaml
+from af.cli.keys import require_parts
 from af.cli.typed import require_types
 from af.errors import UserError
-from af.values import require_number
+from af.values import LARGEST_SEED, require_number
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "a run with a checkpoint goes on from it, another one starts anew"
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         print(to_yaml(config), end="")
         return 0
     plain, ranks = resolve(config), find_ranks()
+    require_parts(plain)
     check_ranks(plain["trainer"], ranks)
     devices = ranks_per_node(plain["trainer"])
     if devices > 1 and ranks.launcher is None:
@@ -101,7 +103,7 @@ def _check(config: dict[str, Any]) -> None:
     check_ranks(config["trainer"], find_ranks())
     launch.check(config)
     try:
-        require_number("seed", config["seed"], least=0, whole=True)
+        require_number("seed", config["seed"], least=0, most=LARGEST_SEED, whole=True)
     except ValueError as error:
         raise UserError(str(error)) from error
     if config["matmul_precision"] not in ("highest", "high", "medium"):
@@ -130,6 +132,8 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         module = instantiate(config["module"], "module")
+    if not isinstance(getattr(module, config["part"], None), torch.nn.Module):
+        raise UserError(f"part={config['part']}: {type(module).__name__} has no network of this name")
     data = instantiate(config["data"], "data")
     info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
     start = config.get("start") or config["module"].get("start")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import json
+import logging
 import math
 import sys
 import types
@@ -18,7 +19,8 @@ from af.errors import UserError
 def require_types(config: Any, key: str) -> None:
     """UserError that names the key and what its value must be, for every `_target_` in `config`, nested ones first.
 
-    Judged are numbers, texts, switches, choices and lists of them; objects and what has no annotation are left alone.
+    Judged are numbers, texts, switches, choices, lists of them, and plain values in place of objects; what has no
+    annotation is left alone.
     """
     if isinstance(config, list):
         for i, inner in enumerate(config):
@@ -43,6 +45,7 @@ def settings_of(target: str) -> list[str]:
 def _parameters(target: str, key: str) -> dict[str, Any]:
     from hydra.utils import get_object
 
+    logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it logs is in its error, too
     try:
         found = get_object(target)
     except Exception as error:  # whatever importing somebody's module raises
@@ -94,7 +97,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Collection) and arguments:
         return isinstance(value, list | tuple) and all(_fits(inner, arguments[0]) for inner in value)
-    return True
+    return not (_is_object(hint) and (value is None or isinstance(value, str | int | float | list)))
+
+
+def _is_object(hint: Any) -> bool:
+    """Whether a class is meant that a configuration builds by `_target_`."""
+    return inspect.isclass(hint) and hint.__module__.startswith(("af.", "torch."))
 
 
 def _described(hint: Any) -> str:
@@ -106,6 +114,8 @@ def _described(hint: Any) -> str:
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Collection):
         count = f" {len(arguments)}" if origin is tuple and Ellipsis not in arguments else ""
         return f"a list of{count} ({_described(arguments[0])} each)" if arguments else "a list"
+    if _is_object(hint):
+        return f"the _target_ of a {hint.__name__} and its settings"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
     return words.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))
 

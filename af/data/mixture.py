@@ -29,7 +29,7 @@ Root = str | Location | Mapping[str, float] | Sequence[Mapping[str, Any]]
 
 def roots(root: Root | None) -> dict[Location, float]:
     """Places and weights of what `data.root` says. Raises `UserError` for anything else than `Root` with weights > 0."""
-    if root is None or (not isinstance(root, Location) and not root):
+    if not isinstance(root, str | Location | Mapping | Sequence) or (not isinstance(root, Location) and not root):
         raise UserError("data.root: say where the shards are: a folder, a URL, or several of them with weights")
     if isinstance(root, (str, Location)):
         return {location(root): 1.0}

@@ -6,6 +6,7 @@ A run folder holds `config.json` (resolved), `environment.json`, `checkpoints/` 
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import logging
 import signal
@@ -163,6 +164,10 @@ def check(config: Mapping[str, Any]) -> None:
         checkpointers(Path(), given["checkpoint_every_n_steps"], given["keep_best"], stops)
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(f"launch: {error}") from error
+    if isinstance(logger := config["trainer"].get("logger"), str | int | float) and not isinstance(logger, bool):
+        raise UserError(
+            f"trainer.logger={logger}: give true (TensorBoard), false, or the _target_ of one and its settings"
+        )
     options = {k: v for k, v in config["trainer"].items() if k not in ("logger", "profiler")}
     if "precision" in options:
         options["precision"] = trainer_precision(options["precision"], str(options.get("accelerator", "auto")))[0]
@@ -213,6 +218,12 @@ def _require_numbers(options: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"trainer.{name}={value}: give a whole number from {least} on")
+    share = options.get("limit_val_batches")
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float)):
+        raise UserError(f"trainer.limit_val_batches={share}: give a number of batches, or a share from 0.0 to 1.0")
+    longest = options.get("max_time")
+    if longest is not None and not isinstance(longest, str | Mapping | datetime.timedelta):
+        raise UserError(f"trainer.max_time={longest}: give days:hours:minutes:seconds, as in 00:12:00:00")
     smoke = options.get("fast_dev_run", False)
     if not isinstance(smoke, int) or smoke < 0:
         raise UserError(f"trainer.fast_dev_run={smoke}: give true, false or a number of steps")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from af.cli.main import main
+from af.cli.typed import require_types
+from af.errors import UserError
 
 NEAR = {
     "module.lrr=1": "module.lrr: there is no such key; did you mean module.lr?",
@@ -19,6 +23,21 @@ NEAR = {
     "+trainer.profilr=simple": "did you mean profiler?",
     "+launch.keep_bst=1": "did you mean keep_best?",
     "nothing": "expected KEY=VALUE",
+    "=5": "expected KEY=VALUE",
+    "trainer=null": "trainer=null: give the name of a choice",
+    "data=3": "data=3: give the name of a choice",
+    "model=base": "model is no choice of its own",
+    "+module/loss=foo": "module/loss: there is no such key",
+    "launch.grace_s={5": "launch.grace_s={5: cannot be read",
+}
+TAKEN_OUT = {
+    **{f"~{key}": f"{key} was taken out" for key in ("module", "launch", "trainer.max_steps", "callbacks")},
+    "~seed": "data.seed is taken from seed, which is not there",
+    "~launch.checkpoint_every_n_steps": "launch.checkpoint_every_n_steps was taken out",
+    "module=null": "module was taken out",
+    "launch=null": "launch was taken out",
+    "run=null": "run=null: give the folder of the run",
+    "run=": "run=: give the folder of the run",
 }
 VALUES = {
     "module.lr=abc": "module.lr=abc: give a number",
@@ -50,6 +69,15 @@ VALUES = {
     "+callbacks.mine._target_=no.where.Mine": "cannot be imported",
     "callbacks.ema.decay=2": "decay must be",
     "callbacks.throughput.every_n_steps=0": "every_n_steps must be",
+    "module.loss=l2": "module.loss=l2: give the _target_ of a VelocityLoss",
+    "module.flow_times=null": "module.flow_times=null: give the _target_",
+    "module._target_=null": "module: Expected a callable target",
+    "seed=99999999999999999999": "seed must be",
+    "data.root=5": "data.root: say where",
+    "trainer.max_time=5": "trainer.max_time=5: give days",
+    "trainer.logger=abc": "trainer.logger=abc: give true",
+    "trainer.limit_val_batches=abc": "trainer.limit_val_batches=abc",
+    "part=foo": "part=foo: DenoiserModule has no network of this name",
     "launch.keep_best=3": "keep_best must be",
     "launch.grace_s=0": "grace_s must be",
     "launch.checkpoint_every_n_steps=0": "checkpoint_every_n_steps must be",
@@ -57,7 +85,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(("override", "said"), [*NEAR.items(), *VALUES.items()])
+@pytest.mark.parametrize(("override", "said"), [*NEAR.items(), *TAKEN_OUT.items(), *VALUES.items()])
 def test_one_line_names_what_is_wrong(override, said, tmp_path, capsys):
     words = ["experiment=denoiser_demo", f"data.root={tmp_path / 'none'}", f"run={tmp_path / 'run'}", override]
     assert main(["train", *words]) == 1
@@ -66,6 +94,13 @@ def test_one_line_names_what_is_wrong(override, said, tmp_path, capsys):
     assert error.count("\n") == 1
     assert "append" not in error
     assert not list((tmp_path / "run").rglob("*.json"))
+
+
+def test_what_cannot_be_imported_is_one_line_where_nothing_handles_logs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with pytest.raises(UserError, match="cannot be imported"):
+        require_types({"_target_": "no.where.Mine"}, "callbacks.mine")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("flag", ["limit_val_batches=1", "fast_dev_run=true", "profiler=simple"])
