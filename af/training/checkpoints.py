@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
-from af.errors import UserError
+from af.errors import UserError, did_you_mean
 from af.files import atomic_path, remove_stale
 from af.models.checkpoint import checkpoint_files, sound
 from af.training.signals import GO_ON, STOP, Stops
@@ -34,8 +34,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 if not sound(temporary):
                     raise OSError("what was read back is not what was written")
         except (OSError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
+            earlier = [file for file in checkpoint_files(Path(path).parent) if file != Path(path)]
+            there = "earlier checkpoints there are whole" if earlier else "there is no earlier one"
             raise UserError(
-                f"{path}: the checkpoint could not be written ({error}); earlier checkpoints there are whole. "
+                f"{path}: the checkpoint could not be written ({error}); {there}. "
                 "Make room, then start the same command again"
             ) from error
 
@@ -60,7 +62,7 @@ class _Newest(ModelCheckpoint):
     Always after a whole step, never after one of its accumulated batches, and before the validation that may follow.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, stops: Stops) -> None:
+    def __init__(self, folder: Path, every_n_steps: int, stops: Stops, monitor: str | None = None) -> None:
         super().__init__(
             folder,
             filename="{step:08d}",
@@ -72,7 +74,7 @@ class _Newest(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-        self.every_n_steps, self.stops = every_n_steps, stops
+        self.every_n_steps, self.stops, self.best_by = every_n_steps, stops, monitor
         self._step = 0
 
     @property
@@ -84,6 +86,16 @@ class _Newest(ModelCheckpoint):
         """What is there is saved."""
         super().on_train_start(trainer, pl_module)
         self._step = self._last_global_step_saved = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """UserError when nothing logs what the best ones are to be known by."""
+        super().on_validation_end(trainer, pl_module)
+        known = [name for name in trainer.callback_metrics if isinstance(name, str)]
+        if self.best_by is not None and not trainer.sanity_checking and self.best_by not in known:
+            near = did_you_mean(self.best_by, known)
+            raise UserError(
+                f"launch.keep_best: monitor {self.best_by} is not logged{near}; there are {', '.join(sorted(known))}"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save when it is time. Raises Stopped when a signal came, all ranks after the same step."""
@@ -110,9 +122,8 @@ def checkpointers(
     `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
     """
     require_number("checkpoint_every_n_steps", every_n_steps, least=1, whole=True)
-    newest = _Newest(folder, every_n_steps, stops)
     if best is None:
-        return [newest]
+        return [_Newest(folder, every_n_steps, stops)]
     if not isinstance(best, Mapping) or set(best) != {"monitor", "mode", "count"} or best["mode"] not in ("min", "max"):
         raise ValueError(f"keep_best must be {{monitor: METRIC, mode: min or max, count: N}} or null, got {best!r}")
     kept = ModelCheckpoint(
@@ -125,7 +136,7 @@ def checkpointers(
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    return [newest, kept]
+    return [_Newest(folder, every_n_steps, stops, best["monitor"]), kept]
 
 
 def newest_sound(folder: Path) -> Path | None:

@@ -74,6 +74,15 @@ def test_a_disk_that_takes_no_more_loses_no_earlier_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["00000001.ckpt"]
 
 
+@pytest.mark.parametrize(("before", "said"), [(None, "there is no earlier one"), (3, "earlier checkpoints there are")])
+def test_what_is_said_of_earlier_checkpoints_is_true(tmp_path, monkeypatch, before, said):
+    if before:
+        write(tmp_path / f"{before:08d}.ckpt", before)
+    monkeypatch.setattr("af.training.checkpoints.sound", lambda path: False)
+    with pytest.raises(UserError, match=said):
+        write(tmp_path / "00000004.ckpt", 4)
+
+
 def test_a_run_whose_newest_checkpoint_was_cut_ends_with_the_same_weights(arguments, tmp_path):
     assert train(arguments, tmp_path / "whole") == 0
     assert train(arguments, tmp_path / "cut") == 0

@@ -50,6 +50,14 @@ def test_a_checkpoint_holds_what_an_export_writes(run, tmp_path):
     assert load_model(alone).digest == exported
 
 
+def test_the_best_by_what_nobody_logs_is_one_line_with_the_nearest(latents, tmp_path, capsys):
+    best = ["launch.keep_best={monitor: val/los, mode: min, count: 1}", "trainer.val_check_interval=2"]
+    assert main(["train", *DENOISER, *SHORT, *best, f"data.root={latents}", f"run={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "monitor val/los is not logged; did you mean val/loss?" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize("place", ["", "checkpoints"])
 def test_no_model_is_written_into_a_run(run, place, capsys):
     assert main(["export", str(checkpoint(run, 3)), "--out", str(run / place), "--overwrite"]) == 1
