@@ -37,7 +37,7 @@ def refuse_unread(overrides: Sequence[str], compose: Compose) -> None:
         if not re.search(rf"\$\{{([\w.]+:)?{re.escape(key)}\b", text):
             raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
     for key in map(str, _tolerant(list(overrides), compose) or {}):  # choices put where nothing reads them
-        if key not in known:
+        if key not in (*known, *PARTS, *NEEDED, "features", "loss"):
             raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
 
 

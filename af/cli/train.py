@@ -124,7 +124,9 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
     folder = Path(config["run"])
     if finished(folder, config):
         longer = f"trainer.max_steps={2 * config['trainer']['max_steps']}"
-        print(f"{folder} is finished; {longer}, say, trains it on, start={folder / 'export'} another run=FOLDER")
+        made = folder / "export"
+        again = "" if made.is_dir() else f"; af export {folder} --out {made} makes its model folder again"
+        print(f"{folder} is finished; {longer}, say, trains it on, start={made} another run=FOLDER{again}")
         return 0
     callbacks = _callbacks(config["callbacks"])
     torch.set_float32_matmul_precision(config["matmul_precision"])

@@ -150,7 +150,5 @@ def newest_sound(folder: Path) -> Path | None:
             return path
         aside = path.with_name(path.name + ".broken")
         path.rename(aside)
-        Console(stderr=True).print(
-            f"{path} is broken, set aside as {aside.name}; an earlier one is taken", style="yellow"
-        )
+        Console(stderr=True).print(f"{path} is broken, set aside as {aside.name}", style="yellow", soft_wrap=True)
     return None

@@ -54,11 +54,12 @@ def test_the_best_ones_are_gone_on_from_when_nothing_else_is_left(tmp_path):
     assert newest_sound(tmp_path).name == "best-00000007.ckpt"
 
 
-def test_nothing_but_damaged_checkpoints_is_said(tmp_path):
+def test_nothing_but_damaged_checkpoints_is_said(tmp_path, capsys):
     write(tmp_path / "00000001.ckpt", 1)
     truncate(tmp_path / "00000001.ckpt")
     with pytest.raises(UserError, match="every checkpoint there is broken"):
         SafeCheckpointIO().load_checkpoint(tmp_path)
+    assert "earlier" not in capsys.readouterr().err
 
 
 def test_a_disk_that_takes_no_more_loses_no_earlier_checkpoint(tmp_path):
