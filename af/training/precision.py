@@ -29,7 +29,10 @@ def trainer_precision(wanted: str | int, accelerator: str) -> tuple[str, str]:
         return name, ""
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = "cuda" if accelerator == "gpu" else accelerator
+    try:
+        device = torch.device("cuda" if accelerator == "gpu" else accelerator)
+    except RuntimeError:  # Lightning knows it (tpu), or refuses it by its name
+        return "32-true" if name == "auto" else name, ""
     chosen = choose("auto" if name == "auto" else "bf16", device)
     if name == "auto":
         return {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen.name], chosen.reason

@@ -82,3 +82,9 @@ def test_full_precision_is_left_as_it_was_found(monkeypatch) -> None:
             assert (a @ a.T).dtype == torch.bfloat16
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpux"])
+def test_an_accelerator_that_torch_does_not_know_is_left_to_lightning(name):
+    assert trainer_precision("auto", name) == ("32-true", "")
+    assert trainer_precision("bf16-mixed", name) == ("bf16-mixed", "")
