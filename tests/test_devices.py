@@ -286,7 +286,7 @@ def test_packed_weights_do_not_move_silently():
 
 
 class Waits(Callback):
-    """{step: where the package made the host wait for the device}, from the start of a batch to the next one's."""
+    """{step: where the package made the host wait for the device}, from the end of a batch (the next is moved there then) to the next one's."""
 
     seen: dict[int, list[str]] = {}  # noqa: RUF012
 
@@ -295,12 +295,13 @@ class Waits(Callback):
         self.step, self.before = 0, 0
 
     def on_train_batch_start(self, trainer, *_) -> None:
-        self.step, self.before = trainer.global_step, len(fake_device.State.syncs)
+        self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer, *_) -> None:
         waited = fake_device.State.syncs[self.before :]
         # Lightning reads each number that is written, and saves; both in its own time
         Waits.seen[self.step] = [where for where in waited if "training/launch.py" not in where]
+        self.before = len(fake_device.State.syncs)
 
 
 ADVERSARIAL = (
