@@ -57,12 +57,13 @@ def compose(name: str, overrides: list[str], config_dir: Path | None = None) -> 
 
 def _with_trainer_flags(overrides: list[str]) -> list[str]:
     """Options of Lightning's Trainer may be given though our configurations do not list them."""
+    flags = {w: w[8:].partition("=")[0] for w in overrides if re.match(r"trainer\.\w+=", w)}
+    if not flags:
+        return overrides  # a wrong key is answered before Lightning could be imported
     from af.training.launch import trainer_options
 
-    return [
-        f"++{w}" if re.match(r"trainer\.(\w+)=", w) and w[8:].partition("=")[0] in trainer_options() else w
-        for w in overrides
-    ]
+    options = trainer_options()
+    return [f"++{w}" if flags.get(w) in options else w for w in overrides]
 
 
 def register_resolvers() -> None:

@@ -76,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
     require_video_name(args.out, "--out")
     if args.side_by_side is not None:
         require_video_name(args.side_by_side, "--side-by-side")
-        if args.side_by_side.absolute() == args.out.absolute():
-            raise UserError(f"--side-by-side {args.side_by_side} is --out, too; give each a file of its own")
     device = device_of(args)
     if args.precision is not None:
         print(f"precision: {choose(args.precision, device)}")

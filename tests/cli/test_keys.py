@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -117,3 +119,9 @@ def test_choices_and_keys_of_ones_own_may_be_added(tmp_path, capsys):
     for more in (["--config-dir", str(tmp_path), "+debug=slow"], ["+rate=0.25", "module.lr=${rate}"]):
         assert main(["train", *words, *more]) == 0
         assert "\n  lr: 0.25\n" in capsys.readouterr().out
+
+
+def test_a_wrong_key_is_answered_without_lightning():
+    code = "import sys; from af.cli.main import main; main(['train', 'experiment=vae_demo', 'modul.lr=1'])"
+    code += "; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
