@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,3 @@ class Notes:
 
     def __iter__(self) -> Iterator[Note]:
         return iter(self._notes)
-
-    def __len__(self) -> int:
-        return len(self._notes)
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Plain JSON: a list of {"kind", "text"}."""
-        return [{"kind": note.kind, "text": note.text} for note in self]

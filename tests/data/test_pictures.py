@@ -126,7 +126,7 @@ def test_a_colour_profile_is_applied_and_noted(tmp_path):
     assert ["Display P3" in n.text for n in notes] == [True]
     notes = Notes()
     np.testing.assert_array_equal(read_picture(tmp_path / "b.png", notes), np.asarray(picture))
-    assert not len(notes)
+    assert not list(notes)
     np.testing.assert_array_equal(read_picture(tmp_path / "c.png", notes), np.asarray(picture))
     assert "left aside" in next(iter(notes)).text
 

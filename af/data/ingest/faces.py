@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from af.clock import frames_to_seconds
-from af.data.ingest.look import Look
+from af.data.ingest.look import STEPS_A_LEVEL, Look
 from af.data.ingest.sync import lips_follow
 from af.data.ingest.track import follow, without_outliers
 from af.data.notes import Notes
@@ -54,7 +54,7 @@ def _around(look: Look, path: Path, box: tuple[float, float, float, float], whol
             cells = look.change_in(x + box[0] * side, y + box[1] * side, x + box[2] * side, y + box[3] * side)[
                 start:stop
             ]
-            out[start:stop] = (cells.max((1, 2)) if whole else cells.mean((1, 2))) / look.steps_a_level
+            out[start:stop] = (cells.max((1, 2)) if whole else cells.mean((1, 2))) / STEPS_A_LEVEL
     out[[c for c in look.cuts if c < look.frames]] = 0
     return out
 

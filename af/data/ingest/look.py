@@ -22,7 +22,7 @@ Watch = Callable[[str, int], None]
 LOOK_SIDE = 360  # faces are looked for in frames scaled down to this
 _CUT_SIDE = 128
 _CELL = 8  # pixels (of the frames looked at) of a square in which change is averaged
-_GREY = 8  # steps of a grey level in which change is kept: up to 255 / 8 levels
+STEPS_A_LEVEL = 8  # steps of a grey level in which change is kept: up to 255 / 8 levels
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,6 @@ class Look:
     size: tuple[int, int]
     bad: frozenset[int]
     change: UInt8[np.ndarray, "T rows columns"]
-
-    @property
-    def steps_a_level(self) -> int:
-        """Steps of `change` in a grey level."""
-        return _GREY
 
     @property
     def scenes(self) -> list[int]:
@@ -135,4 +130,4 @@ def _change(before: np.ndarray | None, grey: UInt8[np.ndarray, "Y X"]) -> UInt8[
     if before is None:
         return np.zeros((rows, columns), np.uint8)
     means = cv2.resize(cv2.absdiff(grey, before).astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
-    return np.minimum(np.rint(means * _GREY), 255).astype(np.uint8)
+    return np.minimum(np.rint(means * STEPS_A_LEVEL), 255).astype(np.uint8)

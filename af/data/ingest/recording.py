@@ -28,11 +28,9 @@ from af.data.schema import ROLES, ClipMeta, spans
 
 @dataclass(frozen=True)
 class Recording:
-    """What the first look found: the common length and, by role, track, scene cuts, frame size and sound."""
+    """What the first look found: the clips, what was left out, and by role track and sound."""
 
-    frames: int
     tracks: Mapping[str, Track]
-    cuts: tuple[int, ...]
     audio: Mapping[str, Float32[np.ndarray, " S"]]
     separation: str
     clips: tuple[tuple[int, int], ...]
@@ -154,7 +152,7 @@ def examine(
     kept_frames = sum(stop - start for start, stop in clips)
     missing = int((~both & ~bad).sum())
     dropped = {"damaged": int(bad.sum()), "no_face": missing, "too_short": int(both.sum()) - kept_frames}
-    return Recording(frames, tracks, scenes, audio, separation, tuple(clips), dropped)
+    return Recording(tracks, audio, separation, tuple(clips), dropped)
 
 
 _MEND = "ffmpeg -i OLD -itsoffset {:.2f} -i OLD -map 0:v -map 1:a -c copy NEW moves the sound"
