@@ -33,11 +33,8 @@ def refuse_unread(overrides: Sequence[str], compose: Compose) -> None:
     known = list(_tolerant([word for word in overrides if word not in added], compose) or {})
     config = compose(list(overrides))
     text = OmegaConf.to_yaml(config)
-    for key in (name for name in config if name not in known):
+    for key in (name for name in config if name not in (*known, *PARTS, *NEEDED, "features", "loss")):
         if not re.search(rf"\$\{{([\w.]+:)?{re.escape(key)}\b", text):
-            raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
-    for key in map(str, _tolerant(list(overrides), compose) or {}):  # choices put where nothing reads them
-        if key not in (*known, *PARTS, *NEEDED, "features", "loss"):
             raise UserError(f"{key}: there is no such key, and nothing would read it{did_you_mean(key, known)}")
 
 

@@ -213,7 +213,7 @@ def _require_numbers(options: Mapping[str, Any]) -> None:
         ("num_sanity_val_steps", -1, True),
         ("num_nodes", 1, False),
     ):
-        value = options.get(name, None if name == "max_steps" else least)
+        value = options.get(name, least)
         if value is None and empty:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -59,7 +59,6 @@ VALUES = {
     "matmul_precision=best": "matmul_precision",
     "trainer.max_steps=0": "trainer.max_steps=0",
     "trainer.max_steps=-1": "trainer.max_steps=-1",
-    "~trainer.max_steps": "trainer.max_steps=None: give",
     "trainer.val_check_interval=0": "trainer.val_check_interval=0",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
     "trainer.precision=fp8": "trainer.precision",
