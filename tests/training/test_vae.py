@@ -25,6 +25,7 @@ from af.models.perceptual import _LAYERS
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ema import Ema
 from af.training.gradients import Gradients
+from af.training.muon import is_matrix
 from af.training.signals import Stops
 from af.training.vae import VaeModule
 from af.types import PairBatch
@@ -315,3 +316,16 @@ def test_two_ranks_are_one_with_both_halves(tmp_path):
         assert first[name].equal(second[name]), name
     start = _weights(_module(ReconstructionWeights(adversarial=0.1, r1_every=2)))
     _end_together(start, one, first)
+
+
+def test_muon_moves_the_convolutions_by_its_own_rate(tmp_path):
+    """A step of the convolutions is as large as `muon_lr` says, whatever `lr` is for the others."""
+    steps = []
+    for rate in (1e-3, 1e-2):
+        module = _module(muon_lr=rate, lr=1e-5, warmup_steps=0)
+        before = {name: p.detach().clone() for name, p in module.autoencoder.named_parameters() if is_matrix(p)}
+        _trainer(tmp_path / str(rate), 1).fit(module, _loader(_batches(1)))
+        after = dict(module.autoencoder.named_parameters())
+        steps.append(torch.cat([(after[name].detach() - p).flatten() for name, p in before.items()]).norm().item())
+    assert steps[0] > 0
+    assert 8 < steps[1] / steps[0] < 12
