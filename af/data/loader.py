@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -40,6 +42,14 @@ def _outlast_signals(worker: int) -> None:
     for number in _SIGNALS:
         signal.signal(number, lambda *_: signal.alarm(60))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Torch looks for the fork server, which lives as long as its workers do: killed trainings left both behind."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _loader(

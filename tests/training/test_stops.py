@@ -204,6 +204,8 @@ if __name__ == "__main__":
     os.killpg(0, signal.SIGTERM)
     psutil.wait_procs(before, timeout=2)
     print(len(before), sum(p.is_running() and p.status() != "zombie" for p in before))
+    print(*(p.pid for p in before), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -212,6 +214,10 @@ def test_a_signal_to_all_processes_leaves_the_workers_and_their_server(tmp_path)
     command = [sys.executable, str(tmp_path / "script.py")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True, timeout=120)
-    before, after = map(int, done.stdout.split())
+    counts, pids = done.stdout.splitlines()
+    before, after = map(int, counts.split())
     assert before >= 2, done.stderr
     assert after == before
+    left = [psutil.Process(pid) for pid in map(int, pids.split()) if psutil.pid_exists(pid)]
+    alive = psutil.wait_procs(left, timeout=30)[1]
+    assert not [p for p in alive if p.status() != "zombie"]  # a killed training leaves nobody behind
