@@ -38,7 +38,7 @@ class Heartbeat(Callback):
     """
 
     def __init__(self, every_s: float = 1.0, hung_after_s: float | None = 600.0) -> None:
-        require_number("every_s", every_s, above=0)
+        require_number("every_s", every_s, least=0)
         require_number("hung_after_s", hung_after_s, above=0, optional=True)
         self.every_s, self.hung_after_s = every_s, hung_after_s
         self._now: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from af.training.heartbeat import Heartbeat, hung
 
 def ranks(folder, count, **options):
     trainers = [SimpleNamespace(default_root_dir=folder, global_rank=r, global_step=7) for r in range(count)]
-    beats = [Heartbeat(every_s=1e-6, **options) for _ in range(count)]
+    beats = [Heartbeat(every_s=0.0, **options) for _ in range(count)]
     for beat, trainer in zip(beats, trainers, strict=True):
         beat.on_fit_start(trainer, None)
     return beats, trainers

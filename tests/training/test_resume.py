@@ -125,8 +125,9 @@ def test_a_finished_run_is_left_alone(arguments, tmp_path, capsys):
 
 def test_the_first_rank_of_a_launcher_holds_the_folder(latents, tmp_path, monkeypatch, capsys):
     """Another process has the folder and ends the run; a rank that waited for it must end its fellows."""
-    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    for name in ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID"):
+        monkeypatch.setenv(name, "0")
     folder, words = tmp_path / "run", [*DENOISER, f"data.root={latents}", "trainer=ddp", "trainer.devices=2"]
     config = resolve(compose("train", [*words, f"run={folder}"]))
     with ThreadPoolExecutor(1) as pool:
