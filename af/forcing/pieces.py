@@ -238,3 +238,15 @@ class Resampler:
 
     def _frame(self, around: np.ndarray) -> np.ndarray:
         return soxr.resample(around, self.rate, SAMPLE_RATE)[SAMPLES_PER_FRAME : 2 * SAMPLES_PER_FRAME]
+
+
+def checked_reference(reference: Float[Tensor, "1 L"], width: int) -> Float[Tensor, "1 L"]:
+    """UserError unless it is one finite latent."""
+    if not isinstance(reference, Tensor) or reference.shape != (1, width) or not reference.is_floating_point():
+        kind, shape = type(reference).__name__, tuple(getattr(reference, "shape", ()))
+        raise UserError(
+            f"reference: expected the motion of one portrait (1, {width}) as a floating-point tensor, got {kind} {shape}"
+        )
+    if not torch.isfinite(reference).all():
+        raise UserError("reference: holds numbers that are not finite")
+    return reference

@@ -32,6 +32,7 @@ from af.forcing.pieces import (
     Signals,
     check_names,
     check_settings,
+    checked_reference,
     frame_list,
     frame_times,
     mono_samples,
@@ -112,7 +113,7 @@ class LiveSession:
         self._generator, self._patience = generator, patience_frames
         with torch.no_grad():
             width = denoiser.motion_space.latent_dim
-            self._reference = denoiser.motion_space.to_model(_checked_reference(reference, width))
+            self._reference = denoiser.motion_space.to_model(checked_reference(reference, width))
             self._sampler = BlockSampler(denoiser, self._reference, **sampling)
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
         self._faults, self._unseen = Faults(), torch.zeros((), dtype=torch.long, device=rest.device)
@@ -193,7 +194,7 @@ class LiveSession:
         """
         if self._end is not None:
             raise UserError("the session is finished; start a new one")
-        reference = _checked_reference(reference, self._width).to(self._reference.device)
+        reference = checked_reference(reference, self._width).to(self._reference.device)
         with self._lock:
             self._sampler.change_reference(self._denoiser.motion_space.to_model(reference))
 
@@ -380,18 +381,6 @@ def _all_or_nothing(sessions: Sequence[LiveSession]) -> Iterator[None]:
             for session, state in zip(sessions, saved, strict=True):
                 session._restore(state)
             raise
-
-
-def _checked_reference(reference: Float[Tensor, "1 L"], width: int) -> Float[Tensor, "1 L"]:
-    """UserError unless it is one finite latent."""
-    if not isinstance(reference, Tensor) or reference.shape != (1, width) or not reference.is_floating_point():
-        kind, shape = type(reference).__name__, tuple(getattr(reference, "shape", ()))
-        raise UserError(
-            f"reference: expected the motion of one portrait (1, {width}) as a floating-point tensor, got {kind} {shape}"
-        )
-    if not torch.isfinite(reference).all():
-        raise UserError("reference: holds numbers that are not finite")
-    return reference
 
 
 @torch.no_grad()
