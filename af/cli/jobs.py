@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from af.cli.processes import end_sessions
 from af.cli.stages import Stage, run_stages
-from af.errors import UserError
+from af.errors import Stopped, UserError
 from af.files import append_line, exclusive, read_json, read_lines, write_json
 from af.training.ranks import without_ranks
 
@@ -89,6 +89,9 @@ def run_job(folder: Path) -> int:
         stages = [Stage(name, "", tuple(arguments)) for name, arguments in job.stages.items()]
         try:
             run_stages(stages, job.folder / "stages.json", Console())
+        except Stopped as stopped:  # neither failed nor done: it goes on when it is started again
+            print(stopped, file=sys.stderr)
+            return 128 + stopped.signal
         except UserError as error:
             record(job, "failed", error=str(error))
             print(error, file=sys.stderr)

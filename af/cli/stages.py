@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -9,13 +10,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import psutil
 from rich.console import Console
 from rich.rule import Rule
 
-from af.errors import UserError
+from af.errors import Stopped, UserError
 from af.files import read_json, write_json
+
+#: The exit code of what SIGTERM has ended.
+TERMINATED: Final = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class StageResult:
 def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[str, StageResult]:
     """Run what is not yet in `record` (JSON, written after each stage); a changed stage and all after it run again.
 
-    Raises UserError when a stage fails, naming it and its command.
+    Raises UserError when a stage fails, naming it and its command, `Stopped` when SIGTERM ended it.
     """
     done = read_json(record) if record.is_file() else {}
     for number, stage in enumerate(stages, 1):
@@ -61,6 +66,8 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
             done[stage.name] = entry
             write_json(record, done)
         entry["peak_memory_gb"] = max(peak, known.get("peak_memory_gb", 0.0) if known else 0.0)
+        if code == TERMINATED:
+            raise Stopped(signal.SIGTERM, f"stopped in stage {stage.name}: the same command goes on with it")
         if code:
             raise UserError(f"stage {stage.name} failed (exit {code}): af {' '.join(stage.arguments)}")
         entry["done"] = True
@@ -69,8 +76,19 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
 
 
 def _run(command: list[str]) -> tuple[int, float]:
+    told: list[int] = []
+
+    def tell(number: int, frame: object) -> None:
+        told.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    process: subprocess.Popen[bytes] | None = None
+    before = signal.signal(signal.SIGTERM, tell)  # a terminal's Ctrl-C reaches the stage by itself, this does not
     # files that may be inherited are locks (af.files.exclusive): held as long as the stage runs
     process = subprocess.Popen(command, close_fds=False)
+    if told:  # while it was being started
+        process.terminate()
     peak = 0.0
     stop = threading.Event()
 
@@ -82,11 +100,13 @@ def _run(command: list[str]) -> tuple[int, float]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        return process.wait(), peak
+        code = process.wait()
+        return TERMINATED if told else code, peak
     except KeyboardInterrupt:
         process.wait()
         raise
     finally:
+        signal.signal(signal.SIGTERM, before)
         stop.set()
         watcher.join()
 

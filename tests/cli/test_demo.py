@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -76,3 +81,19 @@ def test_a_run_becomes_a_column_and_several_say_how_far_they_lie_apart(demo_tabl
 def test_the_readme_has_the_table_of_the_runs_that_are_kept(demo_table):
     text = (ROOT / "README.md").read_text("utf-8")
     assert text == demo_table.inserted(text, demo_table.table(demo_table.runs(demo_table.RUNS))), "run make docs"
+
+
+def test_sigterm_ends_the_stage_at_hand_too(tmp_path):
+    """What `kill` sends to the demo alone, as service managers do: no stage is left behind."""
+    places = [f"{key}={tmp_path / key}" for key in ("run", "data_folder", "latents_folder")]
+    command = [sys.executable, "-m", "af.cli.main", "demo", "demo=tiny", *places]
+    demo = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (stages := psutil.Process(demo.pid).children()):
+        assert demo.poll() is None
+        time.sleep(0.05)
+    demo.send_signal(signal.SIGTERM)
+    said = demo.communicate(timeout=60)[1]
+    assert demo.returncode == 128 + signal.SIGTERM
+    assert "stopped in stage" in said
+    assert "the same command goes on with it" in said
+    assert not any(stage.is_running() for stage in stages)
