@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from af.data.ingest.camera import FaceCropper
-    from af.data.ingest.single import read_portrait
     from af.forcing.pieces import Rates, Signals
+    from af.ingest.camera import FaceCropper
+    from af.ingest.single import read_portrait
     from af.pipeline.avatar import Avatar
     from af.pipeline.live import live_session
 
@@ -23,11 +23,11 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
 
 _HOMES = {
     "Avatar": "af.pipeline.avatar",
-    "FaceCropper": "af.data.ingest.camera",
+    "FaceCropper": "af.ingest.camera",
     "Rates": "af.forcing.pieces",
     "Signals": "af.forcing.pieces",
     "live_session": "af.pipeline.live",
-    "read_portrait": "af.data.ingest.single",
+    "read_portrait": "af.ingest.single",
 }
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from af.evaluation.comparison import Comparison, Setting
+from af.evaluation.plots import save_figures
 from af.files import write_json, write_text
-from af.metrics.comparison import Comparison, Setting
-from af.metrics.plots import save_figures
 
 #: Reactions, lips, richness, coupling, smoothness: the columns of the tables.
 TAGS = (

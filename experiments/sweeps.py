@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from af.cli.gather import gather, grouped
-from af.metrics.comparison import Setting
+from af.evaluation.comparison import Setting
+from af.evaluation.runs import gather, grouped
 from experiments.grid import TAGS, af, arguments, write_settings
 
 

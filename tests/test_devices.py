@@ -18,7 +18,7 @@ from af.devices import choose_device
 from af.errors import UserError
 from af.forcing.rollout import rollout
 from af.models.artifact import build, load_model
-from af.models.fast import for_inference
+from af.models.inference import for_inference
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import live_session
@@ -194,7 +194,7 @@ def test_a_part_that_fails_takes_nothing_with_it(
 
     for part in ("running.measure_running", "running.long_drift", "evaluate.evaluate_reconstruction"):
         monkeypatch.setattr(f"af.pipeline.{part}", fails)
-    monkeypatch.setattr("af.cli.gallery_videos.make_gallery", fails)
+    monkeypatch.setattr("af.evaluation.gallery_videos.make_gallery", fails)
     out = tmp_path / "numbers"
     models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder]
     command = [

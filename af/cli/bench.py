@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _synth(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, float]:
-    from af.data.synth.build import bench
+    from af.synth.build import bench
 
     return bench()
 
@@ -188,9 +188,9 @@ def _scaling(args: argparse.Namespace, so_far: dict[str, Any]) -> dict[str, Any]
 def _example(folder: Path) -> Path:
     """A few encoded synthetic conversations (the autoencoder is untrained: only sizes matter here)."""
     from af.cli.config import compose, instantiate, resolve
-    from af.data.synth.build import SynthSettings, build
     from af.models.artifact import save_model
     from af.pipeline.encode import encode
+    from af.synth.build import SynthSettings, build
 
     config = resolve(compose("train", ["experiment=vae_demo"]))["model"]
     save_model(folder / "model", instantiate(config), config, {"stage": "vae"})

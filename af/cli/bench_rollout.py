@@ -22,12 +22,12 @@ from af.forcing.rollout import BlockSampler
 from af.metrics.latency import Latency, latency
 from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser
-from af.models.fast import for_inference
-from af.models.released import ReleasedSizes
+from af.models.inference import for_inference
+from af.models.released.denoiser import ReleasedSizes
 from af.nn.kv_cache import WindowLayout
 from af.nn.precision import PRECISIONS, packs_bf16
 from af.training.bench import matmul_gflops
-from af.training.products import flops_of
+from af.training.flops import flops_of
 from af.types import Condition
 
 SIZES: Final = {

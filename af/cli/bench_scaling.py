@@ -80,7 +80,7 @@ def measure(latents: Path, folder: Path, steps: int, rounds: int) -> dict[str, f
 def count(model: Any, audio_dim: int) -> dict[str, float]:
     """Operations of a window (forward and backward), gradient bytes, numbers a frame and person, bytes read a window."""
     from af.training.bench import denoiser_loss
-    from af.training.products import flops_of
+    from af.training.flops import flops_of
 
     loss = denoiser_loss(model, 1, audio_dim)
     parameters = sum(p.numel() for p in model.parameters())

@@ -54,9 +54,9 @@ from af.files import sha256_of
 if TYPE_CHECKING:
     import torch
 
-    from af.cli.manifest import ManifestClip
-    from af.cli.measure import Measured, Tools
-    from af.metrics.extractors import Extractor
+    from af.evaluation.extractors import Extractor
+    from af.evaluation.manifest import ManifestClip
+    from af.evaluation.read_videos import Measured, Tools
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "what is measured is kept, the same command goes on with the rest"
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 f"--{option} belongs to --manifest: evaluate the checkpoint without it, then the manifest.csv it writes"
             )
-    from af.cli.evaluate_checkpoint import evaluate_checkpoint
+    from af.evaluation.checkpoint import evaluate_checkpoint
 
     return evaluate_checkpoint(args)
 
@@ -171,11 +171,11 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     """The folder-against-folder form."""
     from rich.console import Console
 
-    from af.cli.evaluation_report import failed, write_report
-    from af.cli.manifest import read_manifest
-    from af.cli.measure import Measurer
     from af.console import progress_bar
-    from af.metrics.evaluation import Protocol
+    from af.evaluation.clips import Protocol
+    from af.evaluation.manifest import read_manifest
+    from af.evaluation.read_videos import Measurer
+    from af.evaluation.report import failed, write_report
 
     console = Console()
     clips = read_manifest(args.manifest)
@@ -236,11 +236,11 @@ def _silent(clip: Measured, clips: list[Measured]) -> list[str]:
 
 def make_rows(measured, tools, protocol, args):
     """(rows, parameter report or None, its clips, {metric: why it was not computed}, {clip: remarks on repeated content})."""
-    from af.cli.evaluation_report import attempt
-    from af.metrics.evaluation import EvaluationClip
-    from af.metrics.pictures import border_rows, feature_rows, value_rows
-    from af.metrics.repeats import kept_apart, repeats
-    from af.metrics.table import parameter_report
+    from af.evaluation.clips import EvaluationClip
+    from af.evaluation.image_rows import border_rows, feature_rows, value_rows
+    from af.evaluation.repeats import kept_apart, repeats
+    from af.evaluation.report import attempt
+    from af.evaluation.table import parameter_report
 
     missing = reasons(measured, tools, args)
     rows, report = [], None
@@ -292,7 +292,7 @@ def side_features(measured, extractor: Extractor) -> dict[str, list]:
 
 def reasons(measured, tools, args) -> dict[str, str]:
     """Why rows of the specification are absent from this evaluation."""
-    from af.metrics.evaluation import MOUTH_NAMES, OF_FACES
+    from af.evaluation.clips import MOUTH_NAMES, OF_FACES
 
     missing: dict[str, str] = {}
     videos = any(c.video_file("generated") for c, _ in measured)
@@ -329,9 +329,9 @@ def reasons(measured, tools, args) -> dict[str, str]:
 
 def build_tools(args: argparse.Namespace) -> Tools:
     """The extractors that the options name, loaded; UserError says what is missing."""
-    from af.cli.measure import Tools
-    from af.metrics.extractors import i3d, inception, mediapipe_face, thumbnail
-    from af.metrics.syncnet import load_syncnet
+    from af.evaluation.extractors import i3d, inception, mediapipe_face, thumbnail
+    from af.evaluation.read_videos import Tools
+    from af.evaluation.syncnet import load_syncnet
 
     if args.mediapipe and args.synthetic_tracker:
         raise UserError("--mediapipe and --synthetic-tracker exclude each other: never mix trackers in one table")
@@ -363,7 +363,7 @@ def build_tools(args: argparse.Namespace) -> Tools:
 
 def named_network(text: str, kind, size: int, stride: int = 16, device: torch.device | str = "cpu") -> Extractor:
     """NAME=FILE as an extractor."""
-    from af.metrics.extractors import torch_module
+    from af.evaluation.extractors import torch_module
 
     name, separator, file = text.partition("=")
     if not separator or not name or not file:
@@ -373,7 +373,7 @@ def named_network(text: str, kind, size: int, stride: int = 16, device: torch.de
 
 def synthetic_tracker(device: torch.device | str = "cpu") -> Extractor:
     """The tracker of the synthetic faces, which is shipped with the package."""
-    from af.metrics.extractors import callable_face
+    from af.evaluation.extractors import callable_face
     from af.models.tracker import load_tracker
 
     tracker = load_tracker(device=device)

@@ -31,7 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, check, convert, write."""
     from af.models.artifact import save_model
-    from af.models.released import LICENCE_NOTE, ReleasedSizes, kind_of, read_autoencoder, read_denoiser, read_state
+    from af.models.released.denoiser import (
+        LICENCE_NOTE,
+        ReleasedSizes,
+        kind_of,
+        read_autoencoder,
+        read_denoiser,
+        read_state,
+    )
 
     folder = args.out.parent if args.out.name == "model.safetensors" else args.out
     if folder.suffix:
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     kind = kind_of(state, str(args.file))
     origin = {"licence": LICENCE_NOTE, "source": args.file.name}
     if kind == "autoencoder":
-        from af.models.released_autoencoder import IMAGE_SIZE
+        from af.models.released.autoencoder import IMAGE_SIZE
 
         config: dict[str, Any] = {"_target_": "af.models.autoencoder.MotionAutoencoder", "image_size": IMAGE_SIZE}
         digest = save_model(folder, read_autoencoder(state), config, origin)

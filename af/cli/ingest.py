@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING
 
 from af.cli.options import count, number, out_folder, pixels, positive
 from af.console import show
-from af.data.ingest.options import FACES, LONGEST_OFFSET_S
 from af.data.parts import PART_HELP, WHOLE, Share
+from af.ingest.options import FACES, LONGEST_OFFSET_S
 
 if TYPE_CHECKING:
-    from af.data.ingest.run import IngestReport
+    from af.ingest.run import IngestReport
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "conversations that are done are kept, the same command goes on with the others"
@@ -138,10 +138,10 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.table import Table
 
-    from af.data.ingest.options import IngestOptions
-    from af.data.ingest.run import REPORT, run_ingest
-    from af.data.ingest.sources import from_flags, from_manifest
     from af.errors import UserError
+    from af.ingest.options import IngestOptions
+    from af.ingest.run import REPORT, run_ingest
+    from af.ingest.sources import from_flags, from_manifest
 
     sources, rejected = from_flags(args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo)
     if args.manifest:

@@ -31,10 +31,10 @@ from af.cli.options import count, out_folder, seed
 
 if TYPE_CHECKING:
     from af.data.index import Index
-    from af.metrics.rows import MetricRow
+    from af.evaluation.probe import Person
+    from af.evaluation.rows import MetricRow
     from af.models.autoencoder import MotionAutoencoder
     from af.models.tracker import FaceTracker
-    from af.pipeline.probe import Person
 
 STEPS = (-3.0, -1.5, 0.0, 1.5, 3.0)
 ROWS_SHOWN = 8
@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
     from af.console import doing, progress_bar, show
     from af.data.index import Index
     from af.data.provenance import HeldOut
-    from af.metrics.rows import console_table, write_metrics
+    from af.evaluation.probe import read_people
+    from af.evaluation.rows import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
     from af.models.tracker import load_tracker
     from af.pipeline.encode import require_videos
-    from af.pipeline.probe import read_people
 
     device = device_of(args)
     model, artifact = load_as(args.autoencoder, MotionAutoencoder)
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reconstruction_rows(model: MotionAutoencoder, index: Index, seed: int) -> list[MetricRow]:
-    from af.metrics.rows import MetricRow
-    from af.pipeline.evaluate import evaluate_reconstruction
+    from af.evaluation.rows import MetricRow
+    from af.evaluation.split import evaluate_reconstruction
 
     found = evaluate_reconstruction(model, index, seed=seed)
     text = "cross-frame; null: the source shown unchanged"
@@ -110,10 +110,10 @@ def _reconstruction_rows(model: MotionAutoencoder, index: Index, seed: int) -> l
 def _transfer_rows(
     model: MotionAutoencoder, tracker: FaceTracker, index: Index, args: argparse.Namespace
 ) -> list[MetricRow]:
-    from af.data.synth.face import FACE_SPEC
-    from af.metrics.rows import MetricRow
-    from af.pipeline import transfer
-    from af.pipeline.evaluate import psnr_each
+    from af.evaluation import transfer
+    from af.evaluation.rows import MetricRow
+    from af.evaluation.split import psnr_each
+    from af.synth.face import FACE_SPEC
 
     pairs = transfer.draw_pairs(index, args.pairs, seed=args.seed)
     made, right = transfer.transfer(model, pairs.portraits, pairs.driving), pairs.truth
@@ -163,9 +163,9 @@ def _transfer_rows(
 
 
 def _probe_rows(people: Sequence[Person]) -> list[MetricRow]:
-    from af.data.synth.face import FACE_NAMES
-    from af.metrics.rows import MetricRow
-    from af.pipeline import probe
+    from af.evaluation import probe
+    from af.evaluation.rows import MetricRow
+    from af.synth.face import FACE_NAMES
 
     motion, faces, codes = ([getattr(p, name) for p in people] for name in ("coefficients", "face", "codes"))
     strangers = motion[len(motion) // 2 :] + motion[: len(motion) // 2]
@@ -217,8 +217,8 @@ def _probe_rows(people: Sequence[Person]) -> list[MetricRow]:
 
 def _traversal_text(model: MotionAutoencoder, tracker: FaceTracker, people: Sequence[Person], out: Path) -> str:
     """Save the picture; what each direction moves most, in standard deviations of that parameter from end to end."""
-    from af.data.synth.face import FACE_NAMES
-    from af.pipeline.probe import traversal
+    from af.evaluation.probe import traversal
+    from af.synth.face import FACE_NAMES
 
     pictures = traversal(model, people, STEPS)
     _save_grid(out / "directions.png", list(pictures.swapaxes(0, 1)), rows=len(pictures))

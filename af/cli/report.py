@@ -21,7 +21,7 @@ from af.cli.options import out_folder
 from af.console import show
 
 if TYPE_CHECKING:
-    from af.cli.gather import Group, Run
+    from af.evaluation.runs import Group, Run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Gather, print and write."""
     from rich.console import Console
 
-    from af.cli.comparison_files import write_comparison
-    from af.cli.gather import gather, grouped, require_one_tracker
-    from af.metrics.comparison import Comparison, Setting
+    from af.evaluation.comparison import Comparison, Setting
+    from af.evaluation.comparison_files import write_comparison
+    from af.evaluation.runs import gather, grouped, require_one_tracker
 
     runs = gather(args.runs, args.tag)
     require_one_tracker(runs)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
     """{key: {group: its runs' values}} for the keys that are not the same in all runs (seeds and folders left out)."""
-    from af.cli.gather import distinguishing, telling
+    from af.evaluation.runs import distinguishing, telling
 
     return {
         key: {g.name: _distinct([telling(r).get(key) for r in g.runs if r.has_come_to(key)]) for g in groups}

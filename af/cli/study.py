@@ -23,7 +23,7 @@ from af.cli.options import count, out_folder, seed, whole
 from af.errors import UserError
 
 if TYPE_CHECKING:
-    from af.metrics.study import Trial
+    from af.evaluation.study import Trial
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
@@ -76,8 +76,8 @@ def paired_videos(a: Path, b: Path, user: Path | None) -> list[tuple[str, Path, 
 def make_study(args: argparse.Namespace) -> int:
     """Write the page and the key."""
     from af.console import progress_bar
+    from af.evaluation.study import StudyKey, study_html
     from af.files import write_json, write_text
-    from af.metrics.study import StudyKey, study_html
 
     rng = np.random.default_rng(args.seed)
     pairs = paired_videos(args.folder_a, args.folder_b, args.user)
@@ -131,7 +131,7 @@ def make_study(args: argparse.Namespace) -> int:
 
 def _shuffled(name: str, videos: dict[str, bytes], user: bytes | None, rng: np.random.Generator) -> Trial:
     """A trial whose order of videos says nothing."""
-    from af.metrics.study import Trial
+    from af.evaluation.study import Trial
 
     tokens = list(videos)
     return Trial(name, {tokens[i]: videos[tokens[i]] for i in rng.permutation(len(tokens))}, user)
@@ -174,8 +174,8 @@ def score_study(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from af.evaluation.study import StudyKey, score_answers, score_markdown
     from af.files import write_json, write_text
-    from af.metrics.study import StudyKey, score_answers, score_markdown
 
     def load(path: Path):
         try:

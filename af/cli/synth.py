@@ -44,9 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and report."""
-    from af.data.synth.build import SynthSettings, build
-    from af.data.synth.session import SessionConfig
     from af.errors import UserError
+    from af.synth.build import SynthSettings, build
+    from af.synth.session import SessionConfig
 
     try:
         session = SessionConfig(

@@ -16,11 +16,10 @@ from typing import Any, Final
 
 from af.data.checks import check_fields, check_member
 from af.data.index import Index, SampleEntry, build_index, split_folders
-from af.data.ingest.splits import groups_of_people
 from af.data.mixture import require_alike
 from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.plan import mix
-from af.data.schema import SPLITS, ClipMeta, person_key
+from af.data.schema import SPLITS, ClipMeta, groups_of_people, person_key
 from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError

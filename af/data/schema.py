@@ -174,3 +174,20 @@ class ClipMeta:
             return cls(**data)
         except TypeError as error:
             raise SchemaError(f"ClipMeta: {error}") from None
+
+
+def groups_of_people(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Person -> the first name (in sorted order) among all people connected through conversations."""
+    parent: dict[str, str] = {}
+
+    def root(person: str) -> str:
+        parent.setdefault(person, person)
+        while parent[person] != person:
+            parent[person] = parent[parent[person]]
+            person = parent[person]
+        return person
+
+    for a, b in pairs:
+        first, second = sorted((root(a), root(b)))
+        parent[second] = first
+    return {person: root(person) for person in parent}

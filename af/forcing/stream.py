@@ -24,6 +24,7 @@ from torch import Tensor
 from af.clock import FRAME_MS, SAMPLE_RATE, frames_to_samples, frames_to_seconds
 from af.devices import synchronize
 from af.errors import UserError
+from af.forcing.batching import commit_together, step_together
 from af.forcing.inputs import Bounds, Face, SpeechStream, Voice
 from af.forcing.pieces import (
     RESAMPLING_S,
@@ -41,7 +42,6 @@ from af.forcing.pieces import (
 )
 from af.forcing.rollout import draw_noise, filled
 from af.forcing.sampler import BlockSampler, Denoiser
-from af.forcing.together import commit_together, step_together
 from af.types import Condition
 
 SAMPLING: Final = tuple(inspect.signature(BlockSampler).parameters)[2:]

@@ -20,7 +20,7 @@ from af.forcing.rollout import rollout_blocks
 from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
-from af.models.fast import for_inference
+from af.models.inference import for_inference
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import face_crop, image_array, image_tensor, motion_spec_of
 from af.specs import require_spec
@@ -49,7 +49,7 @@ class Avatar:
         device: torch.device | str = "cpu",
         precision: str | None = None,
     ) -> Avatar:
-        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser's weights (`af.models.fast`).
+        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser's weights (`af.models.inference`).
 
         Raises UserError when the folders were not made for each other.
         """

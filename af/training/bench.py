@@ -18,8 +18,8 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionStatistics
 from af.training.denoiser import DenoiserModule, draw_drops
+from af.training.flops import flops_of
 from af.training.muon import Muon
-from af.training.products import flops_of
 from af.training.randomness import Draws, step_generator
 from af.types import DyadBatch
 

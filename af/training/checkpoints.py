@@ -16,7 +16,7 @@ from rich.console import Console
 from af.errors import UserError, did_you_mean
 from af.files import atomic_path, remove_stale
 from af.models.checkpoint import checkpoint_files, sound
-from af.training.signals import GO_ON, STOP, Stops
+from af.training.sigterm import GO_ON, STOP, Stops
 from af.values import require_number
 
 

@@ -27,10 +27,10 @@ from af.models.checkpoint import checkpoint_files, step_of
 from af.training import claim
 from af.training.callbacks import Export, ValidationLog
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
+from af.training.compile import compiled, recompute
 from af.training.precision import Double, trainer_precision
 from af.training.ranks import find_ranks
-from af.training.signals import Stops, handlers_kept
-from af.training.switches import compiled, recompute
+from af.training.sigterm import Stops, handlers_kept
 from af.training.throughput import Throughput
 
 #: Options of Lightning's Trainer that are not the user's here, and what is.

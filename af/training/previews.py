@@ -20,7 +20,7 @@ from af.pipeline.encode import image_array, image_tensor
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.training.callbacks import tensorboard
 from af.training.denoiser import DenoiserModule
-from af.training.pictures import add_animation, add_image, curves_image, mask_image, noise_level_image
+from af.training.images import add_animation, add_image, curves_image, mask_image, noise_level_image
 from af.training.randomness import step_generator
 from af.types import Clip
 from af.values import require_number

@@ -12,14 +12,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from af.data.provenance import drawn
+from af.evaluation.faces import TrackedFaces
+from af.evaluation.split import evaluate_split
+from af.evaluation.table import Protocol, evaluate_parameters
 from af.forcing.rollout import Guidance
-from af.metrics.table import Protocol, evaluate_parameters
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.tracker import load_tracker
 from af.pipeline.avatar import Avatar
-from af.pipeline.evaluate import evaluate_split
-from af.pipeline.faces import TrackedFaces
 from af.pipeline.rolling import RolloutSettings
 from af.training.callbacks import tensorboard
 

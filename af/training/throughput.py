@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from af.devices import synchronize
 from af.errors import UserError
 from af.files import append_line
-from af.training.products import Products
+from af.training.flops import Products
 from af.values import require_number
 
 #: Parts of a batch's time; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.

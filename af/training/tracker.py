@@ -13,12 +13,12 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from af.data.synth.appearance import Appearance
-from af.data.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES, FACE_SPEC
-from af.data.synth.render import render
-from af.data.synth.session import simulate
 from af.models.tracker import IMAGE_SIZE, FaceTracker
 from af.nn.precision import choose
+from af.synth.appearance import Appearance
+from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES, FACE_SPEC
+from af.synth.render import render
+from af.synth.session import simulate
 
 _FRAMES_A_PERSON = 32
 _BUFFER = 16_384  # rendered frames kept and drawn from; a person's worth is replaced each step

@@ -16,12 +16,12 @@ from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from af.losses.guide import FaceGuide
 from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
-from af.models.growing import start_from
+from af.models.progressive import start_from
 from af.pipeline.encode import require_videos
 from af.training.callbacks import tensorboard, writes_logs
 from af.training.denoiser import warmup_cosine
+from af.training.images import add_image
 from af.training.muon import Muon
-from af.training.pictures import add_image
 from af.training.randomness import training_draws
 from af.training.validation import RankMeans
 from af.types import PairBatch

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from rich.progress import track
 from scipy.ndimage import gaussian_filter1d
 
-from af.data.synth.face import FACE_INDEX, FACE_RANGES, FACE_SPEC
-from af.data.synth.session import Session, SessionConfig, simulate
+from af.synth.face import FACE_INDEX, FACE_RANGES, FACE_SPEC
+from af.synth.session import Session, SessionConfig, simulate
 
 Motion = Float[np.ndarray, "T P"]
 LIPS = [FACE_INDEX["mouth_open"], FACE_INDEX["mouth_width"]]

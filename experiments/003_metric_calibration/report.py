@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from conditions import AGAIN, BASE, BLIND, CONDITIONS, STILL, TRUTH
 
+from af.evaluation.plots import COLOURS
 from af.files import write_text
-from af.metrics.plots import COLOURS
 
 if TYPE_CHECKING:
     from run import Result

@@ -26,14 +26,14 @@ from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
 import af
-from af.data.synth.face import FACE_SPEC
-from af.data.synth.render import render
+from af.evaluation.clips import EvaluationClip, Fitted, Protocol
+from af.evaluation.extractors import thumbnail
+from af.evaluation.table import parameter_report
 from af.files import atomic_path
 from af.metrics import frechet, functional
 from af.metrics.bootstrap import bootstrap_values, finish_mean, mean_sums
-from af.metrics.evaluation import EvaluationClip, Fitted, Protocol
-from af.metrics.extractors import thumbnail
-from af.metrics.table import parameter_report
+from af.synth.face import FACE_SPEC
+from af.synth.render import render
 
 FRAMES, SIZE = 100, 64  # of the rendered clips
 COARSE, FINE = thumbnail(4), thumbnail(8)

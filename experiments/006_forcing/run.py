@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from af.metrics.plots import save_figures
+from af.evaluation.plots import save_figures
 from experiments.grid import TAGS, arguments, evaluate, train, write_table
 
 TITLE = "Causal diffusion forcing: mask, block size and look-ahead, one factor at a time"

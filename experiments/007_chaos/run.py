@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load_file
 
-from af.data.synth.build import SynthSettings, build
 from af.files import write_json, write_text
+from af.synth.build import SynthSettings, build
 
 TITLE = "A training on two ranks, killed at random moments"
 SMALL = [

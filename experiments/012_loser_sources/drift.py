@@ -17,11 +17,11 @@ from af.clock import frames_to_seconds
 from af.data.index import Index
 from af.data.plan import fixed_windows
 from af.data.windows import WindowDataset
+from af.evaluation.plots import save_figures
 from af.files import write_json
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import velocity_error
-from af.metrics.plots import save_figures
 from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
 from af.training.denoiser import conditioned

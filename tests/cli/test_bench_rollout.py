@@ -8,7 +8,7 @@ from af.cli.bench_baselines import ReleasedScheme
 from af.forcing.guidance import Guidance
 from af.forcing.rollout import BlockSampler
 from af.models.artifact import build
-from af.models.released import ReleasedSizes
+from af.models.released.denoiser import ReleasedSizes
 
 
 @pytest.fixture

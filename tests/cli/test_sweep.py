@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from af.cli.config import compose, config_folder
-from af.cli.gather import Run, grouped
 from af.cli.jobs import Job, ledger_states, record, run_jobs
 from af.cli.main import main
 from af.cli.sweeping import ProcessLauncher, multirun
+from af.evaluation.runs import Run, grouped
 from af.training.ranks import Ranks, find_ranks
 from tests.training.test_ranks import SRUN, TORCHRUN
 from tests.training.test_resume import DENOISER

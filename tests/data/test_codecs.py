@@ -12,14 +12,14 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from toy_shards import moving_picture
-from toy_videos import make_video
 
 from af.clock import FPS, SAMPLE_RATE
 from af.data import codecs
 from af.data.codecs import CodecError, MediaError
 from af.data.video import _at_constant_rate
 from af.errors import UserError
+from tests.toy_shards import moving_picture
+from tests.toy_videos import make_video
 
 
 def psnr(a, b):

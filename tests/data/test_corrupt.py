@@ -14,7 +14,6 @@ import pytest
 import soundfile
 import torch
 from test_shards import Bomb, pickled_npy
-from toy_shards import write_split
 
 from af.cli.main import main
 from af.clock import SAMPLE_RATE
@@ -25,6 +24,7 @@ from af.data.plan import PairPlan, WindowItem, WindowPlan
 from af.data.shards import Index, ShardError, ShardReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from tests.toy_shards import write_split
 
 VICTIM = 1
 EXECUTED = Path("/tmp/af-was-executed")

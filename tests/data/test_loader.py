@@ -7,23 +7,23 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from toy_shards import AUDIO, MOTION, STREAMING, members, meta, write_split
 
 from af.cli.bench_loader import plot
 from af.data import codecs
 from af.data.bench import bench
 from af.data.bench_workers import loader_speeds
 from af.data.dataset import Counted
-from af.data.emphasis import FaceCentre
 from af.data.frame_cache import FrameCache
 from af.data.loader import training_loader, validation_loader
 from af.data.pairs import PairDataset, pairs_to_float
+from af.data.pixel_weights import FaceCentre
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import Index, ShardReader, build_index, write_shard
-from af.data.synth.emphasis import EyesAndMouth
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from af.synth.pixel_weights import EyesAndMouth
 from af.types import DyadBatch, PairBatch
+from tests.toy_shards import AUDIO, MOTION, STREAMING, members, meta, write_split
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import make_index
-from toy_shards import MOTION, STREAMING, write_split
 
 from af.data.loader import training_loader, validation_loader
 from af.data.mixture import ROUND, MixedPlan, joined, roots
@@ -19,6 +18,7 @@ from af.data.shards import Index, ShardReader, validate
 from af.data.stores import RemotePath
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from tests.toy_shards import MOTION, STREAMING, write_split
 
 LENGTHS = ([[90, 40], [60]], [[50], [110]], [[70, 70, 70]])
 weights = st.lists(st.floats(0.5, 100), min_size=1, max_size=3)

@@ -113,7 +113,7 @@ def test_workers_end_with_a_process_that_was_killed(tmp_path):
 
 
 def _deadly_detector(frame: np.ndarray) -> np.ndarray:
-    from toy_videos import disc_detector  # here: the processes of the other tests do without all that
+    from tests.toy_videos import disc_detector  # here: the processes of the other tests do without all that
 
     if frame.shape[0] < 80:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -121,11 +121,10 @@ def _deadly_detector(frame: np.ndarray) -> np.ndarray:
 
 
 def test_a_video_that_ends_the_process_is_dropped_by_name(tmp_path):
-    from toy_videos import disc_video
-
-    from af.data.ingest.recording import IngestOptions
-    from af.data.ingest.run import run_ingest
-    from af.data.ingest.sources import Source
+    from af.ingest.recording import IngestOptions
+    from af.ingest.run import run_ingest
+    from af.ingest.sources import Source
+    from tests.toy_videos import disc_video
 
     disc_video(tmp_path / "a.mp4", 60)
     disc_video(tmp_path / "b.mp4", 60, seed=1)

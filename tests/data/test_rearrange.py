@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_shards import npy, replace
-from toy_shards import STREAMING, members, meta, write_split
 
 from af.cli.main import main
 from af.data.parts import Share
@@ -18,6 +17,7 @@ from af.data.schema import SPLITS
 from af.data.shards import Index, ShardError, ShardReader, build_index, validate, write_shard
 from af.errors import UserError
 from tests.faulty_server import FaultyServer
+from tests.toy_shards import STREAMING, members, meta, write_split
 
 SIZE = 10**5
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_shards import write_split
 
 from af.cli.main import main
 from af.data.loader import training_loader
@@ -16,6 +15,7 @@ from af.data.plan import WindowPlan
 from af.data.shards import Index, ShardReader
 from af.data.stores import NotInStore, StoreError, location
 from af.data.windows import WindowDataset
+from tests.toy_shards import write_split
 
 moto_server = pytest.importorskip("moto.server", reason="the development set-up (make setup) brings the server")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_shards import AUDIO, FACE, MOTION, STREAMING, meta
 
 from af.data.schema import ClipMeta, spans
 from af.errors import UserError
 from af.specs import FaceSpec, FeatureSpec, MotionSpec, SchemaError, require_spec
+from tests.toy_shards import AUDIO, FACE, MOTION, STREAMING, meta
 
 
 @pytest.mark.parametrize("spec", [AUDIO, STREAMING, MOTION, FACE])

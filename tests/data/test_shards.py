@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from toy_shards import AUDIO, MOTION, STREAMING, members, meta, rows, write_split
 
 from af.data import codecs
 from af.data.parts import Part, run_job, run_parts
 from af.data.shards import Index, ShardError, ShardReader, build_index, validate, write_shard
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
+from tests.toy_shards import AUDIO, MOTION, STREAMING, members, meta, rows, write_split
 
 FRAMES, SIZE = 6, 32
 

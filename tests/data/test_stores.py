@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_shards import write_split
 
 from af.cli.main import main
 from af.data.disk_cache import local_copy
@@ -23,6 +22,7 @@ from af.data.stores import RemotePath, StoreError, StoreSettings, absolute, loca
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from tests.faulty_server import FaultyServer
+from tests.toy_shards import write_split
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from toy_videos import make_video, scene
 
 from af.data import colour
 from af.data.media import MediaError, iter_video, read_audio, read_video
 from af.data.notes import Notes
+from tests.toy_videos import make_video, scene
 
 
 def kinds(notes: Notes) -> list[str]:

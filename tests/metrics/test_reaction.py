@@ -77,8 +77,8 @@ def test_gain_sees_reactions_and_does_not_reward_a_blind_avatar(world):
 @pytest.mark.slow
 def test_gain_on_synthetic_conversations():
     """Turn-taking makes the two voices depend on each other: neither a blind talker nor a stranger may gain from it."""
-    from af.data.synth.session import SessionConfig, simulate
     from af.metrics.audio import log_mel
+    from af.synth.session import SessionConfig, simulate
 
     sessions = [simulate(i) for i in range(60)]
     nobody_answers = SessionConfig(smile_answer=0, tilt_answer=0, nod_answer=0)

@@ -141,7 +141,7 @@ WRITES = {"_target_": "af.files.write_text", "path": "written.txt", "text": "by 
 NOT_MODELS = [
     "af.files.write_text",
     "os.system",
-    "af.data.synth.build.build",
+    "af.synth.build.build",
     "af.cli.main.main",
     "builtins.eval",
     7,

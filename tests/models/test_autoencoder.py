@@ -14,7 +14,7 @@ from af.errors import UserError
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
 from af.models.perceptual import VggFeatures
-from af.models.released_autoencoder import PREFIX, read_autoencoder, released_names, unused_names
+from af.models.released.autoencoder import PREFIX, read_autoencoder, released_names, unused_names
 
 SIZE, LATENT, DIRECTIONS = 16, 12, 4
 

@@ -9,7 +9,7 @@ from af.cli.main import main
 from af.errors import UserError
 from af.models.artifact import build, load_model
 from af.models.denoiser import MotionDenoiser
-from af.models.released import ReleasedSizes, kind_of, read_denoiser, read_state, released_key
+from af.models.released.denoiser import ReleasedSizes, kind_of, read_denoiser, read_state, released_key
 from af.types import Condition
 
 SMALL = ReleasedSizes(dim=6, hidden=16, depth=2, heads=2, condition_dim=8, condition_heads=2, audio_feature_dim=10)
@@ -85,7 +85,7 @@ def test_kind_is_read_from_the_keys(state) -> None:
 
 
 def test_import_writes_a_model_folder_or_nothing(state, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("af.models.released.ReleasedSizes", lambda: SMALL)
+    monkeypatch.setattr("af.models.released.denoiser.ReleasedSizes", lambda: SMALL)
     torch.save(state, tmp_path / "flow.pth")
     assert (
         main(["import-released", str(tmp_path / "flow.pth"), "--out", str(tmp_path / "d" / "model.safetensors")]) == 0

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from af.data.codecs import decode_video, encode_video
-from af.data.synth import FACE_INDEX, FACE_NAMES, FACE_SPEC, Appearance, render, simulate
 from af.errors import UserError
 from af.models.tracker import FaceTracker, load_tracker, shipped_weights
+from af.synth import FACE_INDEX, FACE_NAMES, FACE_SPEC, Appearance, render, simulate
 from af.training.tracker import degrade, r_squared, wide_faces
 
 GOOD = ("mouth_open", "smile", "roll", "pitch", "yaw", "blink")

@@ -11,13 +11,13 @@ import torch
 from af.cli.main import main
 from af.data.index import Index, build_index
 from af.data.shards import ShardReader
-from af.data.synth.build import SynthSettings
-from af.data.synth.build import build as build_conversations
-from af.data.synth.session import SessionConfig
 from af.errors import UserError
 from af.models.artifact import build, load_model, save_model
 from af.models.autoencoder import MotionAutoencoder
 from af.pipeline.encode import encode, image_array, image_tensor, read_statistics, video_motion, video_motion_pieces
+from af.synth.build import SynthSettings
+from af.synth.build import build as build_conversations
+from af.synth.session import SessionConfig
 
 from ..conftest import AUTOENCODER, FEATURES
 

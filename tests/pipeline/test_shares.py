@@ -14,11 +14,11 @@ import pytest
 from af.cli.main import main
 from af.data.parts import Part, Share, run_job
 from af.data.shards import validate
-from af.data.synth.build import SynthSettings, build
 from af.errors import UserError
 from af.files import append_line, write_text
 from af.pipeline.encode import STATISTICS_NAME, encode
 from af.pipeline.losers import LoserSettings, make_losers
+from af.synth.build import SynthSettings, build
 from tests.conftest import FEATURES
 
 
@@ -26,7 +26,7 @@ from tests.conftest import FEATURES
 def conversations(tmp_path_factory) -> Path:
     """Two shards to train on, one to validate."""
     folder = tmp_path_factory.mktemp("conversations")
-    from af.data.synth.session import SessionConfig
+    from af.synth.session import SessionConfig
 
     build(
         folder, SynthSettings(train=2, val=1, test=0, size=32, session=SessionConfig(seconds=3), sessions_per_shard=1)

@@ -10,7 +10,7 @@ import torch._dynamo
 
 from af.cli.config import compose, instantiate, resolve
 from af.models.perceptual import _LAYERS
-from af.training.products import Products
+from af.training.flops import Products
 from tests.training.test_resume import DENOISER, VAE, train
 
 ONE_STEP = [

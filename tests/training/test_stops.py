@@ -16,7 +16,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from af.models.checkpoint import checkpoint_files
-from af.training.signals import STOP, Stops
+from af.training.sigterm import STOP, Stops
 from tests.training.test_resume import DENOISER, SHORT, same, train
 
 #: No checkpoint but what a signal or the end makes; nothing that takes time beside.
@@ -95,7 +95,7 @@ def test_the_interval_is_in_minutes_too(arguments, tmp_path):
 
 def test_a_minute_between_saves_is_counted_from_the_last_one(monkeypatch):
     times = iter([0.0, 60.0, 119.0, 121.0, 121.0, 130.0, 130.0])
-    monkeypatch.setattr("af.training.signals.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("af.training.sigterm.time.monotonic", lambda: next(times))
     stops = Stops(every_minutes=2)
     stops.saved(5)
     wishes = [stops.agreed() for _ in range(3)]

@@ -13,7 +13,7 @@ from torch import nn
 
 from af.models.autoencoder import DecoderLevel
 from af.nn.transformer import ForcingBlock
-from af.training.switches import recompute, repeated
+from af.training.compile import recompute, repeated
 from tests.training.test_resume import DENOISER, SHORT, VAE, started, train
 
 #: In fp64 rounding is no excuse, and with a large rate from the first step on heads that start at zero are none either.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from af.training.products import flops_of
+from af.training.flops import flops_of
 from af.training.throughput import PHASES
 from tests.training.test_resume import DENOISER, SHORT, same, train
 

@@ -26,7 +26,7 @@ from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ema import Ema
 from af.training.gradients import Gradients
 from af.training.muon import is_matrix
-from af.training.signals import Stops
+from af.training.sigterm import Stops
 from af.training.vae import VaeModule
 from af.types import PairBatch
 

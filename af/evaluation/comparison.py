@@ -1,0 +1,207 @@
+"""Several settings beside each other in one table: mean ± standard error over seeds, ground truth, null, the best marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from af.evaluation.rows import number_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from af.evaluation.rows import MetricRow
+
+#: The flat metrics of one run, as `af evaluate` writes them: {tag: value, tag/true: …, tag/null: …}.
+Metrics = Mapping[str, Any]
+
+#: Columns when nobody asks for others: reactivity, richness, lips, smoothness.
+DEFAULT_TAGS: Final = (
+    "rpcc/exp",
+    "rpcc/pose",
+    "reaction_gain",
+    "react/smile",
+    "react/tilt",
+    "react/nod",
+    "sid/exp",
+    "sid/pose",
+    "var/exp",
+    "var/pose",
+    "mouth/corr",
+    "lip/corr",
+    "border_ratio/pose",
+)
+
+
+def headline(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """What a person looks at beside curves: the usual columns, and families of a single number. The rest is in files."""
+    return [row for row in rows if row.tag in DEFAULT_TAGS or "/" not in row.tag]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over runs that have the number, its standard error (None for a single run) and how many there are."""
+
+    mean: float
+    standard_error: float | None
+    runs: int
+
+    def text(self) -> str:
+        """mean ± standard error."""
+        if not self.runs:
+            return "–"
+        return number_text(self.mean) + (
+            "" if self.standard_error is None else f" ± {number_text(self.standard_error)}"
+        )
+
+
+def cell(values: Sequence[float | None]) -> Cell:
+    """Mean and standard error (ddof 1) of the values that are there and finite."""
+    known = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
+    if not len(known):
+        return Cell(math.nan, None, 0)
+    error = float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
+    return Cell(float(known.mean()), error, len(known))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: its name and the metrics of its runs (one a seed); empty when none is finished."""
+
+    name: str
+    runs: tuple[Metrics, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Settings by metrics. `better` says which way is good: lower, higher, or true (close to the ground truth)."""
+
+    settings: tuple[Setting, ...]
+    tags: tuple[str, ...]
+    better: Mapping[str, str]
+
+    @classmethod
+    def of(cls, settings: Sequence[Setting], tags: Sequence[str] | None = None) -> Comparison:
+        """A table of the given columns; by default those of `DEFAULT_TAGS` that any run has."""
+        present = {tag for setting in settings for run in setting.runs for tag in run}
+        better: dict[str, str] = {}
+        for setting in settings:
+            for run in setting.runs:
+                better |= run.get("better", {})
+        chosen = tuple(tags) if tags is not None else tuple(tag for tag in DEFAULT_TAGS if tag in present)
+        return cls(tuple(settings), chosen, better)
+
+    def cell(self, setting: Setting, tag: str) -> Cell:
+        """The generated number of a setting."""
+        return cell([run.get(tag) for run in setting.runs])
+
+    def side(self, tag: str, side: str) -> Cell:
+        """The ground truth ("true") or the null of a metric, over all runs of all settings."""
+        return cell([run.get(f"{tag}/{side}") for setting in self.settings for run in setting.runs])
+
+    def best(self, tag: str) -> set[str]:
+        """Names of the settings with the best mean; empty where it is unknown which way is good."""
+        means = {s.name: c.mean for s in self.settings if (c := self.cell(s, tag)).runs}
+        direction, true = self.better.get(tag), self.side(tag, "true")
+        if not means or direction is None or (direction == "true" and not true.runs):
+            return set()
+        costs = {"lower": lambda v: v, "higher": lambda v: -v, "true": lambda v: abs(v - true.mean)}
+        cost = {name: costs[direction](mean) for name, mean in means.items()}
+        return {name for name, value in cost.items() if value == min(cost.values())}
+
+    def rows(self, mark: str = "{}") -> list[list[str]]:
+        """Cells as text: name, runs, one a metric; ground truth and null last. `mark` is put around the best."""
+        best = {tag: self.best(tag) for tag in self.tags}
+        found = []
+        for s in self.settings:
+            texts = [(self.cell(s, tag).text(), s.name in best[tag]) for tag in self.tags]
+            found.append([s.name, str(len(s.runs)), *(mark.format(t) if is_best else t for t, is_best in texts)])
+        for name, side in (("ground truth", "true"), ("null", "null")):
+            # sides differ between runs by the runs' own clips alone: no standard error over settings
+            sides = [self.side(tag, side) for tag in self.tags]
+            found.append([name, "", *(number_text(c.mean) if c.runs else "–" for c in sides)])
+        return found
+
+    def header(self) -> list[str]:
+        """Names of the columns, with an arrow where lower or higher is better."""
+        arrows = {"lower": " ↓", "higher": " ↑"}
+        return ["setting", "runs", *(tag + arrows.get(self.better.get(tag, ""), "") for tag in self.tags)]
+
+    def markdown(self) -> str:
+        """The table in Markdown, the best in bold."""
+        lines = ["| " + " | ".join(self.header()) + " |", "| --- |" + " ---: |" * (len(self.tags) + 1)]
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows("**{}**")]
+        return "\n".join(lines) + "\n"
+
+    def console(self, title: str | None = None) -> Table:
+        """The same as a rich table; settings side by side when they are fewer than the metrics."""
+        from rich.table import Table
+
+        columns = [self.header(), *self.rows("[bold]{}[/bold]")]
+        table = Table(title=title)
+        for number, column in enumerate(columns):
+            table.add_column(column[0], justify="right" if number else "left", no_wrap=not number)
+        for line in zip(*(column[1:] for column in columns), strict=True):
+            table.add_row(*line)
+        return table
+
+    def records(self) -> list[dict[str, Any]]:
+        """Numbers in long form, for CSV: setting, metric, mean, standard error, runs, ground truth, null, whether best."""
+        found = []
+        for tag in self.tags:
+            best, true, null = self.best(tag), self.side(tag, "true"), self.side(tag, "null")
+            for setting in self.settings:
+                value = self.cell(setting, tag)
+                found.append(
+                    {
+                        "setting": setting.name,
+                        "metric": tag,
+                        "mean": value.mean if value.runs else None,
+                        "standard_error": value.standard_error,
+                        "runs": value.runs,
+                        "ground_truth": true.mean if true.runs else None,
+                        "null": null.mean if null.runs else None,
+                        "best": setting.name in best,
+                    }
+                )
+        return found
+
+    def figures(self) -> dict[str, Figure]:
+        """One picture a metric: every setting's mean ± standard error and its runs, ground truth and null as lines."""
+        from matplotlib.figure import Figure
+
+        figures = {}
+        for tag in self.tags:
+            figure = Figure(figsize=(7.0, 1.3 + 0.28 * len(self.settings)), layout="constrained")
+            axes = figure.subplots()
+            for y, setting in enumerate(self.settings):
+                value = self.cell(setting, tag)
+                if not value.runs:
+                    continue
+                each = [run[tag] for run in setting.runs if run.get(tag) is not None]
+                axes.plot(each, [y] * len(each), ".", color="#9aa5b1", ms=5)
+                axes.errorbar(value.mean, y, xerr=value.standard_error, fmt="o", color="#d1495b", ms=5, capsize=3)
+            for side, colour in (("true", "#222222"), ("null", "#9aa5b1")):
+                if (known := self.side(tag, side)).runs:
+                    name = "ground truth" if side == "true" else "null"
+                    axes.axvline(known.mean, color=colour, lw=1, ls="--", label=name)
+            axes.set_yticks(range(len(self.settings)), [s.name for s in self.settings], fontsize=8)
+            axes.set_ylim(len(self.settings) - 0.4, -0.6)
+            axes.set_title(f"{tag}{_meaning(self.better.get(tag))}", fontsize=10)
+            axes.grid(alpha=0.25, axis="x")
+            axes.spines[["top", "right"]].set_visible(False)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(frameon=False, fontsize=8)
+            figures[tag.replace("/", "_")] = figure
+        return figures
+
+
+def _meaning(better: str | None) -> str:
+    return {"lower": " (lower is better)", "higher": " (higher is better)", "true": " (like the truth is better)"}.get(
+        better or "", ""
+    )

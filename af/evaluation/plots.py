@@ -1,0 +1,152 @@
+"""Pictures of an evaluation: curves by lag, mouth opening over time, jitter at block borders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from af.clock import FPS
+from af.evaluation.clips import MOUTH_NAMES, EvaluationClip, ParameterReport
+from af.evaluation.comparison import headline
+from af.evaluation.rows import MetricRow, markdown_table
+from af.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"true": "#222222", "generated": "#d1495b", "null": "#9aa5b1", "user": "#3d7ea6"}
+
+
+def _figure(width: float = 7.0, height: float = 3.4) -> Figure:
+    from matplotlib.figure import Figure  # the object alone: no pyplot, no global state, no display
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _decorate(axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_curve(name: str, x: Float[np.ndarray, " L"], series: Mapping[str, Float[np.ndarray, " L"]]) -> Figure:
+    """One curve over lags in seconds, a line each for generated, true and null."""
+    figure = _figure()
+    axes = figure.subplots()
+    for key, values in series.items():
+        axes.plot(x, values, color=COLOURS.get(key), label=key, lw=1.8)
+    axes.axhline(0, color="k", lw=0.6)
+    if name == "reaction_gain":
+        _decorate(axes, "reaction gain by lag of the user's signal", "lag of the user's signal (s)", "gain (nats)")
+    else:
+        axes.axvline(0, color="k", lw=0.6)
+        meaning = {"lip": "positive: the mouth is late", "mouth": "positive: the generated mouth is late"}
+        axis = f"lag (s), {meaning.get(name, 'positive: the avatar follows the user')}"
+        _decorate(axes, f"{name}: correlation by lag", axis, "Pearson correlation")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_mouth(clips: Sequence[EvaluationClip], count: int = 4, seconds: float = 8.0) -> Figure | None:
+    """Mouth opening over time, generated over true, of the first `count` clips; None without a mouth parameter."""
+    names = clips[0].face.names
+    mouth = next((names.index(n) for n in MOUTH_NAMES if n in names), None)
+    if mouth is None:
+        return None
+    shown = clips[:count]
+    figure = _figure(8.0, 1.2 + 1.3 * len(shown))
+    rows = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))
+    for axes, clip in zip(rows, shown, strict=True):
+        frames = round(seconds * FPS)
+        time = np.arange(min(frames, len(clip.true))) / FPS
+        axes.plot(time, clip.true[: len(time), mouth], color=COLOURS["true"], lw=1.2, label="true")
+        axes.plot(time, clip.generated[: len(time), mouth], color=COLOURS["generated"], lw=1.2, label="generated")
+        _decorate(axes, clip.name, "", names[mouth])
+    rows[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
+    rows[-1].set_xlabel("time (s)")
+    return figure
+
+
+def plot_borders(
+    sides: Mapping[str, Sequence[Float[np.ndarray, "T F"]]], block: int, first: int | None = None, of: str = ""
+) -> Figure:
+    """Mean |second difference| by place within the block, generated and true, both relative to the middle frames'.
+
+    `sides` {"true" | "generated": clips} of face parameters or of pictures' features, which `of` names.
+    """
+    figure = _figure()
+    axes = figure.subplots()
+    start = block if first is None else first
+    for key, clips in sides.items():
+        total, count = np.zeros(block), np.zeros(block)
+        for clip in clips:
+            values = np.asarray(clip, np.float64)
+            scale = values.std(0)
+            bend = np.abs(np.diff(values / np.where(scale > 0, scale, np.inf), n=2, axis=0)).mean(1)
+            place = (np.arange(1, len(values) - 1) - start) % block
+            kept = np.arange(1, len(values) - 1) >= start - block // 2
+            np.add.at(total, place[kept], bend[kept])
+            np.add.at(count, place[kept], 1)
+        mean = total / np.maximum(count, 1)
+        centred = np.roll(mean, block // 2)  # the border in the middle of the picture
+        inner = np.median(mean[1:-1]) if block > 2 else mean.mean()
+        axes.plot(np.arange(block) - block // 2, centred / (inner or 1.0), "o-", color=COLOURS[key], ms=3, label=key)
+    axes.axvline(-0.5, color="k", lw=0.8, ls="--")
+    axes.axhline(1, color="k", lw=0.6)
+    title = f"jitter at the borders of blocks of {block}" + (f", {of}" if of else "")
+    _decorate(axes, title, "frame relative to the border", "|2nd difference|")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def make_figures(
+    report: ParameterReport, clips: Sequence[EvaluationClip], block: int | None = None, first: int | None = None
+) -> dict[str, Figure]:
+    """All plots of a report by name (no slash in the names)."""
+    figures = {
+        name.replace("/", "_"): plot_curve(name, x, series)
+        for name, (x, series) in report.curves.items()
+        if any(np.isfinite(values).any() for values in series.values())
+    }
+    mouth = plot_mouth(clips)
+    if mouth is not None:
+        figures["mouth_over_time"] = mouth
+    if block is not None:
+        sides = {"true": [c.true for c in clips], "generated": [c.generated for c in clips]}
+        figures["block_borders"] = plot_borders(sides, block, first)
+    return figures
+
+
+def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
+    """Write each figure as PNG (temporary name, then replace)."""
+    paths = []
+    for name, figure in figures.items():
+        path = folder / f"{name}.png"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+        paths.append(path)
+    return paths
+
+
+def log_tensorboard(folder: Path, rows: Sequence[MetricRow], figures: Mapping[str, Figure], step: int = 0) -> None:
+    """Value, truth and null of the `headline` rows as scalars, the whole table as text and the figures, for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    try:
+        for row in headline(rows):
+            for side, value in (("", row.value), ("/true", row.ground_truth), ("/null", row.null)):
+                if value is not None and math.isfinite(value):
+                    writer.add_scalar(row.tag + side, value, step)
+        writer.add_text("evaluation/table", markdown_table(rows), step)
+        for name, figure in figures.items():
+            writer.add_figure(f"evaluation/{name}", figure, step)
+    finally:
+        writer.close()

@@ -1,0 +1,231 @@
+"""What can only be measured on a running system: latency, speed, and drift over a long roll-out."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from af.clock import FRAME_MS, SAMPLES_PER_FRAME, seconds_to_frames
+from af.data.index import Index
+from af.data.schema import other_role
+from af.data.shards import ShardReader
+from af.devices import synchronize
+from af.evaluation.rows import MetricRow
+from af.forcing.dropout import SIGNALS
+from af.forcing.stream import LiveSession
+from af.metrics.latency import Latency, latency, real_time_factor, waiting_frames
+from af.metrics.smoothness import Drift, drift, sharpness
+from af.models.denoiser import MotionDenoiser
+from af.pipeline.avatar import Avatar
+from af.pipeline.live import speech_stream, user_encoder
+from af.pipeline.rolling import RolloutSettings, Turn, roll_out, turn_of
+from af.specs import FeatureSpec
+from af.types import Clip
+
+
+@dataclass(frozen=True)
+class Running:
+    """Latency with and without the audio features' time, and compute time over media time by stage."""
+
+    latency: Latency
+    motion_only: Latency
+    rtf: Mapping[str, float]
+    blocks: int
+
+
+class _Stopwatch:
+    """Seconds by stage, of a device that is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, its time counted."""
+
+        def run(*args: Any, **named: Any) -> Any:
+            synchronize(self.device)  # what was asked before belongs to its own stage
+            start = time.perf_counter()
+            try:
+                return work(*args, **named)
+            finally:
+                synchronize(self.device)
+                self.seconds[stage] += time.perf_counter() - start
+
+        return run
+
+
+def measure_running(
+    avatar: Avatar, clip: Clip, settings: RolloutSettings, *, role: str = "b", warm_up: int = 2
+) -> Running:
+    """A live session on one recorded clip, frame by frame as it would arrive, and every block decoded.
+
+    The first `warm_up` blocks are not counted. Raises UserError for features that read whole utterances, and
+    ValueError when the clip is too short for a block more.
+    """
+    own, user = clip.person(role), clip.person(other_role(role))
+    assert own.video is not None and own.audio is not None  # noqa: PT018
+    assert user.video is not None and user.audio is not None  # noqa: PT018
+    watch = _Stopwatch(avatar.device)
+    speech = speech_stream(avatar.features)
+    speech = replace(speech, extract=watch.timed("features", speech.extract))
+
+    identity, reference = avatar.identity(own.video[0])
+    session = LiveSession(
+        avatar.denoiser,
+        reference,
+        speech,
+        encode_user=watch.timed("user_motion", user_encoder(avatar)),
+        steps=settings.steps,
+        guidance=settings.guidance,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+    push = watch.timed("all", session.push)
+    decode = watch.timed("decoding", lambda motion: list(avatar.frames(identity, [motion])))
+    waits: dict[str, list[float]] = {"all": [], "motion": []}
+    frames, counted = 0, {}
+    for t in range(len(user.video)):
+        sound = slice(t * SAMPLES_PER_FRAME, (t + 1) * SAMPLES_PER_FRAME)
+        before = dict(watch.seconds)
+        for block in push(
+            avatar_audio=own.audio[sound], user_audio=user.audio[sound], user_frames=user.video[t : t + 1]
+        ):
+            decode(block.motion)
+            spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in watch.seconds.items()}
+            waits["all"].append(1000 * (spent["all"] + spent["decoding"]))
+            waits["motion"].append(waits["all"][-1] - 1000 * spent["features"])
+            if len(waits["all"]) == warm_up:
+                frames, counted = 0, dict(watch.seconds)
+            elif len(waits["all"]) > warm_up:
+                frames += block.motion.shape[1]
+    if len(waits["all"]) <= warm_up:
+        raise ValueError(f"{clip.key}: {len(user.video)} frames are too short to measure latency")
+    total = {stage: seconds - counted.get(stage, 0.0) for stage, seconds in watch.seconds.items()}
+    total["motion"] = total.pop("all") - total["features"] - total["user_motion"]
+    size, right = avatar.denoiser.layout.block_frames, speech.right_context_frames
+    full, motion = (latency(size, waits[name][warm_up:], audio_right_context=right) for name in ("all", "motion"))
+    return Running(full, motion, real_time_factor(total, frames), len(waits["all"]) - warm_up)
+
+
+def long_drift(
+    denoiser: MotionDenoiser,
+    index: Index,
+    training: Index,
+    settings: RolloutSettings,
+    *,
+    avatar: Avatar | None = None,
+    role: str = "b",
+    seconds: float = 240.0,
+    roll_outs: int = 4,
+    every: int = 5,
+) -> tuple[Drift, Drift]:
+    """`drift` of long roll-outs over the split's conversations one after the other, and of the true motion there.
+
+    Mean over `roll_outs` that begin at different conversations. Distances are to the motion coefficients of
+    `training`'s avatars. With an `avatar` the first roll-out is decoded: the sharpness is that of every `every`-th frame.
+    """
+    frames = seconds_to_frames(seconds)
+    space, reader = denoiser.motion_space, ShardReader(index)
+    directions = np.eye(space.dim) if space.kind == "identity" else space.basis.cpu().double().numpy()
+
+    def coefficients(motion: np.ndarray) -> np.ndarray:
+        return motion.astype(np.float64) @ directions
+
+    rows = np.concatenate([coefficients(_array(c.person(role).motion)) for c in _clips(training)])
+    statistics = rows.mean(0), np.cov(rows, rowvar=False)
+    starts = [round(n * len(index.samples) / roll_outs) for n in range(min(roll_outs, len(index.samples)))]
+    long = [_joined(reader, start, frames, role) for start in starts]
+    latents = roll_out(denoiser, [turn for turn, _ in long], settings).cpu()
+    light = None
+    if avatar is not None:
+        portrait = reader.read(starts[0], {"video"}).person(role).video
+        assert portrait is not None
+        identity, _ = avatar.identity(portrait[0])
+        pieces = (
+            latents[:1, s : s + 50 * every : every].to(avatar.device, non_blocking=True)
+            for s in range(0, frames, 50 * every)
+        )
+        light = np.repeat(sharpness(np.stack(list(avatar.frames(identity, pieces)))), every)[:frames]
+    found = [drift(coefficients(m), *statistics, light) for m in latents.numpy()]
+    true = [drift(coefficients(m), *statistics) for _, m in long]
+    return _mean_drift(found), _mean_drift(true)
+
+
+def _mean_drift(drifts: Sequence[Drift]) -> Drift:
+    return replace(drifts[0], distance=np.mean([d.distance for d in drifts], 0))
+
+
+def _joined(reader: ShardReader, start: int, frames: int, role: str) -> tuple[Turn, Float[np.ndarray, "T D"]]:
+    """Conversations from number `start` on, one after the other, and the true motion in them."""
+    count = len(reader.index.samples)
+    turns: list[Turn] = []
+    true: list[np.ndarray] = []
+    while sum(map(len, true)) < frames:
+        clip = reader.read((start + len(turns)) % count, {"motion", "audio_features"})
+        turns.append(turn_of(clip, role))
+        true.append(_array(clip.person(role).motion))
+    parts: dict[str, Any] = {name: np.concatenate([getattr(turn, name) for turn in turns]) for name in SIGNALS}
+    return replace(turns[0], **parts).first(frames), np.concatenate(true)[:frames]
+
+
+def _clips(index: Index) -> Iterator[Clip]:
+    reader = ShardReader(index)
+    for i in range(len(index.samples)):
+        yield reader.read(i, {"motion"})
+
+
+def _array(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None
+    return values
+
+
+def waiting_rows(denoiser: MotionDenoiser, features: FeatureSpec) -> list[MetricRow]:
+    """Rows `latency/waiting/…`: what is waited for before the first frame that can show a change, by construction."""
+    text = f"ms, blocks of {denoiser.layout.block_frames} frames, computing left out"
+    found = waiting_frames(denoiser.layout.block_frames, audio_right_context=features.right_context_frames)
+    return [
+        MetricRow(f"latency/waiting/{name}_ms", value * FRAME_MS, protocol=text, better="lower")
+        for name, value in zip(("mean", "worst"), found, strict=True)
+    ]
+
+
+def running_rows(running: Running) -> list[MetricRow]:
+    """Rows `latency`, `latency/motion_only` and `speed/rtf`; a running system has no truth and no null."""
+    rows: list[MetricRow] = []
+
+    def row(tag: str, value: float, protocol: str) -> None:
+        rows.append(MetricRow(tag, value, n=running.blocks, protocol=protocol, better="lower"))
+
+    wait = "from a change in the user's signal to its first frame, live, frame by frame"
+    for tag, found in (("latency", running.latency), ("latency/motion_only", running.motion_only)):
+        text = f"ms, {wait}, {running.blocks} blocks" + (", without audio features" if "/" in tag else "")
+        row(f"{tag}/mean_ms", found.mean_ms, text)
+        row(f"{tag}/worst_ms", found.worst_ms, text)
+    for tag, value in running.rtf.items():
+        row(tag, value, "compute time / media time, live session")
+    return rows
+
+
+def drift_rows(found: Drift, true: Drift, training: str) -> list[MetricRow]:
+    """Rows `drift/…`: distance of the first and of the last window, sharpness of the last against the first."""
+    text = (
+        f"roll-outs of {found.seconds[-1] + found.seconds[1]:.0f} s, windows of 20 s, K coefficients against {training}"
+    )
+    rows = [
+        MetricRow(f"drift/distance/{name}", float(found.distance[i]), None, len(found.distance), float(true.distance[i]),
+                  protocol=text)
+        for name, i in (("first", 0), ("last", -1))
+    ]  # fmt: skip
+    if found.sharpness is not None:
+        rows.append(
+            MetricRow("drift/sharpness", float(found.sharpness[-1]), None, len(found.distance), 1.0, protocol=text,
+                      better="true")
+        )  # fmt: skip
+    return rows

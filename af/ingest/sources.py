@@ -1,0 +1,288 @@
+"""What to ingest: pairs of videos and side-by-side videos, from flags or from a manifest file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from af.data.schema import ROLES, SPLITS, person_key
+from af.data.tables import Row, read_rows, shown, unreadable_text
+from af.errors import UserError
+from af.ingest.options import FACES, LONGEST_OFFSET_S
+
+SILENCE: Final = "silence"
+#: Columns of a manifest, in the words of its documentation.
+COLUMNS: Final[Mapping[str, str]] = {
+    "a": "video of the first person (the user)",
+    "b": "video of the second person (the avatar)",
+    "video": "instead of a and b: one video with the first person in its left half, the second in its right half",
+    "audio_a": f"sound of the first person: a file, '{SILENCE}', or empty for the video's own sound",
+    "audio_b": "the same for the second person",
+    "participant_a": "id of the first person, the same wherever the person occurs",
+    "participant_b": "id of the second person",
+    "session": "id of the conversation",
+    "split": "train, val or test",
+    "offset": "seconds by which b's recording begins after a's",
+    "face_a": "which face is the first person: talking, largest, left or right",
+    "face_b": "the same for the second person",
+}
+_PATHS: Final = ("a", "b", "video", "audio_a", "audio_b")
+
+
+class UnusableRow(UserError):
+    """One conversation of a list is wrong by itself; `reason` is a short word for counting."""
+
+    def __init__(self, text: str, reason: str = "bad_row") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A conversation that cannot even be begun: how reports call it, a short reason for counting, and a line."""
+
+    name: str
+    reason: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One conversation to ingest. Paths are absolute; `video` is a side-by-side video and excludes `a` and `b`.
+
+    `stereo`: the left channel of a side-by-side video is the left person's voice, the right one the right person's.
+    Names are cleaned: no spaces around them, one way of writing accents. Raises `UserError` for what fits nobody.
+    """
+
+    a: str | None = None
+    b: str | None = None
+    video: str | None = None
+    audio_a: str | None = None
+    audio_b: str | None = None
+    participant_a: str | None = None
+    participant_b: str | None = None
+    session: str | None = None
+    split: str | None = None
+    offset: float | None = None
+    face_a: str | None = None
+    face_b: str | None = None
+    stereo: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and (fault := unreadable_text(value)):
+                raise UserError(f"{name} {shown(value)} {fault}")
+        for name in ("participant_a", "participant_b", "session"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, " ".join(unicodedata.normalize("NFC", value).split()) or None)
+        if bool(self.video) == bool(self.a or self.b) or bool(self.a) != bool(self.b):
+            raise UserError("a conversation is either two videos (a and b) or one side-by-side video (video)")
+        if self.a and self.b and same_file(self.a, self.b):
+            raise UnusableRow(f"a and b are one file ({shown(self.a)}): a conversation has two people", "same_person")
+        if self.split is not None and self.split not in SPLITS:
+            raise UserError(f"split {self.split!r}: allowed are {', '.join(SPLITS)}")
+        for name in ("face_a", "face_b"):
+            if getattr(self, name) not in (None, *FACES):
+                raise UserError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(FACES)}")
+        if self.offset is not None and not abs(self.offset) <= LONGEST_OFFSET_S:
+            raise UserError(f"offset {self.offset:g}: expected seconds from {-LONGEST_OFFSET_S} to {LONGEST_OFFSET_S}")
+        if self.offset and self.video:
+            raise UserError("offset is for two videos: one side-by-side video has one clock")
+        one, other = self.participant_a, self.participant_b
+        if one and other and person_key(one) == person_key(other):
+            both = f"both {one!r}" if one == other else f"one person ({one!r}, {other!r})"
+            raise UnusableRow(f"participant_a and participant_b are {both}", "same_person")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is read."""
+        paths = (self.a, self.b, self.video, self.audio_a, self.audio_b)
+        return tuple(dict.fromkeys(p for p in paths if p and p != SILENCE))
+
+    @property
+    def there(self) -> bool:
+        """Whether every file is."""
+        return all(os.path.exists(path) for path in self.files)
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return shown(self.video or f"{self.a} + {self.b}")
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits from its files: the same conversation has the same id in every run, whatever
+        spelling of a path leads to them.
+        """
+        paths = (self.a, self.b, self.video, self.audio_a, self.audio_b)
+        text = "\n".join([*(str(p and _real(p)) for p in paths), str(self.stereo)])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def faces(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(file, its half) in which each of the two people is seen."""
+        sides = ("left", "right") if self.video else ("", "")
+        return tuple((_real(str(getattr(self, r) or self.video)), s) for r, s in zip(ROLES, sides, strict=True))  # type: ignore[return-value]
+
+    @property
+    def participants(self) -> tuple[str, str]:
+        """Ids of the two people; a person without an id is taken for a different one in every file."""
+        ids = [
+            f"{Path(path).stem}-{hashlib.sha256(f'{side} {path}'.lstrip().encode()).hexdigest()[:8]}"
+            for path, side in self.faces
+        ]
+        return self.participant_a or ids[0], self.participant_b or ids[1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Size and modification time of every file (None: missing) and the conversation's own settings, to notice that one
+        was replaced.
+        """
+        out: dict[str, Any] = {}
+        if settings := {k: getattr(self, k) for k in ("offset", "face_a", "face_b") if getattr(self, k) is not None}:
+            out["settings"] = settings
+        for path in self.files:
+            try:
+                stat = Path(path).stat()
+                out[path] = [stat.st_size, stat.st_mtime_ns]
+            except OSError:
+                out[path] = None
+        return out
+
+
+def _real(path: str) -> str:
+    """One spelling of a path: without links and `..`; 'silence' stays itself."""
+    return path if path == SILENCE else os.path.realpath(path)
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, by another spelling or a link; or to two of the same content."""
+    if _real(one) == _real(other):
+        return True
+    keys = file_keys([one, other])
+    return one in keys and keys[one] == keys.get(other)
+
+
+def file_keys(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> the same text for every name of one file: links, and copies. Missing files have none.
+
+    A copy has the size and the first, middle and last half MiB of the other; only files of equal size are opened.
+    """
+    inode: dict[str, tuple[int, int]] = {}
+    sizes: dict[int, dict[tuple[int, int], str]] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            stat = os.stat(path)
+        except OSError:
+            continue
+        inode[path] = (stat.st_dev, stat.st_ino)
+        sizes.setdefault(stat.st_size, {})[inode[path]] = path
+    keys: dict[tuple[int, int], str] = {}
+    for size, files in sizes.items():
+        for number, path in files.items():
+            keys[number] = _sampled(path, size) if len(files) > 1 and size else "/".join(map(str, number))
+    return {path: keys[number] for path, number in inode.items()}
+
+
+def _sampled(path: str, size: int, piece: int = 1 << 19) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    try:
+        with open(path, "rb") as file:
+            for at in (0, size // 2, max(0, size - piece)):
+                file.seek(at)
+                digest.update(file.read(piece))
+    except OSError:
+        return path
+    return digest.hexdigest()
+
+
+def _resolved(value: str | None, base: Path) -> str | None:
+    """The file that a path in a list means: as written, or else as people also write it (spaces around it, accents as
+    another system writes them, backslashes).
+    """
+    if not value or not value.strip() or value.strip() == SILENCE:
+        return (value or "").strip() or None
+    bare = value.strip()
+    forms = [value, bare, *(unicodedata.normalize(form, bare) for form in ("NFC", "NFD")), bare.replace("\\", "/")]
+    places = [os.path.abspath(os.path.join(base, os.path.expanduser(form))) for form in forms]
+    return next((place for place in places if os.path.exists(place)), places[1])
+
+
+def from_flags(
+    pairs: Sequence[Sequence[str]],
+    side_by_side: Sequence[str],
+    audio: Sequence[Sequence[str]],
+    participants: Sequence[Sequence[str]],
+    *,
+    stereo: bool = False,
+) -> tuple[list[Source], list[Rejected]]:
+    """Sources from command line flags; `audio` and `participants` belong to the pairs, then the side-by-side videos,
+    in order. ``-`` as a sound file means the video's own. Raises `UserError` when their numbers do not match.
+    """
+    videos = [{"a": a, "b": b} for a, b in pairs] + [{"video": v} for v in side_by_side]
+    for name, given in (("--audio", audio), ("--participants", participants)):
+        if given and len(given) != len(videos):
+            raise UserError(
+                f"{name} is given {len(given)} times for {len(videos)} conversations: give it once for each, in order"
+            )
+    rows: list[Row] = []
+    for n, paths in enumerate(videos):
+        sounds = [None if s == "-" else s for s in audio[n]] if audio else [None, None]
+        people = participants[n] if participants else (None, None)
+        extra = {"audio_a": sounds[0], "audio_b": sounds[1], "participant_a": people[0], "participant_b": people[1]}
+        rows.append((shown(" + ".join(paths.values())), {**paths, **extra}))
+    return _sources(rows, Path.cwd(), stereo)
+
+
+def from_manifest(path: Path | str, *, stereo: bool = False) -> tuple[list[Source], list[Rejected]]:
+    """Sources from a table (`af.data.tables`) with the columns `COLUMNS`, and the rows that are none.
+
+    Relative paths count from the manifest's folder. Raises `UserError` for what concerns the whole list.
+    """
+    path = Path(path)
+    return _sources(read_rows(path, COLUMNS), path.parent, stereo)
+
+
+def _sources(rows: Sequence[Row], base: Path, stereo: bool) -> tuple[list[Source], list[Rejected]]:
+    sources: list[Source] = []
+    rejected: list[Rejected] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        try:
+            if isinstance(row, UserError):
+                raise row
+            source = _source(row, base, stereo)
+            if (before := seen.setdefault(source.id, where)) != where:
+                raise UnusableRow(f"the same files as {before}: listed twice", "listed_twice")
+            sources.append(source)
+        except UserError as error:
+            rejected.append(Rejected(where, getattr(error, "reason", "bad_row"), f"{where}: {error}"))
+    return sources, rejected
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        return None if value is None else float(str(value).strip().replace(",", "."))  # as spreadsheets elsewhere write
+    except ValueError:
+        raise UserError(f"offset {value!r} is not a number of seconds") from None
+
+
+def _source(row: Mapping[str, Any], base: Path, stereo: bool) -> Source:
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "offset":
+            values[name] = _seconds(value)
+            continue
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{name} must be text, got {value!r}")
+        if name in _PATHS:
+            values[name] = _resolved(value, base)
+        elif name in ("split", "face_a", "face_b"):
+            values[name] = value and value.strip().lower()
+        else:
+            values[name] = value
+    return Source(**values, stereo=stereo and bool(values.get("video")))

@@ -1,0 +1,89 @@
+"""Draw synthetic faces: parameters (T,13) and a person -> anti-aliased RGB frames of any size."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from af.synth import layers
+from af.synth.appearance import Appearance
+from af.synth.canvas import Array
+from af.synth.face import FACE_NAMES
+
+_STACK_PIXELS = 1 << 16  # pixels drawn together: the planes should stay in the cache
+
+
+def render(
+    face: Float[np.ndarray, "T P"], appearance: Appearance, size: int = 64
+) -> UInt8[np.ndarray, "T size size 3"]:
+    """Frames of one person, one per row of face parameters (`face.FACE_NAMES`).
+
+    Raises ValueError for another number of parameters, values that are not finite, or a size under 8 pixels.
+    """
+    _check(face, size)
+    background = _background(appearance, size)
+    frames = np.empty((len(face), size, size, 3), np.uint8)
+    step = max(1, _STACK_PIXELS // (size * size))
+    for start in range(0, len(face), step):
+        planes = _draw(face[start : start + step], appearance, background)
+        planes += 0.5
+        frames[start : start + step] = np.clip(planes, 0, 255, out=planes).transpose(1, 2, 3, 0)
+    return frames
+
+
+def regions(
+    face: Float[np.ndarray, "T P"], appearance: Appearance, size: int = 64
+) -> Float32[np.ndarray, "T size size"]:
+    """Soft masks in [0, 1] that are near 1 on the eyes (with brows) and the mouth: weights for emphasis losses."""
+    _check(face, size)
+    masks = np.empty((len(face), size, size), np.float32)
+    step = max(1, _STACK_PIXELS // (size * size))
+    white = np.ones(3, np.float32)
+    for start in range(0, len(face), step):
+        pose = layers.Pose.of(face[start : start + step])
+        stack = pose.stack(np.zeros((1, size, size), np.float32))
+        for side in (-1, 1):
+            x, y, narrow = pose.place(side * appearance.eye_spacing, -0.10, 0.80)
+            stack.glow(x, y, 0.45 * narrow, 0.42, white[:1], 1.6)
+        x, y, narrow = pose.place(0, 0.55, 0.85)
+        stack.glow(x, y, 0.62 * narrow, 0.50 + 0.15 * pose.values["mouth_open"], white[:1], 1.6)
+        masks[start : start + step] = np.clip(stack.frames[0], 0, 1)
+    return masks
+
+
+def _check(face: Array, size: int) -> None:
+    if face.ndim != 2 or face.shape[1] != len(FACE_NAMES):
+        raise ValueError(f"face parameters are (T, {len(FACE_NAMES)}), got {face.shape}")
+    if not np.isfinite(face).all():
+        raise ValueError("face parameters must be finite")
+    if size < 8:
+        raise ValueError(f"a face needs at least 8 pixels, got {size}")
+
+
+def _background(appearance: Appearance, size: int) -> Array:
+    line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    light = 1.05 - 0.10 * line[:, None] - 0.10 * (line[:, None] ** 2 + line[None, :] ** 2)
+    colour = np.array(appearance.background, np.float32)
+    return np.minimum(colour[:, None, None] * light, 255).astype(np.float32)
+
+
+def _draw(face: Array, a: Appearance, background: Array) -> Array:
+    """All layers from back to front; returns the planes (3,T,Y,X), 0–255."""
+    pose = layers.Pose.of(face)
+    stack = pose.stack(background)
+    paint = layers.Palette.of(a)
+    layers.hair_behind(stack, pose, a, paint)
+    layers.body(stack, pose, a, paint)
+    layers.ears(stack, pose, a, paint, over_head=False)
+    layers.head(stack, pose, a, paint)
+    layers.ears(stack, pose, a, paint, over_head=True)
+    layers.nose(stack, pose, a, paint)
+    layers.mouth(stack, pose, a, paint)
+    for side in (-1, 1):
+        layers.eye(stack, pose, a, paint, side)
+    layers.hair_front(stack, pose, a, paint)
+    for side in (-1, 1):
+        layers.brow(stack, pose, a, paint, side)
+    if a.glasses:
+        layers.glasses(stack, pose, a)
+    return stack.frames

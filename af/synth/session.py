@@ -1,0 +1,341 @@
+"""A synthetic conversation of two people whose every movement has a known cause.
+
+Causes, one channel each: lips and head beats from the own voice; **nods** from the end of the partner's phrase
+(sound); **smiles back** from the partner's silent spontaneous smile and **head tilts** from the partner's tilt
+(both visible in the partner's motion only, never audible); gaze to the partner when the partner begins to speak; blinks
+and slow sway from nothing. Answers are not answered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from scipy.ndimage import gaussian_filter1d
+
+from af.clock import FPS, frames_to_samples, seconds_to_frames
+from af.synth.appearance import Appearance
+from af.synth.face import FACE_NAMES, FACE_RANGES
+from af.synth.turns import ROLES, Phrase, Seed, plan_phrase, plan_turns, stream
+from af.synth.voice import VoiceType, lips, speech
+
+#: Frames from the cause to the reaction, the middle of what is drawn (`REACTION_RANGE_FRAMES`, both ends included).
+REACTION_LAG_FRAMES: Final[Mapping[str, int]] = MappingProxyType({"smile": 11, "tilt": 12, "nod": 8})
+REACTION_RANGE_FRAMES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {"smile": (9, 13), "tilt": (12, 13), "nod": (5, 12)}
+)
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """How a conversation goes. Rates are means; probabilities are of answering at all.
+
+    `expressiveness` scales reactions: drawn per session, low for `low_expressiveness` of them.
+    `speakers`: people outside it say nothing (their track is noise floor); nothing but speech and its effects changes.
+    """
+
+    seconds: float = 16.0
+    smile_every_s: float = 5.0
+    tilt_every_s: float = 6.0
+    blink_every_s: float = 3.8
+    smile_answer: float = 0.8
+    tilt_answer: float = 0.8
+    nod_answer: float = 0.85
+    low_expressiveness: float = 0.6
+    speakers: tuple[str, ...] = ROLES
+
+    def __post_init__(self) -> None:
+        if seconds_to_frames(self.seconds) < 1:
+            raise ValueError(f"a session lasts at least one frame, got seconds = {self.seconds}")
+        for name in ("smile_every_s", "tilt_every_s", "blink_every_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("smile_answer", "tilt_answer", "nod_answer", "low_expressiveness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+        if not set(self.speakers) <= set(ROLES):
+            raise ValueError(f"speakers are among {ROLES}, got {self.speakers}")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A smile, tilt or nod: first frame, height of its peak, and the frame of its cause (None: spontaneous).
+
+    `rise`, `hold` and `fall` are frames; a nod goes down and up `hold` times in `rise` frames each.
+    """
+
+    start: int
+    amplitude: float
+    rise: int
+    hold: int
+    fall: int
+    cause: int | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two people: what they look like, do and say."""
+
+    appearance: Appearance
+    face: Float32[np.ndarray, "T P"]
+    audio: Float32[np.ndarray, " S"]
+    phrases: tuple[tuple[int, int], ...]  # frames [start, stop) of speech
+    smiles: tuple[Event, ...]
+    tilts: tuple[Event, ...]
+    nods: tuple[Event, ...]
+
+    @property
+    def phrase_ends(self) -> tuple[int, ...]:
+        """Frames at which a phrase of this person ends, within the session."""
+        return tuple(stop for _, stop in self.phrases if stop < len(self.face))
+
+
+@dataclass(frozen=True)
+class Session:
+    """A conversation between `a` and `b`, who share a session's `expressiveness` (0.4 to 1)."""
+
+    a: Side
+    b: Side
+    expressiveness: float
+
+    @property
+    def frames(self) -> int:
+        """Length in frames."""
+        return len(self.a.face)
+
+    def side(self, role: str) -> Side:
+        """The person called "a" or "b"."""
+        return {"a": self.a, "b": self.b}[role]
+
+
+def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool = True) -> Session:
+    """A conversation; the same seed and configuration give the same values. `sound` False: no voices."""
+    frames = seconds_to_frames(config.seconds)
+    rng = stream(seed, "expressiveness")
+    low = rng.uniform() < config.low_expressiveness
+    expressiveness = float(rng.uniform(0.4, 0.6) if low else rng.uniform(0.85, 1.0))
+    turns = plan_turns(stream(seed, "turns"), config.seconds)
+    spoken: dict[str, list[Phrase]] = {}
+    for role in ROLES:
+        words = stream(seed, "words", role)
+        planned = [plan_phrase(words, start, stop) for start, stop in turns[role]]
+        spoken[role] = planned if role in config.speakers else []
+    speaking = {role: _speaking(spoken[role], frames) for role in ROLES}
+    smiles, tilts = (
+        {role: _spontaneous(stream(seed, kind, role), kind, every, frames, expressiveness) for role in ROLES}
+        for kind, every in (("smile", config.smile_every_s), ("tilt", config.tilt_every_s))
+    )
+    sides = {}
+    for role, partner in (("a", "b"), ("b", "a")):
+        own_smiles = smiles[role] + _answers(
+            stream(seed, "smile answers", role), "smile", smiles[partner], config.smile_answer, expressiveness, frames
+        )
+        own_tilts = tilts[role] + _answers(
+            stream(seed, "tilt answers", role), "tilt", tilts[partner], config.tilt_answer, expressiveness, frames
+        )
+        ends = [round(p.stop_s * FPS) for p in spoken[partner]]
+        nods = _nods(stream(seed, "nods", role), ends, speaking[role], config.nod_answer, expressiveness)
+        starts = [round(p.start_s * FPS) for p in spoken[partner]]
+        face = _face(seed, role, config, spoken[role], speaking[role], starts, own_smiles, own_tilts, nods)
+        audio = np.zeros(frames_to_samples(frames), np.float32)
+        if sound:
+            voice = VoiceType.sample(stream(seed, "voice", role))
+            audio = speech(spoken[role], voice, frames, stream(seed, "sound", role))
+        sides[role] = Side(
+            appearance=Appearance.sample(stream(seed, "appearance", role)),
+            face=face,
+            audio=audio,
+            phrases=tuple((round(p.start_s * FPS), round(p.stop_s * FPS)) for p in spoken[role]),
+            smiles=tuple(sorted(own_smiles, key=lambda e: e.start)),
+            tilts=tuple(sorted(own_tilts, key=lambda e: e.start)),
+            nods=tuple(nods),
+        )
+    return Session(sides["a"], sides["b"], expressiveness)
+
+
+def _speaking(phrases: Sequence[Phrase], frames: int) -> Bool[np.ndarray, " T"]:
+    mask = np.zeros(frames, bool)
+    for phrase in phrases:
+        mask[max(0, int(phrase.start_s * FPS) - 1) : int(phrase.stop_s * FPS) + 2] = True
+    return mask
+
+
+def _spontaneous(
+    rng: np.random.Generator, kind: str, every_s: float, frames: int, expressiveness: float
+) -> list[Event]:
+    """Smiles or tilts out of nothing, about every `every_s` seconds, never two at once."""
+    events = []
+    apart = min(2.4, 0.6 * every_s)
+    time = float(rng.uniform(0, every_s))
+    while (start := seconds_to_frames(time)) < frames:
+        if kind == "smile":
+            amplitude = rng.uniform(0.6, 1.0) * (0.75 + 0.25 * expressiveness)
+            event = Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(5, 12)), 9)
+        else:
+            amplitude = rng.uniform(0.16, 0.28) * rng.choice([-1, 1])
+            event = Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(6, 14)), 9)
+        events.append(event)
+        time += apart + float(rng.exponential(every_s - apart))
+    return events
+
+
+def _answers(
+    rng: np.random.Generator, kind: str, causes: Sequence[Event], probability: float, expressiveness: float, frames: int
+) -> list[Event]:
+    """The same movement a little later, as high as the person is expressive; some causes stay without an answer."""
+    first, last = REACTION_RANGE_FRAMES[kind]
+    answers = []
+    for cause in causes:
+        answered, lag = rng.uniform() < probability, first + int(rng.binomial(last - first, 0.5))
+        amplitude = cause.amplitude * expressiveness * rng.uniform(0.9, 1.05)
+        if answered and cause.start + lag < frames:
+            start = cause.start + lag
+            answers.append(Event(start, float(amplitude), cause.rise, cause.hold, cause.fall, cause.start))
+    return answers
+
+
+def _nods(
+    rng: np.random.Generator,
+    ends: Sequence[int],
+    speaking: Bool[np.ndarray, " T"],
+    probability: float,
+    expressive: float,
+) -> list[Event]:
+    """One or two dips of the head after a phrase of the partner, by a person who is not speaking then."""
+    first, last = REACTION_RANGE_FRAMES["nod"]
+    nods: list[Event] = []
+    for end in ends:
+        answered, lag, twice = rng.uniform() < probability, int(rng.integers(first, last + 1)), rng.uniform() < 0.55
+        amplitude, length = rng.uniform(0.15, 0.23) * (0.45 + 0.55 * expressive), int(rng.integers(7, 10))
+        start = end + lag
+        free = start < len(speaking) and not speaking[start : start + 6].any()
+        if answered and free and (not nods or start > nods[-1].start + 20):
+            nods.append(Event(start, float(amplitude), length, 2 if twice else 1, 0, end))
+    return nods
+
+
+def _swell(event: Event, frames: int) -> np.ndarray:
+    """Smooth rise, plateau and fall of height 1 over the session's frames."""
+    t = np.arange(frames) - event.start
+    up = _ease(t / event.rise)
+    down = _ease((t - event.rise - event.hold) / event.fall)
+    return up - down
+
+
+def _ease(x: np.ndarray) -> np.ndarray:
+    """0 before 0, 1 after 1, in between a cosine."""
+    return 0.5 - 0.5 * np.cos(np.pi * np.clip(x, 0, 1))
+
+
+def _slow(rng: np.random.Generator, frames: int, deviation: float, seconds: float = 1.2) -> np.ndarray:
+    """Smooth noise of the given standard deviation: what a person who keeps still does."""
+    sigma = seconds * FPS
+    noise = gaussian_filter1d(rng.standard_normal(frames + int(8 * sigma)), sigma)[int(4 * sigma) :][:frames]
+    return noise * deviation * np.sqrt(2 * np.sqrt(np.pi) * sigma)
+
+
+def _face(
+    seed: Seed,
+    role: str,
+    config: SessionConfig,
+    phrases: Sequence[Phrase],
+    speaking: Bool[np.ndarray, " T"],
+    partner_starts: Sequence[int],
+    smiles: Sequence[Event],
+    tilts: Sequence[Event],
+    nods: Sequence[Event],
+) -> Float32[np.ndarray, "T P"]:
+    """The parameters of every frame, from the events and the speech."""
+    frames = len(speaking)
+    rng = stream(seed, "sway", role)
+    yaw, pitch, roll = (
+        _slow(rng, frames, s) + rng.normal(0, r) for s, r in ((0.05, 0.05), (0.025, 0.02), (0.015, 0.01))
+    )
+    shift_x, shift_y = (_slow(rng, frames, s, 1.6) + rng.normal(0, r) for s, r in ((0.008, 0.008), (0.004, 0.006)))
+    scale = _slow(rng, frames, 0.018, 1.6) + rng.normal(0, 0.03)
+    mouth = lips(phrases, frames)
+    beat, lift = _beats(stream(seed, "beats", role), phrases, frames)
+    nod = _nod_curve(nods, frames)
+    smile = 1 - np.prod([1 - np.clip(e.amplitude, 0, 0.98) * _swell(e, frames) for e in smiles], axis=0)
+    tilt = sum((e.amplitude * _swell(e, frames) for e in tilts), np.zeros(frames))
+    gaze_x, gaze_y = _gaze(stream(seed, "gaze", role), speaking, partner_starts)
+    turn = gaussian_filter1d(gaze_x, 3) * 0.10  # the head follows the eyes a little
+    values = {
+        "mouth_open": mouth.opening,
+        "mouth_width": mouth.width,
+        "smile": smile + _slow(rng, frames, 0.012),
+        "brow": lift + _slow(rng, frames, 0.06, 0.8) + 0.15 * smile,
+        "blink": _blinks(stream(seed, "blinks", role), config.blink_every_s, frames),
+        # Eyes hold their target while the head moves under them.
+        "gaze_x": gaze_x - 1.1 * (yaw + turn),
+        "gaze_y": gaze_y - 1.0 * (pitch + nod + beat),
+        "yaw": yaw + turn,
+        "pitch": pitch + nod + beat,
+        "roll": roll + 0.36 * np.tanh(tilt / 0.36),
+        "shift_x": shift_x + 0.02 * turn,
+        "shift_y": shift_y + 0.05 * (nod + beat),
+        "scale": scale + 0.15 * nod,
+    }
+    columns = [np.clip(values[name], *FACE_RANGES[name]) for name in FACE_NAMES]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _nod_curve(nods: Sequence[Event], frames: int) -> np.ndarray:
+    """Pitch of the nods: dips of a raised cosine, the second one smaller."""
+    curve = np.zeros(frames)
+    for nod in nods:
+        for n in range(nod.hold):
+            t = (np.arange(frames) - nod.start - n * nod.rise) / nod.rise
+            curve += np.where((t > 0) & (t < 1), nod.amplitude * 0.7**n * (0.5 - 0.5 * np.cos(2 * np.pi * t)), 0)
+    return curve
+
+
+def _beats(rng: np.random.Generator, phrases: Sequence[Phrase], frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Head beats (pitch) and raised brows on stressed syllables."""
+    pitch, brow = np.zeros(frames), np.zeros(frames)
+    time = (np.arange(frames) + 0.5) / FPS
+    for phrase in phrases:
+        for syllable in phrase.syllables:
+            strength, raised = rng.uniform(0.025, 0.055), rng.uniform() < 0.4
+            if syllable.stressed:
+                bump = np.exp(-0.5 * ((time - syllable.start_s - 0.08) / 0.075) ** 2)
+                pitch += strength * bump
+                if raised:
+                    brow += 0.55 * np.exp(-0.5 * ((time - syllable.start_s - 0.10) / 0.14) ** 2)
+    return pitch, np.minimum(brow, 0.8)
+
+
+def _blinks(rng: np.random.Generator, every_s: float, frames: int) -> np.ndarray:
+    """Closures of five frames or so, at irregular intervals."""
+    curve = np.zeros(frames)
+    time = float(rng.uniform(0.3, every_s))
+    while time * FPS < frames:
+        centre, half = time * FPS, rng.uniform(2.2, 3.0)
+        t = np.arange(frames) - centre
+        # shuts faster than it opens
+        curve = np.maximum(curve, np.clip(1.35 - np.abs(t) / np.where(t < 0, 0.8 * half, 1.2 * half) * 1.2, 0, 1))
+        time += float(rng.uniform(0.5, 1.5)) * every_s
+    return curve
+
+
+def _gaze(rng: np.random.Generator, speaking: Bool[np.ndarray, " T"], partner_starts: Sequence[int]):
+    """Eyes on the partner (0, 0), with glances away: often while speaking, seldom while listening.
+
+    A glance ends when the partner begins to speak, 5 to 9 frames later.
+    """
+    frames = len(speaking)
+    x, y = np.zeros(frames), np.zeros(frames)
+    now = int(rng.uniform(0.5, 3.0) * FPS)
+    returns = [start + int(rng.integers(5, 10)) for start in partner_starts]
+    while now < frames:
+        length = int(rng.uniform(0.5, 1.4) * FPS)
+        stop = min([now + length, *(r for r in returns if now < r)])
+        x[now:stop] = rng.uniform(0.45, 0.95) * rng.choice([-1, 1])
+        y[now:stop] = rng.uniform(-0.45, 0.6)
+        mean = 2.2 if speaking[min(stop, frames - 1)] else 6.0
+        now = stop + int((0.4 + rng.exponential(mean)) * FPS)
+    return gaussian_filter1d(x, 0.6), gaussian_filter1d(y, 0.6)

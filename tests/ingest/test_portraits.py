@@ -1,0 +1,78 @@
+"""Portraits of any kind become square RGB of 8 bits, or an error that says why not."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from af.data.media import MediaError
+from af.ingest.single import read_portrait
+
+_RED, _BLUE = (200, 40, 20), (20, 40, 200)
+
+
+def _picture(height: int, width: int) -> np.ndarray:
+    """Red above, blue below."""
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[: height // 2], picture[height // 2 :] = _RED, _BLUE
+    return picture
+
+
+def _halves(square: np.ndarray) -> np.ndarray:
+    half = len(square) // 2
+    return np.stack([square[: half - 4].mean((0, 1)), square[half + 4 :].mean((0, 1))])
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 200), (300, 90)])
+def test_the_middle_square_of_any_shape(tmp_path, shape):
+    cv2.imwrite(str(tmp_path / "a.png"), _picture(*shape)[..., ::-1])
+    found = read_portrait(tmp_path / "a.png", 32, find_face=False)
+    assert (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
+    np.testing.assert_allclose(_halves(found), [_RED, _BLUE], atol=1)
+
+
+def test_grey_has_three_equal_channels(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), _picture(64, 64)[..., 0])
+    found = read_portrait(tmp_path / "a.png", 32, find_face=False)
+    np.testing.assert_allclose(_halves(found), [[200] * 3, [20] * 3], atol=1)
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), _picture(64, 64)[..., ::-1].astype(np.uint16) * 257)
+    np.testing.assert_allclose(_halves(read_portrait(tmp_path / "a.png", 32, find_face=False)), [_RED, _BLUE], atol=1)
+
+
+@pytest.mark.parametrize("bits", [np.uint8, np.uint16])
+def test_transparency_is_white(tmp_path, bits):
+    picture, full = _picture(64, 64)[..., ::-1].astype(bits) * (np.iinfo(bits).max // 255), np.iinfo(bits).max
+    alpha = np.full((64, 64, 1), full, bits)
+    alpha[:32] = 0
+    cv2.imwrite(str(tmp_path / "a.png"), np.concatenate((picture, alpha), 2))
+    found = read_portrait(tmp_path / "a.png", 32, find_face=False)
+    np.testing.assert_allclose(_halves(found), [[255] * 3, _BLUE], atol=1)
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_transparency_turns_with_the_picture(tmp_path, width):
+    rgba = np.concatenate((_picture(64, width), np.full((64, width, 1), 255, np.uint8)), 2)
+    rgba[:, : width // 2, 3] = 0  # the left half, which orientation 6 turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgba).save(tmp_path / "a.png", exif=exif)
+    found = read_portrait(tmp_path / "a.png", 32, find_face=False)
+    np.testing.assert_array_equal(found[:8], 255)
+    assert (found[-8:] != 255).any(-1).all()
+
+
+def test_what_is_no_portrait_is_said(tmp_path):
+    cv2.imwrite(str(tmp_path / "tiny.png"), _picture(8, 100))
+    (tmp_path / "text.png").write_text("not a picture")
+    for name, message in (
+        ("tiny.png", "100 x 8 pixels; a portrait needs at least 32"),
+        ("text.png", "not a picture"),
+        ("none.jpg", "no such file"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            read_portrait(tmp_path / name, 32, find_face=False)
