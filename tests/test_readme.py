@@ -1,4 +1,4 @@
-"""The README keeps its word: every command in it is one the command line takes, and the sequences run."""
+"""README and docs keep their word: every command in them is one the command line takes, and the sequences run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from af.data.mixture import roots
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-DATA = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.M | re.S)
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+PAGES = {"README.md": README} | {
+    f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("data", "evaluation", "live", "speed", "training")
+}
+CODE = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+BLOCKS = CODE.findall(README)
 OWN_VIDEOS = re.search(r"^<!-- own videos -->\n```sh\n(.*?)^```", README, re.M | re.S)
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(\S+)")
 HOST = {"HOST": "machine1", "SLURM_ARRAY_TASK_ID": "1"}  # what the user's own shell knows
@@ -41,13 +45,19 @@ def commands(block: str, **variables: str) -> list[list[str]]:
     return found
 
 
-ALL = [words for language, block in BLOCKS if language == "sh" for words in commands(block)]
+ALL = [
+    words
+    for page in PAGES.values()
+    for language, block in CODE.findall(page)
+    if language == "sh"
+    for words in commands(block)
+]
 # torchrun ... -m af.cli.main train ... is `af train ...` on every machine
 AF = [["af", *w[w.index("af.cli.main") + 1 :]] if w[0] == "torchrun" else w for w in ALL if w[0] in ("af", "torchrun")]
 
 
 def test_only_known_programs_are_named():
-    assert {words[0] for words in ALL} <= {"af", "make", "torchrun", "tensorboard", "."}
+    assert {words[0] for words in ALL} <= {"af", "make", "torchrun", "tensorboard", ".", "pip", "aws"}
     assert len(AF) >= 15
     assert {words[1] for words in AF} <= set(VERBS)
     assert {words[1] for words in AF} >= {"ingest", "shards", "train", "encode", "evaluate", "generate", "bench"}
@@ -82,13 +92,6 @@ def test_every_command_is_taken(words, denoiser_folder):
         resolve(compose("encode", args.overrides, args.config_dir))
 
 
-@pytest.mark.parametrize("words", [w for block in DATA for w in commands(block) if w[0] == "af"], ids=" ".join)
-def test_every_command_about_data_is_taken(words):
-    args = parsed(words)
-    if words[1] == "train":
-        assert roots(resolve(compose("train", args.overrides, args.config_dir))["data"]["root"])
-
-
 def test_words_a_verb_does_not_take_are_noticed():
     with pytest.raises(SystemExit):
         parsed(["af", "evaluate", "--out", "x", "--manifesto", "clips.csv"])
@@ -100,8 +103,9 @@ def test_named_demos_exist(choice):
 
 
 def test_named_files_exist():
-    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for page, text in PAGES.items():
+        for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
+            assert (ROOT / page).parent.joinpath(path).exists(), (page, path)
     for path in re.findall(r"`(\w+/[\w/]+\.(?:py|ipynb|yaml))`", README):
         assert (ROOT / path).exists(), path
     assert sum(f.stat().st_size for f in (ROOT / "docs").rglob("*") if f.is_file()) < 1_000_000
