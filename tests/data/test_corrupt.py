@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_shards import Bomb, pickled_npy
 
 from af.cli.main import main
 from af.clock import SAMPLE_RATE
@@ -24,6 +23,7 @@ from af.data.plan import PairPlan, WindowItem, WindowPlan
 from af.data.shards import Index, ShardError, ShardReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from tests.data.test_shards import Bomb, pickled_npy
 from tests.toy_shards import write_split
 
 VICTIM = 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import make_index
 
 from af.data.loader import training_loader, validation_loader
 from af.data.mixture import ROUND, MixedPlan, joined, roots
@@ -18,6 +17,7 @@ from af.data.shards import Index, ShardReader, validate
 from af.data.stores import RemotePath
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from tests.data.test_plan import make_index
 from tests.toy_shards import MOTION, STREAMING, write_split
 
 LENGTHS = ([[90, 40], [60]], [[50], [110]], [[70, 70, 70]])

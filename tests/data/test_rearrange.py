@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_shards import npy, replace
 
 from af.cli.main import main
 from af.data.parts import Share
@@ -16,6 +15,7 @@ from af.data.rearrange import _balanced, merge, reshard, split_by_identity
 from af.data.schema import SPLITS
 from af.data.shards import Index, ShardError, ShardReader, build_index, validate, write_shard
 from af.errors import UserError
+from tests.data.test_shards import npy, replace
 from tests.faulty_server import FaultyServer
 from tests.toy_shards import STREAMING, members, meta, write_split
 

@@ -280,7 +280,7 @@ def test_float16_with_a_discriminator_is_refused():
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from test_vae import ADVERSARIAL, _batches, _loader, _module
+from tests.training.test_vae import ADVERSARIAL, _batches, _loader, _module
 from af.losses.reconstruction import ReconstructionWeights
 from af.types import PairBatch
 from lightning.pytorch import Trainer
