@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -57,10 +57,11 @@ AF = [["af", *w[w.index("af.cli.main") + 1 :]] if w[0] == "torchrun" else w for 
 
 
 def test_only_known_programs_are_named():
-    assert {words[0] for words in ALL} <= {"af", "make", "torchrun", "tensorboard", ".", "pip", "aws"}
+    assert {words[0] for words in ALL} <= {"af", "make", "python", "torchrun", "tensorboard", ".", "pip", "aws"}
     assert len(AF) >= 15
     assert {words[1] for words in AF} <= set(VERBS)
-    assert {words[1] for words in AF} >= {"ingest", "shards", "train", "encode", "evaluate", "generate", "bench"}
+    assert all(importlib.util.find_spec(words[2]) for words in ALL if words[:2] == ["python", "-m"])
+    assert {words[1] for words in AF} >= {"ingest", "shards", "train", "encode", "evaluate", "generate"}
 
 
 def test_make_targets_and_extras_exist():

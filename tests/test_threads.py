@@ -70,16 +70,3 @@ def test_a_session_that_runs_already_leaves_its_cores_to_the_next(four_cores, mo
     four_cores[:4] = [100.0] * 4
     monkeypatch.setattr(time, "process_time", iter([5.0, 5.2]).__next__)  # two of the four are this process's own
     assert free_cores() == 2
-
-
-@pytest.mark.slow
-def test_busy_and_idle_are_measured_in_pairs() -> None:
-    from af.cli.bench_busy import WAITING, WORKS, bench
-
-    before = {name: value for name, value in os.environ.items() if "OMP" in name}
-    result = bench(threads=2, rounds=1, seconds=0.01)
-    assert {name: value for name, value in os.environ.items() if "OMP" in name} == before
-    for work in WORKS:
-        row = result[work]
-        assert all(row[f"{state}_ms"][name] > 0 for state in ("idle", "busy") for name in WAITING)
-        assert row["busy_spinning_over_sleeping"] == row["busy_ms"]["spinning"] / row["busy_ms"]["sleeping"]

@@ -28,7 +28,6 @@ VERBS: dict[str, str] = {
     "tracker": "train or check the small face tracker of the synthetic faces",
     "export": "make a model folder of a stopped run or a checkpoint",
     "import-released": "turn your copy of a released checkpoint into a model folder",
-    "bench": "speeds of this machine as JSON",
 }
 
 

@@ -1,7 +1,7 @@
 """Synthetic conversations whose causes are known: people, faces, voices, reactions, shards. No download."""
 
 from af.synth.appearance import Appearance
-from af.synth.build import GENERATOR_VERSION, SynthSettings, appearance_of, bench, build
+from af.synth.build import GENERATOR_VERSION, SynthSettings, appearance_of, build
 from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES, FACE_SPEC
 from af.synth.render import regions, render
 from af.synth.session import REACTION_LAG_FRAMES, Session, SessionConfig, Side, simulate
@@ -19,7 +19,6 @@ __all__ = [
     "Side",
     "SynthSettings",
     "appearance_of",
-    "bench",
     "build",
     "regions",
     "render",

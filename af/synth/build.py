@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -186,16 +185,3 @@ def _extra(session: Session, seed: tuple[int, ...]) -> dict[str, Any]:
         "phrase_ends": by_role(lambda side: list(side.phrase_ends)),
         **{kind: events(kind) for kind in ("smiles", "tilts", "nods")},
     }
-
-
-def bench(seconds: float = 2.0) -> dict[str, float]:
-    """Speeds on one core: `render_frames_per_s` at 64 px, `sessions_per_s` of 16 s with pictures and encoding."""
-    session = simulate(0, SessionConfig(seconds=8.0), sound=False)
-    frames, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        frames += len(render(session.a.face, session.a.appearance, 64))
-    rendered = frames / spent
-    sessions, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        sessions += len(list(_samples(SynthSettings(), "train", range(sessions, sessions + 1))))
-    return {"render_frames_per_s": rendered, "sessions_per_s": sessions / spent}

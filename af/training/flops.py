@@ -1,7 +1,8 @@
-"""Counting the work of a network: the floating point operations of its products."""
+"""The floating point operations that a network executes, and how many a second its device could."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from af.devices import synchronize
 
-class Products(TorchDispatchMode):
-    """Counts the floating point operations of matrix products, convolutions and attention while it is entered.
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the operations of matrix products, convolutions and attention while it is entered.
 
     torch's FlopCounterMode takes some operations apart, and a step counted with it rounds differently from any other.
     """
@@ -37,7 +40,34 @@ class Products(TorchDispatchMode):
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Floating point operations of the products that `work()` executes."""
-    with Products() as counter:
+    """Floating point operations that `work()` executes."""
+    with FlopCounter() as counter:
         work()
     return counter.flops
+
+
+def seconds_of(work: Callable[[], object], seconds: float, device: torch.device | str = "cpu") -> list[float]:
+    """Seconds of every call within `seconds` (at least three), after one that does not count; waits for `device`."""
+    device = torch.device(device)
+    work()
+    synchronize(device)
+    measured: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(measured) < 3:
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        measured.append(time.perf_counter() - start)
+    return measured
+
+
+def matmul_gflops(
+    dtype: torch.dtype = torch.float32,
+    size: int | None = None,
+    seconds: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Best speed of a square matrix product on `device`, in GFLOP/s; `size` (2048, off the CPU 8192) fills it."""
+    size = size or (2048 if torch.device(device).type == "cpu" else 8192)
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, seconds, a.device)) / 1e9

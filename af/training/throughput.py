@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from af.devices import synchronize
 from af.errors import UserError
 from af.files import append_line
-from af.training.flops import Products
+from af.training.flops import FlopCounter, matmul_gflops
 from af.values import require_number
 
 #: Parts of a batch's time; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.
@@ -60,14 +60,12 @@ class Throughput(Callback):
         self.waits = True  # whether `data` is asked: not with another profiler in its place
         self.flops: int | None = None  # of a batch of this rank
         self._last = 0.0
-        self._counter: Products | None = None
+        self._counter: FlopCounter | None = None
         self._eager: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         if self.peak_tflops == "measure":
-            from af.training.bench import matmul_gflops
-
             dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
             self.peak_tflops = matmul_gflops(dtype, device=pl_module.device) / 1e3
         self._restart()
@@ -84,7 +82,7 @@ class Throughput(Callback):
             if any(m._compiled_call_impl is not None for m in pl_module.modules()):
                 self._eager = torch.compiler.set_stance("force_eager")  # products inside compiled code are not seen
                 self._eager.__enter__()
-            self._counter = Products()
+            self._counter = FlopCounter()
             self._counter.__enter__()
         self._device = pl_module.device
         self._timed = self._device.type == "cpu" or self._batches % 10 == 0

@@ -35,7 +35,6 @@ WRONG = [
     ["probe", "--autoencoder", "no", "--data", "no", "--out", "O", "--pairs", "0"],
     ["study", "make", "a", "b", "--out", "O", "--checks", "-1"],
     ["tracker", "train", "--out", "t.safetensors", "--steps", "0"],
-    ["bench", "--threads", "0"],
     ["nothing"],
     ["synth"],
 ]
@@ -68,7 +67,6 @@ def place(tmp_path, monkeypatch) -> Path:
     [
         (["generate", *MODELS, "--portrait", "p.png", "--out", "folder"], "is a folder"),
         (["generate", *MODELS, "--portrait", "p.png", "--out", "file.mp4/x.mp4"], "is a file"),
-        (["bench", "--out", "folder"], "is a folder"),
         (["tracker", "train", "--out", "folder"], "is a folder"),
         (["synth", "--out", "file.mp4"], "is a file"),
         (["ingest", "--pair", "a.mp4", "b.mp4", "--out", "file.mp4"], "is a file"),

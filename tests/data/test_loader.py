@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from af.cli.bench_loader import plot
 from af.data import codecs
-from af.data.bench import bench
-from af.data.bench_workers import loader_speeds
 from af.data.dataset import Counted
 from af.data.frame_cache import FrameCache
 from af.data.loader import training_loader, validation_loader
@@ -378,26 +375,3 @@ def test_cache_of_two_data_sets_never_mixes(tmp_path):
         data = PairDataset(folder, PairPlan(Index.load(folder)), cache_folder=tmp_path / "cache")
         batch = next(iter(training_loader(data, 2)))
         assert bool((batch.source < -0.9).all()) == dark
-
-
-def test_bench_reports_what_is_there(folder, tmp_path):
-    found = bench(folder, seconds=0.02, batch_size=2, window_frames=20)
-    assert {"pairs_per_s", "pairs_per_s_uncached", "window_frames_per_s", "decode_frames_per_s"} <= found.keys()
-    assert all(v > 0 for k, v in found.items() if k != "workers")
-    silent = write_split(tmp_path / "train", [[20]], video=False)
-    assert "pairs_per_s" not in bench(silent, seconds=0.01, batch_size=2, window_frames=10)
-
-
-def test_bench_says_where_the_time_goes_and_what_workers_bring(folder, tmp_path):
-    found = loader_speeds(folder, workers=(0, 1), batch_size=2, window_frames=20, seconds=0.05)
-    assert found.keys() == {"windows", "pairs"}
-    # two people's motion and features of 20 frames, and the reference; headers of 512 bytes each
-    rows = 20 * 2 * (MOTION.dim * 4 + AUDIO.dim * 2)
-    assert rows < found["windows"].bytes_per_sample <= rows + MOTION.dim * 4 + 5 * 512
-    for speed in found.values():
-        assert speed.read + speed.decode + speed.collate == pytest.approx(1)
-        assert min(speed.read, speed.decode, speed.collate) > 0
-        assert [row["workers"] for row in speed.by_workers] == [0, 1]
-        assert all(row["bytes_per_s"] == row["samples_per_s"] * speed.bytes_per_sample > 0 for row in speed.by_workers)
-    plot({name: speed.to_json() for name, speed in found.items()}, tmp_path / "loader.png")
-    assert (tmp_path / "loader.png").stat().st_size > 10_000

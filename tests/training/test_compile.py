@@ -10,7 +10,7 @@ import torch._dynamo
 
 from af.cli.config import compose, instantiate, resolve
 from af.models.perceptual import _LAYERS
-from af.training.flops import Products
+from af.training.flops import FlopCounter
 from tests.training.test_resume import DENOISER, VAE, train
 
 ONE_STEP = [
@@ -24,8 +24,8 @@ ONE_STEP = [
 QUIET = ["~callbacks.throughput", "launch.checkpoint_every_n_steps=1"]
 
 
-class Forward(Products):
-    """Products of forward passes alone."""
+class Forward(FlopCounter):
+    """FlopCounter of forward passes alone."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if torch._C._current_graph_task_id() == -1:

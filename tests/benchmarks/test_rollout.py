@@ -3,23 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from af.cli import bench_rollout
-from af.cli.bench_baselines import ReleasedScheme
 from af.forcing.guidance import Guidance
 from af.forcing.rollout import BlockSampler
 from af.models.artifact import build
 from af.models.released.denoiser import ReleasedSizes
+from benchmarks import rollout
+from benchmarks.released_scheme import ReleasedScheme
 
 
 @pytest.fixture
 def tiny(monkeypatch) -> None:
     sizes = ReleasedSizes(dim=6, hidden=32, depth=2, heads=2, condition_dim=8, condition_heads=2, audio_feature_dim=4)
-    monkeypatch.setitem(bench_rollout.SIZES, "tiny", sizes)
+    monkeypatch.setitem(rollout.SIZES, "tiny", sizes)
 
 
 def test_what_is_compared_computes_the_same_motion(tiny) -> None:
     """The baseline is a slower way to the same result, past a full cache; and the table is complete."""
-    result = bench_rollout.bench("tiny", steps=2, repeats=6, users=3)
+    result = rollout.measure("tiny", steps=2, repeats=6, users=3)
     single, half = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16))
     bounds = {"eager": 256 * single, "fp32": 1024 * single, "bf16": 4 * half}  # roundings of a few dozen products
     for name, difference in result["relative_difference_from_released_scheme"].items():
@@ -36,10 +36,10 @@ def test_what_is_compared_computes_the_same_motion(tiny) -> None:
 
 def test_baseline_starts_the_same_with_single_blocks(tiny) -> None:
     generator = torch.Generator().manual_seed(0)
-    denoiser = build(bench_rollout.SIZES["tiny"].config()).eval()
+    denoiser = build(rollout.SIZES["tiny"].config()).eval()
     with torch.inference_mode():
-        bench_rollout._randomise(denoiser, generator)
-        inputs = bench_rollout._Inputs(denoiser, generator)
+        rollout._randomise(denoiser, generator)
+        inputs = rollout._Inputs(denoiser, generator)
         reference = inputs.reference()
         ours = BlockSampler(denoiser, reference, steps=2)
         theirs = ReleasedScheme(denoiser, reference, 2, Guidance())

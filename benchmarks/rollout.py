@@ -1,12 +1,20 @@
 """Roll-out speed on the same weights: against the released scheme, with packed and bf16 weights, for many users, and
 the latency of block sizes against a bidirectional baseline.
+
+  python -m benchmarks.rollout                              a small denoiser
+  python -m benchmarks.rollout --size released --threads 2  the released size, 153 M parameters: about three minutes
+
+Three guidance branches, 8 steps and full caches; best times of one process that alternates what is compared. `eager` is
+the denoiser as it is trained, `fp32` and `bf16` are its packed copies.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
@@ -14,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from af.cli.bench_baselines import ReleasedScheme, whole_window
+from af.cli.options import count
 from af.clock import FRAME_MS, frames_to_seconds
 from af.devices import synchronize
 from af.forcing.guidance import Guidance
@@ -26,9 +34,10 @@ from af.models.inference import for_inference
 from af.models.released.denoiser import ReleasedSizes
 from af.nn.kv_cache import WindowLayout
 from af.nn.precision import PRECISIONS, packs_bf16
-from af.training.bench import matmul_gflops
-from af.training.flops import flops_of
+from af.training.flops import flops_of, matmul_gflops
 from af.types import Condition
+from benchmarks.common import options, report
+from benchmarks.released_scheme import ReleasedScheme, whole_window
 
 SIZES: Final = {
     "released": ReleasedSizes(),
@@ -61,38 +70,37 @@ class _Inputs:
 
 
 @torch.inference_mode()
-def bench(
+def measure(
     size: str = "released", steps: int = 8, repeats: int = 3, users: int = 16, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Everything, on `device`, from one process that alternates what is compared: three guidance branches, full caches, best times.
+    """Seconds a block, speed-ups, differences, many users and latencies of a denoiser of `size` on `device`.
 
-    Takes about three minutes at the released size on two cores. The caller sets the number of threads.
+    The caller sets the number of threads.
     """
     generator = torch.Generator().manual_seed(0)
     denoiser = build(SIZES[size].config()).eval()
     _randomise(denoiser, generator)
     denoiser.to(device)
-    fast = {precision: for_inference(denoiser, precision) for precision in PRECISIONS}
+    packed = {precision: for_inference(denoiser, precision) for precision in PRECISIONS}
     return {
         "size": size,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
-        "threads": torch.get_num_threads(),
         "block_frames": denoiser.layout.block_frames,
         "steps": steps,
-        **_one_user(denoiser, fast, generator, steps, repeats),
-        "users": _many_users(denoiser, fast, generator, steps, max(1, repeats // 2), users),
-        "latency": _latencies(fast, generator, steps, repeats),
+        **_one_user(denoiser, packed, generator, steps, repeats),
+        "users": _many_users(denoiser, packed, generator, steps, max(1, repeats // 2), users),
+        "latency": _latencies(packed, generator, steps, repeats),
     }
 
 
 def _one_user(
-    denoiser: MotionDenoiser, fast: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int
+    denoiser: MotionDenoiser, packed: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int
 ) -> dict[str, Any]:
     """Seconds a block, the store pass included, and how far the motion is from the released scheme's."""
     layout, inputs = denoiser.layout, _Inputs(denoiser, generator)
     reference, first = inputs.reference(), inputs.block(layout.window_frames)
     theirs = ReleasedScheme(denoiser, reference, steps, Guidance())
-    ours = {"eager": denoiser, **fast}
+    ours = {"eager": denoiser, **packed}
     samplers = {name: BlockSampler(model, reference, steps=steps) for name, model in ours.items()}
     start = theirs.step(*first)
     for sampler in samplers.values():
@@ -121,7 +129,7 @@ def _one_user(
 
 def _many_users(
     denoiser: MotionDenoiser,
-    fast: dict[str, MotionDenoiser],
+    packed: dict[str, MotionDenoiser],
     generator: torch.Generator,
     steps: int,
     repeats: int,
@@ -134,7 +142,7 @@ def _many_users(
     result: dict[str, Any] = {"users": users}
     device = denoiser.input.weight.device
     small = {"size": 1024} if device.type == "cpu" else {}
-    for precision, model in fast.items():
+    for precision, model in packed.items():
         inputs = _Inputs(model, generator, users)
         sampler = _ready(model, inputs, steps)
         best, peak = float("inf"), 0.0
@@ -155,7 +163,7 @@ def _many_users(
     return result
 
 
-def _latencies(fast: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int) -> dict[str, Any]:
+def _latencies(packed: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int) -> dict[str, Any]:
     """From a change of the user's input to the first frame that can show it: waiting and computing (motion alone).
 
     For guided sampling and for one pass as distilled students make it, each beside a bidirectional model sampled alike
@@ -166,7 +174,7 @@ def _latencies(fast: dict[str, MotionDenoiser], generator: torch.Generator, step
         "one_pass": {"steps": 1, "guidance": Guidance.conditional()},
     }
     table: dict[str, Any] = {}
-    for precision, model in fast.items():
+    for precision, model in packed.items():
         whole = _resized(model, BIDIRECTIONAL, "bidirectional")
         baselines = {name: _measured(whole, generator, max(1, repeats - 1), how) for name, how in samplings.items()}
         for name, how in samplings.items():
@@ -230,3 +238,19 @@ def _randomise(denoiser: MotionDenoiser, generator: torch.Generator) -> None:
     for parameter in denoiser.parameters():
         if parameter.ndim == 2:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = options("rollout", __doc__)
+    parser.add_argument("--size", default="small", choices=SIZES, help="small (default) or released")
+    parser.add_argument("--users", type=count, default=16, help="conversations in one batch (default 16)")
+
+    def found(args: argparse.Namespace) -> dict[str, Any]:
+        return measure(args.size, users=args.users, device=args.device)
+
+    return report(parser, found, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Training steps: how long one takes, and the share of this machine's best matrix product that it reaches.
+
+  python -m benchmarks.training             the demo's denoiser and autoencoder; about a minute
+  python -m benchmarks.training --ranks 2   also frames a second of the denoiser on one rank and on two, a thread each
+
+`demo_autoencoder_minutes` is what the demo's first stage takes in the precision that `auto` chooses here and in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from af.cli.config import instantiate
+from af.cli.options import count
+from af.errors import UserError
+from af.forcing.dropout import ConditionDropout
+from af.forcing.noise import FlowTimes
+from af.losses.velocity import VelocityLoss
+from af.models.autoencoder import MotionAutoencoder
+from af.models.denoiser import MotionDenoiser
+from af.models.motion_space import MotionStatistics
+from af.nn.precision import choose
+from af.training.denoiser import DenoiserModule, draw_drops
+from af.training.flops import flops_of, matmul_gflops, seconds_of
+from af.training.muon import Muon
+from af.training.randomness import Draws, step_generator
+from af.types import DyadBatch
+from benchmarks.common import encoded_example, experiment, options, report
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """One training step: median seconds, items (windows or reconstructions) a second, GFLOP/s of its products, and what
+    share that is of the best matrix product in the same precision.
+    """
+
+    seconds: float
+    items_per_second: float
+    gflops: float
+    share_of_matmul_peak: float
+    precision: str
+
+
+def measure(seconds: float, device: torch.device) -> dict[str, Any]:
+    """Speeds of the demo's training steps, each measured for about `seconds`."""
+    auto = choose("auto", device)
+    denoiser, vae = experiment("denoiser_demo"), experiment("vae_demo")
+    speeds = {
+        "denoiser": denoiser_speed(
+            instantiate(denoiser["model"]).to(device),
+            denoiser["data"]["batch_size"],
+            denoiser["model"]["audio_feature_dim"],
+            seconds,
+        )
+    }
+    for name, dtype in {"autoencoder": auto.dtype, "autoencoder_fp32": torch.float32}.items():
+        network = instantiate(vae["model"]).to(device)
+        speeds[name] = autoencoder_speed(network, vae["data"]["batch_size"], seconds, dtype)
+    minutes = {name: vae["trainer"]["max_steps"] * speeds[name].seconds / 60 for name in list(speeds)[1:]}
+    return {
+        "precision": str(auto),
+        "matmul_peak_gflops": {
+            name: matmul_gflops(dtype, seconds=seconds / 5, device=device)
+            for name, dtype in {"fp32": torch.float32, auto.name: auto.dtype}.items()
+        },
+        "demo_autoencoder_minutes": minutes,
+        **{name: asdict(speed) for name, speed in speeds.items()},
+    }
+
+
+def denoiser_speed(denoiser: MotionDenoiser, batch: int, feature_dim: int, seconds: float) -> StepSpeed:
+    """Forward, backward and optimiser step of the denoiser on random windows, fp32."""
+    space, layout, device = denoiser.motion_space, denoiser.layout, denoiser.input.weight.device
+    basis = torch.linalg.qr(torch.randn(space.latent_dim, space.directions))[0]
+    space.fit(MotionStatistics(torch.zeros(space.directions), torch.ones(space.directions), basis))
+    flow_times, dropout = FlowTimes(layout.block_frames), ConditionDropout()
+    module = DenoiserModule(denoiser, flow_times=flow_times, loss=VelocityLoss("l2"), dropout=dropout)
+    frames = layout.window_frames
+    widths = (space.latent_dim, feature_dim, space.latent_dim, feature_dim)
+    signals = [torch.randn(batch, frames, width, device=device) for width in widths]
+    reference = torch.randn(batch, space.latent_dim, device=device)
+    window = DyadBatch(*signals, reference, torch.ones(batch, frames, dtype=torch.bool, device=device))
+
+    def loss() -> Tensor:
+        draws = Draws(step_generator(0, 0, device), batch)
+        return module.velocity_losses(window, draws, draw_drops(module.dropout, window, draws))[0].mean()
+
+    return _speed(loss, torch.optim.AdamW(denoiser.parameters(), lr=1e-4), batch, seconds)
+
+
+def autoencoder_speed(
+    autoencoder: MotionAutoencoder, batch: int, seconds: float, dtype: torch.dtype = torch.float32
+) -> StepSpeed:
+    """Forward, backward and optimiser step of the autoencoder on random pairs both ways, autocast to `dtype`."""
+    size, device = autoencoder.image_size, autoencoder.direction_weight.device
+    images = torch.rand(2 * batch, 3, size, size, device=device) * 2 - 1
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return (autoencoder(images).image - images.roll(batch, 0)).abs().mean()
+
+    return _speed(loss, Muon(autoencoder.parameters(), 1e-4, adam_lr=1e-4), 2 * batch, seconds, dtype)
+
+
+def _speed(
+    loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    items: int,
+    seconds: float,
+    dtype: torch.dtype = torch.float32,
+) -> StepSpeed:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    flops, device = flops_of(step), optimizer.param_groups[0]["params"][0].device
+    median = statistics.median(seconds_of(step, seconds, device))
+    gflops = flops / median / 1e9
+    share = gflops / matmul_gflops(dtype, seconds=seconds / 5, device=device)
+    return StepSpeed(median, items / median, gflops, share, str(dtype).removeprefix("torch."))
+
+
+def ranks(number: int, latents: Path, folder: Path, steps: int = 61, rounds: int = 2) -> dict[str, float]:
+    """Frames a second of the demo's denoiser on one rank and on `number`, one thread and 16 windows each.
+
+    Best of alternating rounds on the CPU. All ranks share one machine's memory: only the ratio means something.
+    UserError when a training fails.
+    """
+    best = {1: 0.0, number: 0.0}
+    for turn in range(rounds):
+        for size in best:
+            run = folder / f"ranks{size}_{turn}"
+            words = ["experiment=denoiser_demo", f"data.root={latents}", f"run={run}", f"data.batch_size={16 * size}"]
+            words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "data.workers=0"]
+            words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={size}"]
+            words += ["callbacks.throughput.every_n_steps=20"]
+            command = [sys.executable, "-m", "af.cli.main", "train", *words]
+            done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"the training on {size} ranks failed:\n{done.stderr[-2000:]}")
+            lines = [json.loads(line) for line in (run / "throughput.jsonl").read_text().splitlines()]
+            best[size] = max(best[size], *(line["throughput/frames_per_second"] for line in lines))
+    alone, all_of_them = best.values()
+    return {
+        "frames_per_second_of_one_rank": alone,
+        f"frames_per_second_of_{number}_ranks": all_of_them,
+        "efficiency": all_of_them / (number * alone),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = options("training", __doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each step is measured (default 5)")
+    parser.add_argument("--ranks", type=count, help="also compare so many CPU ranks with one")
+
+    def found(args: argparse.Namespace) -> dict[str, Any]:
+        result = measure(args.seconds, args.device)
+        if args.ranks and args.ranks > 1:
+            with tempfile.TemporaryDirectory() as folder:
+                latents = encoded_example(Path(folder))
+                result["ranks"] = ranks(args.ranks, latents, Path(folder))
+        return result
+
+    return report(parser, found, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Every benchmark in the small: what it prints is JSON with the speeds in it, and a mistake is one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import loader, rollout, training, vae
+from benchmarks.common import options, report
+from tests.conftest import AUTOENCODER, DENOISER
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_vae_prints_speeds_memory_and_the_difference_from_the_baseline(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(vae, "experiment", lambda *words: {"model": AUTOENCODER})
+    assert vae.main(["--threads", "1", "--seconds", "0.01"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threads"] == 1
+    assert found["image_size"] == 32
+    assert found["decode_speedup"] == found["decode_frames_per_s"] / found["baseline_decode_frames_per_s"]
+    assert found["difference_from_baseline"] < 1e-5
+
+
+def test_training_prints_steps_and_what_the_demo_takes(monkeypatch, capsys) -> None:
+    tiny = {
+        "denoiser_demo": {"model": DENOISER, "data": {"batch_size": 2}},
+        "vae_demo": {"model": AUTOENCODER, "data": {"batch_size": 1}, "trainer": {"max_steps": 600}},
+    }
+    monkeypatch.setattr(training, "experiment", tiny.get)
+    assert training.main(["--seconds", "0.01"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name, items in (("denoiser", 2), ("autoencoder", 2), ("autoencoder_fp32", 2)):
+        step = found[name]
+        assert step["items_per_second"] == pytest.approx(items / step["seconds"])
+        assert 0 < step["share_of_matmul_peak"] < 1.5
+    minutes = found["demo_autoencoder_minutes"]
+    assert minutes["autoencoder_fp32"] == pytest.approx(600 * found["autoencoder_fp32"]["seconds"] / 60)
+
+
+@pytest.mark.slow
+def test_ranks_see_the_frames_that_the_ratio_says(latents, tmp_path) -> None:
+    found = training.ranks(2, latents, tmp_path, steps=21, rounds=1)
+    alone, both = found["frames_per_second_of_one_rank"], found["frames_per_second_of_2_ranks"]
+    assert found["efficiency"] == pytest.approx(both / (2 * alone))
+
+
+@pytest.mark.parametrize("module", [loader, rollout, training, vae])
+def test_help_teaches(module, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    name = module.__name__
+    assert f"python -m {name}  " in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_line(tmp_path, capsys) -> None:
+    assert loader.main(["--data", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert rollout.main(["--device", "cuda:63"]) == 1
+    assert "--device cuda:63" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        report(options("x", "y"), lambda args: {"z": 1 / 0}, [])
