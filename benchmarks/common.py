@@ -50,7 +50,9 @@ def report(
             raise
         print(f"{parser.prog}: {text}", file=sys.stderr)
         return 1
-    print(json.dumps({"threads": args.threads, "torch": torch.__version__, "device": str(args.device), **found}, indent=2))
+    print(
+        json.dumps({"threads": args.threads, "torch": torch.__version__, "device": str(args.device), **found}, indent=2)
+    )
     return 0
 
 

@@ -163,7 +163,9 @@ def _many_users(
     return result
 
 
-def _latencies(packed: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int) -> dict[str, Any]:
+def _latencies(
+    packed: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int
+) -> dict[str, Any]:
     """From a change of the user's input to the first frame that can show it: waiting and computing (motion alone).
 
     For guided sampling and for one pass as distilled students make it, each beside a bidirectional model sampled alike

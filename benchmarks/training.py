@@ -90,9 +90,10 @@ def denoiser_speed(denoiser: MotionDenoiser, batch: int, feature_dim: int, secon
     module = DenoiserModule(denoiser, flow_times=flow_times, loss=VelocityLoss("l2"), dropout=dropout)
     frames = layout.window_frames
     widths = (space.latent_dim, feature_dim, space.latent_dim, feature_dim)
-    signals = [torch.randn(batch, frames, width, device=device) for width in widths]
+    motion, audio, user_motion, user_audio = (torch.randn(batch, frames, width, device=device) for width in widths)
     reference = torch.randn(batch, space.latent_dim, device=device)
-    window = DyadBatch(*signals, reference, torch.ones(batch, frames, dtype=torch.bool, device=device))
+    valid = torch.ones(batch, frames, dtype=torch.bool, device=device)
+    window = DyadBatch(motion, audio, user_motion, user_audio, reference, valid)
 
     def loss() -> Tensor:
         draws = Draws(step_generator(0, 0, device), batch)

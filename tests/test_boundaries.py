@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp  # what lint-imports reads imports with
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -13,6 +15,12 @@ def test_import_rules_hold():
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout
+
+
+def test_no_circle_of_imports():
+    """Of lazy imports neither: only what type checkers alone import does not count."""
+    graph = grimp.build_graph("af", exclude_type_checking_imports=True)
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
 @pytest.mark.parametrize("spelled", ["16000", "16_000"])
