@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -25,6 +25,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean …?` with the nearest of `known`, or nothing when none is near."""
     near = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def require_choice(where: str, what: str, value: object, allowed: Collection[str]) -> None:
+    """UserError that names the key and the choices, unless `value` is one of them."""
+    if value not in allowed:
+        raise UserError(f"{where}: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
 
 def user_text(error: Exception) -> str | None:

@@ -102,7 +102,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _is_object(hint: Any) -> bool:
     """Whether a class is meant that a configuration builds by `_target_`."""
-    return inspect.isclass(hint) and hint.__module__.startswith(("af.", "torch."))
+    callables = get_origin(hint) is collections.abc.Callable
+    return callables or (inspect.isclass(hint) and hint.__module__.startswith(("af.", "torch.")))
 
 
 def _described(hint: Any) -> str:
@@ -115,7 +116,7 @@ def _described(hint: Any) -> str:
         count = f" {len(arguments)}" if origin is tuple and Ellipsis not in arguments else ""
         return f"a list of{count} ({_described(arguments[0])} each)" if arguments else "a list"
     if _is_object(hint):
-        return f"the _target_ of a {hint.__name__} and its settings"
+        return f"the _target_ of a {'callable' if origin else hint.__name__} and its settings"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
     return words.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.forcing.guidance import drop_condition
 from af.types import Condition
 
@@ -88,8 +88,7 @@ class ConditionDropout:
         for name in _PROBABILITIES:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"drop probability {name} must be in [0, 1], got {value}")
-        if self.per not in PER:
-            raise UserError(f"condition dropout: unknown per {self.per!r}; allowed: {', '.join(PER)}")
+        require_choice("condition dropout", "per", self.per, PER)
         if self.block_frames < 1:
             raise ValueError(f"block_frames must be at least 1, got {self.block_frames}")
 
@@ -106,8 +105,10 @@ class ConditionDropout:
         scaled = {name: min(1.0, factor * getattr(self, name)) for name in _PROBABILITIES}
         return replace(self, schedule=None, **scaled)  # type: ignore[arg-type]
 
-    def draw(self, batch: int, frames: int, *, generator: torch.Generator) -> Dropped:
-        """One draw for `batch` sequences of `frames` frames, on the generator's device (the schedule is `at`'s)."""
+    def __call__(self, batch: int, frames: int, *, generator: torch.Generator, progress: float = 1.0) -> Dropped:
+        """One draw for `batch` sequences of `frames` frames, on the generator's device, `progress` (0 … 1) into training."""
+        if self.schedule is not None:
+            return self.at(progress)(batch, frames, generator=generator)
         size = frames if self.per == "sequence" else self.block_frames
         draws = -(-frames // size)
         uniform = torch.rand(6, batch, draws, generator=generator, device=generator.device)

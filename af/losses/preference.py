@@ -1,6 +1,6 @@
 """Preference losses on velocity errors (method §5): implicit margins of winner over loser, and DPO, IPO or hinge on them.
 
-An error is that of `af.losses.velocity.velocity_error`: L1 (the paper), **mean over dims** (the paper leaves mean or sum
+An error is that of `af.losses.velocity.VelocityLoss`: L1 (the paper), **mean over dims** (the paper leaves mean or sum
 open; the scale of β belongs to this choice: with the sum over D dims the same β would act D times as strongly).
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 
 KINDS: Final = ("dpo", "ipo", "hinge")
 UNITS: Final = ("frame", "block", "sequence")
@@ -56,7 +56,7 @@ def pooled_margins(
 
     Numbers in frames that do not count do no harm, NaN included. UserError for an unknown unit.
     """
-    _known("per", per, UNITS)
+    require_choice("preference loss", "per", per, UNITS)
     frames = margin.shape[1]
     size = {"frame": 1, "block": block_frames, "sequence": frames}[per]
     short = -frames % size  # a last, partial block is filled with frames that do not count
@@ -72,7 +72,7 @@ def preference_losses(margin: Tensor, *, beta: float, kind: str = "dpo") -> Tens
     al. 2023, times β² so that one weight suits all kinds; ¼ and −β at 0). `hinge` max(0, 1 − βm) (SLiC, Zhao et al. 2023;
     1 and −β at 0). UserError for an unknown kind.
     """
-    _known("kind", kind, KINDS)
+    require_choice("preference loss", "kind", kind, KINDS)
     reward = beta * margin
     if kind == "dpo":
         return -F.logsigmoid(reward)
@@ -94,34 +94,25 @@ class PreferenceLoss:
     per: str = "frame"
 
     def __post_init__(self) -> None:
-        _known("kind", self.kind, KINDS)
-        _known("per", self.per, UNITS)
+        require_choice("preference loss", "kind", self.kind, KINDS)
+        require_choice("preference loss", "per", self.per, UNITS)
         if not self.beta > 0:
             raise UserError(f"preference loss: beta is {self.beta}; it must be positive")
 
-    def margins(self, errors: PairErrors, counted: Bool[Tensor, "B T"], block_frames: int) -> Margins:
-        """The margins it decides on."""
-        return pooled_margins(errors.margin(), counted, per=self.per, block_frames=block_frames)
-
-    def __call__(self, margins: Margins) -> Float[Tensor, ""]:
-        """The loss."""
-        return margins.mean(preference_losses(margins.values, beta=self.beta, kind=self.kind))
-
-    def diagnostics(self, margins: Margins) -> dict[str, Tensor]:
-        """What a preference run is watched by: mean margin and reward margin β·m, accuracy (a tie is half right), and
-        the share of units whose sigmoid is saturated (see `SATURATED_AT`).
+    def __call__(
+        self, errors: PairErrors, counted: Bool[Tensor, "B T"], *, block_frames: int = 1
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The loss, and what a preference run is watched by: mean margin and reward margin β·m, accuracy (a tie is half
+        right), and the share of units whose sigmoid is saturated (see `SATURATED_AT`).
         """
+        margins = pooled_margins(errors.margin(), counted, per=self.per, block_frames=block_frames)
+        loss = margins.mean(preference_losses(margins.values, beta=self.beta, kind=self.kind))
         values = margins.values.detach()
         right = (values > 0).to(values.dtype) + 0.5 * (values == 0).to(values.dtype)
         saturated = ((self.beta * values).abs() > SATURATED_AT).to(values.dtype)
-        return {
+        return loss, {
             "margin": margins.mean(values),
             "reward_margin": margins.mean(self.beta * values),
             "accuracy": margins.mean(right),
             "saturated": margins.mean(saturated),
         }
-
-
-def _known(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"preference loss: unknown {name} {value!r}; allowed: {', '.join(allowed)}")

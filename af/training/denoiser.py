@@ -13,7 +13,7 @@ from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, Dropped, drop
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
-from af.losses.velocity import VelocityLoss, valid_mean, velocity_error
+from af.losses.velocity import FrameError, valid_mean
 from af.models.denoiser import MotionDenoiser
 from af.specs import MotionSpec, require_spec
 from af.training.callbacks import writes_logs
@@ -37,7 +37,7 @@ class DenoiserModule(LightningModule):
         denoiser: MotionDenoiser,
         *,
         flow_times: FlowTimes,
-        loss: VelocityLoss,
+        loss: FrameError,
         dropout: ConditionDropout,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -101,7 +101,7 @@ class DenoiserModule(LightningModule):
         flow_time = self.draw_flow_times(draws, clean)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
-        errors = velocity_error(velocity, target_velocity(noise, clean), kind=self.loss.kind, delta=self.loss.delta)
+        errors = self.loss(velocity, target_velocity(noise, clean))
         # a clean frame has no velocity: nothing tells which noise it came from
         return errors, flow_time, batch.valid & (flow_time < 1)
 
@@ -138,7 +138,7 @@ class DenoiserModule(LightningModule):
     def denoising_loss(self, batch: DyadBatch, draws: Draws) -> Tensor:
         """L_DF with drops as they are due at this point of the training."""
         batch = self.cut(batch, draws)
-        dropped = draw_drops(self.dropout.at(self.training_progress()), batch, draws)
+        dropped = draw_drops(self.dropout, batch, draws, self.training_progress())
         losses, _, valid = self.velocity_losses(batch, draws, dropped)
         loss = valid_mean(losses, valid)
         if writes_logs(self):
@@ -209,10 +209,10 @@ def conditioned(denoiser: MotionDenoiser, batch: DyadBatch) -> tuple[Condition, 
     return condition, denoiser.motion_space.to_model(batch.reference)
 
 
-def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws) -> Dropped:
-    """What a batch does without."""
+def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws, progress: float = 1.0) -> Dropped:
+    """What a batch does without at `progress` (0 … 1) of the training."""
     frames = batch.valid.shape[1]
-    return draws.of_rows(lambda rows: dropout.draw(rows, frames, generator=draws.generator))
+    return draws.of_rows(lambda rows: dropout(rows, frames, generator=draws.generator, progress=progress))
 
 
 def warmup_cosine(warmup: int, total: int, final: float):

@@ -19,8 +19,8 @@ from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, drop
 from af.forcing.path import interpolate, target_velocity
 from af.forcing.rollout import Guidance, block_sizes, rollout
-from af.losses.preference import Margins, PairErrors, PreferenceLoss
-from af.losses.velocity import valid_mean, velocity_error
+from af.losses.preference import PairErrors, PreferenceLoss
+from af.losses.velocity import FrameError, valid_mean
 from af.models.denoiser import MotionDenoiser
 from af.nn.precision import full_precision
 from af.training.denoiser import DenoiserModule, compile_denoiser, conditioned, draw_drops
@@ -75,7 +75,7 @@ class OnlineLosers:
 class PreferenceModule(DenoiserModule):
     """`DenoiserModule` with the preference term. Options of the denoising term are the base class's.
 
-    `error` is the kind of velocity error the margins are made of (the paper: l1). With `listening_only` frames in which
+    `error` is the velocity error that margins are made of (the paper: L1). With `listening_only` frames in which
     the avatar speaks do not count. `online` makes the losers; without, they come with the batch.
     """
 
@@ -85,9 +85,9 @@ class PreferenceModule(DenoiserModule):
         reference: FrozenReference,
         *,
         preference: PreferenceLoss,
+        error: FrameError,
         weight: float = 0.1,
         denoising_weight: float = 1.0,
-        error: str = "l1",
         listening_only: bool = False,
         online: OnlineLosers | None = None,
         pair_dropout: ConditionDropout | None = None,
@@ -108,7 +108,6 @@ class PreferenceModule(DenoiserModule):
         self.listening_only = listening_only
         self.pair_dropout = pair_dropout or ConditionDropout.never()
         self.winner_excess: Tensor | None = None  # of this step; None: it had no preference term
-        velocity_error(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), kind=error)  # a wrong name fails now
 
     def compile_networks(self, **how: Any) -> None:
         """The policy and the reference."""
@@ -135,13 +134,12 @@ class PreferenceModule(DenoiserModule):
         if loser is None:
             return loss
         pairs = self.pairs(batch, loser, draws, self.training_progress())
-        margins = self._margins(pairs)
-        preference = self.preference(margins)
+        preference, diagnostics = self._judged(pairs)
         self.winner_excess = self._winner_excess(pairs)
         # in every step that has the term: those that are written may have none (in the progress bar Lightning would read
         # the number in every step, and wait for it)
         self.log("train/preference/loss", preference)
-        for name, value in self._diagnostics(pairs, margins).items():
+        for name, value in diagnostics.items():
             self.log(f"train/preference/{name}", value)
         return loss + self.weight * preference
 
@@ -155,10 +153,9 @@ class PreferenceModule(DenoiserModule):
         if loser is None:
             return
         pairs = self.pairs(batch, loser, draws, self.training_progress())
-        count, margins = pairs.counted.sum(), self._margins(pairs)
-        values = {"loss": self.preference(margins), **self._diagnostics(pairs, margins)}
-        for name, value in values.items():
-            self.validation.add(f"preference/{name}", value, count)
+        loss, diagnostics = self._judged(pairs)
+        for name, value in {"loss": loss, **diagnostics}.items():
+            self.validation.add(f"preference/{name}", value, pairs.counted.sum())
 
     def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws, progress: float = 1.0) -> Pairs:
         """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four, with
@@ -171,7 +168,7 @@ class PreferenceModule(DenoiserModule):
         clean = torch.cat((winner, policy.motion_space.to_model(batch.loser)))
         noise = draws.normal(winner.shape, like=winner).repeat(2, 1, 1)
         flow_time = self.draw_flow_times(draws, winner)
-        dropped = draw_drops(self.pair_dropout.at(progress), batch, draws)
+        dropped = draw_drops(self.pair_dropout, batch, draws, progress)
         flow_times = flow_time.repeat(2, 1)
         noisy, target = interpolate(noise, clean, flow_times), target_velocity(noise, clean)
 
@@ -186,9 +183,9 @@ class PreferenceModule(DenoiserModule):
             with torch.no_grad():
                 theirs = velocity(reference)
         (policy_winner, policy_loser), (reference_winner, reference_loser) = (
-            velocity_error(v, target, kind=self.error).chunk(2) for v in (ours, theirs)
+            self.error(v, target).chunk(2) for v in (ours, theirs)
         )
-        distance = velocity_error(ours.detach(), theirs, kind="l2").chunk(2)[0]
+        distance = (ours.detach() - theirs).square().mean(-1).chunk(2)[0]
         errors = PairErrors(policy_winner, policy_loser, reference_winner, reference_loser)
         return Pairs(errors, distance, self._counted(batch) & (flow_time < 1))  # clean frames have no velocity
 
@@ -228,13 +225,11 @@ class PreferenceModule(DenoiserModule):
             raise UserError("module.listening_only needs data.listening=true")
         return batch.valid & batch.listening
 
-    def _margins(self, pairs: Pairs) -> Margins:
-        return self.preference.margins(pairs.errors, pairs.counted, self.denoiser.layout.block_frames)
-
-    def _diagnostics(self, pairs: Pairs, margins: Margins) -> dict[str, Tensor]:
+    def _judged(self, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what a run is watched by."""
+        loss, watched = self.preference(pairs.errors, pairs.counted, block_frames=self.denoiser.layout.block_frames)
         errors = {f"error/{name}": valid_mean(e.detach(), pairs.counted) for name, e in vars(pairs.errors).items()}
-        drift = valid_mean(pairs.distance, pairs.counted)
-        return {**self.preference.diagnostics(margins), **errors, "drift": drift}
+        return loss, {**watched, **errors, "drift": valid_mean(pairs.distance, pairs.counted)}
 
     def _winner_excess(self, pairs: Pairs) -> Tensor:
         sums = torch.stack(

@@ -21,7 +21,7 @@ from af.evaluation.plots import save_figures
 from af.files import write_json
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
-from af.losses.velocity import velocity_error
+from af.losses.velocity import VelocityLoss
 from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
 from af.training.denoiser import conditioned
@@ -80,7 +80,7 @@ def measured(model: MotionDenoiser, batch: DyadBatch, loser: Tensor | None, seco
     valid, errors = batch.valid, {}
     for name, clean in (("winner", winner), ("loser", loser)):
         velocity = model(interpolate(noise, clean, t), t, condition, reference)
-        errors[name] = velocity_error(velocity, target_velocity(noise, clean), kind="l1")
+        errors[name] = VelocityLoss("l1")(velocity, target_velocity(noise, clean))
     begins = seconds.unique().tolist()
     by_time = {name: [e[seconds == s][valid[seconds == s]].mean().item() for s in begins] for name, e in errors.items()}
     means = {f"{name}_mean": e[valid].mean().item() for name, e in errors.items()}

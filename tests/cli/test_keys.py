@@ -70,7 +70,7 @@ VALUES = {
     "+callbacks.mine._target_=no.where.Mine": "cannot be imported",
     "callbacks.ema.decay=2": "decay must be",
     "callbacks.throughput.every_n_steps=0": "every_n_steps must be",
-    "module.loss=l2": "module.loss=l2: give the _target_ of a VelocityLoss",
+    "module.loss=l2": "module.loss=l2: give the _target_ of a callable",
     "module.flow_times=null": "module.flow_times=null: give the _target_",
     "module._target_=null": "module: Expected a callable target",
     "seed=99999999999999999999": "seed must be",

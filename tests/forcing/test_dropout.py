@@ -22,27 +22,27 @@ def condition(batch: int) -> Condition:
 
 
 def test_rates_are_the_probabilities(generator):
-    dropped = ConditionDropout(0.1, 0.2, 0.3, 0.4).draw(20_000, 4, generator=generator)
+    dropped = ConditionDropout(0.1, 0.2, 0.3, 0.4)(20_000, 4, generator=generator)
     rates = [getattr(dropped, name).float().mean().item() for name in vars(dropped)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.012)
 
 
 def test_joint_drops_take_the_users_signals_together(generator):
-    dropped = ConditionDropout(0, 0, 0, 0, user=0.5).draw(1000, 4, generator=generator)
+    dropped = ConditionDropout(0, 0, 0, 0, user=0.5)(1000, 4, generator=generator)
     assert torch.equal(dropped.user_audio, dropped.user_motion)
     assert 400 < dropped.user_audio[:, 0].sum() < 600
     assert not dropped.avatar_audio.any()
 
 
 def test_everything_leaves_only_the_reference(generator):
-    dropped = ConditionDropout(0, 0, 0, 0, everything=1.0).draw(8, 4, generator=generator)
+    dropped = ConditionDropout(0, 0, 0, 0, everything=1.0)(8, 4, generator=generator)
     assert (dropped.avatar_audio & dropped.user_audio & dropped.user_motion).all()
     assert not dropped.reference.any()
 
 
 def test_dropped_signals_are_zero_and_the_rest_is_untouched(generator):
     probabilities = ConditionDropout(0.5, 0.5, 0.5, 0.5)
-    dropped = probabilities.draw(64, 4, generator=generator)
+    dropped = probabilities(64, 4, generator=generator)
     before, reference = condition(64), torch.ones(64, 5)
     after, kept = drop(before, reference, dropped)
     for name in ("avatar_audio", "user_audio", "user_motion"):
@@ -55,7 +55,7 @@ def test_dropped_signals_are_zero_and_the_rest_is_untouched(generator):
 def test_every_signal_keeps_a_gradient_path_whatever_is_dropped(generator):
     """DDP needs every parameter in every step: an encoder's output that is dropped still has a (zero) gradient."""
     audio = torch.ones(2, 4, 3, requires_grad=True)
-    dropped = ConditionDropout(1, 1, 1, 1).draw(2, 4, generator=generator)
+    dropped = ConditionDropout(1, 1, 1, 1)(2, 4, generator=generator)
     present, _ = drop(Condition(audio, audio, torch.ones(2, 4, 5)), torch.ones(2, 5), dropped)
     present.avatar_audio.sum().backward()
     assert audio.grad is not None
@@ -68,14 +68,14 @@ def test_a_probability_outside_0_to_1_is_refused():
 
 
 def test_a_sequence_is_dropped_whole_and_a_block_for_itself(generator):
-    whole = ConditionDropout(0.5, 0.5, 0.5, 0.5).draw(200, 20, generator=generator)
+    whole = ConditionDropout(0.5, 0.5, 0.5, 0.5)(200, 20, generator=generator)
     assert (whole.user_audio == whole.user_audio[:, :1]).all()
-    blocks = ConditionDropout(0.5, 0.5, 0.5, 0.5, per="block", block_frames=5).draw(200, 18, generator=generator)
+    blocks = ConditionDropout(0.5, 0.5, 0.5, 0.5, per="block", block_frames=5)(200, 18, generator=generator)
     by_block = blocks.user_audio[:, :15].unflatten(1, (3, 5))
     assert (by_block == by_block[..., :1]).all()
     assert not (blocks.user_audio == blocks.user_audio[:, :1]).all()
     assert blocks.reference.shape == (200,)
-    both = ConditionDropout(0, 0, 0, 0, user=0.5, per="block", block_frames=5).draw(50, 18, generator=generator)
+    both = ConditionDropout(0, 0, 0, 0, user=0.5, per="block", block_frames=5)(50, 18, generator=generator)
     assert both.user_audio.equal(both.user_motion)
 
 

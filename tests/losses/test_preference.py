@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.losses.preference import KINDS, Margins, PairErrors, PreferenceLoss, pooled_margins, preference_losses
-from af.losses.velocity import velocity_error
+from af.losses.preference import KINDS, PairErrors, PreferenceLoss, pooled_margins, preference_losses
+from af.losses.velocity import VelocityLoss
 
 
 def all_of(values: torch.Tensor) -> torch.Tensor:
     return torch.ones(values.shape, dtype=torch.bool)
+
+
+def errors_of(margin: torch.Tensor) -> PairErrors:
+    nothing = torch.zeros_like(margin)
+    return PairErrors(nothing, margin, nothing, nothing)
 
 
 def test_two_frames_by_hand():
@@ -28,14 +33,13 @@ def test_two_frames_by_hand():
     reference = torch.tensor([[[0.2], [0.2]]])
     winner, loser = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[-1.0], [2.0]]])
     errors = PairErrors(
-        velocity_error(policy, winner),
-        velocity_error(policy, loser),
-        velocity_error(reference, winner),
-        velocity_error(reference, loser),
+        VelocityLoss()(policy, winner),
+        VelocityLoss()(policy, loser),
+        VelocityLoss()(reference, winner),
+        VelocityLoss()(reference, loser),
     )
     torch.testing.assert_close(errors.margin(), torch.tensor([[0.6, 0.0]]))
-    loss = PreferenceLoss(beta=2.0)
-    value = loss(loss.margins(errors, torch.ones(1, 2, dtype=torch.bool), 1))
+    value, _ = PreferenceLoss(beta=2.0)(errors, torch.ones(1, 2, dtype=torch.bool))
     assert value.item() == pytest.approx(0.5 * (math.log(1 + math.exp(-1.2)) + math.log(2)))
     value.backward()
     slopes = [-0.5 * 2 / (1 + math.exp(1.2)) * 2, -0.5 * 2 * 0.5 * -2]
@@ -64,8 +68,7 @@ def test_ipo_stops_where_dpo_goes_on():
 def test_the_mean_of_the_logarithms_is_not_the_logarithm_of_the_mean():
     margin = torch.tensor([[1.0, -1.0]])
     each, one = (
-        PreferenceLoss(beta=3.0, per=per)(pooled_margins(margin, all_of(margin), per=per))
-        for per in ("frame", "sequence")
+        PreferenceLoss(beta=3.0, per=per)(errors_of(margin), all_of(margin))[0] for per in ("frame", "sequence")
     )
     assert each.item() == pytest.approx(0.5 * (math.log(1 + math.exp(-3)) + math.log(1 + math.exp(3))))
     assert one.item() == pytest.approx(math.log(2))
@@ -86,8 +89,7 @@ def test_units_are_means_over_the_frames_that_count():
 
 def test_nothing_that_counts_is_a_loss_of_zero_with_gradients():
     margin = torch.zeros(2, 3, requires_grad=True)
-    loss = PreferenceLoss()
-    value = loss(pooled_margins(margin, torch.zeros(2, 3, dtype=torch.bool)))
+    value, _ = PreferenceLoss()(errors_of(margin), torch.zeros(2, 3, dtype=torch.bool))
     value.backward()
     assert value.item() == 0
     assert margin.grad is not None
@@ -97,7 +99,7 @@ def test_nothing_that_counts_is_a_loss_of_zero_with_gradients():
 def test_diagnostics_by_hand():
     """βm = (4, 1, 0, −4) with log 19 = 2.94: two saturated, one and a half of four right... (1 + 1 + ½ + 0) / 4."""
     values = torch.tensor([[0.4, 0.1, 0.0, -0.4]])
-    found = PreferenceLoss(beta=10.0).diagnostics(Margins(values, all_of(values)))
+    _, found = PreferenceLoss(beta=10.0)(errors_of(values), all_of(values))
     expected = {"margin": 0.025, "reward_margin": 0.25, "accuracy": 0.625, "saturated": 0.5}
     assert {k: v.item() for k, v in found.items()} == pytest.approx(expected)
 

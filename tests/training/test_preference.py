@@ -20,6 +20,7 @@ from af.errors import UserError
 from af.losses.velocity import valid_mean
 from af.metrics.lipsync import listening_frames
 from af.models.artifact import load_model, save_model, weights_digest
+from af.training.denoiser import draw_drops
 from af.training.randomness import Draws, step_generator
 from af.training.reference import FrozenReference
 
@@ -95,8 +96,8 @@ def test_the_policy_starts_at_the_reference_with_log_2(arguments, batch, per):
     pairs = module.pairs(batch, batch.loser, draws(batch))
     assert (pairs.errors.margin() == 0).all()
     assert (pairs.distance == 0).all()
-    margins = module.preference.margins(pairs.errors, pairs.counted, 5)
-    assert module.preference(margins).item() == pytest.approx(math.log(2), abs=1e-6)  # rounding of the mean
+    loss, _ = module.preference(pairs.errors, pairs.counted, block_frames=5)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)  # rounding of the mean
     assert not pairs.errors.policy_winner.equal(pairs.errors.policy_loser)
 
 
@@ -126,15 +127,15 @@ def test_a_step_prefers_the_winner(arguments, batch):
     module = module_of(arguments)
     optimizer = torch.optim.SGD(module.denoiser.parameters(), lr=1e-4)
 
-    def margins():
+    def judged():
         pairs = module.pairs(batch, batch.loser, draws(batch))
-        return module.preference.margins(pairs.errors, pairs.counted, 5)
+        return module.preference(pairs.errors, pairs.counted, block_frames=5)
 
-    module.preference(margins()).backward()
+    judged()[0].backward()
     optimizer.step()
-    after = margins()
-    assert module.preference(after).item() < math.log(2)
-    assert module.preference.diagnostics(after)["margin"] > 0
+    loss, watched = judged()
+    assert loss.item() < math.log(2)
+    assert watched["margin"] > 0
 
 
 def test_the_reference_is_untouched_and_outside_of_everything_that_is_saved(arguments, denoiser_folder, tmp_path):
@@ -279,3 +280,13 @@ def test_the_model_is_that_of_the_start(arguments, denoiser_folder):
     assert config["model"] == json.loads((denoiser_folder / "model.json").read_text())["model"]
     with pytest.raises(UserError, match="nowhere"):
         resolve(compose("train", [*arguments, "start=nowhere"]))
+
+
+def test_what_the_configuration_names_is_called(arguments, batch):
+    """Losses of one's own, that have no fields in common with ours, are what the step computes."""
+    module = module_of(arguments)
+    module.loss = module.error = lambda predicted, target: torch.full(predicted.shape[:2], 3.0)
+    module.preference = lambda errors, counted, block_frames: (errors.policy_winner.mean() + block_frames, {})
+    assert module.velocity_losses(batch, draws(batch), draw_drops(module.dropout, batch, draws(batch)))[0].eq(3).all()
+    pairs = module.pairs(batch, batch.loser, draws(batch))
+    assert module._judged(pairs)[0].item() == 3 + 5
