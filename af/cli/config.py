@@ -27,29 +27,36 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 
-def compose(name: str, overrides: list[str], config_dir: Path | None = None) -> Any:
-    """The composed configuration `name` as a DictConfig. Raises UserError that names the key and what is allowed."""
+def searched(config_dir: Path | None) -> list[str]:
+    """The override that has Hydra look into a user's folder, too. UserError when there is none."""
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    return [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+
+
+def compose(name: str, overrides: list[str], config_dir: Path | None = None, *, hydra_too: bool = False) -> Any:
+    """The composed configuration `name` as a DictConfig, with Hydra's own part if asked for. Raises UserError that names
+    the key and what is allowed.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if config_dir is not None and not config_dir.is_dir():
-        raise UserError(f"--config-dir {config_dir} is not a folder")
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    search = searched(config_dir)
     register_resolvers()
 
     def composed(words: list[str]) -> Any:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-            return hydra.compose(name, [*search, *words])
+            return hydra.compose(name, [*search, *words], return_hydra_config=hydra_too)
 
     require_form(overrides)
     try:
         config = composed(overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if name == "train" and (with_flags := _with_trainer_flags(overrides)) != overrides:
-            return compose(name, with_flags, config_dir)
+            return compose(name, with_flags, config_dir, hydra_too=hydra_too)
         raise UserError(f"the configuration does not compose: {explained(error, overrides, composed)}") from error
     refuse_unread(overrides, composed)
     return config

@@ -11,6 +11,10 @@ command goes on from there. What does not change the training may change then, a
 longer, a finished one too; history.jsonl in the folder has a line for each start. start=FOLDER begins a new training
 with the weights of a model. trainer.fast_dev_run=true tries a few steps and leaves nothing behind.
 
+Several trainings, a process each: `af train experiment=denoiser_demo -m seed=0,1,2 module.lr=1e-4,3e-4` is a multirun of
+Hydra's (docs/cluster.md). Each job has a folder in runs/NAME, named after its values. The same command goes on with what
+is not finished; `af report runs/NAME` puts the numbers into one table.
+
 Several GPUs: `trainer=ddp trainer.devices=4` composes once and starts four ranks with torchrun. Several machines: start
 `torchrun --nnodes ... -m af.cli.main train ... trainer=ddp trainer.devices=8 trainer.num_nodes=2` on each of them, or
 the ranks themselves with srun (docs/cluster.md).
@@ -20,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -30,8 +33,10 @@ from typing import Any
 
 from af.cli.config import add_config_arguments, compose, instantiate, resolve, to_yaml
 from af.cli.keys import require_parts
+from af.cli.multirun import multirun, sweeps
 from af.cli.typed import require_types
 from af.errors import UserError
+from af.files import exclusive, read_json, write_json
 from af.values import LARGEST_SEED, require_number
 
 #: What is said after Ctrl-C.
@@ -41,38 +46,42 @@ WHEN_INTERRUPTED = "a run with a checkpoint goes on from it, another one starts 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af train`."""
     add_config_arguments(parser)
-    parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)  # what the started ranks read
+    parser.add_argument("-m", "--multirun", action="store_true", help="a training for each combination of values (a,b)")
+    parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)  # what started ranks and jobs read
 
 
 def run(args: argparse.Namespace) -> int:
     """Compose, check, train (or say that it is done)."""
     from af.training.ranks import check_ranks, find_ranks, ranks_per_node
 
-    if args.resolved is not None:
-        started = json.loads(args.resolved.read_text())
-        _check(started["config"])
-        begin = _smoke if started["config"]["trainer"].get("fast_dev_run") else _train
-        return begin(started["config"], started["command"])  # torchrun holds the folder
-    if several := [word for word in args.overrides if _sweeps(word)]:
-        raise UserError(
-            f"{several[0]}: a training has one value; `af sweep` runs one job a value, in processes of its own "
-            "(a list is written key=[a,b])"
-        )
-    config = compose("train", args.overrides, args.config_dir)
-    if args.print_config:
-        print(to_yaml(config), end="")
+    if args.multirun:
+        multirun(args.overrides, args.config_dir)
         return 0
-    plain, ranks = resolve(config), find_ranks()
+    ranks = find_ranks()
+    if args.resolved is not None:
+        started = read_json(args.resolved)
+        plain, command = started["config"], started["command"]
+    else:
+        if several := [word for word in args.overrides if sweeps(word)]:
+            raise UserError(
+                f"{several[0]}: a training has one value; `af train -m …` runs one a value, in processes of their own "
+                "(a list is written key=[a,b])"
+            )
+        config = compose("train", args.overrides, args.config_dir)
+        if args.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        plain, command = resolve(config), sys.argv
     require_parts(plain)
     check_ranks(plain["trainer"], ranks)
     devices = ranks_per_node(plain["trainer"])
     if devices > 1 and ranks.launcher is None:
-        _start_ranks(plain, devices)
-    return train(plain, sys.argv)
+        _start_ranks(plain, command, devices)
+    return train(plain, command, held=args.resolved is not None and ranks.launcher == "torchrun")
 
 
-def train(config: dict[str, Any], command: Sequence[str]) -> int:
-    """Train what a resolved configuration describes, in this process; one at a time in a folder."""
+def train(config: dict[str, Any], command: Sequence[str], held: bool = False) -> int:
+    """Train what a resolved configuration describes, in this process; one at a time in a folder, unless that is `held`."""
     from af.training.claim import finished
     from af.training.ranks import find_ranks
 
@@ -80,7 +89,7 @@ def train(config: dict[str, Any], command: Sequence[str]) -> int:
     if config["trainer"].get("fast_dev_run"):
         return _smoke(config, command)
     ranks, folder = find_ranks(), Path(config["run"])
-    if ranks.rank > 0:  # the first one holds the folder for all
+    if held or ranks.rank > 0:  # torchrun, or the first one, holds the folder for all
         return _train(config, command)
     before = finished(folder, config)
     with _alone(folder):
@@ -176,33 +185,18 @@ def _callbacks(configs: Any) -> list[Any]:
     return found
 
 
-def _sweeps(override: str) -> bool:
-    """Whether an override names several values, as those of `af sweep` may."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return OverridesParser.create().parse_override(override).is_sweep_override()
-    except HydraException:
-        return False  # what is wrong with it is said when it is composed
-
-
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the run's folder."""
-    from af.files import exclusive
-
     return exclusive(
         folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting"), children=True
     )
 
 
-def _start_ranks(config: dict[str, Any], devices: int) -> None:
+def _start_ranks(config: dict[str, Any], command: Sequence[str], devices: int) -> None:
     """Replace this process by torchrun on the resolved configuration: it is composed once, by one process."""
-    from af.files import write_json
-
     resolved = Path(config["run"]) / "launch.json"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     with _alone(Path(config["run"])):  # torchrun holds the lock on
-        write_json(resolved, {"command": sys.argv, "config": config})
+        write_json(resolved, {"command": command, "config": config})
         sys.stdout.flush()
         os.execv(sys.executable, [*torchrun, "-m", "af.cli.main", "train", "--resolved", str(resolved)])

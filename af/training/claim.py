@@ -30,6 +30,7 @@ FREE: Final = (
     "name",
     "run",
     "tags",
+    "objective",
     "launch",
     "trainer.accelerator",
     "trainer.devices",

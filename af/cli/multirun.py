@@ -1,0 +1,166 @@
+"""`af train … -m`: a plain Hydra multirun whose jobs are `af train` on their own resolved configurations.
+
+Hydra's launchers may run several jobs in one process, one after the other or beside each other, and a training leaves
+things behind in its process (ranks, ports, threads). So the task that they run starts a process and waits for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from af.cli.config import compose, config_folder, register_resolvers, resolve, searched
+from af.errors import UserError, did_you_mean
+from af.files import read_json, read_lines, write_json
+from af.training.ranks import find_ranks, without_ranks
+
+LOG: Final = "log.txt"
+_LINUX: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+_SIGNAL_OF_PARENTS_DEATH: Final = 1  # PR_SET_PDEATHSIG
+
+
+def sweeps(word: str) -> bool:
+    """Whether an override names several values."""
+    return (override := _parsed(word)) is not None and override.is_sweep_override()
+
+
+def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
+    """Run a job for each combination of values, through the launcher and sweeper that the configuration names.
+
+    UserError for what does not compose, before any job, and with the first job that failed after all have ended.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if find_ranks().launcher is not None:
+        raise UserError("a multirun is started once, not by every rank: run `af train -m` without torchrun or srun")
+    first = [_first(word) for word in overrides]
+    config = compose("train", [word for word in first if word], config_dir, hydra_too=True)
+    flags = {word[2:] for word in config.hydra.overrides.task if word.startswith("++")}  # of Lightning's Trainer
+    words = [f"++{word}" if one in flags else word for word, one in zip(overrides, first, strict=True)]
+    swept = [*(config.hydra.sweeper.get("params") or {}), *(_key(word) for word in words if sweeps(word))]
+    # a job's folder is named after what differs between jobs
+    fixed = [key for key in map(_key, words) if key not in swept and not key.startswith("hydra")]
+    words += searched(config_dir)
+    words.append(f"hydra.job.config.override_dirname.exclude_keys={[*dict.fromkeys(fixed)]}".replace("'", '"'))
+    GlobalHydra.instance().clear()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed with their traceback
+    argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *words]
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="train")(job)()
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, before)
+
+
+def job(config: Any) -> float | None:
+    """Train, export and evaluate what one job's configuration describes; returns its `objective`, None without one.
+
+    A finished job returns at once, a stopped one goes on. UserError when it fails, with its last words.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    register_resolvers()
+    here = HydraConfig.get()
+    config.run = os.path.normpath(os.path.join(here.sweep.dir, here.sweep.subdir))
+    plain, folder = resolve(config), Path(config.run)
+    if not _finished(folder, plain):
+        words = [word for word in here.overrides.task if _key(word) != "run"]
+        write_json(folder / "launch.json", {"command": ["af", "train", *words, f"run={folder}"], "config": plain})
+        _wait([sys.executable, "-m", "af.cli.main", "train", "--resolved", str(folder / "launch.json")], folder)
+        print(f"finished: {folder}", flush=True)
+    return None if plain["objective"] is None else objective(folder, plain["objective"])
+
+
+def objective(folder: Path, name: str) -> float:
+    """A number of a run's evaluation, or of its last validation. UserError when it has no such number."""
+    found: dict[str, Any] = {}
+    for line in read_lines(folder / "validation.jsonl") if (folder / "validation.jsonl").is_file() else []:
+        found |= line
+    if (evaluation := folder / "evaluation" / "metrics.json").is_file():
+        found |= read_json(evaluation)
+    known = [key for key, value in found.items() if isinstance(value, int | float)]
+    if name not in known:
+        raise UserError(
+            f"objective={name}: neither evaluation nor validation of {folder} has it{did_you_mean(name, known)}"
+        )
+    return float(found[name])
+
+
+def _finished(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether nothing is left to do, by a look at the files alone; what looks otherwise is `af train`'s to judge."""
+    if not (folder / "done.json").is_file() or read_json(folder / "config.json") != config:
+        return False
+    return not config.get("evaluation") or (folder / "evaluation" / "metrics.json").is_file()
+
+
+def _wait(command: Sequence[str], folder: Path) -> None:
+    before = signal.signal(signal.SIGTERM, _leave)
+    process = None
+    try:
+        with open(folder / LOG, "ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=without_ranks(os.environ),  # a job must not take itself for a rank of what started it
+                preexec_fn=_begin,
+            )
+        code = process.wait()
+    finally:
+        if process is not None and process.poll() is None:  # interrupted, ended, or requeued by submitit
+            process.terminate()
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    if code:
+        said = (folder / LOG).read_text("utf-8", "replace").strip().splitlines()
+        raise UserError(
+            f"{folder}: {said[-1] if said else f'ended with {code}'} (all of it in {folder / LOG}; jobs that are done are "
+            "kept, the same command goes on with the others)"
+        )
+
+
+def _begin() -> None:
+    """In the new process: submitit's signal is not for it, and when the one that waits is killed it stops and saves."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if _LINUX is not None:
+        _LINUX.prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)  # no Exception: Hydra would take it for a failed job and begin the next
+
+
+def _parsed(word: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None  # what is wrong with it is said when it is composed
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _first(word: str) -> str | None:
+    """An override with the first of its values; None for a pattern, whose values Hydra alone knows."""
+    override = _parsed(word)
+    if override is None or not override.is_sweep_override():
+        return word
+    if override.value_type.name == "GLOB_CHOICE_SWEEP":
+        return None
+    discrete = override.is_discrete_sweep()
+    value = next(iter(override.sweep_string_iterator())) if discrete else override.value().start
+    return f"{override.get_key_element()}={value}"

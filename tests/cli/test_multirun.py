@@ -1,0 +1,290 @@
+"""A multirun trains every job once to its end, whatever is killed on the way, through any of Hydra's launchers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from af.cli import multirun
+from af.cli.main import main
+from af.errors import UserError
+from af.files import read_json, read_lines, write_json
+from af.training.ranks import find_ranks
+from tests.training.test_ranks import SRUN, TORCHRUN
+from tests.training.test_resume import DENOISER, same
+
+TINY = [*DENOISER, "data.batch_size=2", "data.workers=0", "trainer.val_check_interval=1000", "module.warmup_steps=0"]
+SEEDS, RATES = range(6), ("0.001", "0.002")
+
+
+@pytest.fixture
+def words(latents, tmp_path) -> list[str]:
+    return [*TINY, f"data.root={latents}", f"hydra.sweep.dir={tmp_path / 'runs'}"]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[dict]:
+    """The configurations of jobs, in place of their trainings: the loss is a parabola of the learning rate."""
+    configs = []
+
+    def train(command: list[str], folder: Path) -> None:
+        config = read_json(Path(command[-1]))["config"]
+        configs.append(config)
+        if config["seed"] == 13:
+            raise UserError("unlucky")
+        write_json(folder / "config.json", config)
+        write_json(folder / "done.json", {})
+        loss = (config["module"]["lr"] - 0.4) ** 2
+        (folder / "validation.jsonl").write_text(json.dumps({"step": 1, "val/loss": loss}) + "\n")
+
+    monkeypatch.setattr(multirun, "_wait", train)
+    return configs
+
+
+def test_a_job_has_a_folder_named_after_what_is_swept(words, asked, tmp_path):
+    assert main(["train", *words, "-m", "seed=0,1", "module.lr=0.1,0.2"]) == 0
+    assert main(["train", "-m", "module.lr=0.1,0.2", *words, "seed=1,0"]) == 0  # the same ones, which are finished
+    assert [Path(config["run"]).name for config in asked] == [
+        f"module.lr={rate},seed={seed}" for seed in (0, 1) for rate in (0.1, 0.2)
+    ]
+    assert [config["seed"] for config in asked] == [0, 0, 1, 1]
+    command = read_json(tmp_path / "runs" / "module.lr=0.1,seed=1" / "launch.json")["command"]
+    assert {"seed=1", "module.lr=0.1", f"run={tmp_path / 'runs' / 'module.lr=0.1,seed=1'}"} < set(command)
+
+
+def test_a_run_of_its_own_may_be_named_by_its_values(words, asked, tmp_path):
+    folder = f"hydra.sweep.dir={tmp_path}/base/${{module.loss.kind}}-${{seed}}"
+    assert main(["train", *words, folder, "hydra.sweep.subdir=.", "-m", "module.loss.kind=l1,l2"]) == 0
+    assert [Path(config["run"]) for config in asked] == [tmp_path / "base" / "l1-0", tmp_path / "base" / "l2-0"]
+
+
+def test_flags_of_lightnings_trainer_pass(words, asked):
+    assert main(["train", *words, "-m", "trainer.gradient_clip_algorithm=norm,value"]) == 0
+    assert [config["trainer"]["gradient_clip_algorithm"] for config in asked] == ["norm", "value"]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("module.lrr=1,2", "module.lrr: there is no such key; did you mean module.lr?"),
+        ("experiment=denoiser_dmo,vae_demo", "did you mean denoiser_demo?"),
+        ("hydra/launcher=jblib", "did you mean joblib?"),
+        ("nonsense", "expected KEY=VALUE"),
+    ],
+)
+def test_what_does_not_compose_is_said_before_any_job(word, said, words, asked, capsys):
+    assert main(["train", *words, "-m", "seed=0,1", word]) == 1
+    assert said in capsys.readouterr().err
+    assert not asked
+
+
+def test_several_values_without_m_are_refused(words, capsys):
+    assert main(["train", *words, "seed=0,1"]) == 1
+    assert "af train -m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_a_multirun_is_not_started_by_every_rank(environment, words, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", *words, "-m", "seed=0,1"]) == 1
+    assert "every rank" in capsys.readouterr().err
+
+
+def test_a_failed_job_keeps_no_other_from_running_and_is_tried_again(words, asked, capsys):
+    for _ in range(2):
+        assert main(["train", *words, "-m", "seed=13,14"]) == 1
+        assert "unlucky" in capsys.readouterr().err
+    assert [config["seed"] for config in asked] == [13, 14, 13]
+
+
+def test_ranks_of_who_starts_it_are_not_the_jobs_and_its_last_words_are_told(tmp_path, monkeypatch):
+    for name, value in {**TORCHRUN, "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    seen = "import json, os, sys; json.dump(dict(os.environ), open('seen', 'w')); sys.exit('no room')"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no room .*log\.txt"):
+        multirun._wait([sys.executable, "-c", seen], tmp_path)
+    environment = read_json(tmp_path / "seen")
+    assert find_ranks(environment).launcher is None
+    assert not {*TORCHRUN, "TORCHELASTIC_RUN_ID"} & set(environment)
+
+
+def test_sigterm_is_passed_on_and_waited_for(tmp_path):
+    child = "import signal, sys, time\ndef stop(*_):\n    time.sleep(0.3); print('saved', flush=True); sys.exit(143)\n"
+    child += "signal.signal(signal.SIGTERM, stop); print('begun', flush=True); time.sleep(60)"
+    waits = f"from pathlib import Path; from af.cli.multirun import _wait; _wait({[sys.executable, '-c', child]!r}, Path('.'))"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        parent = subprocess.Popen([sys.executable, "-c", waits], cwd=tmp_path)
+        log = tmp_path / multirun.LOG
+        until(lambda log=log: log.is_file() and log.read_text().endswith("begun\n"))
+        (started,) = psutil.Process(parent.pid).children()
+        parent.send_signal(number)
+        assert parent.wait(30) == code
+        until(lambda started=started: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE)
+        assert log.read_text().endswith("saved\n")
+
+
+def test_an_objective_that_no_job_has_is_said(words, asked, capsys):
+    assert main(["train", *words, "objective=val/lss", "-m", "seed=0"]) == 1
+    assert "objective=val/lss" in (said := capsys.readouterr().err)
+    assert "did you mean val/loss?" in said
+
+
+def test_a_stopped_search_goes_on_and_finds_the_valley(words, asked, tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    search = ["train", *words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=12"]
+    search += ["module.lr=interval(0.01,1.0)", "module.loss.kind=l1,l2"]
+    train = multirun._wait
+
+    def dies(command: list[str], folder: Path) -> None:
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        train(command, folder)
+
+    monkeypatch.setattr(multirun, "_wait", dies)
+    assert main(search) == 130
+    monkeypatch.setattr(multirun, "_wait", train)
+    assert main(search) == 0
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
+    over = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(over) == 12
+    assert len({trial.params["module.lr"] for trial in over}) == len(asked) == 12  # nothing was tried twice
+    stopped = next(trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL)
+    assert stopped.params in [trial.params for trial in over]
+    assert abs(study.best_params["module.lr"] - 0.4) < 0.15
+    assert main(search) == 0
+    assert len(asked) == 12  # nothing left to do
+
+
+def test_a_search_without_an_objective_is_refused(words, asked, capsys):
+    pytest.importorskip("optuna")
+    assert main(["train", *words, "-m", "hydra/sweeper=optuna", "module.lr=interval(0.01,1.0)"]) == 1
+    assert "objective is not set" in capsys.readouterr().err
+
+
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def trainings(process: subprocess.Popen) -> dict[Path, psutil.Process]:
+    """Trainings on their way that have a checkpoint, and their processes."""
+    found = {}
+    for one in psutil.Process(process.pid).children(recursive=True):
+        try:
+            words = one.cmdline()
+        except psutil.Error:
+            continue
+        if "--resolved" in words:
+            folder = Path(words[-1]).parent
+            if list((folder / "checkpoints").glob("[0-9]*.ckpt")) and not (folder / "done.json").is_file():
+                found[folder] = one
+    return found
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "af.cli.main", "train", *words], env=environment)
+
+
+def undisturbed(words: list[str], folder: Path, *values: str) -> Path:
+    """The same training, in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["train", *(w for w in words if not w.startswith("hydra.")), *values, f"run={folder}"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launcher, words, tmp_path):
+    words = [*words, "trainer.max_steps=60", "launch.checkpoint_every_n_steps=5"]
+    command = [
+        *words,
+        "-m",
+        f"hydra/launcher={launcher}",
+        f"seed={','.join(map(str, SEEDS))}",
+        f"module.lr={','.join(RATES)}",
+    ]
+    command += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.sweeper.max_batch_size=3"]
+    killed: dict[Path, str] = {}
+
+    def disturb(process: subprocess.Popen, preempt: bool) -> None:
+        while len(killed) < 3 + preempt and process.poll() is None:
+            for folder, training in trainings(process).items():
+                if folder in killed or len(killed) >= 3 + preempt:
+                    continue
+                if preempt and "preempted" not in killed.values():
+                    training.parent().send_signal(signal.SIGUSR2)  # as SLURM does before it takes a machine away
+                    killed[folder] = "preempted"
+                else:
+                    training.kill()
+                    killed[folder] = "killed"
+            time.sleep(0.01)
+
+    for _ in range(5):  # a batch with a job that failed is the last one that is begun
+        process = start(command)
+        disturb(process, launcher == "submitit_local")
+        if process.wait() == 0:
+            break
+    assert process.returncode == 0
+    assert list(killed.values()).count("killed") == 3
+    folders = sorted(folder.parent for folder in (tmp_path / "runs").glob("*/done.json"))
+    assert len(folders) == 12
+    starts = {folder: [line["from_step"] for line in read_lines(folder / "history.jsonl")] for folder in folders}
+    for folder in folders:
+        if folder in killed:
+            assert starts[folder][0] == 0
+            assert 0 < starts[folder][-1] < 60, "it goes on from its checkpoint"
+        else:
+            assert starts[folder] == [0], "it was trained once"
+    whole = tmp_path / "whole"
+    for seed in SEEDS:
+        for rate in RATES:
+            alone = undisturbed(words, whole / f"{seed}-{rate}", f"seed={seed}", f"module.lr={rate}")
+            assert same(alone, tmp_path / "runs" / f"module.lr={rate},seed={seed}")
+    assert not same(whole / "0-0.001", whole / "0-0.002")
+    assert start(command).wait() == 0  # nothing left to do
+    assert starts == {
+        folder: [line["from_step"] for line in read_lines(folder / "history.jsonl")] for folder in folders
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
+    optuna = pytest.importorskip("optuna")
+    words = [*words, "trainer.max_steps=60", "trainer.val_check_interval=30", "launch.checkpoint_every_n_steps=5"]
+    command = [*words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]
+    command += ["module.lr=interval(0.0005,0.002)"]
+    process = start(command)
+    until(lambda: len(list((tmp_path / "runs").glob("*/done.json"))) == 1)
+    until(lambda: trainings(process))
+    ((folder, training),) = trainings(process).items()
+    process.kill()
+    process.wait()
+    assert start(command).wait() == 0
+    assert not training.is_running()
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
+    over = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(over) == len(list((tmp_path / "runs").glob("*/done.json"))) == 3
+    starts = [line["from_step"] for line in read_lines(folder / "history.jsonl")]
+    assert len(starts) == 2
+    assert 0 < starts[1] < 60
+    rate = read_json(folder / "config.json")["module"]["lr"]
+    assert same(undisturbed(words, tmp_path / "whole", f"module.lr={rate}"), folder)
