@@ -31,30 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, check, convert, write."""
     from af.models.artifact import save_model
-    from af.models.released.denoiser import (
-        LICENCE_NOTE,
-        ReleasedSizes,
-        kind_of,
-        read_autoencoder,
-        read_denoiser,
-        read_state,
-    )
+    from af.models.released import LICENCE_NOTE, read_released
 
     folder = args.out.parent if args.out.name == "model.safetensors" else args.out
     if folder.suffix:
         raise UserError(f"--out {args.out}: give a folder, or a file called model.safetensors in one")
-    state = read_state(args.file)
-    kind = kind_of(state, str(args.file))
-    origin = {"licence": LICENCE_NOTE, "source": args.file.name}
-    if kind == "autoencoder":
-        from af.models.released.autoencoder import IMAGE_SIZE
-
-        config: dict[str, Any] = {"_target_": "af.models.autoencoder.MotionAutoencoder", "image_size": IMAGE_SIZE}
-        digest = save_model(folder, read_autoencoder(state), config, origin)
-    else:
-        belongs = _belongs(args.autoencoder, args.wav2vec2)
-        digest = save_model(folder, read_denoiser(state), ReleasedSizes().config(), {**origin, **belongs})
-    print(f"{kind} -> {folder} (sha256 {digest[:12]}…)\n{LICENCE_NOTE}")
+    released = read_released(args.file)
+    info = {"licence": LICENCE_NOTE, "source": args.file.name}
+    if released.kind == "denoiser":
+        info |= _belongs(args.autoencoder, args.wav2vec2)
+    digest = save_model(folder, released.model, released.config, info)
+    print(f"{released.kind} -> {folder} (sha256 {digest[:12]}…)\n{LICENCE_NOTE}")
     return 0
 
 

@@ -9,7 +9,9 @@ from af.cli.main import main
 from af.errors import UserError
 from af.models.artifact import build, load_model
 from af.models.denoiser import MotionDenoiser
-from af.models.released.denoiser import ReleasedSizes, kind_of, read_denoiser, read_state, released_key
+from af.models.released import read_released
+from af.models.released.denoiser import ReleasedSizes, read_denoiser, released_key
+from af.models.released.files import read_state
 from af.types import Condition
 
 SMALL = ReleasedSizes(dim=6, hidden=16, depth=2, heads=2, condition_dim=8, condition_heads=2, audio_feature_dim=10)
@@ -77,11 +79,13 @@ def test_pickled_code_is_not_run(tmp_path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_kind_is_read_from_the_keys(state) -> None:
-    assert kind_of(state, "f") == "denoiser"
-    assert kind_of({"motion_autoencoder.enc.fc.0.weight": torch.zeros(1)}, "f") == "autoencoder"
-    with pytest.raises(UserError, match=r"f: neither.*first key: model\.weight"):
-        kind_of({"model.weight": torch.zeros(1)}, "f")
+def test_kind_is_read_from_the_keys(state, monkeypatch) -> None:
+    monkeypatch.setattr("af.models.released.denoiser.ReleasedSizes", lambda: SMALL)
+    assert read_released(state).kind == "denoiser"
+    with pytest.raises(UserError, match=r"missing: motion_autoencoder\.enc\.fc\.1\.weight"):
+        read_released({"motion_autoencoder.enc.fc.0.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"state dict: neither.*first key: model\.weight"):
+        read_released({"model.weight": torch.zeros(1)})
 
 
 def test_import_writes_a_model_folder_or_nothing(state, tmp_path, capsys, monkeypatch) -> None:

@@ -1,22 +1,22 @@
-"""The released motion autoencoder's checkpoint (CC BY-NC 4.0, the user's own copy) as our module.
+"""The released motion autoencoder (`motion_autoencoder.pth`) as our module.
 
 The table below is the whole conversion: our names, theirs, and how a tensor changes shape between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from af.errors import UserError
 from af.models.autoencoder import COARSEST, MotionAutoencoder
+from af.models.released.files import Source, check_layout, read_state
 
-PREFIX = "motion_autoencoder."
-IMAGE_SIZE = 512
+PREFIX: Final = "motion_autoencoder."
+IMAGE_SIZE: Final = 512
+#: The constructor call that makes the released model.
+CONFIG: Final[dict[str, Any]] = {"_target_": "af.models.autoencoder.MotionAutoencoder", "image_size": IMAGE_SIZE}
 
 
 def released_names(image_size: int = IMAGE_SIZE, motion_layers: int = 5) -> dict[str, str]:
@@ -69,57 +69,29 @@ def unused_names(image_size: int = IMAGE_SIZE) -> set[str]:
     return noise | {"dec.to_rgb1.bias", "dec.to_rgb1.conv.0.weight", "dec.to_rgb1.conv.1.bias"}
 
 
-def _reshape(name: str, tensor: Tensor, shape: torch.Size) -> Tensor | None:
-    """The tensor in our layout, or None if it cannot be that parameter."""
-    if name.endswith("up.weight") and tensor.ndim == 5:  # (1, O, I, 3, 3) -> (I, O, 3, 3)
-        tensor = tensor[0].transpose(0, 1)
-    squeezed = [size for size in tensor.shape if size != 1]
-    return tensor.reshape(shape) if squeezed == [size for size in shape if size != 1] else None
+def read_autoencoder(source: Source) -> MotionAutoencoder:
+    """The released 512 px motion autoencoder of `motion_autoencoder.pth`, in evaluation mode, fp32.
 
-
-def read_autoencoder(source: str | Path | Mapping[str, Tensor]) -> MotionAutoencoder:
-    """The released 512 px motion autoencoder from `motion_autoencoder.pth` (or .safetensors, or its state dict).
-
-    Returns the module in evaluation mode, fp32. Raises UserError if the file cannot be read, or if keys are missing,
-    unexpected or of another shape; all of them are named.
+    Raises UserError listing every missing, unexpected and misshapen key.
     """
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = source if isinstance(source, Mapping) else _load(Path(source))
-    state = {key.removeprefix(PREFIX): value for key, value in state.items()}
+    state = read_state(source)
     model = MotionAutoencoder(IMAGE_SIZE)
-    names, parameters = released_names(), dict(model.named_parameters())
-    missing = [PREFIX + theirs for theirs in names.values() if theirs not in state]
-    unexpected = [PREFIX + key for key in sorted(set(state) - set(names.values()) - unused_names())]
-    converted, shapes = {}, []
-    for ours, theirs in names.items():
-        if theirs in state:
-            tensor = _reshape(ours, state[theirs], parameters[ours].shape)
-            if tensor is None:
-                shapes.append(f"{PREFIX}{theirs} {tuple(state[theirs].shape)}")
-            else:
-                converted[ours] = tensor.float()
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    found = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in problems.items() if keys)
-    if found:
-        raise UserError(f"{where} is not the released motion autoencoder ({found}). Expected motion_autoencoder.pth.")
-    model.load_state_dict(converted)
+    names = {PREFIX + theirs: ours for ours, theirs in released_names().items()}
+    unused = {PREFIX + name for name in unused_names()}
+    shapes = {theirs: model.get_parameter(ours).shape for theirs, ours in names.items()}
+    ours = {
+        key: _reshaped(names[key], tensor, shapes[key]) if key in names else tensor
+        for key, tensor in ((PREFIX + key.removeprefix(PREFIX), tensor) for key, tensor in state.items())
+        if key not in unused
+    }
+    check_layout(ours, shapes, source)
+    model.load_state_dict({names[key]: tensor.float() for key, tensor in ours.items()})
     return model.eval().requires_grad_(False)
 
 
-def _few(keys: list[str], limit: int = 20) -> str:
-    rest = len(keys) - limit
-    return ", ".join(keys[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _load(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Give the path of your copy of motion_autoencoder.pth.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({error}). Is it truncated?") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no flat state dict of tensors. Expected motion_autoencoder.pth.")
-    return state
+def _reshaped(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor in our layout, or as it is if it cannot be that parameter."""
+    if name.endswith("up.weight") and tensor.ndim == 5:  # (1, O, I, 3, 3) -> (I, O, 3, 3)
+        tensor = tensor[0].transpose(0, 1)
+    squeezed = [size for size in tensor.shape if size != 1]
+    return tensor.reshape(shape) if squeezed == [size for size in shape if size != 1] else tensor

@@ -1,31 +1,15 @@
-"""Checkpoints released with the paper, read into our modules. Their licence is CC BY-NC 4.0: bring your own files.
-
-Layouts are facts of the files (keys and shapes); every key and shape is checked before anything is loaded.
-"""
+"""The released denoiser (`flow_transformer.pth`) as our module: its keys are ours under other names."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Final
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
-from af.errors import UserError
-from af.models.artifact import build, layout_faults, require_finite
+from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser
+from af.models.released.files import Source, check_layout, read_state
 
-if TYPE_CHECKING:
-    from af.models.autoencoder import MotionAutoencoder
-
-LICENCE_NOTE = (
-    "The released weights are licensed CC BY-NC 4.0 (non-commercial, attribution). A converted file is the same weights "
-    "under the same licence."
-)
+PREFIX: Final = "flow_transformer."
 
 _PARTS = {  # our module -> theirs
     "audio_projection.": "audio_encoder.audio_projection.",
@@ -98,75 +82,19 @@ def released_key(key: str) -> str:
     return key
 
 
-def read_denoiser(
-    source: str | os.PathLike[str] | Mapping[str, Tensor], sizes: ReleasedSizes | None = None
-) -> MotionDenoiser:
-    """The denoiser of `flow_transformer.pth` (path, or its flat state dict).
+def read_denoiser(source: Source, sizes: ReleasedSizes | None = None) -> MotionDenoiser:
+    """The denoiser of `flow_transformer.pth`, in evaluation mode, fp32.
 
-    Evaluation mode, fp32. It predicts x_1 − x_0 at t = 1 − τ/1000; the file's x_0 − x_1 is negated in the last linear.
+    It predicts x_1 − x_0 at t = 1 − τ/1000; the file's x_0 − x_1 is negated in the last linear.
     Raises UserError listing every missing, unexpected and misshapen key.
     """
-    if isinstance(source, Mapping):
-        state, name = source, "state dict"
-    else:
-        state, name = read_state(source), str(source)
+    state = read_state(source)
     denoiser = build((sizes or ReleasedSizes()).config())
     assert isinstance(denoiser, MotionDenoiser)
     names = {released_key(key): key for key in denoiser.state_dict()}
-    expected = {theirs: denoiser.get_parameter(ours).shape for theirs, ours in names.items()}
-    check_layout(state, expected, name)
+    check_layout(state, {theirs: denoiser.get_parameter(ours).shape for theirs, ours in names.items()}, source)
     converted = {names[theirs]: tensor.float() for theirs, tensor in state.items()}
     for key in ("head.weight", "head.bias"):
         converted[key] = -converted[key]
     denoiser.load_state_dict(converted)
     return denoiser.eval()
-
-
-def read_autoencoder(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> MotionAutoencoder:
-    """The autoencoder of `motion_autoencoder.pth` (path or flat state dict).
-
-    Evaluation mode, fp32. Raises UserError listing every missing, unexpected and misshapen key.
-    """
-    from af.models.released import autoencoder as released_autoencoder
-
-    return released_autoencoder.read_autoencoder(source if isinstance(source, Mapping) else Path(source))
-
-
-def check_layout(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
-    """UserError listing every missing, unexpected and misshapen key of `state` (called `name` in the message)."""
-    if faults := layout_faults({key: tensor.shape for key, tensor in state.items()}, expected):
-        raise UserError(
-            f"{name}: not the released layout ({len(faults)} differences); is it the file you meant?\n  "
-            + "\n  ".join(faults)
-        )
-
-
-def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
-    """A flat state dict from a .pth or .safetensors file: tensors only, nothing in it is executed. UserError otherwise."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{path}: not a checkpoint that can be read safely ({type(error).__name__}); is it whole?"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path}: not a flat state dict (names to tensors)")
-    require_finite(state, str(path))
-    return state
-
-
-def kind_of(state: Mapping[str, Tensor], name: str) -> Literal["denoiser", "autoencoder"]:
-    """Which of the two released files a state dict comes from; UserError for neither."""
-    if any(key.startswith("flow_transformer.") for key in state):
-        return "denoiser"
-    if any(key.startswith("motion_autoencoder.") for key in state):
-        return "autoencoder"
-    raise UserError(
-        f"{name}: neither flow_transformer.pth nor motion_autoencoder.pth (its first key: {next(iter(state), None)})"
-    )
