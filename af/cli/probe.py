@@ -112,7 +112,8 @@ def _transfer_rows(
 ) -> list[MetricRow]:
     from af.evaluation import transfer
     from af.evaluation.rows import MetricRow
-    from af.evaluation.split import psnr_each
+    from af.images import image_tensor
+    from af.metrics.functional import psnr
     from af.synth.face import FACE_SPEC
 
     pairs = transfer.draw_pairs(index, args.pairs, seed=args.seed)
@@ -130,7 +131,8 @@ def _transfer_rows(
             f"transfer/{tag}", value, n=args.pairs, ground_truth=true, null=null, protocol=protocol, better=better
         )
 
-    rows = [row("psnr", (_mean(psnr_each(made, right)), None, _mean(psnr_each(pairs.portraits, right))), "higher")]
+    made_psnr, null_psnr = (psnr(image_tensor(images), image_tensor(right)) for images in (made, pairs.portraits))
+    rows = [row("psnr", (made_psnr, None, null_psnr), "higher")]
     read_made, read_right, read_null = (tracker.track(pictures) for pictures in (made, right, pairs.portraits))
     expression = FACE_SPEC.expression
     groups = {"expression": slice(expression), "pose": slice(expression, None)}

@@ -22,6 +22,7 @@ from af.data.plan import PairItem, Plan
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.errors import UserError
+from af.images import to_float
 from af.specs import FaceSpec
 from af.types import PairBatch
 
@@ -155,8 +156,4 @@ def _ways(values: Sequence[np.ndarray]) -> Tensor:
 
 def pairs_to_float(batch: PairBatch) -> PairBatch:
     """uint8 images 0..255 as float32 in [-1, 1], on whatever device they are."""
-
-    def convert(images: Tensor) -> Tensor:
-        return images.to(torch.float32).mul_(2 / 255).sub_(1)
-
-    return PairBatch(convert(batch.source), convert(batch.driving), batch.weight, batch.face)
+    return PairBatch(to_float(batch.source), to_float(batch.driving), batch.weight, batch.face)

@@ -18,8 +18,8 @@ from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.errors import UserError
 from af.evaluation.transfer import COLOURS, SHAPES, explained
+from af.images import image_array, image_tensor
 from af.models.autoencoder import MotionAutoencoder
-from af.pipeline.encode import image_array, image_tensor
 from af.synth.build import appearance_of
 from af.types import Identity
 

@@ -18,10 +18,11 @@ from af.data.video_writer import write_video
 from af.evaluation.clips import EvaluationClip
 from af.evaluation.faces import FaceSource
 from af.files import atomic_path
+from af.images import image_array, image_tensor
 from af.metrics import functional
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.encode import frames_at_once, image_array, image_tensor
+from af.pipeline.encode import frames_at_once
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.pipeline.side_by_side import enlarged, side_by_side
 from af.types import Clip, FaceSpec
@@ -204,14 +205,8 @@ def likeness(
     """PSNR, SSIM, L1 and, with a network for it (which runs on `device`), LPIPS: means over the batch."""
     first, second = (image_tensor(side) for side in (images, true))
     values = {
-        "psnr": float(np.mean(psnr_each(images, true))),
+        "psnr": functional.psnr(first, second),
         "ssim": functional.ssim(first, second),
         "l1": functional.l1(first, second) / 2,  # of the range −1 … 1
     }
     return values if lpips is None else values | {"lpips": float(lpips(first.to(device), second.to(device)))}
-
-
-def psnr_each(images: UInt8[np.ndarray, "B Y X 3"], true: UInt8[np.ndarray, "B Y X 3"]) -> list[float]:
-    """PSNR of each image in dB."""
-    error = np.square(images.astype(np.float32) - true.astype(np.float32)).mean(axis=(1, 2, 3))
-    return (10 * np.log10(255.0**2 / np.maximum(error, 1e-3))).tolist()

@@ -18,8 +18,8 @@ from jaxtyping import Float, UInt8
 from af.data.index import Index
 from af.data.shards import ShardReader
 from af.errors import UserError
+from af.images import image_array, image_tensor
 from af.models.autoencoder import MotionAutoencoder
-from af.pipeline.encode import image_array, image_tensor
 from af.synth.appearance import Appearance
 from af.synth.build import appearance_of
 from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES

@@ -85,8 +85,3 @@ def feature_pyramid_l1(
         for x, y in zip(features(a), features(b), strict=True):
             total = total + (x.to(total) - y.detach().to(total)).abs().mean()  # nearly equal: not in half precision
     return total
-
-
-def psnr(mean_squared_error: Float[Tensor, ""], data_range: float = 2.0) -> Float[Tensor, ""]:
-    """Peak signal-to-noise ratio in dB of images whose values span `data_range` (2 for [-1, 1])."""
-    return 10 * (data_range**2 / mean_squared_error).log10()

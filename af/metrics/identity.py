@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from af.metrics.arrays import as_array, safe_divide
+
+MOST_PSNR: Final = 100.0  # dB
 
 
 def csim(frames: Float[np.ndarray, "N E"], source: Float[np.ndarray, "#N E"]) -> Float[np.ndarray, " N"]:
@@ -16,22 +20,20 @@ def csim(frames: Float[np.ndarray, "N E"], source: Float[np.ndarray, "#N E"]) ->
     return safe_divide((frames * source).sum(-1), np.linalg.norm(frames, axis=-1) * np.linalg.norm(source, axis=-1))
 
 
+def decibels(squared_error: Float[Tensor, "*B"], data_range: float = 2.0) -> Float[Tensor, "*B"]:
+    """Peak signal-to-noise ratio in dB of a mean squared error of images whose values span `data_range`."""
+    return 10 * (data_range**2 / squared_error).log10()
+
+
 def psnr(
-    generated: Float[Tensor, "B 3 Y X"],
-    true: Float[Tensor, "B 3 Y X"],
-    low: float = -1.0,
-    high: float = 1.0,
-    most: float = float("inf"),
+    generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"], low: float = -1.0, high: float = 1.0
 ) -> float:
     """Peak signal-to-noise ratio in dB, per image, then mean; values clamped to [low, high].
 
-    Equal images have an infinite one: no image counts more than `most`.
+    That of equal images is infinite, and one pair would decide the mean: no image counts more than `MOST_PSNR`.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    generated, true = generated.clamp(low, high).double(), true.clamp(low, high).double()
-    per_image = peak_signal_noise_ratio(generated, true, data_range=high - low, dim=(1, 2, 3), reduction="none")
-    return float(per_image.clamp(max=most).mean())
+    error = generated.clamp(low, high).double() - true.clamp(low, high).double()
+    return float(decibels(error.square().mean((1, 2, 3)), high - low).clamp(max=MOST_PSNR).mean())
 
 
 def ssim(

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from af.errors import UserError
 from af.files import atomic_path
+from af.images import image_tensor
 from af.models.artifact import require_finite
 from af.nn.precision import without_autocast
 from af.types import FaceSpec
@@ -74,11 +75,10 @@ class FaceTracker(nn.Module):
         device = self.centre.device
         out = np.empty((len(frames), len(self.face_spec.names)), np.float32)
         for start in range(0, len(frames), _CHUNK):
-            chunk = torch.from_numpy(np.ascontiguousarray(frames[start : start + _CHUNK])).to(device)
-            images = chunk.permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1)
+            images = image_tensor(frames[start : start + _CHUNK], device)
             if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
                 images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
-            out[start : start + len(chunk)] = self(images.contiguous(memory_format=torch.channels_last)).cpu().numpy()
+            out[start : start + len(images)] = self(images.contiguous(memory_format=torch.channels_last)).cpu().numpy()
         return out
 
     def fused(self) -> FaceTracker:

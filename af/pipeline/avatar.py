@@ -17,12 +17,13 @@ from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.forcing.pieces import mono_samples
 from af.forcing.rollout import rollout_blocks
+from af.images import image_array, image_tensor
 from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.inference import for_inference
 from af.models.speech import SpeechFeatures
-from af.pipeline.encode import face_crop, image_array, image_tensor, motion_spec_of
+from af.pipeline.encode import face_crop, motion_spec_of
 from af.specs import require_spec
 from af.types import Condition, Identity
 

@@ -23,6 +23,7 @@ from af.data.shards import ShardReader, split_folders, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import atomic_path
+from af.images import image_tensor
 from af.models.artifact import Artifact, build, load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
@@ -183,20 +184,6 @@ def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[
     if shape != (size, size, 3) or kind != np.uint8:
         raise UserError(f"{name}: expected face crops ({size}, {size}, 3) of uint8, got {tuple(shape)} of {kind}")
     return frame
-
-
-def image_tensor(
-    frames: UInt8[np.ndarray, "T Y X 3"], device: torch.device | str = "cpu"
-) -> Float[torch.Tensor, "T 3 Y X"]:
-    """uint8 frames as the models' images in [-1, 1] on `device`, to which they go as bytes."""
-    # torch does not take views with negative strides (a camera's BGR as RGB), and warns of read-only ones (Pillow's)
-    bytes_there = torch.from_numpy(np.require(frames, requirements=("C", "W"))).to(device, non_blocking=True)
-    return bytes_there.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def image_array(images: Float[torch.Tensor, "T 3 Y X"]) -> UInt8[np.ndarray, "T Y X 3"]:
-    """The models' images as uint8 frames, clamped and rounded."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def motion_spec_of(model: MotionAutoencoder, digest: str) -> MotionSpec:

@@ -14,9 +14,10 @@ from torch import Tensor
 from af.errors import UserError
 from af.forcing.inputs import SpeechStream
 from af.forcing.stream import LiveSession
+from af.images import image_tensor
 from af.models.speech import SpeechFeatures, block_window
 from af.pipeline.avatar import Avatar
-from af.pipeline.encode import face_crop, image_tensor
+from af.pipeline.encode import face_crop
 from af.pipeline.threads import use_free_cores
 
 

@@ -12,11 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from af.data.shards import Index, ShardError, ShardReader
+from af.images import image_array, image_tensor
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.nn.masks import attention_mask
-from af.pipeline.encode import image_array, image_tensor
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.training.callbacks import tensorboard
 from af.training.denoiser import DenoiserModule

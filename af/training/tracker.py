@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from af.images import image_array, image_tensor, to_bytes, to_float
 from af.models.tracker import IMAGE_SIZE, FaceTracker
 from af.nn.precision import choose
 from af.synth.appearance import Appearance
@@ -134,14 +135,14 @@ def train_tracker(
         for _ in range(1 if held else 1 + _BATCH // _FRAMES_A_PERSON):
             frames, face = draw(rng)
             here = slice(place, place + _FRAMES_A_PERSON)
-            pictures[here] = _to_bytes(degrade(_from_bytes(torch.from_numpy(frames).permute(0, 3, 1, 2)), generator))
+            pictures[here] = to_bytes(degrade(image_tensor(frames), generator))
             faces[here] = torch.from_numpy(face)
             place = here.stop % _BUFFER
             held = min(held + _FRAMES_A_PERSON, _BUFFER)
         rows = torch.from_numpy(rng.integers(held, size=_BATCH))
         seen, true = (kept[rows].to(device, non_blocking=True) for kept in (pictures, faces))
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-            predicted = model(_from_bytes(seen).contiguous(memory_format=torch.channels_last))
+            predicted = model(to_float(seen).contiguous(memory_format=torch.channels_last))
         loss = tracking_loss(predicted, true, spread)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -150,14 +151,6 @@ def train_tracker(
         schedule.step()
         advance(loss.detach())
     model.eval().cpu().save(out)
-
-
-def _from_bytes(images: Tensor) -> Tensor:
-    return images.float().mul_(2 / 255).sub_(1)
-
-
-def _to_bytes(images: Tensor) -> Tensor:
-    return images.add(1).mul_(127.5).round_().byte()
 
 
 def tracking_loss(
@@ -199,9 +192,7 @@ def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int =
         pictures = render(face, person, IMAGE_SIZE)
         true["conversation"].append(face)
         found["clean"].append(tracker.track(pictures))
-        images = _from_bytes(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-        spoiled = _to_bytes(degrade(images, generator)).permute(0, 2, 3, 1).numpy()
-        found["degraded"].append(tracker.track(spoiled))
+        found["degraded"].append(tracker.track(image_array(degrade(image_tensor(pictures), generator))))
         face = wide_faces(rng, frames_each)
         true["wide"].append(face)
         found["wide"].append(tracker.track(render(face, person, IMAGE_SIZE)))

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from af.errors import UserError
+from af.images import image_array
 from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from af.losses.guide import FaceGuide
-from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, psnr, weighted_l1
+from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, weighted_l1
+from af.metrics.identity import decibels
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.progressive import start_from
 from af.pipeline.encode import require_videos
@@ -256,15 +258,15 @@ class VaeModule(LightningModule):
         writer = tensorboard(self.trainer)
         if batch_idx == 0 and writer is not None:
             rows = torch.cat((batch.source, batch.driving, image), -1)[:GRID_ROWS]  # each row one pair
-            picture = torch.cat(list(rows), 1).float().add(1).mul(127.5).round().byte()
-            add_image(writer, "source_driving_reconstruction", picture.permute(1, 2, 0).cpu().numpy(), self.global_step)
+            grid = image_array(torch.cat(list(rows), 1)[None])[0]
+            add_image(writer, "source_driving_reconstruction", grid, self.global_step)
 
     def on_validation_epoch_end(self) -> None:
         """Log PSNR of all pixels of all pairs, over all ranks; `psnr/copy` is the source shown unchanged."""
         for name, value in self.validation.means().items():
             if name.startswith("squared_error"):  # emphasis is not there when no batch had weights
                 tag = name.replace("squared_error", "psnr").replace("_", "/")
-                self.log(tag, psnr(torch.tensor(value)), prog_bar=tag == "psnr", sync_dist=True)
+                self.log(tag, decibels(torch.tensor(value)), prog_bar=tag == "psnr", sync_dist=True)
             else:
                 self.log(f"val/{name}", value, sync_dist=True)
 

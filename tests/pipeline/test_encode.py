@@ -14,7 +14,7 @@ from af.data.shards import ShardReader
 from af.errors import UserError
 from af.models.artifact import build, load_model, save_model
 from af.models.autoencoder import MotionAutoencoder
-from af.pipeline.encode import encode, image_array, image_tensor, read_statistics, video_motion, video_motion_pieces
+from af.pipeline.encode import encode, read_statistics, video_motion, video_motion_pieces
 from af.synth.build import SynthSettings
 from af.synth.build import build as build_conversations
 from af.synth.session import SessionConfig
@@ -93,11 +93,6 @@ def test_large_frames_are_encoded_a_few_at_a_time(monkeypatch):
     monkeypatch.setattr(model, "motion", lambda images, check: sizes.append(len(images)) or torch.zeros(len(images), 8))
     assert video_motion(model, np.zeros((10, 512, 512, 3), np.uint8)).shape == (10, 8)
     assert sizes == [4, 4, 2]
-
-
-def test_images_go_there_and_back():
-    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    assert np.array_equal(image_array(image_tensor(frames)), frames)
 
 
 def test_a_folder_without_encoded_shards_is_named(dyads):

@@ -8,12 +8,12 @@ import torch
 
 from af.clock import frames_to_samples
 from af.errors import UserError
+from af.images import image_tensor
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.motion_space import MotionSpace, motion_statistics
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
-from af.pipeline.encode import image_tensor
 from af.pipeline.live import live_session
 
 FRAMES, SIZE = 23, 16
