@@ -24,7 +24,7 @@ _ENDINGS: Final = frozenset(
 )
 
 
-def read_picture(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X 3"] | None:
+def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X 3"] | None:
     """A still picture (of several, such as an animation, the first); None when the file is of another kind.
 
     It is turned as its camera says, converted to sRGB, and shown on white where it is transparent. Raises `MediaError`

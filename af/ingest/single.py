@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from af.data.images import read_picture
+from af.data.images import read_image
 from af.data.media import MediaError, iter_video
 from af.data.notes import Notes
 from af.ingest.detect import Detector, make_detector
@@ -39,7 +39,7 @@ def read_portrait(
     cannot be read, is tiny, or no face is found in it.
     """
     path, notes = Path(path), Notes() if notes is None else notes
-    frame = read_picture(path, notes)
+    frame = read_image(path, notes)
     if frame is None:
         try:
             with contextlib.closing(iter_video(path, notes=notes)) as frames:  # type: ignore[type-var]

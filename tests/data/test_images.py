@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from af.data.images import read_picture
+from af.data.images import read_image
 from af.data.media import MediaError, iter_video
 from af.data.notes import Notes
 from af.ingest.single import read_portrait
@@ -45,7 +45,7 @@ def test_pictures_are_turned_as_the_camera_says(tmp_path, ending, orientation):
     exif[0x0112] = orientation
     Image.fromarray(corners()).save(tmp_path / f"a.{ending}", exif=exif)
     expected = _SHOWN[orientation - 1](corners())
-    found = read_picture(tmp_path / f"a.{ending}")
+    found = read_image(tmp_path / f"a.{ending}")
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 8
 
@@ -62,7 +62,7 @@ def test_transparent_places_are_white_in_every_format(tmp_path, ending):
     rgba = np.dstack([corners(), np.full((64, 96), 255, np.uint8)])
     rgba[:, :48] = 0  # black, and not to be seen
     Image.fromarray(rgba).save(tmp_path / f"a.{ending}")
-    found = read_picture(tmp_path / f"a.{ending}")
+    found = read_image(tmp_path / f"a.{ending}")
     assert (found[4:-4, 4:40] > 250).all()
     assert np.abs(found[4:-4, 56:-4].astype(int) - corners()[4:-4, 56:-4]).mean() < 8
 
@@ -73,7 +73,7 @@ def test_transparency_of_palettes_and_single_colours(tmp_path):
     flat.save(tmp_path / "palette.png", transparency=hidden)
     Image.fromarray(corners()).save(tmp_path / "key.png", transparency=(200, 40, 20))
     for name in ("palette.png", "key.png"):
-        found = read_picture(tmp_path / name)
+        found = read_image(tmp_path / name)
         assert (found[:32, :48] == 255).all(), name
         assert np.abs(found[32:].astype(int) - corners()[32:]).mean() < 8, name
 
@@ -84,7 +84,7 @@ def test_sixteen_bits_become_eight(tmp_path, ending, colour):
     picture = corners()[..., ::-1] if colour else corners()[..., 0]
     cv2.imwrite(str(tmp_path / f"a.{ending}"), np.ascontiguousarray(picture).astype(np.uint16) * 257)
     expected = corners() if colour else np.repeat(corners()[..., :1], 3, 2)
-    np.testing.assert_allclose(read_picture(tmp_path / f"a.{ending}"), expected, atol=1)
+    np.testing.assert_allclose(read_image(tmp_path / f"a.{ending}"), expected, atol=1)
 
 
 def display_p3() -> bytes:
@@ -122,12 +122,12 @@ def test_a_colour_profile_is_applied_and_noted(tmp_path):
     picture.save(tmp_path / "c.png", icc_profile=b"no profile at all")
     notes = Notes()
     expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    np.testing.assert_allclose(read_picture(tmp_path / "a.png", notes)[10, 10::20], expected, atol=2)
+    np.testing.assert_allclose(read_image(tmp_path / "a.png", notes)[10, 10::20], expected, atol=2)
     assert ["Display P3" in n.text for n in notes] == [True]
     notes = Notes()
-    np.testing.assert_array_equal(read_picture(tmp_path / "b.png", notes), np.asarray(picture))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png", notes), np.asarray(picture))
     assert not list(notes)
-    np.testing.assert_array_equal(read_picture(tmp_path / "c.png", notes), np.asarray(picture))
+    np.testing.assert_array_equal(read_image(tmp_path / "c.png", notes), np.asarray(picture))
     assert "left aside" in next(iter(notes)).text
 
 
@@ -135,7 +135,7 @@ def test_a_colour_profile_is_applied_and_noted(tmp_path):
 def test_modes_of_all_kinds_are_pictures(tmp_path, mode):
     grey = Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).convert(mode)
     grey.save(tmp_path / "a.tif" if mode != "YCbCr" else tmp_path / "a.jpg")
-    found = read_picture(tmp_path / ("a.tif" if mode != "YCbCr" else "a.jpg"))
+    found = read_image(tmp_path / ("a.tif" if mode != "YCbCr" else "a.jpg"))
     np.testing.assert_array_equal(found, 255)
 
 
@@ -169,7 +169,7 @@ def test_heic_of_tiles_is_whole(tmp_path):
     pillow_heif.register_heif_opener()
     large = np.asarray(Image.fromarray(corners()).resize((1500, 1000), Image.Resampling.NEAREST))
     Image.fromarray(large).save(tmp_path / "a.heic", quality=90)
-    found = read_picture(tmp_path / "a.heic")
+    found = read_image(tmp_path / "a.heic")
     assert found.shape == large.shape
     assert np.abs(found.astype(int) - large).mean() < 6
     with pytest.raises(MediaError, match="still picture"):
