@@ -29,13 +29,23 @@ class ShardError(UserError):
         return (type(self), (self.file, self.member, self.reason, self.detail))
 
 
-def check_fields(file: Location | str, key: str, names: Collection[str]) -> None:
-    """Raises `ShardError` for unknown fields, a missing json and parts that only one of the two people has."""
+def roles_of(names: Collection[str]) -> tuple[str, ...]:
+    """Whose members these are: both people's, or those of a alone (a one-sided sample)."""
+    return ROLES[:1] if names and not any(name.startswith("b.") for name in names) else ROLES
+
+
+def check_fields(file: Location | str, key: str, names: Collection[str], *, one_sided: bool = False) -> None:
+    """Raises `ShardError` for unknown fields, a missing json and parts that only one of the two people has; of a
+    `one_sided` sample, for parts of b.
+    """
     if unknown := sorted(set(names) - set(FIELDS)):
         raise ShardError(file, f"{key}.{unknown[0]}", "unknown_field", f"unknown field; known: {', '.join(FIELDS)}")
     if "json" not in names:
         raise ShardError(file, f"{key}.json", "half_sample", "the sample has no json")
-    for part in PERSON_PARTS:
+    if one_sided and roles_of(names) == ROLES:
+        surplus = next(name for name in names if name.startswith("b."))
+        raise ShardError(file, f"{key}.{surplus}", "half_sample", "there, though the json calls the sample one-sided")
+    for part in () if one_sided else PERSON_PARTS:
         present = [role for role in ROLES if f"{role}.{part}" in names]
         if len(present) == 1:
             missing = f"{'b' if present == ['a'] else 'a'}.{part}"

@@ -51,9 +51,9 @@ class BadSamples:
         """Count n samples read well."""
         self._counts[self._place(), 0] += n
 
-    def skip(self, error: Exception) -> None:
-        """Count a bad sample and tell it once; raises `UserError` above the rate."""
-        self._counts[self._place(), 1] += 1
+    def skip(self, error: Exception, samples: int = 1) -> None:
+        """Count bad samples and tell why once; raises `UserError` above the rate."""
+        self._counts[self._place(), 1] += samples
         text = str(error)
         if text not in self._told:
             self._told.add(text)

@@ -54,7 +54,7 @@ def listener_activity(index: Index, listening: Listening) -> dict[str, Float[np.
                 clip = reader.read(i, {"audio", "motion"})
             except ShardError:
                 continue
-            for role in ROLES:
+            for role in sample.roles:
                 person = clip.person(role)
                 if person.audio is None or person.motion is None:
                     raise UserError(f"{index.folder}: sample {sample.key} has no voice or motion of {role} to weigh")

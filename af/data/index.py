@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from af.data import codecs
-from af.data.checks import ShardError, check_fields
+from af.data.checks import ShardError, check_fields, roles_of
 from af.data.disk_cache import local_copy
 from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, Spans
 from af.data.stores import Location, NotInStore, RemotePath, location
@@ -38,6 +38,11 @@ class SampleEntry:
     session: str
     valid: Mapping[str, Spans]
     members: Mapping[str, tuple[int, int]]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Who is in it: both people, or a alone (a one-sided sample)."""
+        return roles_of(self.members)
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,14 @@ def read_meta(file: Location, key: str, data: bytes) -> ClipMeta:
         raise ShardError(file, f"{key}.json", "bad_json", str(error)) from None
 
 
+def described_by(file: Location, members: Sequence[TarMember]) -> TarMember:
+    """The json among the members of a sample. Raises `ShardError`."""
+    found = next((m for m in members if m.field == "json"), None)
+    if found is None:
+        raise ShardError(file, f"{members[0].key}.json", "half_sample", "the sample has no json")
+    return found
+
+
 def specs_of(meta: ClipMeta) -> dict[str, dict[str, Any] | None]:
     """Feature specs of a sample as plain JSON, by name: audio, motion, face."""
     named = {"audio": meta.audio_spec, "motion": meta.motion_spec, "face": meta.face_spec}
@@ -304,9 +317,9 @@ def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry]
     with open(path, "rb") as file:
         for members in scan_tar(path):
             key = members[0].key
-            check_fields(path, key, {m.field for m in members})
-            place = next(m for m in members if m.field == "json")
+            place = described_by(path, members)
             meta = read_meta(path, key, os.pread(file.fileno(), place.size, place.offset))
+            check_fields(path, key, {m.field for m in members}, one_sided=meta.one_sided)
             described = {"split": meta.split, "image_size": meta.image_size, "specs": specs_of(meta)}
             common = _same_description(f"{path}: {key}.json", described, common)
             where = {m.field: (m.offset, m.size) for m in members}

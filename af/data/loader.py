@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, Final
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from af.data.dataset import PlanDataset
 from af.data.plan import OnceBatchSampler, PlanBatchSampler
@@ -52,21 +52,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _loader(
-    dataset: PlanDataset, batches: Any, collate: Callable[[Any], Any], workers: int, seed: int, options: dict[str, Any]
-) -> DataLoader:
+def make_loader(dataset: Dataset, workers: int, seed: int, **options: Any) -> DataLoader:
+    """A DataLoader with this project's workers. `options` go to it."""
     if workers > 0:
-        options = {
-            "prefetch_factor": 4,
-            "persistent_workers": True,
-            "worker_init_fn": _outlast_signals,
-            **options,
-        }
+        more = {"prefetch_factor": 4, "persistent_workers": True, "worker_init_fn": _outlast_signals}
+        options = {**more, **options}
     # an own generator: the DataLoader would draw its workers' seed from the global one, and shift all draws after it
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=generator, **options
-    )
+    return DataLoader(dataset, num_workers=workers, generator=generator, **options)
 
 
 def training_loader(
@@ -86,7 +79,9 @@ def training_loader(
     if dataset.plan is None:
         raise ValueError("a dataset for training needs a plan")
     batches = PlanBatchSampler(dataset.plan, batch_size, rank=rank, world=world, start=start)
-    return _loader(dataset, batches, dataset.collate, workers, dataset.plan.seed, options)
+    return make_loader(
+        dataset, workers, dataset.plan.seed, batch_sampler=batches, collate_fn=dataset.collate, **options
+    )
 
 
 def validation_loader(
@@ -101,4 +96,4 @@ def validation_loader(
 ) -> DataLoader:
     """Every item once over all ranks, as `Counted` batches, equally many on each rank."""
     batches = OnceBatchSampler(items, batch_size, rank=rank, world=world)
-    return _loader(dataset, batches, dataset.collate_counted, workers, 0, options)
+    return make_loader(dataset, workers, 0, batch_sampler=batches, collate_fn=dataset.collate_counted, **options)

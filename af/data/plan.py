@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, Literal, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from af.data.index import Index
 from af.data.schema import ROLES, Spans
@@ -222,9 +223,7 @@ class WindowPlan(EndlessPlan[WindowItem]):
         if frames < 1 or block < 1:
             raise ValueError(f"frames and block must be positive, got {frames} and {block}")
         self.frames, self.block = frames, block
-        minimum = frames if minimum is None else minimum
-        windows = np.array([_windows(s.frames, frames) * (s.frames >= minimum) for s in index.samples], np.int64)
-        self._windows = np.stack([windows] * len(ROLES), 1)  # of each sample and role
+        self._windows = window_counts(index, frames, minimum)
         self._weight_sums: list[dict[str, np.ndarray]] | None = None
         if weights is not None:
             self._weight_sums = [{role: np.cumsum(w[role]) for role in ROLES} for w in weights]
@@ -235,17 +234,43 @@ class WindowPlan(EndlessPlan[WindowItem]):
         super().__init__(index, self._windows.sum(1), seed=seed, group_shards=group_shards)
 
     def _make(self, position: int, sample: int, k: int, hashed: int) -> WindowItem:
-        total, first = self.index.samples[sample].frames, int(self._windows[sample][0])
-        starts = max(0, total - self.frames) // self.block + 1
+        first = int(self._windows[sample][0])
         number, k = (0, k) if k < first else (1, k - first)
         role, windows = ROLES[number], int(self._windows[sample][number])
         sums = None if self._weight_sums is None else self._weight_sums[sample][role]
-        # a random real number in the k-th of `windows` equal stretches of [0, starts) or of all the weight, rounded down
-        end = starts if sums is None else int(sums[-1])
-        place = ((k << 64) + mix(hashed, 0)) * end // (windows << 64)
-        start = self.block * (place if sums is None else int(np.searchsorted(sums, place, side="right")))
-        reference = _reference(self.index.samples[sample].valid[role], total, start, self.frames, mix(hashed, 1))
+        entry, sizes = self.index.samples[sample], (self.frames, self.block)
+        start, reference = random_window(entry.frames, entry.valid[role], (k, windows), *sizes, hashed, sums)
         return WindowItem(position, sample, role, start, reference)  # type: ignore[arg-type]
+
+
+def window_counts(index: Index, frames: int, minimum: int | None = None) -> Int[np.ndarray, "samples roles"]:
+    """Windows of `frames` frames that an epoch has of each sample and role of the avatar; none of samples below `minimum`
+    frames (default: one window).
+    """
+    least = frames if minimum is None else minimum
+    counts = [
+        [max(1, s.frames // frames) * (s.frames >= least and role in s.roles) for role in ROLES] for s in index.samples
+    ]
+    return np.array(counts, np.int64).reshape(-1, len(ROLES))
+
+
+def random_window(
+    total: int,
+    tracked: Spans,
+    turn: tuple[int, int],
+    frames: int,
+    block: int,
+    hashed: int,
+    weight_sums: np.ndarray | None = None,
+) -> tuple[int, int]:
+    """(start, reference frame) of window k of n, `turn` = (k, n), in a sample of `total` frames: at random in the k-th of
+    n equal stretches of all starts (or of all their weight). `hashed` is the window's own random number.
+    """
+    k, windows = turn
+    end = max(0, total - frames) // block + 1 if weight_sums is None else int(weight_sums[-1])
+    place = ((k << 64) + mix(hashed, 0)) * end // (windows << 64)  # a random real number, rounded down
+    start = block * (place if weight_sums is None else int(np.searchsorted(weight_sums, place, side="right")))
+    return start, _reference(tracked, total, start, frames, mix(hashed, 1))
 
 
 def fixed_windows(index: Index, *, frames: int = 50, block: int = 1, minimum: int | None = None) -> list[WindowItem]:
@@ -259,7 +284,7 @@ def fixed_windows(index: Index, *, frames: int = 50, block: int = 1, minimum: in
     for n, sample in enumerate(index.samples):
         if sample.frames < (frames if minimum is None else minimum):
             continue
-        for role in ROLES:
+        for role in sample.roles:
             for start in range(0, max(1, sample.frames - frames + 1), stride):
                 hashed = mix(_FIXED, n, ROLES.index(role), start)
                 reference = _reference(sample.valid[role], sample.frames, start, frames, hashed)
@@ -278,10 +303,6 @@ def fixed_pairs(index: Index, *, pairs_per_person: int = 2, seed: int = 0) -> li
                 hashed = mix(seed, _FIXED, n, ROLES.index(role), k)
                 items.append(_pair(len(items), n, role, sample.valid[role], hashed))  # type: ignore[arg-type]
     return items
-
-
-def _windows(total: int, frames: int) -> int:
-    return max(1, total // frames)
 
 
 def _count(runs: Spans) -> int:

@@ -231,7 +231,7 @@ def write_picks(
             reader = _reader(folders[pick.index])
             entry, meta = reader.index.samples[pick.sample], reader.read_meta(pick.sample)
             where = reader.index.path(entry.shard)
-            check_fields(where, entry.key, entry.members)
+            check_fields(where, entry.key, entry.members, one_sided=meta.one_sided)
             members = {f: reader.read_bytes(pick.sample, f) for f in entry.members if f != "json"}
             for field, data in members.items():
                 check_member(where, f"{entry.key}.{field}", field, data, meta, deep=False)

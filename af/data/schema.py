@@ -59,7 +59,8 @@ class ClipMeta:
     `frames` at 25 fps and 16 kHz mono, square crops of `image_size` pixels. `valid` are the (start, stop) runs of
     frames with a tracked face, by role (None: all). `crop_boxes`, where known, hold x, y and side in pixels of the
     source, one a frame. `separation` says how the two voices were told apart (tracks, synthetic, the tool's name).
-    `source` and `time_range_s` say where the clip was cut from; `extra` is free JSON.
+    `source` and `time_range_s` say where the clip was cut from; `extra` is free JSON. A `one_sided` clip shows person a
+    alone, whose id stands twice; there is no video, sound or motion of b.
     Raises `SchemaError` naming the field when a value is not allowed.
     """
 
@@ -79,6 +80,7 @@ class ClipMeta:
     motion_spec: MotionSpec | None = None
     face_spec: FaceSpec | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    one_sided: bool = False
     fps: int = FPS
     sample_rate: int = SAMPLE_RATE
     schema: int = SCHEMA_VERSION
@@ -96,6 +98,9 @@ class ClipMeta:
             self.participants,
         )
         object.__setattr__(self, "participants", tuple(self.participants))
+        require(isinstance(self.one_sided, bool), "one_sided", "true or false", self.one_sided)
+        if self.one_sided:
+            require(len(set(self.participants)) == 1, "participants", "the one person's id twice", self.participants)
         require(self.fps == FPS, "fps", str(FPS), self.fps)
         require(self.sample_rate == SAMPLE_RATE, "sample_rate", str(SAMPLE_RATE), self.sample_rate)
         require(is_int(self.frames) and self.frames > 0, "frames", "a positive integer", self.frames)
@@ -119,7 +124,7 @@ class ClipMeta:
 
     def _checked_valid(self) -> dict[str, Spans]:
         if self.valid is None:
-            return dict.fromkeys(ROLES, ((0, self.frames),))
+            return dict.fromkeys(ROLES, ((0, self.frames),)) | ({"b": ()} if self.one_sided else {})
         require(
             isinstance(self.valid, Mapping) and set(self.valid) == set(ROLES), "valid", "runs for a and b", self.valid
         )
@@ -161,6 +166,8 @@ class ClipMeta:
         out["crop_boxes"] = {role: [list(map(float, row)) for row in rows] for role, rows in self.crop_boxes.items()}
         out["source"], out["extra"] = dict(self.source), dict(self.extra)
         out["time_range_s"] = None if self.time_range_s is None else list(self.time_range_s)
+        if not self.one_sided:  # what is usual is not said
+            del out["one_sided"]
         return out
 
     @classmethod

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from webdataset.writer import TarWriter
@@ -65,7 +65,7 @@ def write_shard(
                     raise ShardError(path, key, "bad_key", "keys are unique, of letters, digits, _ and -")
                 keys.add(key)
                 frames += meta.frames
-                check_fields(path, key, members.keys() | {"json"})
+                check_fields(path, key, members.keys() | {"json"}, one_sided=meta.one_sided)
                 encoded: dict[str, Any] = {"__key__": key, "json": codecs.encode_json(meta.to_json())}
                 for field, value in members.items():
                     encoded[field] = _encoded_member(path, f"{key}.{field}", field, value, meta)
@@ -120,8 +120,14 @@ class MemberFile(io.RawIOBase):
         return data
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+def open_shard(index: Index, shard: int) -> BinaryIO:
+    """The tar of shard number `shard`, a remote one from the cache. Raises `ShardError` and `StoreError` as `Index.local`."""
+    while True:
+        try:
+            return open(index.local(shard), "rb")
+        except FileNotFoundError:  # a copy that left the cache before it was opened
+            if not isinstance(index.path(shard), RemotePath):
+                raise
 
 
 class ShardReader:
@@ -160,21 +166,19 @@ class ShardReader:
             remote = isinstance(self.index.path(shard), RemotePath)
             if len(self._files) >= (_OPEN_COPIES if remote else _OPEN_FILES):
                 os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = self._open_copy(shard) if remote else _open(self.index.local(shard))
+            self._files[shard] = self._open(shard)
         self._files.move_to_end(shard)
         return self._files[shard]
 
-    def _open_copy(self, shard: int) -> int:
+    def _open(self, shard: int) -> int:
         if shard in self._broken:
             raise self._broken[shard]
-        while True:
-            try:
-                return _open(self.index.local(shard))
-            except FileNotFoundError:  # it left the cache before it was opened
-                continue
-            except ShardError as error:
-                self._broken[shard] = error
-                raise
+        try:
+            with open_shard(self.index, shard) as file:
+                return os.dup(file.fileno())
+        except ShardError as error:
+            self._broken[shard] = error
+            raise
 
     def has(self, i: int, field: str) -> bool:
         """Whether sample i has the member `field` (such as "a.motion.npy")."""
@@ -250,7 +254,7 @@ class ShardReader:
             values: dict[str, Any] = {}
             for name, part in PERSON_FIELDS.items():
                 field = f"{role}.{part}"
-                if (fields is None and not self.has(i, field)) or (fields is not None and name not in fields):
+                if name not in fields if fields is not None and role in entry.roles else not self.has(i, field):
                     continue
                 values[name] = self._decoded(i, field, entry)
             people[role] = Person(**values)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from af.data.checks import ShardError, check_fields, check_member
-from af.data.index import INDEX_NAME, Index, read_meta, scan_tar, specs_of, split_folders, tars
+from af.data.index import INDEX_NAME, Index, described_by, read_meta, scan_tar, specs_of, split_folders, tars
 from af.data.schema import SPLITS, person_key
 from af.data.stores import Location
 from af.errors import UserError
@@ -86,9 +86,9 @@ class _Checker:
         self, path: Location, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Location]
     ) -> None:
         key = members[0].key
-        check_fields(path, key, {m.field for m in members})
-        described = next(m for m in members if m.field == "json")
+        described = described_by(path, members)
         meta = read_meta(path, key, os.pread(descriptor, described.size, described.offset))
+        check_fields(path, key, {m.field for m in members}, one_sided=meta.one_sided)
         self.samples += 1
         self.frames += meta.frames
         if key in keys:
@@ -96,7 +96,7 @@ class _Checker:
         keys[key] = path
         for participant in meta.participants:
             self.people.setdefault(meta.split, {}).setdefault(person_key(participant), (participant, path))
-        if person_key(meta.participants[0]) == person_key(meta.participants[1]):
+        if not meta.one_sided and person_key(meta.participants[0]) == person_key(meta.participants[1]):
             self.add(ShardError(path, f"{key}.json", "one_person", f"both people are {meta.participants[0]!r}"))
         videos: set[bytes] = set()
         if path.parent.name in SPLITS and meta.split != path.parent.name:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Final
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from af.data.dataset import PlanDataset
-from af.data.index import Index
+from af.data.index import Index, SampleEntry
 from af.data.plan import Plan, WindowItem
-from af.data.schema import ROLES, other_role
+from af.data.schema import ROLES, Spans, other_role
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.errors import UserError
@@ -29,7 +30,9 @@ Listening = Callable[[Float32[np.ndarray, " S"], int], Bool[np.ndarray, " T"]]
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
+    """One window before batching: the fields of `DyadBatch` without B, numbers as they are stored."""
+
     avatar_motion: Tensor
     avatar_audio: Tensor
     user_motion: Tensor
@@ -68,17 +71,8 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     ) -> None:
         reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
         super().__init__(reader, plan, max_bad_rate)
-        self.frames, where = frames, str(reader.index.folder)
-        motion, audio = reader.index.specs.get("motion"), reader.index.specs.get("audio")
-        if motion is None or audio is None:
-            missing = "motion latents" if motion is None else "audio features"
-            raise UserError(f"{where}: the shards hold no {missing}; add them with: af encode")
-        self.motion_spec, self.audio_spec = MotionSpec.from_json(motion), FeatureSpec.from_json(audio)
-        remedy = "Encode the shards again with this model's autoencoder and features: af encode"
-        if motion_spec is not None:
-            require_spec(self.motion_spec, motion_spec, where=where, remedy=remedy)
-        if audio_spec is not None:
-            require_spec(self.audio_spec, audio_spec, where=where, remedy=remedy)
+        self.frames = frames
+        self.motion_spec, self.audio_spec = window_specs(reader.index, motion_spec, audio_spec)
         self.listening, self._heard = listening, OrderedDict[int, dict[str, np.ndarray]]()
         self.noise_of = noise_of
         self.losers = None if losers is None else ShardReader(losers)
@@ -98,41 +92,28 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
                 raise UserError(f"{losers.folder} {what} {self.reader.index.folder}/{sample.key}. {remedy}")
         return [numbers[sample.key] for sample in self.reader.index.samples]
 
-    def _read(self, item: WindowItem) -> _Window:
-        i, avatar, user = item.sample, item.role, other_role(item.role)
-        entry = self.reader.index.samples[i]
+    def _read(self, item: WindowItem) -> Window:
+        entry = self.reader.index.samples[item.sample]
         start, stop = item.start, min(item.start + self.frames, entry.frames)
-        valid = np.zeros(self.frames, bool)
-        valid[: stop - start] = self._tracked(i, "a", start, stop) & self._tracked(i, "b", start, stop)
-        motion_dim, audio_dim = self.motion_spec.dim, self.audio_spec.dim
-        reference = self.reader.read_rows(i, f"{avatar}.motion.npy", item.reference, item.reference + 1)
-        if reference.shape[1] != motion_dim:
-            raise self.reader.error(i, f"{avatar}.motion.npy", "wrong_width", f"{reference.shape[1]}, not {motion_dim}")
-        return _Window(
-            avatar_motion=self._rows(i, f"{avatar}.motion.npy", start, stop, motion_dim),
-            avatar_audio=self._rows(i, f"{avatar}.audio.npy", start, stop, audio_dim),
-            user_motion=self._rows(i, f"{user}.motion.npy", start, stop, motion_dim),
-            user_audio=self._rows(i, f"{user}.audio.npy", start, stop, audio_dim),
-            reference=torch.from_numpy(reference[0]).float(),
-            valid=torch.from_numpy(valid & item.counted),
-            counted=item.counted,
+        window = cut(item, entry, self.frames, partial(self._rows, item.sample), self.motion_spec, self.audio_spec)
+        return replace(
+            window,
             loser=self._loser(item, start, stop),
             noise=self._noise(item, start, stop),
-            listening=self._listening(i, avatar, start, stop),
+            listening=self._listening(item.sample, item.role, start, stop),
         )
 
     def _loser(self, item: WindowItem, start: int, stop: int) -> Tensor | None:
         if self.losers is None:
             return None
         number, field = self._loser_of[item.sample], f"{item.role}.motion.npy"
-        return self._rows(number, field, start, stop, self.motion_spec.dim, self.losers)
+        return padded(self._rows(number, field, start, stop, self.motion_spec.dim, self.losers), self.frames)
 
     def _noise(self, item: WindowItem, start: int, stop: int) -> Tensor | None:
         if self.noise_of is None:
             return None
         entry = self.reader.index.samples[item.sample]
-        rows = self.noise_of(entry.key, item.role, entry.frames)[start:stop]
-        return torch.nn.functional.pad(rows, (0, 0, 0, self.frames - len(rows)))
+        return padded(self.noise_of(entry.key, item.role, entry.frames)[start:stop], self.frames)
 
     def _listening(self, i: int, avatar: str, start: int, stop: int) -> Tensor | None:
         if self.listening is None:
@@ -143,34 +124,91 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             self._heard[i] = {role: self.listening(v, frames) for role, v in voices.items() if v is not None}
             if len(self._heard) > _CLIPS_HEARD:
                 self._heard.popitem(last=False)
-        mask = np.zeros(self.frames, bool)
-        mask[: stop - start] = self._heard[i][avatar][start:stop]
-        return torch.from_numpy(mask)
+        return padded(self._heard[i][avatar][start:stop], self.frames)
 
-    def _rows(self, i: int, field: str, start: int, stop: int, dim: int, reader: ShardReader | None = None) -> Tensor:
+    def _rows(
+        self, i: int, field: str, start: int, stop: int, dim: int, reader: ShardReader | None = None
+    ) -> np.ndarray:
         reader = reader or self.reader
         rows = reader.read_rows(i, field, start, stop)
         if rows.shape[1] != dim:
             raise reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers a frame, not {dim}")
-        out = torch.from_numpy(rows).float()
-        return out if len(out) == self.frames else torch.nn.functional.pad(out, (0, 0, 0, self.frames - len(out)))
+        return rows
 
-    def _tracked(self, i: int, role: str, start: int, stop: int) -> np.ndarray:
-        mask = np.zeros(stop - start, bool)
-        for first, last in self.reader.index.samples[i].valid[role]:
-            mask[max(first - start, 0) : max(last - start, 0)] = True
-        return mask
-
-    def _blank(self, item: WindowItem) -> _Window:
+    def _blank(self, item: WindowItem) -> Window:
         motion, audio = torch.zeros(self.frames, self.motion_spec.dim), torch.zeros(self.frames, self.audio_spec.dim)
         nothing = torch.zeros(self.frames, dtype=torch.bool)
         loser = None if self.losers is None else motion
         listening = None if self.listening is None else nothing
         noise = None if self.noise_of is None else self.noise_of("", item.role, self.frames)
-        return _Window(motion, audio, motion, audio, motion[0], nothing, False, loser, noise, listening)
+        return Window(motion, audio, motion, audio, motion[0], nothing, False, loser, noise, listening)
 
-    def collate(self, samples: Sequence[_Window]) -> DyadBatch:
+    def collate(self, samples: Sequence[Window]) -> DyadBatch:
         """Stack windows."""
-        columns = {f.name: [getattr(s, f.name) for s in samples] for f in fields(DyadBatch)}
-        stacked: dict[str, Any] = {name: None if v[0] is None else torch.stack(v) for name, v in columns.items()}
-        return DyadBatch(**stacked)
+        return stacked(samples)
+
+
+def window_specs(
+    index: Index, motion_spec: MotionSpec | None = None, audio_spec: FeatureSpec | None = None
+) -> tuple[MotionSpec, FeatureSpec]:
+    """How the latents and features of `index` were made. Raises `UserError` when it has none, or others than these."""
+    where, motion, audio = str(index.folder), index.specs.get("motion"), index.specs.get("audio")
+    if motion is None or audio is None:
+        missing = "motion latents" if motion is None else "audio features"
+        raise UserError(f"{where}: the shards hold no {missing}; add them with: af encode")
+    found = MotionSpec.from_json(motion), FeatureSpec.from_json(audio)
+    remedy = "Encode the shards again with this model's autoencoder and features: af encode"
+    for spec, wanted in zip(found, (motion_spec, audio_spec), strict=True):
+        if wanted is not None:
+            require_spec(spec, wanted, where=where, remedy=remedy)
+    return found
+
+
+def cut(
+    item: WindowItem,
+    sample: SampleEntry,
+    frames: int,
+    rows: Callable[[str, int, int, int], np.ndarray],
+    motion: MotionSpec,
+    audio: FeatureSpec,
+) -> Window:
+    """The window of `frames` frames that `item` says, of one `sample`; `rows(field, start, stop, width)` reads its arrays.
+
+    Numbers stay as they are stored (`stacked` makes float32 of them). Of a one-sided sample the user is zeros.
+    """
+    start, stop = item.start, min(item.start + frames, sample.frames)
+    valid = np.full(stop - start, item.counted)
+    signals: dict[str, Tensor] = {}
+    for name, role in (("avatar", item.role), ("user", other_role(item.role))):
+        there = role in sample.roles
+        if there:
+            valid &= _tracked(sample.valid[role], start, stop)
+        for signal, dim in (("motion", motion.dim), ("audio", audio.dim)):
+            found = rows(f"{role}.{signal}.npy", start, stop, dim) if there else np.zeros((0, dim), np.float16)
+            signals[f"{name}_{signal}"] = padded(found, frames)
+    reference = rows(f"{item.role}.motion.npy", item.reference, item.reference + 1, motion.dim)[0]
+    return Window(**signals, reference=torch.from_numpy(reference), valid=padded(valid, frames), counted=item.counted)
+
+
+def padded(rows: np.ndarray | Tensor, frames: int) -> Tensor:
+    """`rows` and zeros (False) behind them, to `frames` frames."""
+    found = torch.as_tensor(rows)
+    missing = frames - len(found)
+    return torch.cat((found, found.new_zeros(missing, *found.shape[1:]))) if missing else found
+
+
+def stacked(windows: Sequence[Window]) -> DyadBatch:
+    """A batch of windows, numbers as float32."""
+    columns: dict[str, Tensor | None] = {}
+    for f in fields(DyadBatch):
+        values = [getattr(window, f.name) for window in windows]
+        dtype = torch.bool if f.name in ("valid", "listening") else torch.float32
+        columns[f.name] = None if values[0] is None else torch.stack([value.to(dtype) for value in values])
+    return DyadBatch(**columns)  # type: ignore[arg-type]
+
+
+def _tracked(runs: Spans, start: int, stop: int) -> np.ndarray:
+    mask = np.zeros(stop - start, bool)
+    for first, last in runs:
+        mask[max(first - start, 0) : max(last - start, 0)] = True
+    return mask

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from af.data.dataset import Counted, PlanDataset
-from af.data.events import listener_activity, start_weights
 from af.data.index import INDEX_NAME, Index
 from af.data.loader import training_loader, validation_loader, worker_context
-from af.data.mixture import MixedPlan, Root, joined, roots
+from af.data.mixture import Root, joined, roots
 from af.data.pairs import PairDataset, Regions, pairs_to_float
-from af.data.plan import EndlessPlan, PairPlan, Plan, WindowPlan, fixed_pairs, fixed_windows
+from af.data.plan import PairPlan, Plan, fixed_pairs, fixed_windows
+from af.data.planned import PlannedReader, WindowSource, mixed_plan
 from af.data.provenance import TRAINED_ON, people_digests
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
+from af.data.stream import StreamReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.metrics.lipsync import listening_frames
@@ -104,14 +106,6 @@ class _ShardData(LightningDataModule):
         """This rank's share of a batch."""
         return self._share()[2]
 
-    def _mixed(self, plan: Callable[[Index], EndlessPlan]) -> Plan:
-        plans = [plan(index) for index in self.training_indexes]
-        return plans[0] if len(plans) == 1 else MixedPlan(plans, list(self.weights.values()), seed=self.seed)
-
-    def _training_loader(self, dataset: PlanDataset) -> DataLoader:
-        rank, world, share = self._share()
-        return training_loader(dataset, share, rank=rank, world=world, start=self.start, **self._options())
-
     def _validation_loader(self, dataset: PlanDataset, items: list[Any]) -> DataLoader:
         rank, world, share = self._share()
         return validation_loader(dataset, items, share, rank=rank, world=world, **self._options())
@@ -159,10 +153,12 @@ class PairData(_ShardData):
     def train_dataloader(self) -> DataLoader:
         """Endless, in the plan's order."""
 
-        def plan(index: Index) -> PairPlan:
-            return PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person)
-
-        return self._training_loader(self._dataset(self.train_index, self._mixed(plan)))
+        plans = [
+            PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person) for index in self.training_indexes
+        ]
+        dataset = self._dataset(self.train_index, mixed_plan(plans, list(self.weights.values()), self.seed))
+        rank, world, share = self._share()
+        return training_loader(dataset, share, rank=rank, world=world, start=self.start, **self._options())
 
     def val_dataloader(self) -> DataLoader | list:
         """Fixed pairs, each once."""
@@ -191,6 +187,7 @@ class WindowData(_ShardData):
     avatar does not speak; both are for the preference stage. `teacher` is a folder of `guided` motions for a distillation:
     windows then start with their blocks and bring the motion (as `loser`) together with the noise it was made from.
     `balance` above 0 makes windows in which the avatar reacts while listening more likely (`af.data.events`).
+    `reader` is how the windows are read: planned to the sample (the default), or streamed from whole shards.
     """
 
     def __init__(
@@ -205,6 +202,7 @@ class WindowData(_ShardData):
         listening: bool = False,
         teacher: str | Location | None = None,
         balance: float = 0.0,
+        reader: PlannedReader | StreamReader | None = None,
         batch_size: int = 8,
         workers: int = 1,
         seed: int = 0,
@@ -215,6 +213,8 @@ class WindowData(_ShardData):
             require_number(name, frames, least=1, whole=True)
         super().__init__(root, batch_size, workers, seed, validation)
         self.window_frames, self.balance = window_frames, balance
+        self.reader = PlannedReader() if reader is None else reader
+        self._position: dict[str, Any] | None = None
         self.feature_spec, self.motion_spec = spec_of(self.train_index)
         require_spec(
             self.feature_spec,
@@ -257,35 +257,58 @@ class WindowData(_ShardData):
         }
 
     def train_dataloader(self) -> DataLoader:
-        """Endless, in the plan's order."""
-        sizes = {"frames": self.window_frames, "block": self.block_frames}
+        """Endless, as `data.reader` reads them."""
+        rank, world, share = self._share()
+        options = self._options()
+        return self.reader.loader(self._source(), share, rank=rank, world=world, state=self._position, **options)
 
-        def plan(index: Index) -> WindowPlan:
-            weights = None
-            if self.balance:
-                activities = listener_activity(index, listening_frames)
-                weights = start_weights(index, activities, balance=self.balance, **sizes)
-            return WindowPlan(index, seed=self.seed, weights=weights, **sizes)
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and where the reader goes on from there."""
+        state = super().state_dict()
+        slots = (self._share()[1], max(1, self.workers))
+        reader = self.reader.state(self._source(), self._position, state["samples"], self.batch_size, slots)
+        return {**state, "reader": {"kind": type(self.reader).__name__, **reader}}
 
-        return self._training_loader(self._dataset(self.train_index, self._mixed(plan)))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint. Raises UserError when it was made with another seed, mixture or reader."""
+        super().load_state_dict(state_dict)
+        state = state_dict["reader"]
+        if state["kind"] != type(self.reader).__name__:
+            raise UserError(
+                f"data.reader is a {type(self.reader).__name__}, the checkpoint was made with a {state['kind']}; go on with "
+                "the same data/reader, or start another run from the exported model"
+            )
+        self._position = state
+        if (told := self.reader.told(state)) is not None:
+            rank_zero_info(told)
+
+    def _source(self) -> WindowSource:
+        return WindowSource(
+            self.training_indexes,
+            list(self.weights.values()),
+            frames=self.window_frames,
+            block=self.block_frames,
+            seed=self.seed,
+            listening=listening_frames if self.listening else None,
+            losers=None if self.losers is None else self.losers / "train",
+            noise_of=self.noise_of,
+            balance=self.balance,
+            activity=listening_frames,
+        )
 
     def val_dataloader(self) -> DataLoader | list:
         """Windows side by side, each once."""
         if self.validation_index is None:
             return []
         items = fixed_windows(self.validation_index, frames=self.window_frames, block=self.block_frames)
-        return self._validation_loader(self._dataset(self.validation_index), items)
-
-    def _dataset(self, index: Index, plan: Plan | None = None) -> WindowDataset:
-        losers = None if self.losers is None else self.losers / index.folder.name
-        if losers is not None and plan is None and not (losers / INDEX_NAME).is_file():
-            losers = None  # validation without losers: the stage then shows training pairs alone
-        listening = listening_frames if self.listening else None
-        return WindowDataset(
-            ShardReader(index),
-            plan,
+        losers = None if self.losers is None else self.losers / self.validation_index.folder.name
+        if losers is not None and not (losers / INDEX_NAME).is_file():
+            losers = None  # the stage then shows training pairs alone
+        dataset = WindowDataset(
+            ShardReader(self.validation_index),
             frames=self.window_frames,
             losers=losers,
             noise_of=None if losers is None else self.noise_of,
-            listening=listening,
+            listening=listening_frames if self.listening else None,
         )
+        return self._validation_loader(dataset, items)

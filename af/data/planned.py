@@ -1,0 +1,99 @@
+"""Where a denoiser's windows come from, and the reader that takes them in an order planned to the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from af.data.events import listener_activity, start_weights
+from af.data.index import Index
+from af.data.loader import training_loader
+from af.data.mixture import MixedPlan, joined
+from af.data.plan import EndlessPlan, Plan, WindowItem, WindowPlan
+from af.data.shards import ShardReader
+from af.data.stores import Location
+from af.data.windows import Listening, WindowDataset
+from af.errors import UserError
+
+
+@dataclass(frozen=True)
+class WindowSource:
+    """What to train a denoiser on: windows of `frames` frames of the sets `indexes`, in shares by `weights`.
+
+    Starts are multiples of `block` frames. `listening` marks frames in which the avatar does not speak. `losers` (a
+    split's folder), `noise_of` and `activity` (the `Listening` that `balance` goes by) are as in `WindowDataset` and
+    `af.data.events`.
+    """
+
+    indexes: Sequence[Index]
+    weights: Sequence[float]
+    frames: int
+    block: int = 1
+    seed: int = 0
+    listening: Listening | None = None
+    losers: Location | None = None
+    noise_of: Callable[[str, str, int], Tensor] | None = None
+    balance: float = 0.0
+    activity: Listening | None = None
+
+
+def mixed_plan(plans: Sequence[EndlessPlan], weights: Sequence[float], seed: int) -> Plan:
+    """The plan of one set, or of several by weight."""
+    return plans[0] if len(plans) == 1 else MixedPlan(plans, weights, seed=seed)
+
+
+@dataclass(frozen=True)
+class PlannedReader:
+    """`data/reader=planned`: single windows in an order that depends on the seed alone, continued to the very sample.
+
+    The order is shuffled within groups of `group_shards` shards, so that remote ones are read a group at a time.
+    """
+
+    group_shards: int = 16
+
+    def __post_init__(self) -> None:
+        if self.group_shards < 1:
+            raise UserError(f"data.reader.group_shards: {self.group_shards}; expected at least 1")
+
+    def loader(
+        self, source: WindowSource, batch_size: int, *, state: Mapping[str, Any] | None = None, **options: Any
+    ) -> DataLoader:
+        """Endless batches of this rank; `options` as for `training_loader`."""
+        plan: Plan[WindowItem] = mixed_plan(
+            [self._plan(i, source) for i in source.indexes], source.weights, source.seed
+        )
+        dataset = WindowDataset(
+            ShardReader(joined(source.indexes)),
+            plan,
+            frames=source.frames,
+            losers=source.losers,
+            noise_of=source.noise_of,
+            listening=source.listening,
+        )
+        return training_loader(dataset, batch_size, start=(state or {}).get("samples", 0), **options)
+
+    def _plan(self, index: Index, source: WindowSource) -> WindowPlan:
+        sizes = {"frames": source.frames, "block": source.block}
+        weights = None
+        if source.balance and source.activity:
+            weights = start_weights(index, listener_activity(index, source.activity), balance=source.balance, **sizes)
+        return WindowPlan(index, seed=source.seed, weights=weights, group_shards=self.group_shards, **sizes)
+
+    def state(
+        self,
+        source: WindowSource,
+        before: Mapping[str, Any] | None,
+        samples: int,
+        batch_size: int,
+        slots: tuple[int, int],
+    ) -> dict[str, Any]:
+        """Where to go on after `samples` of all ranks since the start: the next sample, whatever the ranks."""
+        return {"samples": samples}
+
+    def told(self, state: Mapping[str, Any]) -> str | None:
+        """Nothing: no window is read twice or left out."""
+        return None

@@ -1,0 +1,321 @@
+"""Windows streamed from whole shards by webdataset's own pipeline, for sets too large to reach into at random.
+
+Shards come in an endless shuffled order, each epoch every shard once. Slot s of W (a worker of a rank) reads the places
+s, s + W, s + 2W, ... of that order: no shard twice in an epoch, and no rank waits for another, since a slot that is done
+with its shards of an epoch goes on with those of the next one. Windows are cut as they come and mixed in a buffer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from af.data import codecs
+from af.data.checks import ShardError, check_member
+from af.data.dataset import BadSamples
+from af.data.index import Index, SampleEntry, read_meta
+from af.data.loader import make_loader
+from af.data.plan import WindowItem, mix, mix_array, random_window, window_counts
+from af.data.planned import WindowSource
+from af.data.schema import ROLES, ClipMeta
+from af.data.shards import open_shard
+from af.data.stores import Location, StoreError
+from af.data.windows import Window, cut, padded, stacked, window_specs
+from af.errors import UserError
+from af.specs import FeatureSpec, MotionSpec
+from af.types import DyadBatch
+
+_ORDER, _CUT, _BUFFER = 6, 7, 8  # purposes of hashes, as in `af.data.plan`
+_SIGNALS: Final = ("motion.npy", "audio.npy")
+
+
+class ShardOrder:
+    """The endless order of a set's shards: place p is in epoch p // (number of shards with windows)."""
+
+    def __init__(self, index: Index, frames: int, seed: int) -> None:
+        per_sample = window_counts(index, frames).sum(1)
+        owners = np.array([s.shard for s in index.samples], np.int64)
+        #: Windows of each shard.
+        self.windows = np.bincount(owners, weights=per_sample, minlength=len(index.shards)).astype(np.int64)
+        self._used, self._seed = np.flatnonzero(self.windows), seed
+        if len(self._used) == 0:
+            raise UserError(f"{index.folder}: {len(index.samples)} samples, none of {frames} frames or more")
+        self._epoch: tuple[int, np.ndarray] = (-1, self._used)
+
+    def __len__(self) -> int:
+        """Shards in an epoch."""
+        return len(self._used)
+
+    def shard(self, place: int) -> tuple[int, int]:
+        """(number of the shard, epoch) at a place."""
+        epoch, within = divmod(place, len(self))
+        if self._epoch[0] != epoch:
+            hashes = mix_array(self._seed, epoch, _ORDER, last=self._used)
+            self._epoch = (epoch, self._used[np.argsort(hashes, kind="stable")])
+        return int(self._epoch[1][within]), epoch
+
+    def reached(self, first: int, taken: Sequence[int]) -> tuple[int, int]:
+        """Where slots are that began at place `first` and took so many windows each: (the first place that some slot has
+        not been through, windows taken behind it).
+        """
+        slots, whole, at = len(taken), 0, []
+        places: dict[int, int] = {}
+        for slot, left in enumerate(taken):
+            place = first + slot
+            while left >= (size := int(self.windows[self.shard(place)[0]])):
+                places[place], left, place = size, left - size, place + slots
+            at.append(place)
+        frontier = min(at)
+        whole = sum(size for place, size in places.items() if place < frontier)
+        return frontier, sum(taken) - whole
+
+
+@dataclass(frozen=True)
+class StreamReader:
+    """`data/reader=stream`: whole shards in order, windows mixed in a buffer of `buffer` windows in every worker.
+
+    A stopped run goes on at the first shard that was not read to its end. What other workers had taken from later shards
+    is read again, what waited in buffers is left out of that epoch; `told` counts both.
+    """
+
+    buffer: int = 500
+
+    def __post_init__(self) -> None:
+        if self.buffer < 1:
+            raise UserError(f"data.reader.buffer: {self.buffer}; expected at least 1")
+
+    def loader(
+        self,
+        source: WindowSource,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        state: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> DataLoader:
+        """Endless batches of this rank. Raises `UserError` for what needs samples at random: losers, teachers, balance."""
+        for name in ("losers", "noise_of", "balance"):
+            if getattr(source, name):
+                name = "teacher" if name == "noise_of" else name
+                raise UserError(f"data.{name} needs single samples of the shards: choose data/reader=planned")
+        stream = WindowStream(
+            source, self.buffer, batch_size, rank, world, max(1, workers), self._places(source, state)
+        )
+        return make_loader(stream, workers, source.seed, batch_size=None, **options)
+
+    def state(
+        self,
+        source: WindowSource,
+        before: Mapping[str, Any] | None,
+        samples: int,
+        batch_size: int,
+        slots: tuple[int, int],
+    ) -> dict[str, Any]:
+        """Where to go on after `samples` of all ranks since the start, in batches of `batch_size` over `slots` (ranks,
+        workers of each); `before` is the state that this process began with. The same whichever rank is asked.
+        """
+        world, workers = slots
+        batches = (samples - int((before or {}).get("samples", 0))) // batch_size
+        taken = [-(-max(0, batches - worker) // workers) * (batch_size // world) for worker in range(workers)] * world
+        places, repeated = [], int((before or {}).get("repeated", 0))
+        for order, first, share in zip(_orders(source), self._places(source, before), _shares(source), strict=True):
+            place, again = order.reached(first, [int(n * share) for n in taken])
+            places.append(place)
+            repeated += again
+        return {"samples": samples, "places": places, "repeated": repeated}
+
+    def told(self, state: Mapping[str, Any]) -> str:
+        """What a person is to know when a run goes on from `state`."""
+        return (
+            f"the stream goes on after {state['samples']} windows at the first shard not read to its end; "
+            f"{state['repeated']} windows of this run are read twice so far, and up to {self.buffer} that waited in each "
+            "worker's buffer are left out of their epoch"
+        )
+
+    @staticmethod
+    def _places(source: WindowSource, state: Mapping[str, Any] | None) -> list[int]:
+        return list(state["places"]) if state else [0] * len(source.indexes)
+
+
+def _shares(source: WindowSource) -> list[float]:
+    return [weight / sum(source.weights) for weight in source.weights]
+
+
+def _orders(source: WindowSource) -> list[ShardOrder]:
+    return [ShardOrder(index, source.frames, source.seed) for index in source.indexes]
+
+
+class WindowStream(IterableDataset):
+    """Batches of one rank, in each of its workers those of a slot. `places` are where each set's order begins."""
+
+    def __init__(
+        self,
+        source: WindowSource,
+        buffer: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        workers: int,
+        places: Sequence[int],
+        max_bad_rate: float = 0.01,
+    ) -> None:
+        self.source, self.buffer, self.batch_size, self.places = source, buffer, batch_size, list(places)
+        self.rank, self.workers, self.slots = rank, workers, world * workers
+        self.bad = BadSamples(max_bad_rate)
+        self.orders, self._read = _orders(source), Counter[str]()
+        self.specs = [window_specs(index) for index in source.indexes]
+        if few := next((i for i, o in zip(source.indexes, self.orders, strict=True) if len(o) < self.slots), None):
+            warnings.warn(
+                f"{few.folder}: {len(few.shards)} shards for {self.slots} workers (of all ranks): some read the same ones; "
+                "make smaller shards (af shards reshard), or take fewer workers",
+                stacklevel=3,
+            )
+
+    def __iter__(self) -> Iterator[DyadBatch]:
+        worker = get_worker_info()
+        slot = self.rank * self.workers + (0 if worker is None else worker.id)
+        sets = [self._set(number, slot) for number in range(len(self.orders))]
+        return iter(
+            webdataset.DataPipeline(
+                partial(_interleaved, [iter(one) for one in sets], _shares(self.source)),
+                webdataset.batched(self.batch_size, collation_fn=stacked, partial=False),
+            )
+        )
+
+    def _set(self, number: int, slot: int) -> webdataset.DataPipeline:
+        """Mixed windows of one set."""
+        source = self.source
+        generator = random.Random(mix(source.seed, _BUFFER, slot, number, self.places[number]))
+        members = {f"{role}.{signal}" for role in ROLES for signal in _SIGNALS} | {"json"}
+        if source.listening:
+            members |= {f"{role}.flac" for role in ROLES}
+        skip = partial(self._skip, source.indexes[number])
+        return webdataset.DataPipeline(
+            partial(self._shards, number, slot),
+            partial(tar_file_expander, handler=skip, select_files=lambda n: n.partition(".")[2] in members),
+            partial(group_by_keys, handler=skip),
+            partial(self._windows, number),
+            webdataset.shuffle(self.buffer, initial=self.buffer // 2, rng=generator),
+        )
+
+    def _skip(self, index: Index, error: Exception) -> bool:
+        """For webdataset: go on behind what cannot be read, unless it is too much, or the store that is away."""
+        if isinstance(error, StoreError) or not isinstance(error, (ShardError, OSError, ValueError, tarfile.TarError)):
+            raise error
+        missing = 1
+        if not isinstance(error, ShardError):  # webdataset put the place behind the error's own words
+            detail, place = str(error.args[0]), str(error.args[-1])
+            shard = _place(place)[0]
+            error = ShardError(index.path(shard), "", "truncated", f"not a complete tar file ({detail})")
+            missing = max(1, index.shards[shard].samples - self._read[place])
+        self.bad.skip(error, missing)
+        return True
+
+    def _shards(self, number: int, slot: int) -> Iterator[dict[str, Any]]:
+        """The open shards of a slot, without end."""
+        index, order = self.source.indexes[number], self.orders[number]
+        for place in itertools.count(self.places[number] + slot, self.slots):
+            shard, epoch = order.shard(place)
+            try:
+                with open_shard(index, shard) as stream:
+                    yield {"url": f"{number}/{shard}/{epoch}", "stream": stream}
+            except ShardError as error:
+                self.bad.skip(error, index.shards[shard].samples)
+
+    def _windows(self, number: int, samples: Iterator[Mapping[str, Any]]) -> Iterator[Window]:
+        source, index = self.source, self.source.indexes[number]
+        for sample in samples:
+            shard, epoch = _place(sample["__url__"])
+            self._read[sample["__url__"]] += 1
+            try:
+                decoded = _Sample(index.path(shard), sample, self.specs[number], source)
+            except ShardError as error:
+                self.bad.skip(error)
+                continue
+            self.bad.good(1)
+            yield from decoded.windows(mix(source.seed, _CUT, epoch, shard))
+
+
+def _place(url: str) -> tuple[int, int]:
+    """(shard, epoch) of what the pipeline has for a shard's address."""
+    _, shard, epoch = map(int, url.split("/"))
+    return shard, epoch
+
+
+class _Sample:
+    """One sample of a shard, decoded and checked. Raises `ShardError`."""
+
+    def __init__(
+        self, shard: Location, members: Mapping[str, bytes], specs: tuple[MotionSpec, FeatureSpec], source: WindowSource
+    ) -> None:
+        self.shard, self.key, self.source, self.specs = shard, str(members["__key__"]), source, specs
+        if "json" not in members:
+            raise ShardError(shard, f"{self.key}.json", "half_sample", "the sample has no json")
+        meta = read_meta(shard, self.key, members["json"])
+        if (meta.motion_spec, meta.audio_spec) != specs:
+            raise ShardError(shard, f"{self.key}.json", "mixed_specs", "feature specs are not those of the index")
+        roles = ROLES[:1] if meta.one_sided else ROLES
+        self.arrays = {f"{r}.{s}": self._array(f"{r}.{s}", members, meta) for r in roles for s in _SIGNALS}
+        self.listening = {role: self._listening(role, members, meta) for role in roles} if source.listening else {}
+        places = dict.fromkeys(self.arrays, (0, 0))
+        assert meta.valid is not None
+        self.entry = SampleEntry(self.key, 0, meta.frames, meta.participants, meta.session, meta.valid, places)
+
+    def _bytes(self, field: str, members: Mapping[str, bytes]) -> bytes:
+        if field not in members:
+            raise ShardError(self.shard, f"{self.key}.{field}", "absent", "no such member")
+        return members[field]
+
+    def _array(self, field: str, members: Mapping[str, bytes], meta: ClipMeta) -> np.ndarray:
+        data = self._bytes(field, members)
+        check_member(self.shard, f"{self.key}.{field}", field, data, meta, deep=False)
+        return codecs.decode_npy(data)
+
+    def _listening(self, role: str, members: Mapping[str, bytes], meta: ClipMeta) -> np.ndarray:
+        field = f"{role}.flac"
+        data = self._bytes(field, members)
+        check_member(self.shard, f"{self.key}.{field}", field, data, meta, deep=False)
+        assert self.source.listening is not None
+        return self.source.listening(codecs.decode_audio(data), meta.frames)
+
+    def windows(self, seed: int) -> Iterator[Window]:
+        """As many as the planned reader takes of it in an epoch, in both roles."""
+        frames, block, entry = self.source.frames, self.source.block, self.entry
+        if entry.frames < frames:
+            return
+        count, name = entry.frames // frames, int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little")
+        for role in entry.roles:
+            for k in range(count):
+                hashed = mix(seed, name, ROLES.index(role), k)
+                start, reference = random_window(entry.frames, entry.valid[role], (k, count), frames, block, hashed)
+                item = WindowItem(0, 0, role, start, reference)  # type: ignore[arg-type]
+                window = cut(item, entry, frames, self._rows, *self.specs)
+                heard = padded(self.listening[role][start : start + frames], frames) if self.listening else None
+                yield replace(window, listening=heard)
+
+    def _rows(self, field: str, start: int, stop: int, _: int) -> np.ndarray:
+        return self.arrays[field][start:stop].copy()  # a view would keep the whole sample in memory
+
+
+def _interleaved(sets: Sequence[Iterator[Window]], shares: Sequence[float]) -> Iterator[Window]:
+    """Of the first n windows each set gives its share of n, to within one."""
+    given = np.zeros(len(sets))
+    for n in itertools.count(1):
+        owner = int(np.argmax(np.asarray(shares) * n - given))
+        given[owner] += 1
+        yield next(sets[owner])
