@@ -1,4 +1,4 @@
-"""What was made how: specs of audio features, motion latents and face parameters, and the checks behind them.
+"""What was made how: specs of audio features, motion latents, a teacher's motion and face parameters, and the checks behind them.
 
 Shards carry the specs in their json, models in their folder; a model refuses shards of another spec than its own.
 """
@@ -122,6 +122,32 @@ class MotionSpec(_Spec):
             value = getattr(self, name)
             require(is_int(value) and value > 0, name, "a positive integer", value)
         require(isinstance(self.autoencoder, str) and bool(self.autoencoder), "autoencoder", "a hash", self.autoencoder)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TeacherSpec(_Spec):
+    """What a teacher's motion was made with: latents of `dim` numbers of an autoencoder (its hash), by a denoiser (its hash)
+    in `steps` steps under `guidance` (audio, user, joint), from noise of `noise_dim` numbers a frame drawn with `seed`.
+    """
+
+    dim: int
+    autoencoder: str
+    denoiser: str
+    noise_dim: int
+    seed: int
+    steps: int
+    guidance: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance", tuple(self.guidance))
+        for name in ("dim", "noise_dim", "steps"):
+            value = getattr(self, name)
+            require(is_int(value) and 0 < value <= 2**16, name, "a whole number from 1 to 65,536", value)
+        require(is_int(self.seed), "seed", "an integer", self.seed)
+        require(len(self.guidance) == 3 and all(map(is_number, self.guidance)), "guidance", "3 numbers", self.guidance)
+        for name in ("autoencoder", "denoiser"):
+            value = getattr(self, name)
+            require(isinstance(value, str) and bool(value), name, "a hash", value)
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,9 @@ class DyadBatch(_TensorRecord):
     """Windows of conversations for the denoiser. Audio features are raw (F dims), motion is the autoencoder's latent.
 
     `reference` is the motion of the portrait: a frame of the same clip, outside the window where there is one.
-    `valid` is False on frames without a tracked face and on padding. Where somebody asked: `loser` is motion of the same
-    avatar in the same frames that is to be preferred less (or a teacher's, made from `noise`), `listening` is True where the avatar does not speak.
+    `valid` is False on frames without a tracked face and on padding. Where somebody asked: `loser` is worse motion of the
+    same avatar in the same frames, `teacher` what a teacher made there from `noise`, and `listening` is True where the
+    avatar does not speak.
     """
 
     avatar_motion: Float[Tensor, "B T D"]
@@ -131,6 +132,7 @@ class DyadBatch(_TensorRecord):
     reference: Float[Tensor, "B D"]
     valid: Bool[Tensor, "B T"]
     loser: Float[Tensor, "B T D"] | None = None
+    teacher: Float[Tensor, "B T D"] | None = None
     noise: Float[Tensor, "B T M"] | None = None
     listening: Bool[Tensor, "B T"] | None = None
 
@@ -149,6 +151,7 @@ class Person:
     motion: Float32[np.ndarray, "T D"] | None = None
     audio_features: Float32[np.ndarray, "T F"] | None = None
     face: Float32[np.ndarray, "T P"] | None = None
+    teacher: Float32[np.ndarray, "T D"] | None = None
 
 
 @dataclass(frozen=True)

@@ -133,21 +133,26 @@ def denoiser_folder(tmp_path_factory, latents) -> Path:
     return folder
 
 
+#: A source of losers.
+DROP_USER = {"_target_": "af.pipeline.loser_sources.WeakUser", "steps": 2}
+
+
 @pytest.fixture(scope="session")
 def losers(tmp_path_factory, latents, denoiser_folder) -> Path:
     """Losers of the conversations: the denoiser without the user's signals."""
-    from af.pipeline.losers import LoserSettings, make_losers
+    from af.pipeline.losers import make_losers
 
     folder = tmp_path_factory.mktemp("losers")
-    make_losers(latents, folder, denoiser_folder, LoserSettings("drop_user", steps=2))
+    make_losers(latents, folder, DROP_USER, denoiser=denoiser_folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory, latents, denoiser_folder) -> Path:
     """What the denoiser makes of the conversations with full guidance, for a student."""
-    from af.pipeline.losers import LoserSettings, make_losers
+    from af.forcing.guidance import Guidance
+    from af.pipeline.teacher import make_teacher
 
     folder = tmp_path_factory.mktemp("teacher")
-    make_losers(latents, folder, denoiser_folder, LoserSettings("guided", user=1.5, steps=2, seed=3))
+    make_teacher(latents, folder, denoiser_folder, guidance=Guidance(user=1.5), steps=2, seed=3)
     return folder

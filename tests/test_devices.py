@@ -87,6 +87,7 @@ def test_the_fake_device_tells_who_waits(device):
 VERBS = {
     "encode": ["--data", "d", "--autoencoder", "a"],
     "losers": ["--data", "d", "--denoiser", "n"],
+    "teacher": ["--data", "d", "--denoiser", "n"],
     "evaluate": ["--data", "d", "--autoencoder", "a", "--denoiser", "n"],
     "probe": ["--data", "d", "--autoencoder", "a"],
     "generate": ["--autoencoder", "a", "--denoiser", "n", "--portrait", "p.png", "--avatar-audio", "s.wav"],
@@ -143,7 +144,8 @@ def test_every_verb_that_runs_a_model_runs_on_it(
     commands: list[list[Any]] = [
         ["encode", "--data", dyads, *models[:2], "--out", tmp_path / "latents", "--workers", "1",
          *(f"features.{key}={FEATURES[key]}" for key in ("block_frames", "window_frames"))],
-        ["losers", "--data", latents, *models[2:], "--out", tmp_path / "losers", "--steps", "2"],
+        ["losers", "--data", latents, *models[2:], "--out", tmp_path / "losers", "losers.steps=2"],
+        ["teacher", "--data", latents, *models[2:], "--out", tmp_path / "teacher", "--steps", "2"],
         ["evaluate", *models, "--data", latents / "test", "--out", tmp_path / "numbers", "--steps", "2", "--videos", "1", "--limit", "1"],
         ["evaluate", "--readout", latents / "train", *models[2:], "--data", latents / "test", "--out", tmp_path / "read",
          "--steps", "2", "--limit", "1"],
@@ -157,7 +159,9 @@ def test_every_verb_that_runs_a_model_runs_on_it(
         computed.clear()
         assert main([str(word) for word in (*command, *there)]) == 0, command
         assert set().union(*computed.values()) == ({device.type} if there else set()), (command, computed)
-        assert "LogMel" in computed or command[0] in ("losers", "shards", "tracker") or "--readout" in command
+        assert (
+            "LogMel" in computed or command[0] in ("losers", "teacher", "shards", "tracker") or "--readout" in command
+        )
     made, expected = (ShardReader(Index.load(folder / "test")) for folder in (tmp_path / "latents", latents))
     for part, scale in (("audio", 2.0**-9), ("motion", 1e-4)):  # float16's step at values up to 4; float32 sums
         rows = [reader.read_rows(0, f"a.{part}.npy", 0, 50).astype(np.float64) for reader in (made, expected)]

@@ -102,11 +102,8 @@ def _arrange(args: argparse.Namespace) -> int:
     if made is None:
         return 0
     from af.pipeline.encode import carry_statistics
-    from af.pipeline.losers import carry_settings
 
     carry_statistics(roots, args.out, made)
-    if args.action == "reshard":
-        carry_settings(args.folder, args.out)
     for index in made:
         people = len({p for s in index.samples for p in s.participants})
         totals = f"{len(index.samples)} samples, {people} people, {index.frames} frames"

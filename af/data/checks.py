@@ -83,6 +83,8 @@ def _spec_width(field: str, meta: ClipMeta) -> tuple[str, int | None]:
         return "motion_spec", meta.motion_spec.dim if meta.motion_spec else None
     if part == "audio.npy":
         return "audio_spec", meta.audio_spec.dim if meta.audio_spec else None
+    if part == "teacher.npy":
+        return "teacher_spec", meta.teacher_spec.dim if meta.teacher_spec else None
     return "face_spec", len(meta.face_spec.names) if meta.face_spec else None
 
 

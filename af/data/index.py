@@ -248,9 +248,10 @@ def described_by(file: Location, members: Sequence[TarMember]) -> TarMember:
 
 
 def specs_of(meta: ClipMeta) -> dict[str, dict[str, Any] | None]:
-    """Feature specs of a sample as plain JSON, by name: audio, motion, face."""
+    """Feature specs of a sample as plain JSON, by name: audio, motion, face, and teacher where there is one."""
     named = {"audio": meta.audio_spec, "motion": meta.motion_spec, "face": meta.face_spec}
-    return {name: None if spec is None else spec.to_json() for name, spec in named.items()}
+    found = {name: None if spec is None else spec.to_json() for name, spec in named.items()}
+    return found if meta.teacher_spec is None else {**found, "teacher": meta.teacher_spec.to_json()}
 
 
 def tars(folder: Path) -> list[Path]:

@@ -18,14 +18,15 @@ from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.data.windows import Listening, WindowDataset
 from af.errors import UserError
+from af.specs import TeacherSpec
 
 
 @dataclass(frozen=True)
 class WindowSource:
     """What to train a denoiser on: windows of `frames` frames of the sets `indexes`, in shares by `weights`.
 
-    Starts are multiples of `block` frames. `listening` marks frames in which the avatar does not speak. `losers` (a
-    split's folder), `noise_of` and `activity` (the `Listening` that `balance` goes by) are as in `WindowDataset` and
+    Starts are multiples of `block` frames. `listening` marks frames in which the avatar does not speak. `losers` and
+    `teacher` (a split's folders), `noise_of` and `activity` (the `Listening` that `balance` goes by) are as in `WindowDataset` and
     `af.data.events`.
     """
 
@@ -36,7 +37,8 @@ class WindowSource:
     seed: int = 0
     listening: Listening | None = None
     losers: Location | None = None
-    noise_of: Callable[[str, str, int], Tensor] | None = None
+    teacher: Location | None = None
+    noise_of: Callable[[TeacherSpec, str, str, int], Tensor] | None = None
     balance: float = 0.0
     activity: Listening | None = None
 
@@ -71,6 +73,7 @@ class PlannedReader:
             plan,
             frames=source.frames,
             losers=source.losers,
+            teacher=source.teacher,
             noise_of=source.noise_of,
             listening=source.listening,
         )

@@ -163,6 +163,13 @@ def _refuse_overlap(indexes: Sequence[Index]) -> None:
                 )
 
 
+def _refuse_new_keys(indexes: Sequence[Index], plan: Mapping[str, Sequence[Pick]]) -> None:
+    for pick in (pick for picks in plan.values() for pick in picks):
+        index = indexes[pick.index]
+        if pick.key != index.samples[pick.sample].key and index.specs.get("teacher"):
+            raise UserError(f"{index.folder}: a teacher's noise belongs to the keys of its samples: leave --rename out")
+
+
 def _unique(picks: list[Pick], indexes: Sequence[Index]) -> list[Pick]:
     seen: dict[str, Pick] = {}
     for pick in picks:
@@ -185,6 +192,7 @@ def _arrange(
 ) -> list[Index] | None:
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be positive, got {shard_bytes}")
+    _refuse_new_keys(indexes, plan)
     parts = []
     folders = tuple(str(index.folder) for index in indexes)
     for split, picks in plan.items():

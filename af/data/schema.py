@@ -18,6 +18,7 @@ from af.specs import (
     FeatureSpec,
     MotionSpec,
     SchemaError,
+    TeacherSpec,
     is_int,
     is_number,
     refuse_unknown,
@@ -27,12 +28,16 @@ from af.specs import (
 SCHEMA_VERSION: Final = 1
 SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("a", "b")
-#: Parts a person can have in a shard, by file suffix: video, sound, motion latents, audio features, face parameters.
-PERSON_PARTS: Final = ("mp4", "flac", "motion.npy", "audio.npy", "face.npy")
+#: Parts a person can have in a shard, by file suffix: video, sound, motion latents, audio features, face
+#: parameters, and motion latents that a teacher made.
+PERSON_PARTS: Final = ("mp4", "flac", "motion.npy", "audio.npy", "face.npy", "teacher.npy")
 FIELDS: Final = ("json", *(f"{role}.{part}" for role in ROLES for part in PERSON_PARTS))
 KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 Spans = tuple[tuple[int, int], ...]
+_SPECS: Final[Mapping[str, Any]] = {
+    "audio_spec": FeatureSpec, "motion_spec": MotionSpec, "face_spec": FaceSpec, "teacher_spec": TeacherSpec
+}  # fmt: skip
 
 
 def other_role(role: str) -> str:
@@ -79,6 +84,7 @@ class ClipMeta:
     audio_spec: FeatureSpec | None = None
     motion_spec: MotionSpec | None = None
     face_spec: FaceSpec | None = None
+    teacher_spec: TeacherSpec | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     one_sided: bool = False
     fps: int = FPS
@@ -117,7 +123,7 @@ class ClipMeta:
             pair = isinstance(self.time_range_s, (tuple, list)) and len(self.time_range_s) == 2
             require(pair and all(map(is_number, self.time_range_s)), "time_range_s", "two numbers", self.time_range_s)
             object.__setattr__(self, "time_range_s", tuple(self.time_range_s))
-        for name, cls in (("audio_spec", FeatureSpec), ("motion_spec", MotionSpec), ("face_spec", FaceSpec)):
+        for name, cls in _SPECS.items():
             value = getattr(self, name)
             require(value is None or isinstance(value, cls), name, f"a {cls.__name__} or null", value)
         require(isinstance(self.extra, Mapping), "extra", "an object", self.extra)
@@ -158,8 +164,10 @@ class ClipMeta:
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object; `from_json` gives an equal description back."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("audio_spec", "motion_spec", "face_spec"):
+        for name in _SPECS:
             out[name] = None if out[name] is None else out[name].to_json()
+        if self.teacher_spec is None:
+            del out["teacher_spec"]
         assert self.valid is not None
         out["participants"] = list(self.participants)
         out["valid"] = {role: [list(run) for run in runs] for role, runs in self.valid.items()}
@@ -174,7 +182,7 @@ class ClipMeta:
     def from_json(cls, data: Any) -> ClipMeta:
         """The description of a JSON object. Raises `SchemaError` on unknown, missing or wrong fields."""
         data = dict(refuse_unknown(cls, data))
-        for name, spec in (("audio_spec", FeatureSpec), ("motion_spec", MotionSpec), ("face_spec", FaceSpec)):
+        for name, spec in _SPECS.items():
             if data.get(name) is not None:
                 data[name] = spec.from_json(data[name])
         try:

@@ -42,7 +42,9 @@ __all__ = [
 ]
 
 #: Names of a person's fields as readers ask for them, and the members they come from.
-PERSON_FIELDS: Final = dict(zip(("video", "audio", "motion", "audio_features", "face"), PERSON_PARTS, strict=True))
+PERSON_FIELDS: Final = dict(
+    zip(("video", "audio", "motion", "audio_features", "face", "teacher"), PERSON_PARTS, strict=True)
+)
 _OPEN_FILES: Final = 64
 #: Of remote shards fewer: one that had to leave the cache still takes its room while it is open.
 _OPEN_COPIES: Final = 20

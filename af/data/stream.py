@@ -109,9 +109,8 @@ class StreamReader:
         **options: Any,
     ) -> DataLoader:
         """Endless batches of this rank. Raises `UserError` for what needs samples at random: losers, teachers, balance."""
-        for name in ("losers", "noise_of", "balance"):
+        for name in ("losers", "teacher", "balance"):
             if getattr(source, name):
-                name = "teacher" if name == "noise_of" else name
                 raise UserError(f"data.{name} needs single samples of the shards: choose data/reader=planned")
         stream = WindowStream(
             source, self.buffer, batch_size, rank, world, max(1, workers), self._places(source, state)

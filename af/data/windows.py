@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from af.data.schema import ROLES, Spans, other_role
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.errors import UserError
-from af.specs import FeatureSpec, MotionSpec, require_spec
+from af.specs import FeatureSpec, MotionSpec, TeacherSpec, require_spec
 from af.types import DyadBatch
 
 _CLIPS_HEARD: Final = 8192
@@ -41,6 +41,7 @@ class Window:
     valid: Tensor
     counted: bool
     loser: Tensor | None = None
+    teacher: Tensor | None = None
     noise: Tensor | None = None
     listening: Tensor | None = None
 
@@ -49,11 +50,11 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     """Windows of `frames` frames for the denoiser, from shards with motion latents and audio features.
 
     Frames are `valid` where both faces were tracked; windows that reach past the clip are padded with zeros that are
-    not. `losers` are shards of the same samples (by key) with the motion of losers; `noise_of` gives the noise of a
-    person's motion from the sample's key, the role and the number of frames; `listening` says, from a clip's
-    voice and its number of frames, in which of them its owner does not speak. Raises `UserError` when the shards lack
-    latents or features, when they were made by others than `motion_spec` and `audio_spec` (None: any), or when losers
-    are missing.
+    not. `losers` are shards of the same samples (by key) with the motion of losers, `teacher` those of a teacher, whose
+    noise `noise_of` gives from their spec, a sample's key, the role and the number of frames; `listening` says, from a
+    clip's voice and its number of frames, in which of them its owner does not speak. Raises `UserError` when the shards
+    lack latents or features, when they were made by others than `motion_spec` and `audio_spec` (None: any), and when a
+    sample has no loser or nothing of the teacher.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         motion_spec: MotionSpec | None = None,
         audio_spec: FeatureSpec | None = None,
         losers: Location | str | None = None,
-        noise_of: Callable[[str, str, int], Tensor] | None = None,
+        teacher: Location | str | None = None,
+        noise_of: Callable[[TeacherSpec, str, str, int], Tensor] | None = None,
         listening: Listening | None = None,
         max_bad_rate: float = 0.01,
     ) -> None:
@@ -74,46 +76,53 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         self.frames = frames
         self.motion_spec, self.audio_spec = window_specs(reader.index, motion_spec, audio_spec)
         self.listening, self._heard = listening, OrderedDict[int, dict[str, np.ndarray]]()
-        self.noise_of = noise_of
-        self.losers = None if losers is None else ShardReader(losers)
-        if self.losers is not None:
-            self._loser_of = self._matched(self.losers.index)
+        self.losers = self.teacher = None
+        if losers is not None:
+            self.losers = ShardReader(losers)
+            self._loser_of = self._matched(self.losers.index, "loser", "Make them again from these shards: af losers")
+            found = MotionSpec.from_json(self.losers.index.specs.get("motion"))
+            require_spec(found, self.motion_spec, where=str(losers), remedy="Make them again: af losers")
+        if teacher is not None:
+            self.teacher, self._noise_of = ShardReader(teacher), noise_of
+            remedy = "Make a teacher's motion from these shards: af teacher"
+            described = self.teacher.index.specs.get("teacher")
+            if described is None:
+                raise UserError(f"{teacher} holds no motion of a teacher. {remedy}")
+            self.teacher_spec = TeacherSpec.from_json(described)
+            if any(getattr(self.teacher_spec, n) != getattr(self.motion_spec, n) for n in ("autoencoder", "dim")):
+                raise UserError(f"{teacher} holds latents of another autoencoder than {reader.index.folder}. {remedy}")
+            self._teacher_of = self._matched(self.teacher.index, "teacher", remedy)
 
-    def _matched(self, losers: Index) -> list[int]:
-        """The number of every sample's loser."""
-        found = MotionSpec.from_json(losers.specs.get("motion"))
-        remedy = "Make them again from these shards: af losers"
-        require_spec(found, self.motion_spec, where=str(losers.folder), remedy=remedy)
-        numbers = {sample.key: n for n, sample in enumerate(losers.samples)}
+    def _matched(self, made: Index, what: str, remedy: str) -> list[int]:
+        """The number of every sample there."""
+        numbers = {sample.key: n for n, sample in enumerate(made.samples)}
         for sample in self.reader.index.samples:
             n = numbers.get(sample.key)
-            if n is None or losers.samples[n].frames != sample.frames:
-                what = "has no loser for" if n is None else "has a loser of another length for"
-                raise UserError(f"{losers.folder} {what} {self.reader.index.folder}/{sample.key}. {remedy}")
+            if n is None or made.samples[n].frames != sample.frames:
+                has = f"has no {what} for" if n is None else f"has a {what} of another length for"
+                raise UserError(f"{made.folder} {has} {self.reader.index.folder}/{sample.key}. {remedy}")
         return [numbers[sample.key] for sample in self.reader.index.samples]
 
     def _read(self, item: WindowItem) -> Window:
         entry = self.reader.index.samples[item.sample]
         start, stop = item.start, min(item.start + self.frames, entry.frames)
         window = cut(item, entry, self.frames, partial(self._rows, item.sample), self.motion_spec, self.audio_spec)
-        return replace(
-            window,
-            loser=self._loser(item, start, stop),
-            noise=self._noise(item, start, stop),
-            listening=self._listening(item.sample, item.role, start, stop),
-        )
+        listening = self._listening(item.sample, item.role, start, stop)
+        return replace(window, **self._made(item, start, stop), listening=listening)
 
-    def _loser(self, item: WindowItem, start: int, stop: int) -> Tensor | None:
-        if self.losers is None:
-            return None
-        number, field = self._loser_of[item.sample], f"{item.role}.motion.npy"
-        return padded(self._rows(number, field, start, stop, self.motion_spec.dim, self.losers), self.frames)
-
-    def _noise(self, item: WindowItem, start: int, stop: int) -> Tensor | None:
-        if self.noise_of is None:
-            return None
-        entry = self.reader.index.samples[item.sample]
-        return padded(self.noise_of(entry.key, item.role, entry.frames)[start:stop], self.frames)
+    def _made(self, item: WindowItem, start: int, stop: int) -> dict[str, Any]:
+        """What losers' and a teacher's shards hold for the window, and the teacher's noise."""
+        found, dim = {}, self.motion_spec.dim
+        if self.losers is not None:
+            rows = self._rows(self._loser_of[item.sample], f"{item.role}.motion.npy", start, stop, dim, self.losers)
+            found["loser"] = padded(rows, self.frames)
+        if self.teacher is not None:
+            number, entry = self._teacher_of[item.sample], self.reader.index.samples[item.sample]
+            rows = self._rows(number, f"{item.role}.teacher.npy", start, stop, dim, self.teacher)
+            assert self._noise_of is not None
+            noise = self._noise_of(self.teacher_spec, entry.key, item.role, entry.frames)[start:stop]
+            found |= {"teacher": padded(rows, self.frames), "noise": padded(noise, self.frames)}
+        return found
 
     def _listening(self, i: int, avatar: str, start: int, stop: int) -> Tensor | None:
         if self.listening is None:
@@ -140,8 +149,10 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         nothing = torch.zeros(self.frames, dtype=torch.bool)
         loser = None if self.losers is None else motion
         listening = None if self.listening is None else nothing
-        noise = None if self.noise_of is None else self.noise_of("", item.role, self.frames)
-        return Window(motion, audio, motion, audio, motion[0], nothing, False, loser, noise, listening)
+        teacher = noise = None
+        if self.teacher is not None:
+            teacher, noise = motion, torch.zeros(self.frames, self.teacher_spec.noise_dim)
+        return Window(motion, audio, motion, audio, motion[0], nothing, False, loser, teacher, noise, listening)
 
     def collate(self, samples: Sequence[Window]) -> DyadBatch:
         """Stack windows."""

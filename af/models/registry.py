@@ -34,8 +34,7 @@ BUILDABLE: Final = frozenset(
 def registered(target: Any, where: str) -> type:
     """The class of a `_target_`. UserError, with nothing imported, when it is not one that may be built."""
     if isinstance(target, str) and target in BUILDABLE:
-        module, _, name = target.rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        return _imported(target, where)
     for point in entry_points(group=GROUP):
         if isinstance(target, str) and target == point.value.replace(":", "."):
             return point.load()
@@ -43,6 +42,14 @@ def registered(target: Any, where: str) -> type:
         f"{where}: _target_ {target!r} is not a class that may be built from a file; a package of your own says so by an "
         f"entry point of the group {GROUP}"
     )
+
+
+def _imported(target: Any, where: str) -> Any:
+    try:
+        module, _, name = target.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever importing somebody's module raises
+        raise UserError(f"{where}._target_={target}: cannot be imported ({' '.join(str(error).split())})") from error
 
 
 def check_description(value: Any, where: str) -> None:
@@ -61,19 +68,23 @@ def check_description(value: Any, where: str) -> None:
         raise UserError(f"{where}: {value!r} is not a plain value")
 
 
-def build(config: Mapping[str, Any], where: str = "description") -> Any:
+def build(config: Mapping[str, Any], where: str = "description", *, any_class: bool = False) -> Any:
     """The object that `{"_target_": "af.…", **arguments}` describes; nested descriptions are built first.
 
-    Raises UserError for a class that may not be built, and when its constructor does not take the arguments.
+    `any_class` is for what the user's own command describes: then any class that can be imported is built. Raises UserError
+    for a class that may not be built, and when its constructor does not take the arguments.
     """
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise UserError(f"{where}: expected an object with _target_, got {str(config)[:80]!r}")
-    check_description(config, where)
+    if not any_class:
+        check_description(config, where)
     arguments = {
-        key: build(value, f"{where}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
+        key: build(value, f"{where}.{key}", any_class=any_class)
+        if isinstance(value, Mapping) and "_target_" in value
+        else value
         for key, value in config.items()
     }
-    cls = registered(arguments.pop("_target_"), where)
+    cls = (_imported if any_class else registered)(arguments.pop("_target_"), where)
     try:
         return cls(**arguments)
     except Exception as error:  # whatever a constructor makes of wrong values, the values are at fault

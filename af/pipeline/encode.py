@@ -16,19 +16,21 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from af.data.index import Index, build_index
-from af.data.parts import WHOLE, Part, Share, claim_output, run_job
+from af.data.index import Index
+from af.data.parts import WHOLE, Share
 from af.data.schema import ROLES, ClipMeta
-from af.data.shards import ShardReader, split_folders, write_shard
+from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import atomic_path
 from af.images import image_tensor
-from af.models.artifact import Artifact, build, load_as
+from af.models.artifact import Artifact, load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
+from af.models.registry import build
 from af.models.speech import SpeechFeatures
 from af.nn.precision import choose
+from af.pipeline.derived import derive, splits_of
 from af.specs import require_spec
 from af.types import FeatureSpec, MotionSpec
 
@@ -68,7 +70,7 @@ def encode(
     if precision != "fp32":
         print(f"precision: {chosen}")
     model, artifact = load_as(autoencoder, MotionAutoencoder)
-    indices = [Index.load(folder) for folder in split_folders(source)]
+    indices = splits_of(source)
     for index in indices:
         require_videos(index, model)
     settings = {
@@ -78,20 +80,13 @@ def encode(
         "keep_video": keep_video,
         "bf16": chosen.name == "bf16",
     }
-    claim_output(out / SETTINGS_NAME, settings)
     given = (str(artifact.folder), json.dumps(features), keep_video, chosen.name, str(device))
-    parts = [
-        Part(out / index.split / shard.name, (str(index.folder), number, *given), shard.sha256)
-        for index in indices
-        for number, shard in enumerate(index.shards)
-    ]
 
-    def finish() -> list[Index]:
-        made = [build_index(out / index.split) for index in indices]
+    def statistics(made: list[Index]) -> None:
         training_statistics(made, out, model.directions().detach())
-        return made
 
-    return run_job(parts, encode_shard, finish, share=share, workers=workers, description="encoding") or []
+    job: dict[str, Any] = {"workers": workers, "share": share, "description": "encoding"}
+    return derive(indices, out / SETTINGS_NAME, settings, encode_shard, given, finish=statistics, **job)
 
 
 def training_statistics(indices: Sequence[Index], out: Path, directions: Float[torch.Tensor, "D K"]) -> None:
@@ -248,7 +243,11 @@ def require_specs(index: Index, artifact: Artifact) -> None:
 @lru_cache(maxsize=1)
 def _models(autoencoder: str, features: str, device: str) -> tuple[MotionAutoencoder, MotionSpec, SpeechFeatures]:
     model, artifact = load_as(autoencoder, MotionAutoencoder)
-    return model.to(device), motion_spec_of(model, artifact.digest), build(json.loads(features)).to(device)
+    return (
+        model.to(device),
+        motion_spec_of(model, artifact.digest),
+        build(json.loads(features), "features", any_class=True).to(device),
+    )
 
 
 def require_videos(index: Index, model: MotionAutoencoder) -> None:

@@ -1,283 +1,99 @@
-"""Losers for the preference stage: motion of the same avatars in the same conversations, but worse, into shards.
+"""Shards of losers for the preference stage: the same samples by key, each with the motion of both people as the avatar.
 
-One output shard an input shard, in parts that can be stopped (as `af encode`); a sample keeps its key and holds the
-motion of both people, each as the avatar, and in its json how it was made.
+The sources are in `af.pipeline.loser_sources`; a sample's json says how its losers were made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from af.data.checks import ShardError, check_values
-from af.data.index import Index, build_index
-from af.data.parts import WHOLE, Part, Share, claim_output, run_job
-from af.data.plan import mix
-from af.data.schema import ROLES, ClipMeta, other_role
-from af.data.shards import ShardReader, split_folders, write_shard
+from af.data.index import Index
+from af.data.parts import WHOLE, Share
+from af.data.schema import ROLES, ClipMeta
+from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
-from af.files import write_text
-from af.forcing.noise import clip_noise
-from af.forcing.rollout import Guidance
-from af.models.artifact import Artifact, find_model, load_as
-from af.models.denoiser import MotionDenoiser
+from af.models.artifact import find_model
+from af.models.registry import build
+from af.pipeline.derived import derive, derived_meta, splits_of
 from af.pipeline.encode import require_specs, spec_of
-from af.pipeline.rolling import RolloutSettings, Turn, roll_out
-from af.specs import MotionSpec, is_int
-
-SETTINGS_NAME: Final = "losers.json"
-_MAX_DIM: Final = 2**16
-SOURCES: Final = ("drop_user", "talking", "weak", "shuffled", "guided", "file")
-
-
-@dataclass(frozen=True)
-class LoserSettings:
-    """How losers are made: by the denoiser itself without the user's signals (`drop_user`), by another one trained on the
-    avatar's audio alone (`talking`), with a weakened user (`weak`), with the user of another conversation (`shuffled`), or
-    from arrays (`file`). `guided` is the denoiser at its best, the teacher of a distillation. `user` is the guidance
-    scale of the user's signals: 0 < user < 1 for `weak`, above 0 for `shuffled` and `guided`, 0 for the others.
-    """
-
-    source: str
-    audio: float = 2.0
-    user: float = 0.0
-    steps: int = 8
-    seed: int = 0
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise UserError(f"--source: unknown source {self.source!r}; allowed: {', '.join(SOURCES)}")
-        above = (self.user > 0, "above 0")
-        allowed = {"weak": (0 < self.user < 1, "between 0 and 1"), "shuffled": above, "guided": above}
-        fine, expected = allowed.get(self.source, (self.user == 0, "0"))
-        if not fine:
-            raise UserError(f"--user: {self.user} with --source {self.source}; it must be {expected}")
-        if self.batch < 1:
-            raise UserError(f"--batch: {self.batch}; it must be at least 1")
+from af.pipeline.loser_sources import LoserSource
+from af.pipeline.rolling import another_conversation, cached_denoiser, shard_motions, turn_name
 
 
 def make_losers(
-    source: Location,
+    data: Location,
     out: Path,
-    model: Path,
-    settings: LoserSettings,
+    losers: Mapping[str, Any],
     *,
+    denoiser: Path | None = None,
+    seed: int = 0,
+    batch: int = 32,
     splits: Sequence[str] = ("train", "val"),
     device: torch.device | str = "cpu",
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
-    """Write losers for every sample of the encoded shards in `source`; returns the new indices (none while other shares
-    are not done).
+    """Write losers for every sample of the encoded shards in `data` (`af.pipeline.derived.derive` says how a job goes on).
 
-    `model` is the model folder of a denoiser (or its run, or a checkpoint), or the folder of arrays with the source `file`. Shards that exist,
-    made from the same ones (and arrays), are skipped: a stopped job goes on, and what has changed is made again. Raises
-    UserError when `out` was made with other settings or holds other shards, or the denoiser knows other latents or
-    features.
+    `losers` describes the source (`{"_target_": "af.pipeline.loser_sources…"}`), `denoiser` is the model folder, the run
+    or the checkpoint of the denoiser that makes them; `batch` clips are rolled out together, with noise of `seed`. Raises
+    UserError when the denoiser is missing, or knows other latents or features than the shards.
     """
-    sources = [index for index in map(Index.load, split_folders(source)) if index.split in splits]
-    if not sources:
-        raise UserError(f"{source} has none of the splits {', '.join(splits)}")
-    digest = noise_dim = None
-    place = Path(model)
-    if settings.source != "file":
-        place = find_model(model)  # once: a run that is trained meanwhile comes to have newer checkpoints
-        denoiser, artifact = _denoiser(str(place), str(device))
-        digest, noise_dim = artifact.digest, denoiser.dim
-        for index in sources:
+    indices = splits_of(data, splits)
+    source: LoserSource = build(losers, "losers", any_class=True)
+    place = None
+    model: dict[str, Any] = {}
+    if source.needs_denoiser:
+        if denoiser is None:
+            raise UserError("losers: this source rolls out a denoiser, and none is given (--denoiser)")
+        place = str(find_model(denoiser))  # once: a run that is trained meanwhile comes to have newer checkpoints
+        artifact = cached_denoiser(place, str(device))[1]
+        model = {"model": artifact.digest}
+        for index in indices:
             require_specs(index, artifact)
-    made_with = {
-        "data": absolute(source),
-        "model": digest or str(Path(model).resolve()),
-        "noise_dim": noise_dim,
-        **asdict(settings),
-    }
-    claim_output(out / SETTINGS_NAME, made_with)
-    chosen = json.dumps(asdict(settings))
-    parts = [
-        Part(
-            out / index.split / shard.name,
-            (str(index.folder), number, str(place), chosen, str(device)),
-            shard.sha256 if settings.source != "file" else _digest_of_arrays(index, number, Path(model)),
-        )
-        for index in sources
-        for number, shard in enumerate(index.shards)
-    ]
 
-    def finish() -> list[Index]:
-        return [build_index(out / index.split) for index in sources]
+    def digest(index: Index, shard: int) -> str:
+        names = [turn_name(s.key, role) for s in index.samples if s.shard == shard for role in ROLES]
+        files = [file for name in names for file in source.inputs(name)]
+        if not files:
+            return index.shards[shard].sha256
+        found = hashlib.sha256(index.shards[shard].sha256.encode())
+        for file in dict.fromkeys(files):
+            found.update(file.read_bytes())
+        return found.hexdigest()
 
-    return run_job(parts, loser_shard, finish, share=share, workers=workers, description="losers") or []
+    how = {"seed": seed, "batch": batch}
+    settings = {"data": absolute(data), "losers": dict(losers), **model, **how}
+    given = (place, json.dumps(losers), json.dumps(how), str(device))
+    job: dict[str, Any] = {"workers": workers, "share": share, "description": "losers"}
+    return derive(indices, out / "losers.json", settings, loser_shard, given, digest=digest, **job)
 
 
-def loser_shard(path: Path, folder: str, shard: int, model: str, settings: str, device: str) -> int:
+def loser_shard(
+    path: Path, folder: str, shard: int, denoiser: str | None, losers: str, settings: str, device: str
+) -> int:
     """Write one shard of losers; returns its number of samples. Runs in worker processes, which keep their model."""
-    made = LoserSettings(**json.loads(settings))
-    reader = ShardReader(folder)
-    numbers = [i for i, entry in enumerate(reader.index.samples) if entry.shard == shard]
-    turns = [(i, role) for i in numbers for role in ROLES]
-    if made.source == "file":
-        motions = {turn: _from_file(reader, *turn, Path(model)) for turn in turns}
-    else:
-        motions = _rolled_out(reader, turns, _denoiser(model, device)[0], made)
+    source: LoserSource = build(json.loads(losers), "losers", any_class=True)
+    how, reader = json.loads(settings), ShardReader(folder)
+    model = None if denoiser is None else cached_denoiser(denoiser, device)[0]
+    motions = shard_motions(reader, shard, source, model, other_users=source.other_users, **how)
 
     def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
         _, motion_spec = spec_of(reader.index)
-        for i in numbers:
-            provenance: dict[str, Any] = {**asdict(made), "model": model}
-            if made.source == "shuffled":
-                provenance["user_of"] = {
-                    role: reader.index.samples[_stranger(reader.index, i, made.seed)].key for role in ROLES
-                }
-            meta = replace(
-                reader.read_meta(i),
-                motion_spec=motion_spec,
-                audio_spec=None,
-                face_spec=None,
-                crop_boxes={},
-                extra={"loser": provenance},
-            )
-            yield reader.index.samples[i].key, meta, {f"{role}.motion.npy": motions[i, role] for role in ROLES}
+        for i in dict.fromkeys(i for i, _ in motions):
+            made: dict[str, Any] = {**json.loads(losers), **how, "model": denoiser}
+            if source.other_users:
+                other = another_conversation(reader.index, i, how["seed"])
+                made["user_of"] = dict.fromkeys(ROLES, reader.index.samples[other].key)
+            meta = derived_meta(reader.read_meta(i), motion_spec=motion_spec, extra={"loser": made})
+            members = {f"{role}.motion.npy": motions[i, role] for role in ROLES}
+            yield reader.index.samples[i].key, meta, members
 
     return write_shard(path, samples())[0]
-
-
-def _rolled_out(
-    reader: ShardReader, turns: Sequence[tuple[int, str]], denoiser: MotionDenoiser, settings: LoserSettings
-) -> dict[tuple[int, str], np.ndarray]:
-    """Motion of every (sample, avatar's role), rolled out in batches of clips of one length."""
-    by_length: dict[int, list[tuple[int, str]]] = {}
-    for turn in turns:
-        by_length.setdefault(reader.index.samples[turn[0]].frames, []).append(turn)
-    motions: dict[tuple[int, str], np.ndarray] = {}
-    how = RolloutSettings(settings.steps, Guidance(audio=settings.audio, user=settings.user), settings.seed)
-    for group in by_length.values():
-        for start in range(0, len(group), settings.batch):
-            chosen = group[start : start + settings.batch]
-            made = roll_out(denoiser, [_turn(reader, i, role, settings) for i, role in chosen], how)
-            motions.update(zip(chosen, made.cpu().numpy(), strict=True))
-    return motions
-
-
-def _turn(reader: ShardReader, i: int, role: str, settings: LoserSettings) -> Turn:
-    entry = reader.index.samples[i]
-    partner = _stranger(reader.index, i, settings.seed) if settings.source == "shuffled" else i
-
-    def signal(j: int, whose: str, part: str) -> np.ndarray:
-        rows = reader.read_rows(j, f"{whose}.{part}.npy", 0, reader.index.samples[j].frames)
-        return rows[np.arange(entry.frames) % len(rows)]  # a stranger's clip is cut, or begins again
-
-    user = other_role(role)
-    frame = next((first for first, _ in entry.valid[role]), 0)
-    return Turn(
-        turn_name(entry.key, role),
-        avatar_audio=signal(i, role, "audio"),
-        user_audio=signal(partner, user, "audio"),
-        user_motion=signal(partner, user, "motion"),
-        reference=reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0],
-    )
-
-
-def turn_name(key: str, role: str) -> str:
-    """What the noise of a person's motion belongs to."""
-    return f"{key}/{role}"
-
-
-def carry_settings(root: Location, out: Path) -> None:
-    """What is known about the motions of `root`, for the same ones in `out`."""
-    if (root / SETTINGS_NAME).is_file():
-        write_text(out / SETTINGS_NAME, (root / SETTINGS_NAME).read_bytes().decode())
-
-
-def teacher_noise(folder: Location) -> Callable[[str, str, int], Float[Tensor, "T D"]]:
-    """(key, role, frames) -> the noise from which the motions of a folder of `guided` ones were made.
-
-    Raises UserError when the folder holds others.
-    """
-    file = folder / SETTINGS_NAME
-    if not file.is_file():
-        raise UserError(f"{file} is missing: a distillation needs motions made by af losers --source guided")
-    try:
-        settings = json.loads(file.read_bytes())
-        source, seed, dim = settings["source"], settings["seed"], settings["noise_dim"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{file} cannot be read as what af losers writes ({error!r}); make the motions again"
-        ) from error
-    if source != "guided":
-        raise UserError(f"{file}: motions of source {source}; make a teacher's with: af losers --source guided")
-    if not is_int(seed) or not is_int(dim) or not 0 < dim <= _MAX_DIM:
-        raise UserError(
-            f"{file}: seed {seed!r} and noise_dim {dim!r} are not what af losers writes; make the motions again"
-        )
-    return partial(_noise_of, seed, dim)
-
-
-def _noise_of(seed: int, dim: int, key: str, role: str, frames: int) -> Float[Tensor, "T D"]:
-    return clip_noise(turn_name(key, role), seed, frames, dim)
-
-
-def _stranger(index: Index, i: int, seed: int) -> int:
-    """Another sample, of another session and without any of the same people where there is one; by hash of the key."""
-    own = index.samples[i]
-
-    def nearness(j: int) -> int:
-        other = index.samples[j]
-        return 2 * (other.session == own.session) + bool(set(other.participants) & set(own.participants))
-
-    others = [j for j in range(len(index.samples)) if j != i]
-    if not others:
-        raise UserError(f"{index.folder}: --source shuffled needs at least two conversations in a split")
-    least = min(map(nearness, others))
-    strangers = [j for j in others if nearness(j) == least]
-    return strangers[mix(seed, zlib.crc32(own.key.encode())) % len(strangers)]
-
-
-def _from_file(reader: ShardReader, i: int, role: str, folder: Path) -> Float[np.ndarray, "T D"]:
-    entry = reader.index.samples[i]
-    file = _array_file(folder, entry.key, role)
-    try:
-        array = np.asarray(np.load(file, allow_pickle=False), np.float32)
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise UserError(f"{file} cannot be read as an array of numbers ({error}); save it with numpy.save") from error
-    dim = MotionSpec.from_json(reader.index.specs["motion"]).dim
-    if array.shape != (entry.frames, dim):
-        raise UserError(f"{file}: shape {array.shape}, expected {(entry.frames, dim)} (frames x motion latent)")
-    check_values(array, partial(ShardError, str(file), ""))
-    return array
-
-
-def _array_file(folder: Path, key: str, role: str) -> Path:
-    file = folder / f"{key}.{role}.npy"
-    if not file.is_file():
-        raise UserError(f"{file} is missing: --source file needs KEY.a.npy and KEY.b.npy for every sample")
-    return file
-
-
-def _digest_of_arrays(index: Index, shard: int, folder: Path) -> str:
-    """Of a shard and the arrays for its samples."""
-    digest = hashlib.sha256(index.shards[shard].sha256.encode())
-    for entry in index.samples:
-        if entry.shard == shard:
-            for role in ROLES:
-                digest.update(_array_file(folder, entry.key, role).read_bytes())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _denoiser(folder: str, device: str) -> tuple[MotionDenoiser, Artifact]:
-    denoiser, artifact = load_as(folder, MotionDenoiser)
-    return denoiser.to(device), artifact

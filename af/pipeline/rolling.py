@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from af.data.schema import other_role
+from af.data.index import Index
+from af.data.plan import mix
+from af.data.schema import ROLES, other_role
+from af.data.shards import ShardReader
+from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.dropout import SIGNALS, keep_signals
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
 from af.types import Clip
 
@@ -58,28 +66,142 @@ def turn_of(clip: Clip, role: str) -> Turn:
     return Turn(clip.key, own.audio_features, user.audio_features, user.motion, own.motion[0])
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Several avatars for equally many frames: audio features and motion latents as shards hold them, on one device.
+
+    `names` are those of the turns (KEY/ROLE for clips of shards; none for windows of a training batch).
+    """
+
+    avatar_audio: Float[Tensor, "B T F"]
+    user_audio: Float[Tensor, "B T F"]
+    user_motion: Float[Tensor, "B T D"]
+    reference: Float[Tensor, "B D"]
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn], device: torch.device | str = "cpu") -> Scene:
+        """Turns of one length, together."""
+
+        def stacked(rows: Iterable[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.stack([np.asarray(r, np.float32) for r in rows])).to(device, non_blocking=True)
+
+        parts = {name: stacked(getattr(turn, name) for turn in turns) for name in (*SIGNALS, "reference")}
+        return cls(**parts, names=tuple(turn.name for turn in turns))
+
+    def noise(self, denoiser: MotionDenoiser, seed: int) -> Float[Tensor, "B N M"]:
+        """The noise that belongs to the names and the seed, for whole blocks (at least as many frames as the scene)."""
+        frames = sum(block_sizes(self.avatar_audio.shape[1], denoiser.layout))
+        noise = torch.stack([clip_noise(name, seed, frames, denoiser.dim) for name in self.names])
+        return noise.to(self.reference.device, non_blocking=True)
+
+    def rolled_out(
+        self, denoiser: MotionDenoiser, noise: Tensor, *, signals: Sequence[str] = SIGNALS, **sampling: Any
+    ) -> Float[Tensor, "B T D"]:
+        """Motion latents of the avatars from this noise. `sampling` as in `af.forcing.rollout.rollout`."""
+        space = denoiser.motion_space
+        condition = denoiser.condition(self.avatar_audio, self.user_audio, self.user_motion)
+        reference = space.to_model(self.reference)
+        motion = rollout(denoiser, keep_signals(condition, signals), reference, noise=noise, **sampling)
+        return space.from_model(motion).float()
+
+
 @torch.inference_mode()
 def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutSettings) -> Float[Tensor, "B T D"]:
     """Motion latents of turns of one length, rolled out together; the noise belongs to a turn's name and the seed."""
-    device, space = next(denoiser.parameters()).device, denoiser.motion_space
-
-    def stacked(rows: Iterable[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack([np.asarray(r, np.float32) for r in rows])).to(device, non_blocking=True)
-
-    condition = denoiser.condition(
-        stacked(t.avatar_audio for t in turns),
-        stacked(t.user_audio for t in turns),
-        stacked(t.user_motion for t in turns),
-    )
-    frames = sum(block_sizes(condition.frames, denoiser.layout))
-    noise = torch.stack([clip_noise(t.name, settings.seed, frames, space.dim) for t in turns])
-    motion = rollout(
+    scene = Scene.of(turns, next(denoiser.parameters()).device)
+    return scene.rolled_out(
         denoiser,
-        keep_signals(condition, settings.signals),
-        space.to_model(stacked(t.reference for t in turns)),
+        scene.noise(denoiser, settings.seed),
+        signals=settings.signals,
         steps=settings.steps,
         guidance=settings.guidance,
-        noise=noise.to(device, non_blocking=True),
         anchor=settings.anchor,
     )
-    return space.from_model(motion).float()
+
+
+#: Makes motion latents for the avatars of a scene: (denoiser, scene, noise) -> (B, T, D).
+Maker = Callable[[Any, Scene, Tensor], Tensor]
+
+
+@torch.inference_mode()
+def shard_motions(
+    reader: ShardReader,
+    shard: int,
+    make: Maker,
+    denoiser: MotionDenoiser | None,
+    *,
+    seed: int = 0,
+    batch: int = 32,
+    other_users: bool = False,
+) -> dict[tuple[int, str], Float[np.ndarray, "T D"]]:
+    """What `make` makes for every (sample, avatar's role) of a shard, in batches of at most `batch` clips of one length.
+
+    With `other_users` every avatar hears and sees the user of another conversation (`another_conversation`). Without a
+    denoiser there is no noise either.
+    """
+    by_length: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for i, entry in enumerate(reader.index.samples):
+        if entry.shard == shard:
+            by_length[entry.frames] += [(i, role) for role in ROLES]
+    device = "cpu" if denoiser is None else next(denoiser.parameters()).device
+    motions: dict[tuple[int, str], np.ndarray] = {}
+    for group in by_length.values():
+        for start in range(0, len(group), batch):
+            chosen = group[start : start + batch]
+            heard = [another_conversation(reader.index, i, seed) if other_users else i for i, _ in chosen]
+            turns = [_turn(reader, i, role, user) for (i, role), user in zip(chosen, heard, strict=True)]
+            scene = Scene.of(turns, device)
+            noise = torch.empty(0) if denoiser is None else scene.noise(denoiser, seed)
+            made = make(denoiser, scene, noise)
+            motions.update(zip(chosen, made.float().cpu().numpy(), strict=True))
+    return motions
+
+
+def _turn(reader: ShardReader, i: int, role: str, heard: int) -> Turn:
+    entry = reader.index.samples[i]
+
+    def signal(j: int, whose: str, part: str) -> np.ndarray:
+        rows = reader.read_rows(j, f"{whose}.{part}.npy", 0, reader.index.samples[j].frames)
+        return rows[np.arange(entry.frames) % len(rows)]  # another clip is cut, or begins again
+
+    user = other_role(role)
+    frame = next((first for first, _ in entry.valid[role]), 0)
+    return Turn(
+        turn_name(entry.key, role),
+        avatar_audio=signal(i, role, "audio"),
+        user_audio=signal(heard, user, "audio"),
+        user_motion=signal(heard, user, "motion"),
+        reference=reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0],
+    )
+
+
+def turn_name(key: str, role: str) -> str:
+    """What the noise of a person's motion belongs to."""
+    return f"{key}/{role}"
+
+
+def another_conversation(index: Index, i: int, seed: int) -> int:
+    """Another sample, of another session and without any of the same people where there is one; by hash of the key.
+
+    UserError when there is a single one.
+    """
+    own = index.samples[i]
+
+    def nearness(j: int) -> int:
+        other = index.samples[j]
+        return 2 * (other.session == own.session) + bool(set(other.participants) & set(own.participants))
+
+    others = [j for j in range(len(index.samples)) if j != i]
+    if not others:
+        raise UserError(f"{index.folder}: the user of another conversation is asked for, and there is only one")
+    least = min(map(nearness, others))
+    strangers = [j for j in others if nearness(j) == least]
+    return strangers[mix(seed, zlib.crc32(own.key.encode())) % len(strangers)]
+
+
+@lru_cache(maxsize=2)
+def cached_denoiser(folder: str, device: str) -> tuple[MotionDenoiser, Artifact]:
+    """The denoiser of a model folder, a run or a checkpoint on `device`; worker processes keep it."""
+    denoiser, artifact = load_as(folder, MotionDenoiser)
+    return denoiser.to(device), artifact

@@ -27,7 +27,7 @@ from af.metrics.lipsync import listening_frames
 from af.models.motion_space import MotionStatistics, pooled
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import read_statistics, spec_of
-from af.pipeline.losers import teacher_noise
+from af.pipeline.teacher import teacher_noise
 from af.specs import MotionSpec, require_spec
 from af.training.precision import doubled
 from af.types import PairBatch
@@ -184,8 +184,8 @@ class WindowData(_ShardData):
 
     `features` is the extractor the model is built for, `motion_spec` (as JSON; None: any) the latents it knows: shards
     made with others are refused. `losers` is a folder written by `af losers`, `listening` marks the frames in which the
-    avatar does not speak; both are for the preference stage. `teacher` is a folder of `guided` motions for a distillation:
-    windows then start with their blocks and bring the motion (as `loser`) together with the noise it was made from.
+    avatar does not speak; both are for the preference stage. `teacher` is a folder written by `af teacher` for a
+    distillation: windows then start with their blocks and bring its motion together with the noise it was made from.
     `balance` above 0 makes windows in which the avatar reacts while listening more likely (`af.data.events`).
     `reader` is how the windows are read: planned to the sample (the default), or streamed from whole shards.
     """
@@ -230,14 +230,10 @@ class WindowData(_ShardData):
                 remedy="Encode the data with the autoencoder that the model's own latents came from.",
             )
         self.features = features
-        self.losers, self.listening = None if losers is None else location(losers), listening
-        self.noise_of = None
-        if (losers or teacher) and len(self.weights) > 1:
+        self.listening = listening
+        self.made = {k: location(v) for k, v in (("losers", losers), ("teacher", teacher)) if v is not None}
+        if self.made and len(self.weights) > 1:
             raise UserError("data.losers and data.teacher belong to a single data.root, not to a mixture")
-        if teacher is not None:
-            if losers is not None:
-                raise UserError("data.teacher and data.losers exclude each other: distil, or prefer")
-            self.losers, self.noise_of = location(teacher), teacher_noise(location(teacher))
         feature_block = self.feature_spec.block_frames or 1
         self.block_frames = feature_block if teacher is None else block_frames
         if block_frames % feature_block:
@@ -290,25 +286,30 @@ class WindowData(_ShardData):
             block=self.block_frames,
             seed=self.seed,
             listening=listening_frames if self.listening else None,
-            losers=None if self.losers is None else self.losers / "train",
-            noise_of=self.noise_of,
+            **self._made(self.train_index),
+            noise_of=teacher_noise,
             balance=self.balance,
             activity=listening_frames,
         )
+
+    def _made(self, index: Index) -> dict[str, Any]:
+        return {what: folder / index.folder.name for what, folder in self.made.items()}
 
     def val_dataloader(self) -> DataLoader | list:
         """Windows side by side, each once."""
         if self.validation_index is None:
             return []
         items = fixed_windows(self.validation_index, frames=self.window_frames, block=self.block_frames)
-        losers = None if self.losers is None else self.losers / self.validation_index.folder.name
-        if losers is not None and not (losers / INDEX_NAME).is_file():
-            losers = None  # the stage then shows training pairs alone
-        dataset = WindowDataset(
+        made = {
+            what: folder
+            for what, folder in self._made(self.validation_index).items()
+            if (folder / INDEX_NAME).is_file()
+        }
+        dataset = WindowDataset(  # without losers there the stage shows training pairs alone
             ShardReader(self.validation_index),
             frames=self.window_frames,
-            losers=losers,
-            noise_of=None if losers is None else self.noise_of,
+            **made,
+            noise_of=teacher_noise,
             listening=listening_frames if self.listening else None,
         )
         return self._validation_loader(dataset, items)

@@ -15,14 +15,16 @@ from jaxtyping import Bool, Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.forcing.dropout import ConditionDropout, drop
 from af.forcing.path import interpolate, target_velocity
-from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.forcing.rollout import block_sizes
 from af.losses.preference import PairErrors, PreferenceLoss
 from af.losses.velocity import FrameError, valid_mean
 from af.models.denoiser import MotionDenoiser
 from af.nn.precision import full_precision
+from af.pipeline.loser_sources import LoserSource
+from af.pipeline.rolling import Scene
 from af.training.denoiser import DenoiserModule, compile_denoiser, conditioned, draw_drops
 from af.training.randomness import Draws, validation_draws
 from af.training.reference import FrozenReference
@@ -42,34 +44,39 @@ class Pairs:
 
 @dataclass(frozen=True)
 class OnlineLosers:
-    """Losers made while training, from the batch's own window: every `every_n_steps` steps, which alone then have a
-    preference term. `by` the reference or the policy as it is; `user` 0 drops the user's signals, above it weakens them.
+    """Losers made while training, from the batch's own window, by a source as `af losers` has them: every `every_n_steps`
+    steps, which alone then have a preference term. `by` the reference or the policy as it is.
     """
 
+    source: LoserSource
     every_n_steps: int = 1
     by: Literal["reference", "policy"] = "reference"
-    steps: int = 8
-    audio: float = 2.0
-    user: float = 0.0
 
     def __post_init__(self) -> None:
         if self.every_n_steps < 1:
             raise UserError(f"online.every_n_steps: {self.every_n_steps}; it must be at least 1")
-        if self.by not in ("reference", "policy"):
-            raise UserError(f"online.by: unknown {self.by!r}; allowed: reference, policy")
-        if not 0 <= self.user < 1:
-            raise UserError(f"online.user: {self.user}; a loser's share of the user is at least 0 and below 1")
+        require_choice("online.by", "model", self.by, ("reference", "policy"))
 
     @torch.no_grad()
-    def __call__(self, denoiser: MotionDenoiser, batch: DyadBatch, draws: Draws) -> Tensor:
-        """Motion latents of the batch's avatars."""
+    def __call__(
+        self, policy: MotionDenoiser, reference: MotionDenoiser, batch: DyadBatch, draws: Draws, step: int = 0
+    ) -> Tensor | None:
+        """Motion latents of the batch's avatars; None in a step without. UserError for a single window, where another
+        window's user is asked for.
+        """
+        if step % self.every_n_steps:
+            return None
+        denoiser, users = policy if self.by == "policy" else reference, (batch.user_audio, batch.user_motion)
+        if self.source.other_users:
+            if len(batch.valid) < 2:
+                raise UserError(
+                    "module.online.source takes another window's user: data.batch_size must be 2 at least a rank"
+                )
+            users = (batch.user_audio.roll(1, 0), batch.user_motion.roll(1, 0))
         frames = sum(block_sizes(batch.valid.shape[1], denoiser.layout))
         noise = draws.normal(torch.Size((len(batch.valid), frames, denoiser.dim)), like=batch.avatar_motion)
-        guidance = Guidance(audio=self.audio, user=self.user)
         with full_precision(noise.device):
-            condition, reference = conditioned(denoiser, batch)
-            motion = rollout(denoiser, condition, reference, steps=self.steps, guidance=guidance, noise=noise)
-        return denoiser.motion_space.from_model(motion)
+            return self.source(denoiser, Scene(batch.avatar_audio, *users, batch.reference), noise)
 
 
 class PreferenceModule(DenoiserModule):
@@ -149,7 +156,9 @@ class PreferenceModule(DenoiserModule):
         if len(batch.valid) == 0:
             return
         draws = validation_draws(self, self.seed + 2, batch_idx, len(batch.valid))
-        loser = batch.loser if self.online is None else self.online(self.reference.denoiser, batch, draws)
+        reference, loser = self.reference.denoiser, batch.loser
+        if self.online is not None:
+            loser = self.online(reference, reference, batch, draws)
         if loser is None:
             return
         pairs = self.pairs(batch, loser, draws, self.training_progress())
@@ -213,10 +222,7 @@ class PreferenceModule(DenoiserModule):
             raise UserError(
                 "data.losers and module.online are both set: module.online=null takes the losers of the shards"
             )
-        if step % self.online.every_n_steps:
-            return None
-        model = self.denoiser if self.online.by == "policy" else self.reference.denoiser
-        return self.online(model, batch, draws)
+        return self.online(self.denoiser, self.reference.denoiser, batch, draws, step)
 
     def _counted(self, batch: DyadBatch) -> Tensor:
         if not self.listening_only:

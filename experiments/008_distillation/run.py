@@ -25,19 +25,7 @@ def main() -> None:
             run = args.runs / f"student-{steps}-{seed}"
             if not args.table:
                 pairs = args.runs / "pairs"
-                af(
-                    "losers",
-                    "--data",
-                    args.latents,
-                    "--denoiser",
-                    teacher,
-                    "--source",
-                    "guided",
-                    "--user",
-                    "2",
-                    "--out",
-                    pairs,
-                )
+                af("teacher", "--data", args.latents, "--denoiser", teacher, *GUIDED, "--out", pairs)
                 stage = [f"start={teacher}", f"data.teacher={pairs}", f"steps={steps}", *args.overrides]
                 student = train(run, "distill_demo", args.latents, seed, stage)
                 evaluate(run / "evaluation", student, args.latents, ["--steps", str(steps), "--unguided"])

@@ -24,6 +24,8 @@ from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import VelocityLoss
 from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
+from af.pipeline.loser_sources import WeakUser
+from af.pipeline.teacher import teacher_noise
 from af.training.denoiser import conditioned
 from af.training.preference import OnlineLosers
 from af.training.randomness import Draws, step_generator
@@ -31,11 +33,11 @@ from af.types import DyadBatch
 from experiments.grid import af
 
 SOURCES = {
-    "guided": ["--source", "guided", "--guidance-audio", "1"],
-    "drop_user": ["--source", "drop_user"],
-    "drop_user, w_a = 1": ["--source", "drop_user", "--guidance-audio", "1"],
-    "weak": ["--source", "weak"],
-    "shuffled": ["--source", "shuffled"],
+    "guided": ["teacher", "--guidance-audio", "1"],
+    "drop_user": ["losers"],
+    "drop_user, w_a = 1": ["losers", "losers.audio=1"],
+    "weak": ["losers", "losers=weak"],
+    "shuffled": ["losers", "losers=shuffled"],
 }
 
 
@@ -55,11 +57,12 @@ def main() -> None:
     for name, options in SOURCES.items():
         folder = args.runs / name.replace(" ", "")
         if not (folder / "val" / "index.json").is_file():
-            af("losers", "--data", args.latents, "--denoiser", args.start, *options, "--splits", "val", "--out", folder)
-        data = WindowDataset(split, frames=layout.window_frames, losers=folder / "val")
+            af(*options, "--data", args.latents, "--denoiser", args.start, "--splits", "val", "--out", folder)
+        made = {"teacher" if name == "guided" else "losers": folder / "val"}
+        data = WindowDataset(split, frames=layout.window_frames, noise_of=teacher_noise, **made)
         batch = data.collate([data[item] for item in items])
-        found[name] = measured(model, batch, batch.loser, seconds)
-    online = OnlineLosers()(model, batch, Draws(step_generator(0, 0), len(items)))
+        found[name] = measured(model, batch, batch.teacher if name == "guided" else batch.loser, seconds)
+    online = OnlineLosers(WeakUser())(model, model, batch, Draws(step_generator(0, 0), len(items)))
     found["drop_user on line"] = measured(model, batch, online, seconds)
     write_json(args.out / "drift.json", found)
     save_figures(args.out / "plots", {"drift": picture(found)})

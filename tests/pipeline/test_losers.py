@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +11,18 @@ import torch
 
 from af.cli.main import main
 from af.data.index import Index
+from af.data.plan import fixed_windows
 from af.data.shards import ShardReader
+from af.data.windows import WindowDataset
 from af.errors import UserError
+from af.models.artifact import load_as
+from af.models.denoiser import MotionDenoiser
 from af.pipeline import losers as losers_module
-from af.pipeline.losers import LoserSettings, make_losers
+from af.pipeline.loser_sources import FromFiles, OtherUser, WeakUser
+from af.pipeline.losers import make_losers
+from af.training.preference import OnlineLosers
+from af.training.randomness import Draws, step_generator
+from tests.conftest import DROP_USER
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +43,13 @@ def attentive_folder(tmp_path_factory, denoiser_folder):
 @pytest.fixture
 def exact(monkeypatch):
     """Roll-outs in fp64: what fp32 rounds, a roll-out of large weights makes as large as it likes."""
-    original = losers_module._denoiser
+    original = losers_module.cached_denoiser
 
     def double(*place):
         denoiser, artifact = original(*place)
         return copy.deepcopy(denoiser).double(), artifact
 
-    monkeypatch.setattr(losers_module, "_denoiser", double)
+    monkeypatch.setattr(losers_module, "cached_denoiser", double)
 
 
 def motions(folder, split="train"):
@@ -51,8 +61,13 @@ def motions(folder, split="train"):
     }
 
 
-def make(latents, out, denoiser_folder, source, **settings):
-    make_losers(latents, out, denoiser_folder, LoserSettings(source, steps=2, **settings), splits=("train",))
+def source(name, **settings):
+    return {"_target_": f"af.pipeline.loser_sources.{name}", **settings}
+
+
+def make(latents, out, denoiser_folder, name="WeakUser", *, settings=None, **job):
+    described = source(name, steps=2, **(settings or {}))
+    make_losers(latents, out, described, denoiser=denoiser_folder, splits=("train",), **job)
     return motions(out)
 
 
@@ -62,18 +77,18 @@ def test_every_sample_has_a_loser_that_says_how_it_was_made(latents, losers, den
         assert [(s.key, s.frames) for s in data.samples] == [(s.key, s.frames) for s in made.samples]
         assert made.specs["motion"] == data.specs["motion"]
     provenance = ShardReader(losers / "train").read_meta(0).extra["loser"]
-    assert provenance["source"] == "drop_user"
+    assert provenance["_target_"] == DROP_USER["_target_"]
     assert provenance["model"] == str(denoiser_folder)
     made_with = json.loads((losers / "losers.json").read_text())
     assert made_with["model"] == json.loads((denoiser_folder / "model.json").read_text())["sha256"]
 
 
 def test_sources_differ_and_a_seed_repeats(latents, attentive_folder, tmp_path, exact):
-    dropped = make(latents, tmp_path / "once", attentive_folder, "drop_user")
-    again = make(latents, tmp_path / "again", attentive_folder, "drop_user", batch=2)
-    weak = make(latents, tmp_path / "weak", attentive_folder, "weak", user=0.5)
-    shuffled = make(latents, tmp_path / "shuffled", attentive_folder, "shuffled", user=1.0)
-    other = make(latents, tmp_path / "other", attentive_folder, "drop_user", seed=1)
+    dropped = make(latents, tmp_path / "once", attentive_folder)
+    again = make(latents, tmp_path / "again", attentive_folder, batch=2)
+    weak = make(latents, tmp_path / "weak", attentive_folder, settings={"user": 0.5})
+    shuffled = make(latents, tmp_path / "shuffled", attentive_folder, "OtherUser")
+    other = make(latents, tmp_path / "other", attentive_folder, seed=1)
     for turn, motion in dropped.items():
         # whatever it is batched with; files are in fp32
         np.testing.assert_allclose(again[turn], motion, rtol=2 * np.finfo(np.float32).eps, atol=1e-9)
@@ -82,7 +97,7 @@ def test_sources_differ_and_a_seed_repeats(latents, attentive_folder, tmp_path, 
 
 
 def test_the_user_of_a_shuffled_loser_is_somebody_else(latents, denoiser_folder, tmp_path):
-    make(latents, tmp_path, denoiser_folder, "shuffled", user=1.0)
+    make(latents, tmp_path, denoiser_folder, "OtherUser")
     reader = ShardReader(tmp_path / "train")
     for i, entry in enumerate(reader.index.samples):
         users = reader.read_meta(i).extra["loser"]["user_of"]
@@ -106,8 +121,8 @@ def test_a_loser_without_the_user_does_not_depend_on_the_user(latents, attentive
 
     write_shard(tmp_path / "data" / "train" / "000000.tar", samples())
     build_index(tmp_path / "data" / "train")
-    found = make(tmp_path / "data", tmp_path / "out", attentive_folder, "drop_user")
-    before = make(latents, tmp_path / "before", attentive_folder, "drop_user")
+    found = make(tmp_path / "data", tmp_path / "out", attentive_folder)
+    before = make(latents, tmp_path / "before", attentive_folder)
     for (key, role), motion in found.items():
         if role == "b":
             np.testing.assert_allclose(motion, before[key, role], rtol=2 * np.finfo(np.float32).eps, atol=1e-9)
@@ -115,14 +130,14 @@ def test_a_loser_without_the_user_does_not_depend_on_the_user(latents, attentive
 
 def test_a_stopped_job_goes_on_and_other_settings_are_refused(latents, denoiser_folder, tmp_path):
     arguments = ["losers", "--data", str(latents), "--denoiser", str(denoiser_folder), "--out", str(tmp_path)]
-    assert main([*arguments, "--steps", "2"]) == 0
+    assert main([*arguments, "losers.steps=2"]) == 0
     shards = sorted(tmp_path.glob("*/*.tar"))
     content, kept = shards[0].read_bytes(), shards[1].stat().st_mtime_ns
     shards[0].unlink()
-    assert main([*arguments, "--steps", "2"]) == 0
+    assert main([*arguments, "losers.steps=2"]) == 0
     assert shards[0].read_bytes() == content
     assert shards[1].stat().st_mtime_ns == kept
-    assert main([*arguments, "--steps", "3"]) == 1
+    assert main([*arguments, "losers.steps=3"]) == 1
 
 
 def test_arrays_from_a_folder(latents, losers, tmp_path):
@@ -130,26 +145,69 @@ def test_arrays_from_a_folder(latents, losers, tmp_path):
     files.mkdir()
     for (key, role), motion in motions(losers).items():
         np.save(files / f"{key}.{role}.npy", motion)
-    arguments = ["losers", "--data", str(latents), "--source", "file", "--splits", "train"]
-    assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "out")]) == 0
+    arguments = ["losers", "--data", str(latents), "--splits", "train", "losers=file", f"losers.folder={files}"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     found = motions(tmp_path / "out")
     assert all(found[turn].tobytes() == motion.tobytes() for turn, motion in motions(losers).items())
     (key, role), motion = next(iter(found.items()))
     np.save(files / f"{key}.{role}.npy", motion + 1)  # another array is another loser
-    assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert motions(tmp_path / "out")[key, role].tobytes() == (motion + 1).tobytes()
     bad = files / f"{key}.{role}.npy"
     for values in (np.full_like(motion, np.nan), motion * 1e30, motion[:-1], np.array(["a"]), None):
         bad.write_bytes(b"cut") if values is None else np.save(bad, values)
         with pytest.raises(UserError, match=bad.name):
-            make_losers(latents, tmp_path / "half", files, LoserSettings("file"), splits=["train"])
+            make_losers(latents, tmp_path / "half", source("FromFiles", folder=str(files)), splits=["train"])
     bad.unlink()
-    assert main([*arguments, "--files", str(files), "--out", str(tmp_path / "half")]) == 1
+    assert main([*arguments, "--out", str(tmp_path / "half")]) == 1
 
 
-@pytest.mark.parametrize(
-    ("source", "user"), [("weak", 0.0), ("weak", 1.0), ("shuffled", 0.0), ("drop_user", 0.5), ("best", 0.0)]
-)
-def test_settings_that_make_no_sense_are_refused(source, user):
-    with pytest.raises(UserError):
-        LoserSettings(source, user=user)
+@pytest.mark.parametrize(("cls", "user"), [(WeakUser, 1.0), (WeakUser, -0.1), (OtherUser, 0.0)])
+def test_scales_that_make_no_sense_are_refused(cls, user):
+    with pytest.raises(ValueError, match=r"losers\.user"):
+        cls(user=user)
+
+
+def test_a_source_without_its_denoiser_says_so(latents, tmp_path):
+    with pytest.raises(UserError, match="--denoiser"):
+        make_losers(latents, tmp_path, DROP_USER)
+
+
+def window(latents, count=3):
+    dataset = WindowDataset(latents / "train", frames=20)
+    items = fixed_windows(dataset.reader.index, frames=20, block=5)
+    return dataset.collate([dataset[item] for item in items[:: len(items) // count][:count]])
+
+
+def test_one_source_serves_shards_and_batches(latents, attentive_folder):
+    """On line, another window's user changes the motion, and a scale of 0 is deaf and blind to whose it is."""
+    denoiser, batch = load_as(attentive_folder, MotionDenoiser)[0], window(latents)
+
+    def motion(source, batch=batch, by="reference"):
+        return OnlineLosers(source, by=by)(denoiser, denoiser, batch, Draws(step_generator(0, 0), len(batch.valid)))
+
+    moved = replace(batch, user_audio=batch.user_audio.roll(1, 0), user_motion=batch.user_motion.roll(1, 0))
+    assert motion(OtherUser(steps=2)).equal(motion(WeakUserAtOne(steps=2), moved))
+    assert motion(WeakUser(steps=2)).equal(motion(WeakUser(steps=2), moved))
+    assert not motion(WeakUser(steps=2, user=0.5)).equal(motion(WeakUser(steps=2, user=0.5), moved))
+    with pytest.raises(UserError, match="batch_size"):
+        motion(OtherUser(), window(latents, 1))
+    with pytest.raises(UserError, match="whole clips"):
+        motion(FromFiles("nowhere"))
+
+
+class WeakUserAtOne(OtherUser):
+    other_users = False
+
+
+def test_a_talking_model_is_another_one_and_made_again_when_it_changes(
+    latents, attentive_folder, denoiser_folder, tmp_path
+):
+    place = shutil.copytree(denoiser_folder, tmp_path / "talking")
+    talking = {"model": str(place)}
+    found = make(latents, tmp_path / "out", attentive_folder, "Talking", settings=talking)
+    plain = make(latents, tmp_path / "plain", denoiser_folder)
+    assert all(np.abs(found[turn] - motion).max() < 1e-5 for turn, motion in plain.items())
+    shutil.copytree(attentive_folder, place, dirs_exist_ok=True)
+    again = make(latents, tmp_path / "out", attentive_folder, "Talking", settings=talking)
+    assert all(np.abs(again[turn] - motion).max() > 1e-4 for turn, motion in plain.items())

@@ -17,9 +17,9 @@ from af.data.shards import validate
 from af.errors import UserError
 from af.files import append_line, write_text
 from af.pipeline.encode import STATISTICS_NAME, encode
-from af.pipeline.losers import LoserSettings, make_losers
+from af.pipeline.losers import make_losers
 from af.synth.build import SynthSettings, build
-from tests.conftest import FEATURES
+from tests.conftest import DROP_USER, FEATURES
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_last_share_writes_index_and_statistics(conversations, autoencoder_f
 
 def test_losers_are_divided_alike(latents, denoiser_folder, losers, tmp_path):
     def share(n: int) -> list:
-        return make_losers(latents, tmp_path, denoiser_folder, LoserSettings("drop_user", steps=2), share=Share(n, 2))
+        return make_losers(latents, tmp_path, DROP_USER, denoiser=denoiser_folder, share=Share(n, 2))
 
     assert share(1) == []
     assert [i.split for i in share(2)] == ["train", "val"]

@@ -40,7 +40,7 @@ def test_the_noise_of_a_window_is_what_the_teacher_made_its_motion_from(argument
     guidance = Guidance(audio=2.0, user=1.5)
     first = space.to_model(batch.avatar_motion[:, 0])  # a teacher's portrait is the clip's first frame
     motion = rollout(denoiser, condition, first, steps=2, guidance=guidance, noise=batch.noise)
-    torch.testing.assert_close(motion, space.to_model(batch.loser), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(motion, space.to_model(batch.teacher), atol=1e-4, rtol=1e-4)
 
 
 def test_the_paths_to_learn_lead_from_the_teachers_noise_to_its_motion(arguments):
@@ -49,8 +49,8 @@ def test_the_paths_to_learn_lead_from_the_teachers_noise_to_its_motion(arguments
     batch = next(iter(data.train_dataloader()))
     noise, motion = module.ends(batch, Draws(torch.Generator(), len(batch.valid)))
     assert noise.equal(batch.noise)
-    torch.testing.assert_close(module.denoiser.motion_space.from_model(motion), batch.loser, atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="af losers --source guided"):
+    torch.testing.assert_close(module.denoiser.motion_space.from_model(motion), batch.teacher, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="af teacher"):
         module.ends(replace(batch, noise=None), Draws(torch.Generator(), len(batch.valid)))
 
 
@@ -72,4 +72,4 @@ def test_a_student_is_trained_and_evaluated_in_one_branch(arguments, latents, tm
 
 def test_motions_of_another_source_are_refused(arguments, losers, capsys):
     assert main(["train", *[a for a in arguments if not a.startswith("data.teacher")], f"data.teacher={losers}"]) != 0
-    assert "af losers --source guided" in capsys.readouterr().err
+    assert "af teacher" in capsys.readouterr().err

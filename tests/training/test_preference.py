@@ -24,6 +24,8 @@ from af.training.denoiser import draw_drops
 from af.training.randomness import Draws, step_generator
 from af.training.reference import FrozenReference
 
+SOURCE = "{_target_: af.pipeline.loser_sources.WeakUser, steps: 1}"
+ONLINE = f"{{_target_: af.training.preference.OnlineLosers, source: {SOURCE}}}"
 SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=6", "trainer.val_check_interval=3"]
 
 
@@ -202,7 +204,7 @@ def test_a_term_of_every_other_step_is_seen(arguments, tmp_path):
     """Logs are written in steps 1, 3, ... when there is no preference term: the newest numbers are those of the step before."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2, steps: 1}"
+    online = f"module.online={ONLINE[:-1]}, every_n_steps: 2}}"
     words = [*arguments, "data.losers=null", online, "trainer.log_every_n_steps=2"]
     assert main(["train", *words]) == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
@@ -211,7 +213,7 @@ def test_a_term_of_every_other_step_is_seen(arguments, tmp_path):
 
 
 def test_losers_made_on_line_need_no_shards(arguments, tmp_path):
-    online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2, steps: 2, by: policy}"
+    online = f"module.online={ONLINE[:-1]}, every_n_steps: 2, by: policy}}"
     assert main(["train", *arguments, "data.losers=null", online]) == 0
     assert (tmp_path / "run" / "export" / "model.json").is_file()
 
@@ -222,7 +224,7 @@ def test_without_losers_it_says_how_to_make_them(arguments, capsys):
 
 
 def test_losers_of_shards_and_on_line_exclude_each_other(arguments, capsys):
-    assert main(["train", *arguments, "module.online={_target_: af.training.preference.OnlineLosers}"]) == 1
+    assert main(["train", *arguments, f"module.online={ONLINE}"]) == 1
     assert "both set" in capsys.readouterr().err
 
 
@@ -239,7 +241,7 @@ def test_drops_of_pairs_follow_their_schedule(arguments, batch):
 
 
 def test_a_step_has_something_to_learn_from(arguments):
-    online = "module.online={_target_: af.training.preference.OnlineLosers, every_n_steps: 2}"
+    online = f"module.online={ONLINE[:-1]}, every_n_steps: 2}}"
     with pytest.raises(UserError, match="every_n_steps"):
         module_of([*arguments, "data.losers=null", online, "module.denoising_weight=0"])
 

@@ -1,0 +1,65 @@
+"""New shards from old ones: one output shard an input shard, in parts that can be stopped and divided among machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from af.data.index import Index, build_index
+from af.data.parts import WHOLE, Part, Share, claim_output, run_job
+from af.data.schema import ClipMeta
+from af.data.shards import split_folders
+from af.data.stores import Location
+from af.errors import UserError
+
+
+def splits_of(source: Location, splits: Sequence[str] | None = None) -> list[Index]:
+    """The indexes of a folder's splits, of those named. UserError when there is none."""
+    found = [index for index in map(Index.load, split_folders(source)) if splits is None or index.split in splits]
+    if not found:
+        raise UserError(f"{source} has none of the splits {', '.join(splits or ())}")
+    return found
+
+
+def derive(
+    indices: Sequence[Index],
+    settings_file: Path,
+    settings: Mapping[str, Any],
+    work: Callable[..., int],
+    given: tuple[Any, ...],
+    *,
+    digest: Callable[[Index, int], str] = lambda index, n: index.shards[n].sha256,
+    finish: Callable[[list[Index]], None] = lambda made: None,
+    workers: int = 1,
+    share: Share = WHOLE,
+    description: str,
+) -> list[Index]:
+    """Write a shard for each of the `indices` beside `settings_file`; returns the new indexes (none while other shares
+    are not done), after `finish` has had them.
+
+    `work(path, folder, number, *given)` writes one and returns its number of samples; it may run in worker processes.
+    Shards that exist, made from what has the same `digest`, are skipped: a stopped job goes on, and what has changed is
+    made again. Raises UserError when the folder was made with other `settings` or holds other shards.
+    """
+    out = settings_file.parent
+    claim_output(settings_file, settings)
+    parts = [
+        Part(out / index.split / shard.name, (str(index.folder), n, *given), digest(index, n))
+        for index in indices
+        for n, shard in enumerate(index.shards)
+    ]
+
+    def build() -> list[Index]:
+        made = [build_index(out / index.split) for index in indices]
+        finish(made)
+        return made
+
+    return run_job(parts, work, build, share=share, workers=workers, description=description) or []
+
+
+def derived_meta(meta: ClipMeta, **what: Any) -> ClipMeta:
+    """The description of a sample that holds something made from it alone."""
+    bare: dict[str, Any] = {"motion_spec": None, "audio_spec": None, "face_spec": None, "crop_boxes": {}}
+    return replace(meta, **{**bare, **what})

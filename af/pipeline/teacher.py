@@ -1,0 +1,91 @@
+"""Shards of a teacher for distillation: what a guided denoiser, with all of its steps, makes of known noise.
+
+Same samples by key; the noise is a function of key, role and the seed in the shards' `TeacherSpec`, so it is not stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from af.data.index import Index
+from af.data.parts import WHOLE, Share
+from af.data.schema import ROLES, ClipMeta
+from af.data.shards import ShardReader, write_shard
+from af.data.stores import Location, absolute
+from af.forcing.noise import clip_noise
+from af.forcing.rollout import Guidance
+from af.models.artifact import find_model
+from af.models.denoiser import MotionDenoiser
+from af.pipeline.derived import derive, derived_meta, splits_of
+from af.pipeline.encode import require_specs, spec_of
+from af.pipeline.rolling import Scene, cached_denoiser, shard_motions, turn_name
+from af.specs import TeacherSpec
+
+
+def make_teacher(
+    data: Location,
+    out: Path,
+    denoiser: Path,
+    *,
+    guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+    steps: int = 8,
+    seed: int = 0,
+    batch: int = 32,
+    splits: Sequence[str] = ("train", "val"),
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+    share: Share = WHOLE,
+) -> list[Index]:
+    """Write what `denoiser` (a model folder, a run or a checkpoint) makes for every sample of the encoded shards in `data`
+    (`af.pipeline.derived.derive` says how a job goes on). UserError when it knows other latents or features than they hold.
+    """
+    indices = splits_of(data, splits)
+    place = str(find_model(denoiser))  # once: a run that is trained meanwhile comes to have newer checkpoints
+    model, artifact = cached_denoiser(place, str(device))
+    for index in indices:
+        require_specs(index, artifact)
+    latents = spec_of(indices[0])[1]
+    spec = TeacherSpec(
+        dim=latents.dim,
+        autoencoder=latents.autoencoder,
+        denoiser=artifact.digest,
+        noise_dim=model.dim,
+        seed=seed,
+        steps=steps,
+        guidance=tuple(asdict(guidance).values()),
+    )
+    settings = {"data": absolute(data), **spec.to_json(), "batch": batch}
+    given = (place, json.dumps(spec.to_json()), batch, str(device))
+    job: dict[str, Any] = {"workers": workers, "share": share, "description": "teacher"}
+    return derive(indices, out / "teacher.json", settings, teacher_shard, given, **job)
+
+
+def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described: str, batch: int, device: str) -> int:
+    """Write one shard of a teacher; returns its number of samples. Runs in worker processes, which keep their model."""
+    spec, reader = TeacherSpec.from_json(json.loads(described)), ShardReader(folder)
+    guidance = Guidance(*spec.guidance)
+
+    def make(model: MotionDenoiser, scene: Scene, noise: Tensor) -> Tensor:
+        return scene.rolled_out(model, noise, steps=spec.steps, guidance=guidance)
+
+    motions = shard_motions(reader, shard, make, cached_denoiser(denoiser, device)[0], seed=spec.seed, batch=batch)
+
+    def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
+        for i in dict.fromkeys(i for i, _ in motions):
+            meta = derived_meta(reader.read_meta(i), teacher_spec=spec, extra={"teacher": {"model": denoiser}})
+            yield reader.index.samples[i].key, meta, {f"{role}.teacher.npy": motions[i, role] for role in ROLES}
+
+    return write_shard(path, samples())[0]
+
+
+def teacher_noise(spec: TeacherSpec, key: str, role: str, frames: int) -> Float[Tensor, "T M"]:
+    """The noise from which the teacher made a person's motion."""
+    return clip_noise(turn_name(key, role), spec.seed, frames, spec.noise_dim)
