@@ -308,8 +308,8 @@ class Waits(Callback):
 
 
 ADVERSARIAL = (
-    "+loss.adversarial=0.1",
-    "+module.discriminator={_target_: af.models.discriminator.Discriminator, image_size: 32, channel_base: 64, max_channels: 8}",
+    "module.adversarial={_target_: af.losses.adversarial.AdversarialLoss, weight: 0.1}",
+    "module.discriminator={_target_: af.models.discriminator.Discriminator, image_size: 32, channel_base: 64, max_channels: 8}",
 )
 
 
@@ -323,7 +323,7 @@ def stage(request, dyads, latents, losers, teacher, denoiser_folder) -> list[str
         "autoregressive": [*test_resume.DENOISER, "scheme=autoregressive", f"data.root={latents}"],
         "distill": ["experiment=distill_demo", *started, f"data.teacher={teacher}"],
         "preference": [*preference, f"data.losers={losers}", "module.online=null"],
-        "online": [*preference, "+module.online.steps=2"],
+        "online": [*preference, "module.online.source.steps=2"],
     }[request]
 
 

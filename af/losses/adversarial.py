@@ -3,11 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from af.values import require_number
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """The game with a discriminator, from step `start` on: `weight` of the autoencoder's part in its objective, and
+    `r1` of the penalty, which is applied every `r1_every` steps, times `r1_every`. Raises ValueError for a negative weight.
+    """
+
+    weight: float = 1.0
+    start: int = 0
+    r1: float = 10.0
+    r1_every: int = 16
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require_number(f"adversarial.{name}", value, least=1 if name == "r1_every" else 0)
+
+    def plays(self, step: int) -> bool:
+        """Whether there is a game at an optimiser step."""
+        return step >= self.start
+
+    def generator(self, fake: Sequence[Float[Tensor, " B"]]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The autoencoder's part, and its terms without their weights."""
+        terms = {"adversarial": generator_loss(fake)}
+        return self.weight * terms["adversarial"], terms
+
+    def discriminator(
+        self,
+        discriminator: Callable[[Tensor], Sequence[Tensor]],
+        real: Float[Tensor, "B 3 Y X"],
+        fake: Float[Tensor, "B 3 Y X"],
+        step: int,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The discriminator's loss at an optimiser step, and its terms without their weights."""
+        loss = discriminator_loss(discriminator(real), discriminator(fake))
+        terms = {"discriminator": loss}
+        if self.r1 > 0 and step % self.r1_every == 0:
+            # not `__call__`: what is compiled has no second derivative
+            terms["r1"] = r1_penalty(getattr(discriminator, "forward", discriminator), real)
+            loss = loss + self.r1 * self.r1_every * terms["r1"]
+        return loss, terms
 
 
 def generator_loss(fake: Sequence[Float[Tensor, " B"]]) -> Float[Tensor, ""]:

@@ -3,42 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from af.errors import UserError
+from af.types import PairBatch
+from af.values import require_number
 
 
-@dataclass(frozen=True)
-class ReconstructionWeights:
-    """Weight of every term of the autoencoder's objective, and the optimiser step it begins at.
+class ReconstructionLoss(nn.Module):
+    """The autoencoder's objective without a discriminator: a weighted sum of terms, each from the step it begins at.
 
-    `kl` grows linearly from 0 over `kl_warmup_steps`; 0 is the paper's autoencoder. `guide` weighs the face parameters
-    read from the coefficients (`FaceGuide`; 0: unsupervised, the paper). R1 is applied every `r1_every`
-    steps, times `r1_every`. Raises ValueError for a negative weight.
+    `kl` grows linearly from 0 over `kl_warmup_steps`; 0 is the paper's autoencoder. `perceptual` weighs what `distance`
+    (prediction, target) says. `guide` weighs the face parameters read from the coefficients by `face` (0: unsupervised,
+    the paper). Raises ValueError for a negative weight, and for one of a term whose network is missing.
     """
 
-    l1: float = 1.0
-    perceptual: float = 0.0
-    perceptual_start: int = 0
-    kl: float = 0.0
-    kl_warmup_steps: int = 0
-    free_bits: float = 0.0
-    guide: float = 0.0
-    adversarial: float = 0.0
-    adversarial_start: int = 0
-    r1: float = 10.0
-    r1_every: int = 16
+    def __init__(
+        self,
+        l1: float = 1.0,
+        perceptual: float = 0.0,
+        perceptual_start: int = 0,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        kl: float = 0.0,
+        kl_warmup_steps: int = 0,
+        free_bits: float = 0.0,
+        guide: float = 0.0,
+        face: FaceGuide | None = None,
+    ) -> None:
+        super().__init__()
+        self.l1, self.perceptual, self.perceptual_start, self.distance = l1, perceptual, perceptual_start, distance
+        self.kl, self.kl_warmup_steps, self.free_bits = kl, kl_warmup_steps, free_bits
+        self.guide, self.face = guide, face
+        for name in ("l1", "perceptual", "perceptual_start", "kl", "kl_warmup_steps", "free_bits", "guide"):
+            require_number(f"loss.{name}", getattr(self, name), least=0)
+        for weight, judge in (("perceptual", "distance"), ("guide", "face")):
+            if getattr(self, weight) > 0 and getattr(self, judge) is None:
+                raise ValueError(f"loss.{weight} has a weight, and loss.{judge}, which it needs, is not there")
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 0 or (name == "r1_every" and value < 1):
-                raise ValueError(f"{name} must not be {value}")
+    def forward(
+        self,
+        image: Float[Tensor, "B 3 Y X"],
+        batch: PairBatch,
+        *,
+        coefficients: Float[Tensor, "B K"],
+        log_variance: Float[Tensor, "B K"] | None = None,
+        step: int = 0,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The loss of reconstructed images at an optimiser step, and its terms without their weights.
+
+        UserError when `kl` or `guide` has a weight and the model or the batch not what it needs.
+        """
+        terms = {"l1": weighted_l1(image, batch.driving, batch.weight)}
+        loss = self.l1 * terms["l1"]
+        if self.distance is not None and self.perceptual > 0 and step >= self.perceptual_start:
+            terms["perceptual"] = self.distance(image, batch.driving)
+            loss = loss + self.perceptual * terms["perceptual"]
+        if self.face is not None and self.guide > 0:
+            if batch.face is None:
+                raise UserError("loss.guide needs face parameters in the batches: set data.faces=true")
+            terms["guide"] = self.face(coefficients, batch.face)
+            loss = loss + self.guide * terms["guide"]
+        if log_variance is not None:
+            terms["kl"] = kl_to_standard_normal(coefficients, log_variance, self.free_bits)
+            loss = loss + self.kl_at(step) * terms["kl"]
+        elif self.kl > 0:
+            raise UserError("loss.kl needs an autoencoder that samples: set model.variational=true")
+        return loss, terms
 
     def kl_at(self, step: int) -> float:
         """KL weight at an optimiser step."""
         return self.kl * min(1.0, step / self.kl_warmup_steps) if self.kl_warmup_steps else self.kl
+
+    def compile(self, *args: Any, **how: Any) -> None:
+        """Compile the networks that judge, not the sum."""
+        if self.face is not None:
+            self.face.compile(*args, **how)
+        if self.distance is not None:
+            self.distance = torch.compile(self.distance, *args, **how)
+
+
+class FaceGuide(nn.Module):
+    """Mean squared difference of the first P coefficients from the P standardised face parameters: guidance for runs too
+    short to find expressions by themselves.
+
+    Pixels alone say little about lips and lids: they are few. The parameters are standardised by the batch's mean and
+    variance (in evaluation: the running ones), so each of them moves its direction by as much as the others; coefficients
+    beyond P stay free. Used in training only, on shards that know the parameters; nothing of it is part of the model.
+    """
+
+    def __init__(self, parameters: int) -> None:
+        super().__init__()
+        self.standard = nn.BatchNorm1d(parameters, eps=1e-4, momentum=0.05, affine=False)
+
+    def forward(self, coefficients: Float[Tensor, "B K"], face: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
+        """The difference, about 1 for coefficients that know nothing. ValueError when K < P."""
+        if coefficients.shape[1] < face.shape[1]:
+            raise ValueError(f"{face.shape[1]} face parameters do not fit into {coefficients.shape[1]} coefficients")
+        return (coefficients[:, : face.shape[1]] - self.standard(face)).square().mean()
 
 
 def weighted_l1(

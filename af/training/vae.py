@@ -13,9 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from af.errors import UserError
 from af.images import image_array
-from af.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from af.losses.guide import FaceGuide
-from af.losses.reconstruction import ReconstructionWeights, kl_to_standard_normal, weighted_l1
+from af.losses.adversarial import AdversarialLoss
+from af.losses.reconstruction import kl_to_standard_normal, weighted_l1
 from af.metrics.identity import decibels
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.progressive import start_from
@@ -35,8 +34,7 @@ GRID_ROWS = 8
 class VaeModule(LightningModule):
     """Train a `MotionAutoencoder` on `PairBatch`es; with a `discriminator` also against it.
 
-    `weights` says which terms count and from which step; `perceptual` is a callable (prediction, target) -> distance;
-    `guide` reads face parameters from the coefficients. `both_ways` says that the second half of every batch is the
+    `loss` is called as `ReconstructionLoss` is; `adversarial` judges the game with the discriminator. `both_ways` says that the second half of every batch is the
     first with source and driving exchanged (`PairData`), so that each image is encoded once. `start` is the model folder
     of an earlier stage, of the same size or half of it, whose weights the autoencoder begins with.
     Without a discriminator Lightning steps the one optimiser, and accumulation and clipping are the Trainer's. With
@@ -52,10 +50,9 @@ class VaeModule(LightningModule):
         self,
         autoencoder: MotionAutoencoder,
         *,
-        weights: ReconstructionWeights,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        adversarial: AdversarialLoss | None = None,
         discriminator: nn.Module | None = None,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-        guide: FaceGuide | None = None,
         lr: float = 2e-3,
         muon_lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -78,14 +75,8 @@ class VaeModule(LightningModule):
         require_number("accumulate", accumulate, least=1, whole=True)
         require_number("gradient_clip", gradient_clip, above=0, optional=True)
         require_fraction("final_lr_ratio", final_lr_ratio)
-        if (weights.perceptual > 0) != (perceptual is not None):
-            raise ValueError("weights.perceptual and `perceptual` go together: give both or neither")
-        if (weights.adversarial > 0) != (discriminator is not None):
-            raise ValueError("weights.adversarial and `discriminator` go together: give both or neither")
-        if (weights.guide > 0) != (guide is not None):
-            raise ValueError("weights.guide and `guide` go together: give both or neither")
-        if weights.kl > 0 and not autoencoder.variational:
-            raise ValueError("weights.kl needs an autoencoder with variational=True")
+        if (adversarial is None) != (discriminator is None):
+            raise ValueError("`adversarial` and `discriminator` go together: give both or neither")
         if discriminator is None and (accumulate != 1 or gradient_clip is not None):
             raise ValueError(
                 "accumulate and gradient_clip are for two optimisers; without a discriminator set "
@@ -93,8 +84,8 @@ class VaeModule(LightningModule):
             )
         if start is not None:
             start_from(autoencoder, start)
-        self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
-        self.guide, self.weights = guide, weights
+        self.autoencoder, self.loss = autoencoder, loss
+        self.adversarial, self.discriminator = adversarial, discriminator
         self.lr, self.muon_lr, self.betas = lr, muon_lr, (betas[0], betas[1])
         self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
         self.discriminator_lr = discriminator_lr
@@ -119,29 +110,19 @@ class VaeModule(LightningModule):
 
     def reconstruction_loss(self, output: AutoencoderOutput, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The non-adversarial part of the objective at the current step, and its terms without their weights."""
-        step, weights = self.global_step, self.weights
-        terms = {"l1": weighted_l1(output.image, batch.driving, batch.weight)}
-        loss = weights.l1 * terms["l1"]
-        if self.perceptual is not None and step >= weights.perceptual_start:
-            terms["perceptual"] = self.perceptual(output.image, batch.driving)
-            loss = loss + weights.perceptual * terms["perceptual"]
-        if self.guide is not None:
-            if batch.face is None:
-                raise UserError("weights.guide needs face parameters in the batches: set data.faces=true")
-            terms["guide"] = self.guide(output.coefficients, batch.face)
-            loss = loss + weights.guide * terms["guide"]
-        if output.log_variance is not None:
-            terms["kl"] = kl_to_standard_normal(output.coefficients, output.log_variance, weights.free_bits)
-            loss = loss + weights.kl_at(step) * terms["kl"]
-        return loss, terms
+        return self.loss(
+            output.image,
+            batch,
+            coefficients=output.coefficients,
+            log_variance=output.log_variance,
+            step=self.global_step,
+        )
 
     def compile_networks(self, **how: Any) -> None:
         """Compile what a step calls (`torch.compile`'s options)."""
-        for network in (self.autoencoder, self.discriminator, self.guide):
-            if network is not None:
+        for network in (self.autoencoder, self.discriminator, self.loss):
+            if isinstance(network, nn.Module):
                 network.compile(**how)
-        if self.perceptual is not None:
-            self.perceptual = torch.compile(self.perceptual, **how)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
         """One batch; with a discriminator both players move (the discriminator on the image made for the other)."""
@@ -170,18 +151,20 @@ class VaeModule(LightningModule):
     def _adversarial_step(
         self, loss: Tensor, terms: dict[str, Tensor], output: AutoencoderOutput, batch: PairBatch
     ) -> None:
-        assert self.discriminator is not None
-        playing = self.global_step >= self.weights.adversarial_start
+        assert self.discriminator is not None and self.adversarial is not None  # noqa: PT018
+        step = self.global_step
+        playing = self.adversarial.plays(step)
         last = self.batches_seen % self.accumulate == 0
         if playing:
             self.discriminator.requires_grad_(False)
-            terms["adversarial"] = generator_loss(self.discriminator(output.image))
+            share, own = self.adversarial.generator(self.discriminator(output.image))
             self.discriminator.requires_grad_(True)
-            loss = loss + self.weights.adversarial * terms["adversarial"]
-        regularised = playing and self.global_step % self.weights.r1_every == 0
+            loss, terms = loss + share, terms | own
         self.manual_backward(loss / self.accumulate)
         if playing:
-            self._backward_discriminator(output, batch, terms, regularised)
+            judged, own = self.adversarial.discriminator(self.discriminator, batch.driving, output.image.detach(), step)
+            terms |= own
+            (judged / self.accumulate).backward()
         self._log_training(loss, terms)
         if not last:
             return
@@ -197,18 +180,6 @@ class VaeModule(LightningModule):
             second.zero_grad()
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             scheduler.step()
-
-    def _backward_discriminator(
-        self, output: AutoencoderOutput, batch: PairBatch, terms: dict[str, Tensor], regularised: bool
-    ) -> None:
-        assert self.discriminator is not None
-        real, fake = self.discriminator(batch.driving), self.discriminator(output.image.detach())
-        terms["discriminator"] = loss = discriminator_loss(real, fake)
-        if regularised and self.weights.r1 > 0:
-            # not `__call__`: what is compiled has no second derivative
-            terms["r1"] = r1_penalty(self.discriminator.forward, batch.driving)
-            loss = loss + self.weights.r1 * self.weights.r1_every * terms["r1"]
-        (loss / self.accumulate).backward()
 
     def _share_discriminator_gradients(self) -> None:
         assert self.discriminator is not None
@@ -272,7 +243,10 @@ class VaeModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One for the autoencoder and, where there is one, one for the discriminator; warm-up and cosine by step."""
-        players = [*self.autoencoder.parameters(), *(self.guide.parameters() if self.guide else ())]
+        players = [
+            *self.autoencoder.parameters(),
+            *(self.loss.parameters() if isinstance(self.loss, nn.Module) else ()),
+        ]
         optimizers: list[torch.optim.Optimizer] = []
         if self.muon_lr is None:
             optimizers.append(torch.optim.Adam(players, lr=self.lr, betas=self.betas))

@@ -18,7 +18,7 @@ SETTINGS = {
     },
 }
 #: Nobody tells the coefficients what to be, and no pixel counts more than another: only the bottleneck differs.
-COMMON = ["loss.guide=0", "module.guide=null", "data.faces=false"]
+COMMON = ["loss.guide=0", "data.faces=false"]
 TAGS = (
     "psnr",
     "transfer/psnr",

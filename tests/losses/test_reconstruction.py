@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from af.losses.reconstruction import ReconstructionWeights, feature_pyramid_l1, kl_to_standard_normal, weighted_l1
+from af.losses.reconstruction import (
+    FaceGuide,
+    ReconstructionLoss,
+    feature_pyramid_l1,
+    kl_to_standard_normal,
+    weighted_l1,
+)
 
 
 def test_l1_is_the_mean_absolute_difference():
@@ -75,11 +81,25 @@ def test_pyramid_gives_the_target_no_gradient():
 
 
 def test_kl_weight_warms_up_linearly():
-    weights = ReconstructionWeights(kl=0.2, kl_warmup_steps=100)
+    weights = ReconstructionLoss(kl=0.2, kl_warmup_steps=100)
     assert [weights.kl_at(step) for step in (0, 50, 100, 500)] == pytest.approx([0, 0.1, 0.2, 0.2])
-    assert ReconstructionWeights(kl=0.2).kl_at(0) == 0.2
+    assert ReconstructionLoss(kl=0.2).kl_at(0) == 0.2
 
 
 def test_negative_weight_is_refused():
-    with pytest.raises(ValueError, match="perceptual must not be -1"):
-        ReconstructionWeights(perceptual=-1)
+    with pytest.raises(ValueError, match="perceptual must be a number from 0 on, got -1"):
+        ReconstructionLoss(perceptual=-1)
+
+
+def test_coefficients_that_are_the_standardised_parameters_cost_nothing(generator):
+    guide = FaceGuide(3)
+    face = torch.randn(64, 3, generator=generator) * torch.tensor([1.0, 0.1, 5.0]) + 2
+    standard = (face - face.mean(0)) / face.var(0, correction=0).add(1e-4).sqrt()
+    coefficients = torch.cat((standard, torch.full((64, 2), 7.0)), 1)  # what lies beyond the parameters is free
+    assert guide(coefficients, face).item() == pytest.approx(0, abs=1e-10)
+    assert guide(torch.zeros(64, 5), face).item() == pytest.approx(1, abs=0.01)
+
+
+def test_too_few_coefficients_are_refused():
+    with pytest.raises(ValueError, match="13 face parameters"):
+        FaceGuide(13)(torch.zeros(4, 6), torch.zeros(4, 13))

@@ -74,10 +74,11 @@ def arguments(request, dyads, latents, losers, teacher, denoiser_folder, vgg) ->
     lia = [
         "loss/reconstruction@loss=lia",
         "+loss.guide=0.3",
-        "loss.r1=0",
-        "+module.perceptual={_target_: af.losses.reconstruction.feature_pyramid_l1, _partial_: true, scales: [1.0], "
-        f"features: {{_target_: af.models.perceptual.VggFeatures, weights: {vgg}}}}}",
-        "+module.discriminator={_target_: af.models.discriminator.Discriminator, image_size: 32, channel_base: 128, max_channels: 16}",
+        "+loss.face={_target_: af.losses.reconstruction.FaceGuide, parameters: 13}",
+        "+loss.distance.scales=[1.0]",
+        f"loss.distance.features.weights={vgg}",
+        "module.adversarial={_target_: af.losses.adversarial.AdversarialLoss, r1: 0}",
+        "module.discriminator={_target_: af.models.discriminator.Discriminator, image_size: 32, channel_base: 128, max_channels: 16}",
     ]
     preference = ["experiment=preference_demo", f"start={denoiser_folder}"]
     shards = [f"data.losers={losers}", "module.online=null"]

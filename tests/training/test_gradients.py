@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.losses.reconstruction import ReconstructionWeights
 from af.training.denoiser import DenoiserModule
 from af.training.gradients import Gradients, children_gradients, norm
 from af.training.vae import VaeModule
 from tests.training.test_resume import DENOISER, SHORT, same, train
-from tests.training.test_vae import _batches, _loader, _module, _trainer, _weights
+from tests.training.test_vae import GAME, _batches, _loader, _module, _trainer, _weights
 
 
 @pytest.fixture
@@ -50,7 +49,6 @@ def test_the_batch_is_saved_and_the_run_goes_on_when_told_to(arguments, broken, 
 
 
 def test_both_players_of_the_vae_are_watched(tmp_path, monkeypatch):
-    weights = ReconstructionWeights(adversarial=0.1, r1_every=2)
     original = VaeModule.reconstruction_loss
 
     def loss(self, output, batch):
@@ -59,8 +57,8 @@ def test_both_players_of_the_vae_are_watched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(VaeModule, "reconstruction_loss", loss)
     with pytest.raises(UserError, match="step 2: the gradient is not finite in"):
-        _trainer(tmp_path, 4, callbacks=[Gradients("autoencoder")]).fit(_module(weights), _loader(_batches(4)))
-    module, watch = _module(weights, gradient_clip=1.0), Gradients("autoencoder", skip=2)
+        _trainer(tmp_path, 4, callbacks=[Gradients("autoencoder")]).fit(_module(adversarial=GAME), _loader(_batches(4)))
+    module, watch = _module(adversarial=GAME, gradient_clip=1.0), Gradients("autoencoder", skip=2)
     _trainer(tmp_path, 4, callbacks=[watch]).fit(module, _loader(_batches(4)))
     assert watch.skipped == 1
     assert all(value.isfinite().all() for value in _weights(module).values())

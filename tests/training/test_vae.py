@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from af.cli.config import compose, instantiate, resolve
 from af.errors import UserError
-from af.losses.reconstruction import ReconstructionWeights
+from af.losses.adversarial import AdversarialLoss
+from af.losses.reconstruction import ReconstructionLoss
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
 from af.models.perceptual import _LAYERS
@@ -31,7 +32,8 @@ from af.training.vae import VaeModule
 from af.types import PairBatch
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-ADVERSARIAL = ReconstructionWeights(kl=1e-3, adversarial=0.1, r1_every=2)
+GAME = AdversarialLoss(0.1, r1_every=2)
+ADVERSARIAL = {"kl": 1e-3, "adversarial": GAME}
 
 
 def _batches(count: int, size: int = 4, weighted: bool = False) -> list[PairBatch]:
@@ -44,14 +46,14 @@ def _batches(count: int, size: int = 4, weighted: bool = False) -> list[PairBatc
     return batches
 
 
-def _module(weights: ReconstructionWeights | None = None, **options) -> VaeModule:
-    weights = weights or ReconstructionWeights()
+def _module(kl: float = 0.0, kl_warmup_steps: int = 0, **options) -> VaeModule:
+    options.setdefault("loss", ReconstructionLoss(kl=kl, kl_warmup_steps=kl_warmup_steps))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        autoencoder = MotionAutoencoder(16, 12, 4, channel_base=64, max_channels=8, variational=weights.kl > 0)
-        if weights.adversarial > 0:
+        autoencoder = MotionAutoencoder(16, 12, 4, channel_base=64, max_channels=8, variational=kl > 0)
+        if options.get("adversarial") is not None:
             options["discriminator"] = Discriminator(16, channel_base=64, max_channels=8)
-    return VaeModule(autoencoder, weights=weights, **options)
+    return VaeModule(autoencoder, **options)
 
 
 def _trainer(folder: Path, steps: int, **options) -> Trainer:
@@ -97,26 +99,34 @@ def test_learns_one_pair(tmp_path):
 
 
 def test_objective_is_the_weighted_sum_of_its_terms():
-    module = _module(
-        ReconstructionWeights(l1=2.0, kl=0.5, perceptual=3.0), perceptual=lambda a, b: (a - b).square().mean()
-    )
+    squares = {"perceptual": 3.0, "distance": lambda a, b: (a - b).square().mean()}
+    module = _module(kl=0.5, loss=ReconstructionLoss(l1=2.0, kl=0.5, **squares))
     batch = _batches(1, weighted=True)[0]
     with torch.no_grad():
         loss, terms = module.reconstruction_loss(module.autoencoder(batch.source, batch.driving), batch)
     assert loss.item() == pytest.approx(float(2 * terms["l1"] + 0.5 * terms["kl"] + 3 * terms["perceptual"]), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        (ReconstructionWeights(kl=1.0), "variational"),
-        (ReconstructionWeights(perceptual=1.0), "perceptual"),
-        (ReconstructionWeights(adversarial=1.0), "discriminator"),
-    ],
-)
-def test_a_term_without_what_it_needs_is_refused(weights, message):
-    with pytest.raises(ValueError, match=message):
-        VaeModule(MotionAutoencoder(16, 12, 4, channel_base=64), weights=weights)
+def test_what_a_term_needs_is_asked_for():
+    for weights, message in (({"perceptual": 1.0}, "distance"), ({"guide": 1.0}, "face"), ({"kl": -1.0}, "kl")):
+        with pytest.raises(ValueError, match=message):
+            ReconstructionLoss(**weights)
+    with pytest.raises(ValueError, match="discriminator"):
+        VaeModule(_module().autoencoder, loss=ReconstructionLoss(), adversarial=GAME)
+    module, batch = _module(loss=ReconstructionLoss(kl=1.0)), _batches(1)[0]
+    with pytest.raises(UserError, match=r"model\.variational=true"):
+        module.reconstruction_loss(module.autoencoder(batch.source, batch.driving), batch)
+
+
+def test_a_loss_of_ones_own_is_what_is_minimised(tmp_path):
+    def loss(image, batch, *, coefficients, log_variance, step):
+        return image.square().mean(), {"brightness": image.mean()}
+
+    module = _module(loss=loss, lr=1e-2)
+    trainer = _trainer(tmp_path, 20)
+    trainer.fit(module, _loader(_batches(20)))
+    assert trainer.logged_metrics["train/loss"] < 0.1
+    assert "train/brightness" in trainer.logged_metrics
 
 
 @pytest.mark.parametrize("option", [{"accumulate": 2}, {"gradient_clip": 1.0}])
@@ -136,7 +146,7 @@ def test_both_ways_train_alike_with_each_image_encoded_once(tmp_path):
 
 
 def test_both_players_move_and_steps_are_the_autoencoders(tmp_path):
-    module = _module(ADVERSARIAL, accumulate=2, gradient_clip=1.0)
+    module = _module(**ADVERSARIAL, accumulate=2, gradient_clip=1.0)
     before = _weights(module)
     trainer = _trainer(tmp_path, 3)
     trainer.fit(module, _loader(_batches(10)))
@@ -146,7 +156,7 @@ def test_both_players_move_and_steps_are_the_autoencoders(tmp_path):
 
 
 def test_before_its_start_the_discriminator_rests(tmp_path):
-    alone, together = _module(), _module(ReconstructionWeights(adversarial=0.1, adversarial_start=2))
+    alone, together = _module(), _module(adversarial=AdversarialLoss(0.1, start=2))
     before = _weights(together)
     for module in (alone, together):
         _trainer(tmp_path, 2).fit(module, _loader(_batches(2)))
@@ -158,8 +168,8 @@ def test_before_its_start_the_discriminator_rests(tmp_path):
 def test_accumulated_batches_are_one_large_batch(tmp_path):
     batches = _batches(2, size=4)
     halves = [PairBatch(b.source[i : i + 2], b.driving[i : i + 2]) for b in batches for i in (0, 2)]
-    weights = ReconstructionWeights(adversarial=0.1, r1_every=1)
-    whole, parts = _module(weights), _module(weights, accumulate=2)
+    game = AdversarialLoss(0.1, r1_every=1)
+    whole, parts = _module(adversarial=game), _module(adversarial=game, accumulate=2)
     start = _weights(whole)
     _trainer(tmp_path, 2).fit(whole, _loader(batches))
     _trainer(tmp_path, 2).fit(parts, _loader(halves))
@@ -167,12 +177,12 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 
 
 @pytest.mark.parametrize("muon_lr", [None, 1e-2])
-@pytest.mark.parametrize("weights", [ReconstructionWeights(kl=1e-3, kl_warmup_steps=4), ADVERSARIAL])
+@pytest.mark.parametrize("weights", [{"kl": 1e-3, "kl_warmup_steps": 4}, ADVERSARIAL])
 def test_resumed_is_uninterrupted(tmp_path, weights, muon_lr):
     batches = _batches(6)
 
     def fit(steps: int, checkpoint: Path | None = None) -> VaeModule:
-        module = _module(weights, warmup_steps=2, muon_lr=muon_lr)
+        module = _module(**weights, warmup_steps=2, muon_lr=muon_lr)
         saver = ModelCheckpoint(dirpath=tmp_path / "saved", save_last=True, every_n_train_steps=3, save_top_k=0)
         trainer = _trainer(tmp_path, steps, callbacks=[saver], enable_checkpointing=True)
         share = batches[:steps] if checkpoint is None else batches[3:]
@@ -203,7 +213,7 @@ def test_stopped_again_in_the_middle_of_a_step_is_uninterrupted(tmp_path, accumu
         callbacks = [average, Stop(), stops, *checkpointers(folder, 3, None, stops)]
         trainer = _trainer(tmp_path, 6, callbacks=callbacks, enable_checkpointing=True)
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        module, loader = _module(ADVERSARIAL, accumulate=accumulate), _loader(batches[max(seen, default=0) :])
+        module, loader = _module(**ADVERSARIAL, accumulate=accumulate), _loader(batches[max(seen, default=0) :])
         trainer.fit(module, loader, ckpt_path=folder if seen else None)
         return average.average
 
@@ -222,13 +232,11 @@ def test_the_recipe_of_the_configuration_trains(tmp_path):
         state[f"features.{layer[0]}.weight"] = torch.full((1, 1, 1, 1), 0.01).expand(layer[2], layer[1], 3, 3)
         state[f"features.{layer[0]}.bias"] = torch.zeros(layer[2])
     torch.save(state, tmp_path / "vgg19.pth")
-    vgg = {"_target_": "af.models.perceptual.VggFeatures", "weights": str(tmp_path / "vgg19.pth")}
-    pyramid = {"_target_": "af.losses.reconstruction.feature_pyramid_l1", "_partial_": True, "features": vgg}
-    config = resolve(compose("train", ["experiment=vae_demo", "loss/reconstruction@loss=lia", "data.root=none"]))
-    options = {"weights": instantiate(config["loss"]), "perceptual": instantiate(pyramid)}
+    words = ["loss/reconstruction@loss=lia", f"loss.distance.features.weights={tmp_path / 'vgg19.pth'}"]
+    loss = instantiate(resolve(compose("train", ["experiment=vae_demo", "data.root=none", *words]))["loss"])
     trainer, model = _trainer(tmp_path, 1, precision="bf16-mixed"), _module().autoencoder
     judge = Discriminator(16, channel_base=64, max_channels=8)
-    trainer.fit(VaeModule(model, discriminator=judge, **options), _loader(_batches(1)))
+    trainer.fit(VaeModule(model, loss=loss, adversarial=AdversarialLoss(), discriminator=judge), _loader(_batches(1)))
     assert trainer.logged_metrics["train/perceptual"] > 0
 
 
@@ -249,7 +257,7 @@ def test_validation_compares_with_showing_the_source(tmp_path):
 def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="tb")
     trainer = _trainer(tmp_path, 2, logger=logger, val_check_interval=2, callbacks=[Gradients("autoencoder")])
-    trainer.fit(_module(ADVERSARIAL), _loader(_batches(2)), _loader(_batches(1)))
+    trainer.fit(_module(**ADVERSARIAL), _loader(_batches(2)), _loader(_batches(1)))
     events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
     wanted = {"train/loss", "train/l1", "train/kl", "train/adversarial", "train/discriminator", "train/r1", "lr"}
     wanted |= {"grad_norm", "grad_norm/encoder", "grad_norm/decoder", "grad_norm/discriminator"}
@@ -259,7 +267,7 @@ def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
 
 
 def test_bfloat16_on_cpu_keeps_weights_and_motion_in_fp32(tmp_path):
-    module = _module(ReconstructionWeights(kl=1e-3), lr=1e-2)
+    module = _module(kl=1e-3, lr=1e-2)
     _trainer(tmp_path, 3, precision="bf16-mixed").fit(module, _loader(_batches(3)))
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     directions = module.autoencoder.directions()
@@ -267,7 +275,7 @@ def test_bfloat16_on_cpu_keeps_weights_and_motion_in_fp32(tmp_path):
 
 
 def test_float16_with_a_discriminator_is_refused():
-    module = _module(ADVERSARIAL)
+    module = _module(**ADVERSARIAL)
 
     class Fp16:
         precision = "16-mixed"
@@ -280,8 +288,7 @@ def test_float16_with_a_discriminator_is_refused():
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
-from tests.training.test_vae import ADVERSARIAL, _batches, _loader, _module
-from af.losses.reconstruction import ReconstructionWeights
+from tests.training.test_vae import GAME, _batches, _loader, _module
 from af.types import PairBatch
 from lightning.pytorch import Trainer
 import os
@@ -289,7 +296,7 @@ rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 share = slice(rank * 4 // world, (rank + 1) * 4 // world)
 batches = [PairBatch(b.source[share], b.driving[share]) for b in _batches(4)]
 torch.manual_seed(rank)  # the ranks' own seeds must not matter
-module = _module(ReconstructionWeights(adversarial=0.1, r1_every=2))
+module = _module(adversarial=GAME)
 if rank:
     with torch.no_grad():
         for p in module.parameters():
@@ -314,7 +321,7 @@ def test_two_ranks_are_one_with_both_halves(tmp_path):
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
     for name in one:
         assert first[name].equal(second[name]), name
-    start = _weights(_module(ReconstructionWeights(adversarial=0.1, r1_every=2)))
+    start = _weights(_module(adversarial=GAME))
     _end_together(start, one, first)
 
 
