@@ -172,10 +172,11 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from af.console import progress_bar
-    from af.evaluation.clips import Protocol
     from af.evaluation.manifest import read_manifest
-    from af.evaluation.read_videos import Measurer
-    from af.evaluation.report import failed, write_report
+    from af.evaluation.read_videos import Measurer, evaluation_clip, picture_features
+    from af.evaluation.report import attempt, failed, write_report
+    from af.metrics import evaluate_clips
+    from af.metrics.records import Protocol
 
     console = Console()
     clips = read_manifest(args.manifest)
@@ -197,29 +198,34 @@ def evaluate_manifest(args: argparse.Namespace) -> int:
             progress.advance(task)
     if not measured:
         raise UserError(f"{args.manifest}: none of the {len(clips)} clips could be measured (see the lines above)")
-    protocol = Protocol(block=args.block, first_border=args.first_border, seed=args.seed)
-    rows, report, evaluated, missing, remarks = make_rows(measured, tools, protocol, args)
+    embedder = tools.embedder.tag if tools.embedder else None
+    protocol = Protocol(block=args.block, first_border=args.first_border, seed=args.seed, embedder=embedder)
+    missing: dict[str, str] = {"drift, latency, speed": "measured on a running system: the checkpoint form has them"}
+    evaluated = [evaluation_clip(c, m, tools) for c, m in measured]
+    report = evaluate_clips(evaluated, protocol, attempt=lambda family: attempt(family, missing))
+    missing |= report.absent | {tag: why for tag, why in hints(measured, args).items() if tag in report.absent}
     videos = None
     if not args.no_gallery:
         videos = {c.clip: {s: p for s in ("user", "generated", "true") if (p := c.video_file(s))} for c, _ in measured}
-    notes = {c.clip: [*m.notes, *_silent(m, [m for _, m in measured]), *remarks.get(c.clip, [])] for c, m in measured}
+    notes = {
+        c.clip: [*m.notes, *_silent(m, [m for _, m in measured]), *report.remarks.get(c.clip, [])] for c, m in measured
+    }
     notes = {clip: texts for clip, texts in notes.items() if texts}
     if args.synthetic_tracker:
         notes = {"faces": ["read by the tracker of drawn faces (af synth); of filmed people it says nothing"], **notes}
     write_report(
         args.out,
-        rows,
+        report.rows,
         report,
-        evaluated,
+        [clip for clip in evaluated if clip.face is not None],
         protocol,
         title=f"Evaluation of {args.manifest.name}",
         not_computed=missing,
         problems=problems,
         notes=notes,
         videos=videos,
-        per_clip={c.clip: m.values for c, m in measured},
         audio={c.clip: m.avatar_audio for c, m in measured},
-        features={e.tag: side_features(measured, e) for e in tools.pictures if e.kind == "picture"},
+        features=picture_features(evaluated),
         console=console,
     )
     return failed(missing)
@@ -234,97 +240,33 @@ def _silent(clip: Measured, clips: list[Measured]) -> list[str]:
     ]
 
 
-def make_rows(measured, tools, protocol, args):
-    """(rows, parameter report or None, its clips, {metric: why it was not computed}, {clip: remarks on repeated content})."""
-    from af.evaluation.clips import EvaluationClip
-    from af.evaluation.image_rows import border_rows, feature_rows, value_rows
-    from af.evaluation.repeats import kept_apart, repeats
-    from af.evaluation.report import attempt
-    from af.evaluation.table import parameter_report
+def hints(measured: list[tuple[ManifestClip, Measured]], args: argparse.Namespace) -> dict[str, str]:
+    """{metric: which option or column makes up for what it needs}, where that is known."""
+    from af.metrics import families
+    from af.metrics.lipsync import mouth_column
 
-    missing = reasons(measured, tools, args)
-    rows, report = [], None
-    complete = [(c, m) for c, m in measured if m.face is not None]
-    evaluated = [
-        EvaluationClip(
-            c.clip,
-            c.identity,
-            m.faces["user"],
-            m.faces["true"],
-            m.faces["generated"],
-            m.face,
-            m.avatar_audio,
-            m.user_audio,
-            c.phrase_ends,
-            c.session,
-        )
-        for c, m in complete
-    ]
-    digests = {c.clip: m.digests for c, m in measured}
-    evaluated, without_null = kept_apart(evaluated, digests)
-    remarks = repeats(digests)
-    for name, texts in without_null.items():
-        remarks.setdefault(name, []).extend(texts)
-    if evaluated:
-        with attempt("face parameters", missing):
-            report = parameter_report(evaluated, protocol)
-            rows += report.rows
-    for extractor in tools.pictures:
-        sides = list(side_features(measured, extractor).values())
-        if not sides[0]:
-            continue
-        with attempt(extractor.tag, missing):
-            rows += feature_rows(extractor.tag, extractor.kind, *sides, metric=extractor.metric, seed=protocol.seed)
-            if extractor.kind == "picture" and protocol.block:
-                rows += border_rows(extractor.tag, sides[0], sides[1], protocol.block, protocol.first_border)
-    names = {"csim": f"csim/{tools.embedder.tag}/vs_source"} if tools.embedder else {}
-    rows += value_rows([m.values for _, m in measured], names)
-    return rows, report, evaluated, missing, remarks
-
-
-def side_features(measured, extractor: Extractor) -> dict[str, list]:
-    """An extractor's features of the clips that have videos, for both sides."""
-    return {
-        side: [m.features[f"{extractor.tag}/{side}"] for _, m in measured if f"{extractor.tag}/{side}" in m.features]
-        for side in ("true", "generated")
-    }
-
-
-def reasons(measured, tools, args) -> dict[str, str]:
-    """Why rows of the specification are absent from this evaluation."""
-    from af.evaluation.clips import MOUTH_NAMES, OF_FACES
-
-    missing: dict[str, str] = {}
-    videos = any(c.video_file("generated") for c, _ in measured)
-    if not any(m.face is not None for _, m in measured):
+    found: dict[str, str] = {}
+    face = next((m.face for _, m in measured if m.face is not None), None)
+    if face is None:
         why = "no face parameters: give arrays in the manifest, or --mediapipe face_landmarker.task"
-        missing |= dict.fromkeys(OF_FACES, why)
-    else:
-        if all(m.avatar_audio is None for _, m in measured):
-            missing["lip"] = missing["reaction_gain"] = "no clip has avatar audio (column audio)"
-        elif all(m.user_audio is None or m.avatar_audio is None for _, m in measured):
-            missing["reaction_gain"] = "no clip has user audio (column user_audio, or sound in the user video)"
-        face = next(m.face for _, m in measured if m.face is not None)
-        if not set(MOUTH_NAMES) & set(face.names):
-            missing["lip"] = missing["mouth"] = f"no parameter called {' or '.join(MOUTH_NAMES)} (see --names)"
-        if all(c.phrase_ends is None for c, _ in measured):
-            missing["react"] = "known reactions need phrase_ends, which only synthetic dyads have"
+        found = {tag: why for metric in families() if metric.of_faces for tag in metric.needs}
+    elif all(m.avatar_audio is None for _, m in measured):
+        found["lip"] = found["reaction_gain"] = "no clip has avatar audio (column audio)"
+    elif all(m.user_audio is None or m.avatar_audio is None for _, m in measured):
+        found["reaction_gain"] = "no clip has user audio (column user_audio, or sound in the user video)"
+    if face is not None and mouth_column(face) is None:
+        found["lip"] = found["mouth"] = "no parameter that opens the mouth (see --names)"
     if args.block is None:
-        missing["border_ratio"] = "the generator's block size is not given (--block)"
-    why = "the manifest has arrays, no videos" if not videos else ""
-    missing["fid_inception"] = why or "no weights: --inception weights-inception-2015-12-05-6726825d.pth"
-    missing["fvd_i3d"] = why or "no weights vouched for: --i3d i3d_torchscript.pt --i3d-sha256 HASH"
-    missing["csim"] = why or "no identity network: --embedder NAME=FILE.pt"
-    missing["lse_d, lse_c"] = why or "no weights: --syncnet syncnet_v2.model"
-    for extractor in tools.pictures if videos else ():
-        if extractor.metric:
-            missing.pop(extractor.metric.split("/")[0], None)
-    if videos and tools.embedder:
-        missing.pop("csim")
-    if videos and tools.syncnet:
-        missing.pop("lse_d, lse_c")
-    missing["drift, latency, speed"] = "measured on a running system, not on files: the checkpoint form has them"
-    return missing
+        found["border_ratio"] = "the generator's block size is not given (--block)"
+    videos = any(c.video_file("generated") for c, _ in measured)
+    weights = {
+        "fid_inception": "no weights: --inception weights-inception-2015-12-05-6726825d.pth",
+        "fvd_i3d": "no weights vouched for: --i3d i3d_torchscript.pt --i3d-sha256 HASH",
+        "csim": "no identity network: --embedder NAME=FILE.pt",
+        "lse_d": "no weights: --syncnet syncnet_v2.model",
+        "lse_c": "no weights: --syncnet syncnet_v2.model",
+    }
+    return found | {tag: why if videos else "the manifest has arrays, no videos" for tag, why in weights.items()}
 
 
 def build_tools(args: argparse.Namespace) -> Tools:

@@ -32,7 +32,7 @@ from af.cli.options import count, out_folder, seed
 if TYPE_CHECKING:
     from af.data.index import Index
     from af.evaluation.probe import Person
-    from af.evaluation.rows import MetricRow
+    from af.metrics.records import MetricRow
     from af.models.autoencoder import MotionAutoencoder
     from af.models.tracker import FaceTracker
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from af.data.index import Index
     from af.data.provenance import HeldOut
     from af.evaluation.probe import read_people
-    from af.evaluation.rows import console_table, write_metrics
+    from af.evaluation.table import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
     from af.models.tracker import load_tracker
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reconstruction_rows(model: MotionAutoencoder, index: Index, seed: int) -> list[MetricRow]:
-    from af.evaluation.rows import MetricRow
     from af.evaluation.split import evaluate_reconstruction
+    from af.metrics.records import MetricRow
 
     found = evaluate_reconstruction(model, index, seed=seed)
     text = "cross-frame; null: the source shown unchanged"
@@ -111,9 +111,9 @@ def _transfer_rows(
     model: MotionAutoencoder, tracker: FaceTracker, index: Index, args: argparse.Namespace
 ) -> list[MetricRow]:
     from af.evaluation import transfer
-    from af.evaluation.rows import MetricRow
     from af.images import image_tensor
-    from af.metrics.functional import psnr
+    from af.metrics.likeness import psnr
+    from af.metrics.records import MetricRow
     from af.synth.face import FACE_SPEC
 
     pairs = transfer.draw_pairs(index, args.pairs, seed=args.seed)
@@ -166,7 +166,7 @@ def _transfer_rows(
 
 def _probe_rows(people: Sequence[Person]) -> list[MetricRow]:
     from af.evaluation import probe
-    from af.evaluation.rows import MetricRow
+    from af.metrics.records import MetricRow
     from af.synth.face import FACE_NAMES
 
     motion, faces, codes = ([getattr(p, name) for p in people] for name in ("coefficients", "face", "codes"))

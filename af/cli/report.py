@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Gather, print and write."""
     from rich.console import Console
 
-    from af.evaluation.comparison import Comparison, Setting
-    from af.evaluation.comparison_files import write_comparison
+    from af.evaluation.comparison import Comparison, Setting, write_comparison
     from af.evaluation.runs import gather, grouped, require_one_tracker
 
     runs = gather(args.runs, args.tag)

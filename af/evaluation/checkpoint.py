@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from af.cli.devices import device_of
 from af.cli.sampling import anchor_of, guidance_of
 from af.console import doing, show
-from af.evaluation.clips import OF_FACES
 from af.files import read_json
 
 if TYPE_CHECKING:
     from af.data.index import Index
     from af.data.provenance import HeldOut
-    from af.evaluation.clips import EvaluationClip, ParameterReport, Protocol
     from af.evaluation.faces import FaceSource
     from af.evaluation.manifest import ManifestClip
-    from af.evaluation.rows import MetricRow
+    from af.metrics.records import EvaluationClip, MetricRow, Protocol
     from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
     from af.pipeline.rolling import RolloutSettings
@@ -37,9 +35,9 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from af.evaluation.faces import LatentReadout
-    from af.evaluation.repeats import digests_of, kept_apart, repeats
     from af.evaluation.report import attempt, failed, write_report
     from af.forcing.dropout import SIGNALS, named_subset
+    from af.metrics import evaluate_clips, families
     from af.pipeline.rolling import RolloutSettings
 
     every = args.conditions == "all"
@@ -64,18 +62,13 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     count = _count(subject.index, args)
     filmed = 0 if subject.avatar is None else count if args.videos is None and not read else _films(args)
     clips = _roll_out(subject, settings, args.out, args, videos=filmed)
-    digests = {clip.name: digests_of(clip) for clip in clips}
-    clips, without_null = kept_apart(clips, digests)
-    notes = {"people": [subject.people.text]}
-    for remarks in (repeats(digests), without_null):
-        for name, texts in remarks.items():
-            notes.setdefault(name, []).extend(texts)
     missing: dict[str, str] = {}
-    report, protocol = None, _protocol(subject)
-    if read:
-        with attempt("face parameters", missing):
-            report = _report(clips, protocol)
-    rows = [] if report is None else report.rows
+    protocol = _protocol(subject)
+    with doing("computing the numbers"):
+        report = evaluate_clips(clips, protocol, attempt=lambda family: attempt(family, missing))
+    notes = {"people": [subject.people.text], **report.remarks}
+    missing |= report.absent
+    rows = report.rows
     extra: dict[str, Any] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
     extra["people"] = subject.people.known
     if subject.avatar is not None:
@@ -96,7 +89,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
             "nobody here reads these faces: the tracker that comes with this program knows drawn ones alone. "
             f"Go on with: {remedy} --block {protocol.block} --out FOLDER"
         )
-        missing |= dict.fromkeys((*OF_FACES, "border_ratio"), why)
+        missing |= {tag: why for metric in families(protocol) if metric.of_faces for tag in metric.needs}
     videos = None
     if listed and not args.no_gallery:
         videos = {c.clip: {"user": c.user, "generated": c.generated, "true": c.true} for c in listed}
@@ -201,10 +194,10 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
     """The 2³ table: what the model makes of every subset of its signals."""
     from rich.console import Console
 
-    from af.evaluation.comparison import Comparison, Setting
-    from af.evaluation.comparison_files import write_comparison
-    from af.evaluation.rows import write_metrics
+    from af.evaluation.comparison import Comparison, Setting, write_comparison
+    from af.evaluation.table import write_metrics
     from af.forcing.dropout import SIGNALS, signal_subsets, subset_name
+    from af.metrics import evaluate_clips
 
     found = []
     for signals in signal_subsets():
@@ -216,7 +209,7 @@ def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.N
         if not file.is_file() or read_json(file).get("clips") != extra["clips"]:
             console.print(f"signals: {name}", highlight=False)
             videos = _films(args) if len(signals) == len(SIGNALS) else 0
-            report = _report(_roll_out(subject, chosen, out, args, videos=videos), _protocol(subject))
+            report = evaluate_clips(_roll_out(subject, chosen, out, args, videos=videos), _protocol(subject))
             write_metrics(out, report.rows, extra, title=f"{args.denoiser} with {name}")
         found.append(Setting(name, (read_json(file),)))
     comparison = Comparison.of(found)
@@ -262,23 +255,15 @@ def _roll_out(
         )
 
 
-def _report(clips: list[EvaluationClip], protocol: Protocol) -> ParameterReport:
-
-    from af.evaluation.table import parameter_report
-
-    with doing("computing the numbers"):
-        return parameter_report(clips, protocol)
-
-
 def _protocol(subject: _Subject) -> Protocol:
-    from af.evaluation.clips import Protocol
+    from af.metrics.records import Protocol
 
     return Protocol(block=subject.denoiser.layout.block_frames)
 
 
 def _reconstruction(subject: _Subject, lpips: Callable[[Any, Any], Any] | None, seed: int) -> list[MetricRow]:
-    from af.evaluation.rows import MetricRow
     from af.evaluation.split import evaluate_reconstruction
+    from af.metrics.records import MetricRow
 
     assert subject.avatar is not None
     found = evaluate_reconstruction(subject.avatar.autoencoder, subject.index, seed=seed, lpips=lpips)
@@ -340,7 +325,7 @@ def _settings_to_tensorboard(out: Path, rows: list, args: argparse.Namespace) ->
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    from af.evaluation.comparison import headline
+    from af.evaluation.table import headline
 
     values = {f"final/{row.tag}": row.value for row in headline(rows) if math.isfinite(row.value)}
     settings = {

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from af.evaluation.rows import number_text
+from af.evaluation.table import number_text
+from af.files import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from af.evaluation.rows import MetricRow
-
 #: The flat metrics of one run, as `af evaluate` writes them: {tag: value, tag/true: …, tag/null: …}.
 Metrics = Mapping[str, Any]
-
-#: Columns when nobody asks for others: reactivity, richness, lips, smoothness.
-DEFAULT_TAGS: Final = (
-    "rpcc/exp",
-    "rpcc/pose",
-    "reaction_gain",
-    "react/smile",
-    "react/tilt",
-    "react/nod",
-    "sid/exp",
-    "sid/pose",
-    "var/exp",
-    "var/pose",
-    "mouth/corr",
-    "lip/corr",
-    "border_ratio/pose",
-)
-
-
-def headline(rows: Sequence[MetricRow]) -> list[MetricRow]:
-    """What a person looks at beside curves: the usual columns, and families of a single number. The rest is in files."""
-    return [row for row in rows if row.tag in DEFAULT_TAGS or "/" not in row.tag]
 
 
 @dataclass(frozen=True)
@@ -87,14 +67,11 @@ class Comparison:
 
     @classmethod
     def of(cls, settings: Sequence[Setting], tags: Sequence[str] | None = None) -> Comparison:
-        """A table of the given columns; by default those of `DEFAULT_TAGS` that any run has."""
-        present = {tag for setting in settings for run in setting.runs for tag in run}
-        better: dict[str, str] = {}
-        for setting in settings:
-            for run in setting.runs:
-                better |= run.get("better", {})
-        chosen = tuple(tags) if tags is not None else tuple(tag for tag in DEFAULT_TAGS if tag in present)
-        return cls(tuple(settings), chosen, better)
+        """A table of the given columns; by default those that any run calls a headline."""
+        runs = [run for setting in settings for run in setting.runs]
+        better = {tag: way for run in runs for tag, way in run.get("better", {}).items()}
+        headlines = dict.fromkeys(tag for run in runs for tag in run.get("headline", ()))
+        return cls(tuple(settings), tuple(headlines if tags is None else tags), better)
 
     def cell(self, setting: Setting, tag: str) -> Cell:
         """The generated number of a setting."""
@@ -205,3 +182,27 @@ def _meaning(better: str | None) -> str:
     return {"lower": " (lower is better)", "higher": " (higher is better)", "true": " (like the truth is better)"}.get(
         better or "", ""
     )
+
+
+def write_comparison(
+    out: Path, comparison: Comparison, title: str, *, text: str = "", content: Mapping[str, Any] | None = None
+) -> None:
+    """table.md (with `text` below the table), table.csv (long form), table.json (with `content` beside the numbers) and
+    plots/, each whole or not at all.
+    """
+    from af.evaluation.plots import save_figures
+
+    records = comparison.records()
+    figures = comparison.figures()
+    save_figures(out / "plots", figures)
+    pictures = "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)
+    explained = "Mean ± standard error over runs; the best in bold; – is not computed.\n"
+    write_text(out / "table.md", f"# {title}\n\n{comparison.markdown()}\n{explained}{text}{pictures}")
+    table = io.StringIO()
+    if records:
+        writer = csv.DictWriter(table, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    write_text(out / "table.csv", table.getvalue())
+    numbers = {"title": title, "better": dict(comparison.better), "table": records, **(content or {})}
+    write_json(out / "table.json", numbers)

@@ -14,14 +14,8 @@ from string import Template
 import numpy as np
 from jaxtyping import Float
 
-from af.evaluation.rows import HEADER, MetricRow, row_cells
-
-#: Numbers shown on a card before "every number" is asked for.
-KEY_METRICS = (
-    "mouth/corr", "mouth/lag", "lip/corr", "react/smile", "react/tilt", "react/nod", "tlcc/exp/peak", "tlcc/exp/lag",
-    "rpcc/exp/clip", "fd/exp", "fd/pose", "var_ratio/exp", "var_ratio/pose", "psnr", "ssim", "lse_d/generated",
-    "lse_c/generated", "csim/generated",
-)  # fmt: skip
+from af.evaluation.table import HEADER, row_cells
+from af.metrics.records import MetricRow
 
 
 @dataclass(frozen=True)
@@ -49,15 +43,21 @@ def _list(values: np.ndarray) -> list[float | None]:
     return [round(float(v), 4) if math.isfinite(v) else None for v in values]
 
 
-def gallery_html(title: str, subtitle: str, clips: Sequence[GalleryClip], rows: Sequence[MetricRow] = ()) -> str:
-    """The page, videos and all: opens from disk, asks no server for anything."""
+def gallery_html(
+    title: str,
+    subtitle: str,
+    clips: Sequence[GalleryClip],
+    rows: Sequence[MetricRow] = (),
+    on_card: Sequence[str] = (),
+) -> str:
+    """The page, videos and all: opens from disk, asks no server for anything. `on_card`: numbers shown at first."""
     data = [
         {
             "name": clip.name,
             "videos": {side: base64.b64encode(video).decode() for side, video in clip.videos.items()},
             "posters": {side: base64.b64encode(picture).decode() for side, picture in clip.posters.items()},
             "values": {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in clip.values.items()},
-            "key": [k for k in KEY_METRICS if k in clip.values],
+            "key": [k for k in on_card if k in clip.values],
             "curves": {
                 name: {
                     "x": _list(curve.x),

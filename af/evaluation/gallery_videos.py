@@ -15,9 +15,8 @@ from af.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from af.evaluation.clips import EvaluationClip
     from af.evaluation.gallery import Curve
-    from af.evaluation.rows import MetricRow
+    from af.metrics.records import EvaluationClip, MetricRow
 
 #: The page holds its videos: about 0.1 MB a clip and second of three 192 px sides.
 LARGEST_SIDE, MOST_CLIPS = 192, 60
@@ -32,6 +31,7 @@ def make_gallery(
     videos: Mapping[str, Mapping[str, Path]],
     audio: Mapping[str, np.ndarray | None],
     rows: Sequence[MetricRow] = (),
+    on_card: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Write the page for the first `MOST_CLIPS` clips of `videos`; clips without videos keep their curves."""
@@ -58,7 +58,7 @@ def make_gallery(
             posters = {side: first_frame(video) for side, video in sides.items()}
             cards.append(GalleryClip(name, sides, values.get(name, {}), curves, posters))
     shown = f"{len(cards)} clips" + (f" of {len(known)}" if len(known) > len(cards) else "")
-    write_text(path, gallery_html(title, f"{shown}: user | generated | true", cards, rows))
+    write_text(path, gallery_html(title, f"{shown}: user | generated | true", cards, rows, on_card))
     return path
 
 
@@ -89,15 +89,15 @@ def first_frame(video: bytes) -> bytes:
 def face_curves(clip: EvaluationClip) -> dict[str, Curve]:
     """Mouth, smile and head of the three sides over time (the first parameters where none has such a name)."""
     from af.evaluation.gallery import Curve
+    from af.metrics.lipsync import MOUTH_NAMES
 
+    assert clip.face is not None
     known = [n for n in CURVES if n in clip.face.names]
     chosen = known or [clip.face.names[0], clip.face.names[min(clip.face.expression, len(clip.face.names) - 1)]]
-    time = np.arange(len(clip.true)) / FPS
+    time = np.arange(len(clip.side("true"))) / FPS
     curves = {}
     for name in chosen:
         d = clip.face.names.index(name)
-        sides = {"true": clip.true[:, d], "generated": clip.generated[:, d]}
-        if name not in ("mouth_open", "jawOpen"):
-            sides["user"] = clip.user[:, d]
-        curves[name] = Curve(time, sides)
+        sides = ["true", "generated", *(() if name in MOUTH_NAMES else ("user",))]
+        curves[name] = Curve(time, {side: clip.side(side, d) for side in sides})
     return curves

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from af.clock import FPS
-from af.evaluation.clips import MOUTH_NAMES, EvaluationClip, ParameterReport
-from af.evaluation.comparison import headline
-from af.evaluation.rows import MetricRow, markdown_table
+from af.evaluation.table import headline, markdown_table
 from af.files import atomic_path
+from af.metrics.lipsync import mouth_column
+from af.metrics.records import Curve, EvaluationClip, MetricResult, MetricRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,39 +36,35 @@ def _decorate(axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_curve(name: str, x: Float[np.ndarray, " L"], series: Mapping[str, Float[np.ndarray, " L"]]) -> Figure:
-    """One curve over lags in seconds, a line each for generated, true and null."""
+def plot_curve(curve: Curve) -> Figure:
+    """A line each for generated, true and null; where x has two signs, 0 is marked."""
     figure = _figure()
     axes = figure.subplots()
-    for key, values in series.items():
-        axes.plot(x, values, color=COLOURS.get(key), label=key, lw=1.8)
+    for key, values in curve.series.items():
+        axes.plot(curve.x, values, color=COLOURS.get(key), label=key, lw=1.8)
     axes.axhline(0, color="k", lw=0.6)
-    if name == "reaction_gain":
-        _decorate(axes, "reaction gain by lag of the user's signal", "lag of the user's signal (s)", "gain (nats)")
-    else:
+    if curve.x.min() < 0:
         axes.axvline(0, color="k", lw=0.6)
-        meaning = {"lip": "positive: the mouth is late", "mouth": "positive: the generated mouth is late"}
-        axis = f"lag (s), {meaning.get(name, 'positive: the avatar follows the user')}"
-        _decorate(axes, f"{name}: correlation by lag", axis, "Pearson correlation")
+    _decorate(axes, curve.title, curve.x_label, curve.y_label)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def plot_mouth(clips: Sequence[EvaluationClip], count: int = 4, seconds: float = 8.0) -> Figure | None:
     """Mouth opening over time, generated over true, of the first `count` clips; None without a mouth parameter."""
-    names = clips[0].face.names
-    mouth = next((names.index(n) for n in MOUTH_NAMES if n in names), None)
-    if mouth is None:
+    face = clips[0].face
+    mouth = mouth_column(face)
+    if face is None or mouth is None:
         return None
     shown = clips[:count]
     figure = _figure(8.0, 1.2 + 1.3 * len(shown))
     rows = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))
     for axes, clip in zip(rows, shown, strict=True):
         frames = round(seconds * FPS)
-        time = np.arange(min(frames, len(clip.true))) / FPS
-        axes.plot(time, clip.true[: len(time), mouth], color=COLOURS["true"], lw=1.2, label="true")
-        axes.plot(time, clip.generated[: len(time), mouth], color=COLOURS["generated"], lw=1.2, label="generated")
-        _decorate(axes, clip.name, "", names[mouth])
+        for side in ("true", "generated"):
+            opening = clip.side(side, mouth)[:frames]
+            axes.plot(np.arange(len(opening)) / FPS, opening, color=COLOURS[side], lw=1.2, label=side)
+        _decorate(axes, clip.name, "", face.names[mouth])
     rows[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     rows[-1].set_xlabel("time (s)")
     return figure
@@ -107,19 +103,19 @@ def plot_borders(
 
 
 def make_figures(
-    report: ParameterReport, clips: Sequence[EvaluationClip], block: int | None = None, first: int | None = None
+    report: MetricResult, clips: Sequence[EvaluationClip], block: int | None = None, first: int | None = None
 ) -> dict[str, Figure]:
     """All plots of a report by name (no slash in the names)."""
     figures = {
-        name.replace("/", "_"): plot_curve(name, x, series)
-        for name, (x, series) in report.curves.items()
-        if any(np.isfinite(values).any() for values in series.values())
+        name.replace("/", "_"): plot_curve(curve)
+        for name, curve in report.curves.items()
+        if any(np.isfinite(values).any() for values in curve.series.values())
     }
-    mouth = plot_mouth(clips)
+    mouth = plot_mouth(clips) if clips else None
     if mouth is not None:
         figures["mouth_over_time"] = mouth
-    if block is not None:
-        sides = {"true": [c.true for c in clips], "generated": [c.generated for c in clips]}
+    if block is not None and clips:
+        sides = {side: [c.side(side) for c in clips] for side in ("true", "generated")}
         figures["block_borders"] = plot_borders(sides, block, first)
     return figures
 

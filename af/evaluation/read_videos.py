@@ -16,7 +16,7 @@ from af.clock import frames_to_seconds, samples_to_seconds
 from af.data.notes import Notes
 from af.errors import UserError
 from af.evaluation.manifest import ManifestClip
-from af.evaluation.repeats import digest
+from af.metrics.records import ClipFeatures, EvaluationClip, digest
 from af.types import FaceSpec
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Measured:
     notes: list[str] = field(default_factory=list)
     digests: dict[str, list[str]] = field(
         default_factory=dict
-    )  # of the content of each side and voice (af.evaluation.repeats)
+    )  # of the content of each side and voice (EvaluationClip.contents)
 
 
 def read_parameters(path: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -267,7 +267,8 @@ class Measurer:
 
     def _pictures(self, clip: ManifestClip, videos: dict[str, np.ndarray | None], measured: Measured) -> None:
         """Features, likeness, identity and lip-sync distances of the true and the generated video."""
-        from af.metrics import functional
+        from af.metrics.likeness import csim
+        from af.metrics.smoothness import sharpness
 
         true, generated = videos["true"], videos["generated"]
         if true is None or generated is None:
@@ -277,13 +278,13 @@ class Measurer:
             for side, frames in sides.items():
                 measured.features[f"{extractor.tag}/{side}"] = extractor(frames).astype(np.float32)
         for side, frames in sides.items():
-            measured.values[f"sharpness/{side}"] = float(np.mean(functional.sharpness(frames)))
+            measured.values[f"sharpness/{side}"] = float(np.mean(sharpness(frames)))
         measured.values |= frame_likeness(sides["generated"], sides["true"])
         if self.tools.embedder is not None:
             source = _portrait(clip) if clip.source is not None else sides["true"][:1]
             reference = self.tools.embedder(source)
             for side, frames in sides.items():
-                cosines = functional.csim(self.tools.embedder(frames), reference)
+                cosines = csim(self.tools.embedder(frames), reference)
                 measured.values[f"csim/{side}"] = float(np.nanmean(cosines))
         if self.tools.syncnet is not None and measured.avatar_audio is not None:
             self._lip_distances(sides, measured)
@@ -300,6 +301,42 @@ class Measurer:
             measured.values[f"lse_offset/{side}"] = float(result.offset)
         control = lse(self.tools.syncnet, sides["generated"], shifted(measured.avatar_audio))
         measured.values |= {"lse_d/null": control.distance, "lse_c/null": control.confidence}
+
+
+def evaluation_clip(clip: ManifestClip, measured: Measured, tools: Tools) -> EvaluationClip:
+    """What the metrics take of a measured clip."""
+    features = [
+        ClipFeatures(
+            e.tag, e.kind, measured.features[f"{e.tag}/true"], measured.features[f"{e.tag}/generated"], e.metric
+        )
+        for e in tools.pictures
+        if f"{e.tag}/true" in measured.features
+    ]
+    return EvaluationClip(
+        clip.clip,
+        clip.identity,
+        user=measured.faces.get("user"),
+        true=measured.faces.get("true"),
+        generated=measured.faces.get("generated"),
+        face=measured.face,
+        avatar_audio=measured.avatar_audio,
+        user_audio=measured.user_audio,
+        phrase_ends=clip.phrase_ends,
+        session=clip.session,
+        features=tuple(features),
+        values=measured.values,
+        contents=measured.digests,
+    )
+
+
+def picture_features(clips: Sequence[EvaluationClip]) -> dict[str, dict[str, list[np.ndarray]]]:
+    """{extractor: {"true" | "generated": features of each clip}} of pictures."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for features in (f for clip in clips for f in clip.features if f.kind == "picture"):
+        sides = found.setdefault(features.tag, {"true": [], "generated": []})
+        sides["true"].append(features.true)
+        sides["generated"].append(features.generated)
+    return found
 
 
 def array_spec(
@@ -330,7 +367,7 @@ def frame_likeness(generated: np.ndarray, true: np.ndarray, side: int = 128) -> 
     import cv2
     import torch
 
-    from af.metrics import functional
+    from af.metrics.likeness import l1, psnr, ssim
 
     height, width = true.shape[1:3]
     scale = min(1.0, side / max(height, width))
@@ -342,8 +379,8 @@ def frame_likeness(generated: np.ndarray, true: np.ndarray, side: int = 128) -> 
             for part in (generated[start : start + 16], true[start : start + 16])
         )
         mine, theirs = (images.permute(0, 3, 1, 2).float() / 255 for images in (mine, theirs))
-        psnr, ssim = functional.psnr(mine, theirs, 0.0, 1.0), functional.ssim(mine, theirs, 0.0, 1.0)
-        totals += len(mine) * np.array([psnr, ssim, functional.l1(mine, theirs)])
+        values = psnr(mine, theirs, 0.0, 1.0), ssim(mine, theirs, 0.0, 1.0), l1(mine, theirs)
+        totals += len(mine) * np.array(values)
     return dict(zip(("psnr", "ssim", "l1"), (totals / len(true)).tolist(), strict=True))
 
 

@@ -16,8 +16,7 @@ from af.console import show
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from af.evaluation.clips import EvaluationClip, ParameterReport, Protocol
-    from af.evaluation.rows import MetricRow
+    from af.metrics.records import EvaluationClip, MetricResult, MetricRow, Protocol
 
 #: How many remarks the console shows; metrics.md has them all.
 MOST_REMARKS = 8
@@ -45,7 +44,7 @@ def failed(missing: Mapping[str, str]) -> int:
 def write_report(
     out: Path,
     rows: Sequence[MetricRow],
-    report: ParameterReport | None,
+    report: MetricResult | None,
     clips: Sequence[EvaluationClip],
     protocol: Protocol,
     *,
@@ -54,7 +53,6 @@ def write_report(
     problems: Mapping[str, str] | None = None,
     notes: Mapping[str, Sequence[str]] | None = None,
     videos: Mapping[str, Mapping[str, Path]] | None = None,
-    per_clip: Mapping[str, Mapping[str, float]] | None = None,
     audio: Mapping[str, np.ndarray | None] | None = None,
     features: Mapping[str, Mapping[str, Sequence[np.ndarray]]] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -64,20 +62,16 @@ def write_report(
 
     `videos` {clip: {"user" | "generated" | "true": path}} (None: no gallery), `audio` the avatars' 16 kHz
     sound, `features` {extractor: {"true" | "generated": clips}} of pictures, whose jitter at block borders is plotted,
-    `extra` further entries of metrics.json, `per_clip` further numbers of single clips, `problems` {clip: why it was left out}, `not_computed` {metric:
-    why}, to which parts of the report that fail are added. Everything is written whole or not at all.
+    `extra` further entries of metrics.json, `problems` {clip: why it was left out}, `not_computed` {metric: why}, to which parts of the report that fail are added. Everything is written whole or not at all.
     """
     import math
 
     from af.evaluation.plots import log_tensorboard, make_figures, plot_borders, save_figures
-    from af.evaluation.rows import console_table, flat_metrics, markdown_table
+    from af.evaluation.table import console_table, markdown_table, metrics_content
     from af.files import write_json, write_text
 
-    values: dict[str, dict[str, float]] = {}
-    for name in [*(report.per_clip if report else {}), *(per_clip or {})]:
-        values[name] = dict(report.per_clip.get(name, {}) if report else {}) | dict((per_clip or {}).get(name, {}))
-    content: dict = dict(flat_metrics(rows))
-    content["better"] = {row.tag: row.better for row in rows}
+    values = {} if report is None else report.per_clip
+    content = metrics_content(rows)
     content["protocol"] = {row.tag: row.protocol for row in rows}
     content["not_computed"] = missing = not_computed if isinstance(not_computed, dict) else dict(not_computed or {})
     content["left_out"] = dict(problems or {})
@@ -113,7 +107,15 @@ def write_report(
 
         with attempt("gallery", missing):
             paths["gallery.html"] = make_gallery(
-                out / "gallery.html", title, clips, values, videos, audio or {}, rows, console
+                out / "gallery.html",
+                title,
+                clips,
+                values,
+                videos,
+                audio or {},
+                rows,
+                report.on_card if report else (),
+                console,
             )
     write_json(out / "metrics.json", content)  # with what has failed since
     if console is not None:

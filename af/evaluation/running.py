@@ -17,10 +17,10 @@ from af.data.index import Index
 from af.data.schema import other_role
 from af.data.shards import ShardReader
 from af.devices import synchronize
-from af.evaluation.rows import MetricRow
 from af.forcing.dropout import SIGNALS
 from af.forcing.stream import LiveSession
 from af.metrics.latency import Latency, latency, real_time_factor, waiting_frames
+from af.metrics.records import MetricRow
 from af.metrics.smoothness import Drift, drift, sharpness
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar

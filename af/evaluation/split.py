@@ -15,11 +15,11 @@ from torch import Tensor
 from af.data.schema import other_role
 from af.data.shards import Index, ShardReader
 from af.data.video_writer import write_video
-from af.evaluation.clips import EvaluationClip
 from af.evaluation.faces import FaceSource
 from af.files import atomic_path
 from af.images import image_array, image_tensor
-from af.metrics import functional
+from af.metrics.likeness import l1, psnr, ssim
+from af.metrics.records import EvaluationClip
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.encode import frames_at_once
@@ -205,8 +205,8 @@ def likeness(
     """PSNR, SSIM, L1 and, with a network for it (which runs on `device`), LPIPS: means over the batch."""
     first, second = (image_tensor(side) for side in (images, true))
     values = {
-        "psnr": functional.psnr(first, second),
-        "ssim": functional.ssim(first, second),
-        "l1": functional.l1(first, second) / 2,  # of the range −1 … 1
+        "psnr": psnr(first, second),
+        "ssim": ssim(first, second),
+        "l1": l1(first, second) / 2,  # of the range −1 … 1
     }
     return values if lpips is None else values | {"lpips": float(lpips(first.to(device), second.to(device)))}

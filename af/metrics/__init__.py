@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from af.metrics.base import ClipMetric
+from af.metrics.coupling import Coupling
+from af.metrics.diversity import Diversity
+from af.metrics.features import FeatureDistances
+from af.metrics.frechet import FaceDistances
+from af.metrics.known_reactions import KnownReactions
+from af.metrics.likeness import Identity, Likeness, SyncDistances
+from af.metrics.lipsync import Lips
+from af.metrics.reaction import ReactionGain
 from af.metrics.records import EvaluationClip, MetricResult, Protocol
 from af.metrics.repeats import Repeats
+from af.metrics.smoothness import Smoothness
 
 
 def families(protocol: Protocol = Protocol()) -> list[ClipMetric]:  # noqa: B008 (frozen)
     """One metric of each family, in the order of their rows."""
-    p = protocol
+    p, draws = protocol, {"resamples": protocol.resamples, "seed": protocol.seed}
     return [
-        Repeats(resamples=p.resamples, seed=p.seed),
+        Repeats(),
+        Coupling(p.max_lag, **draws),
+        Diversity(p.clusters, **draws),
+        FaceDistances(**draws),
+        ReactionGain(p.mel_bands, p.gain_bands, **draws),
+        KnownReactions(p.smile_lag, p.tilt_lag, **draws),
+        Lips(p.lip_max_lag, p.mouth_max_lag, **draws),
+        Smoothness(p.block, p.first_border, **draws),
+        FeatureDistances(p.block, p.first_border, **draws),
+        Likeness(**draws),
+        Identity(p.embedder, **draws),
+        SyncDistances(**draws),
     ]
 
 
 def evaluate_clips(
-    clips: Iterable[EvaluationClip],
+    clips: Sequence[EvaluationClip],
     protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
     metrics: Sequence[ClipMetric] | None = None,
+    attempt: Callable[[str], AbstractContextManager[object]] = lambda family: nullcontext(),
 ) -> MetricResult:
     """All rows that the clips allow, on this process or on all ranks of a group (each with clips of its own).
 
     `metrics` (default: `families`) are reset first: the same list judges several systems on the same true clips, and
-    what was fitted on those is fitted once. Raises ValueError naming a clip of another tracker, layout or length.
+    what was fitted on those is fitted once. Each family runs inside `attempt` with its tags, which may keep an error to
+    itself. Raises ValueError naming a clip of another tracker, layout or length.
     """
-    metrics = families(protocol) if metrics is None else metrics
-    for metric in metrics:
-        metric.reset()
-    for i, clip in enumerate(clips):
-        placed = clip if clip.position is not None else replace(clip, position=i)
-        for metric in metrics:
-            metric.update(placed)
-    return MetricResult.merged(metric.compute() for metric in metrics)
+    placed = [clip if clip.position is not None else replace(clip, position=i) for i, clip in enumerate(clips)]
+    results = []
+    for metric in families(protocol) if metrics is None else metrics:
+        with attempt(", ".join(metric.needs) or type(metric).__name__):
+            metric.reset()
+            for clip in placed:
+                metric.update(clip)
+            results.append(metric.compute())
+    return MetricResult.merged(results)

@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from af.metrics.bootstrap import Interval, bootstrap_values, finish_mean, interval_of, mean_sums
-from af.metrics.records import Better, EvaluationClip, MetricResult, MetricRow
+from af.metrics.records import Better, EvaluationClip, MetricResult, MetricRow, face_parts
 from af.types import FaceSpec
 
 Sums = Float[np.ndarray, "N S"]
 Finish = Callable[[np.ndarray], np.ndarray]
+#: What most families need, in words.
+FACES: Final = "face parameters"
 
 
 class ClipMetric(Metric):
@@ -40,6 +42,9 @@ class ClipMetric(Metric):
     #: Tags that a clip's card shows first.
     on_card: ClassVar[tuple[str, ...]] = ()
 
+    #: Whether it counts the clips with face parameters (a family of anything else overrides `takes`).
+    of_faces: ClassVar[bool] = True
+
     full_state_update = False
     is_differentiable = False
     blobs: list[Tensor]
@@ -51,9 +56,14 @@ class ClipMetric(Metric):
         self.add_state("blobs", [], dist_reduce_fx="cat")
         self.add_state("sizes", [], dist_reduce_fx="cat")
 
+    @property
+    def update_called(self) -> bool:
+        """True: without a clip, a rank computes what the others have, and one alone says what is absent."""
+        return True
+
     def takes(self, clip: EvaluationClip) -> bool:
-        """Whether the clip counts at all; those with face parameters, unless a family says otherwise."""
-        return clip.face is not None
+        """Whether the clip counts at all."""
+        return clip.face is not None or not self.of_faces
 
     def measure(self, clip: EvaluationClip) -> Mapping[str, Any]:
         """Arrays that are kept of one clip, by name."""
@@ -173,6 +183,11 @@ class ClipTable:
         assert self._face is not None, "a metric of faces takes no clip without one"
         return self._face
 
+    @property
+    def parts(self) -> dict[str, slice]:
+        """As `EvaluationClip.parts`."""
+        return face_parts(self.face)
+
     def __contains__(self, name: str) -> bool:
         return any(name in record.arrays for record in self.records)
 
@@ -253,12 +268,6 @@ def _unify(records: Sequence[Record]) -> None:
         record.session = next((session[d] for d in users if d in session), record.session)
         identity |= dict.fromkeys(people, record.identity)
         session |= dict.fromkeys(users, record.session)
-
-
-def face_parts(face: FaceSpec) -> dict[str, slice]:
-    """Columns of expression ("exp") and of the head's pose ("pose"), those that there are."""
-    parts = {"exp": slice(0, face.expression), "pose": slice(face.expression, None)}
-    return {name: columns for name, columns in parts.items() if face.names[columns]}
 
 
 def partners(clips: Sequence[tuple[str, str]]) -> list[int] | None:

@@ -5,12 +5,14 @@ x = user, y = true avatar, ŷ = generated avatar, clips as lists of (T_i, D).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from af.clock import FPS
 from af.metrics.arrays import (
     Array,
     Clip,
@@ -18,10 +20,15 @@ from af.metrics.arrays import (
     as_paired,
     left_out,
     mean_of_defined,
+    nan_max,
+    nan_mean,
     safe_divide,
     same_dims,
     undefined,
 )
+from af.metrics.base import FACES, ClipMetric, ClipTable, Sums
+from af.metrics.bootstrap import finish_mean, mean_sums
+from af.metrics.records import Better, Curve, EvaluationClip
 
 Pooling = Literal["pooled", "clip", "dim"]
 #: Below this share of its mean square a variance computed from power sums is rounding noise: the series is constant.
@@ -202,4 +209,93 @@ def tlcc(user: Clips, avatar: Clips, max_lag: int = 49) -> LagCurve:
     return LagCurve(np.arange(-max_lag, max_lag + 1), mean)
 
 
-__all__ = ["LagCurve", "lagged_pearson", "pcc", "pearson", "rpcc", "tlcc"]
+def lag_rows(
+    table: ClipTable,
+    tag: str,
+    sums: Mapping[str, Float[np.ndarray, "N S"]],
+    names: tuple[str, str],
+    protocol: str,
+    sign: str,
+    better: Better = "true",
+) -> None:
+    """Two rows from clips' `curve_sums`, height and lag of the mean curve's peak, and the curve; `sign` of a positive lag."""
+    lags = np.arange(sums["generated"].shape[1] - 1) - (sums["generated"].shape[1] - 2) // 2
+
+    def peak(s: np.ndarray) -> np.ndarray:
+        return nan_max(curve_from_sums(s))
+
+    def where(s: np.ndarray) -> np.ndarray:
+        curve = curve_from_sums(s)
+        best = lags[np.where(np.isnan(curve), -np.inf, curve).argmax(axis=-1)]
+        return np.where(np.isnan(curve).all(axis=-1), np.nan, best)
+
+    own, true, null = sums["generated"], sums["true"], sums["null"]
+    table.add(f"{tag}/{names[0]}", own, peak, true=true, null=null, protocol=protocol, better=better)
+    table.add(f"{tag}/{names[1]}", own, where, true=true, protocol=f"frames; {protocol}")
+    table.result.curves[tag] = Curve(
+        lags / FPS,
+        {side: curve_from_sums(s.sum(axis=0)) for side, s in sums.items()},
+        f"{tag}: correlation by lag",
+        f"lag (s), positive: {sign}",
+        "Pearson correlation",
+    )
+
+
+class Coupling(ClipMetric):
+    """`rpcc` in three poolings with both signed correlations, and `tlcc`; null: another conversation's user."""
+
+    needs: ClassVar = {"rpcc": FACES, "tlcc": FACES}
+    headline = ("rpcc/exp", "rpcc/pose")
+    on_card = ("tlcc/exp/peak", "tlcc/exp/lag", "rpcc/exp/clip")
+
+    def __init__(self, max_lag: int = 49, **draws: int) -> None:
+        super().__init__(**draws)
+        self.max_lag = max_lag
+
+    def measure(self, clip: EvaluationClip) -> dict[str, Any]:
+        """Power sums and lag curves by part, and the series that make the null."""
+        kept: dict[str, Any] = {"user": clip.user, "generated": clip.generated}
+        for name, part in clip.parts.items():
+            x = clip.side("user", part)
+            for side in ("true", "generated"):
+                kept |= self._sums(f"{side}/{name}", x, clip.side(side, part))
+        return kept
+
+    def _sums(self, key: str, user: Clip, avatar: Clip) -> dict[str, np.ndarray]:
+        curve = tlcc_curves([user], [avatar], self.max_lag)
+        return {f"pcc/{key}": pcc_sums(user, avatar).ravel(), f"tlcc/{key}": curve_sums(curve)[0]}
+
+    def tabulate(self, table: ClipTable) -> None:
+        """`rpcc/{exp,pose}`, `…/clip`, `…/dim`, `pcc/…`, `tlcc/…/peak`, `tlcc/…/lag`."""
+        users, avatars = ([np.asarray(c, np.float64) for c in table[side]] for side in ("user", "generated"))
+        others = table.of_partners(users)
+        for name, part in table.parts.items():
+            nulls = [self._sums("", z[:, part], g[:, part]) for z, g in zip(others, avatars, strict=True)]
+            self._rows(table, name, *(np.stack([null[f"{of}/"] for null in nulls]) for of in ("pcc", "tlcc")))
+
+    def _rows(self, table: ClipTable, name: str, null: Sums, null_curves: Sums) -> None:
+        true, generated = (table.sums(f"pcc/{side}/{name}") for side in ("true", "generated"))
+
+        def pooled(sums: np.ndarray) -> np.ndarray:
+            return pcc_from_sums(sums.reshape(*sums.shape[:-1], -1, 6).sum(axis=-2))
+
+        def residual(sums: np.ndarray) -> np.ndarray:
+            first, second = np.split(sums, 2, axis=-1)
+            return np.abs(pooled(first) - pooled(second))
+
+        def residual_dim(sums: np.ndarray) -> np.ndarray:
+            each = pcc_from_sums(sums.reshape(*sums.shape[:-1], 2, -1, 6))
+            return nan_mean(np.abs(each[..., 0, :] - each[..., 1, :]))
+
+        both, broken = np.concatenate([true, generated], 1), np.concatenate([true, null], 1)
+        clips, broken_clips = mean_sums(residual(both)), mean_sums(residual(broken))
+        for tag, sums, finish, nothing, text in (
+            (f"rpcc/{name}", both, residual, broken, f"pooled; {table.null_is}"),
+            (f"rpcc/{name}/clip", clips, finish_mean, broken_clips, "mean over clips"),
+            (f"rpcc/{name}/dim", both, residual_dim, broken, "mean over dims"),
+        ):
+            table.add(tag, sums, finish, true=0.0, null=nothing, protocol=text, better="lower")
+        table.add(f"pcc/{name}", generated, pooled, true=true, null=null, protocol="signed, pooled")
+        curves = {side: table.sums(f"tlcc/{side}/{name}") for side in ("true", "generated")} | {"null": null_curves}
+        text = f"lags ±{self.max_lag}; {table.null_is}"
+        lag_rows(table, f"tlcc/{name}", curves, ("peak", "lag"), text, "the avatar follows the user")

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from af.metrics.arrays import Array, Clip, Clips, as_clips, mean_of_defined, nan_mean, safe_divide, same_dims, undefined
+from af.metrics.arrays import (
+    Array,
+    Clip,
+    Clips,
+    UndefinedMetricWarning,
+    as_clips,
+    mean_of_defined,
+    nan_mean,
+    safe_divide,
+    same_dims,
+    undefined,
+)
+from af.metrics.base import FACES, ClipMetric, ClipTable
+from af.metrics.records import EvaluationClip, MetricRow, digest
 
 
 def fit_clusters(true: Clips, clusters: int, name: str = "sid") -> Float[np.ndarray, "K D"] | None:
@@ -100,3 +115,81 @@ def var_ratio(true: Clips, generated: Clips) -> Float[np.ndarray, " D"]:
     if np.isnan(ratio).any():
         undefined("var_ratio", f"parameters {np.flatnonzero(np.isnan(ratio)).tolist()} do not vary in the true clips")
     return ratio
+
+
+class Diversity(ClipMetric):
+    """`sid` with every number of clusters, `var` in both poolings and `var_ratio` by parameter."""
+
+    needs: ClassVar = {"sid": FACES, "var": FACES}
+    headline = ("sid/exp", "sid/pose", "var/exp", "var/pose")
+    on_card = ("var_ratio/exp", "var_ratio/pose")
+
+    def __init__(self, clusters: Sequence[tuple[int, int]] = ((40, 20), (15, 9)), **draws: int) -> None:
+        super().__init__(**draws)
+        self.clusters = clusters
+        self._centres: dict[str, tuple[str, Float[np.ndarray, "K D"] | None, str]] = {}
+
+    def measure(self, clip: EvaluationClip) -> dict[str, Any]:
+        """The series, to be clustered, and sums of their variances."""
+        kept: dict[str, Any] = {side: getattr(clip, side) for side in ("true", "generated")}
+        for name, part in clip.parts.items():
+            for side in ("true", "generated"):
+                series = clip.side(side, part)
+                kept[f"variance/{side}/{name}"] = clip_variances([series])[0]
+                kept[f"flat/{side}/{name}"] = [series.size, series.sum(), np.square(series).sum()]
+        return kept
+
+    def tabulate(self, table: ClipTable) -> None:
+        """`sid/{exp,pose}` (and `…/kN`), `var/…`, `var/…/pooled`, `var_ratio/…`."""
+        for name, part in table.parts.items():
+            self._clusters(table, name, part)
+            self._variances(table, name, part)
+
+    def _clusters(self, table: ClipTable, name: str, part: slice) -> None:
+        true, generated = ([np.asarray(c, np.float64)[:, part] for c in table[side]] for side in ("true", "generated"))
+        for i, pair in enumerate(self.clusters):
+            clusters = pair[0 if name == "exp" else 1]
+            tag = f"sid/{name}" if i == 0 else f"sid/{name}/k{clusters}"
+            text = f"K = {clusters}, bound {np.log2(clusters):.3f} bits, k-means on true frames"
+            centres, why = self._fitted(tag, true, clusters)
+            if centres is None:
+                table.row(MetricRow(tag, float("nan"), protocol=text, note=why))
+                continue
+            counts = [np.stack([cluster_counts(c, centres) for c in side]).astype(float) for side in (generated, true)]
+            table.add(tag, counts[0], entropy_bits, true=counts[1], protocol=text)
+
+    def _fitted(self, tag: str, true: list[Clip], clusters: int) -> tuple[Float[np.ndarray, "K D"] | None, str]:
+        """Centres, or why there are none; those of the same true clips are fitted once."""
+        content = digest(np.concatenate(true))
+        known = self._centres.get(tag)
+        if known is None or known[0] != content:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UndefinedMetricWarning)
+                centres = fit_clusters(true, clusters, tag)
+            known = self._centres[tag] = content, centres, str(caught[-1].message) if caught else "no clusters"
+        return known[1:]
+
+    def _variances(self, table: ClipTable, name: str, part: slice) -> None:
+        own, true = (table.sums(f"variance/{side}/{name}") for side in ("generated", "true"))
+        text = "over time, mean of features, then clips"
+        table.mean(f"var/{name}", own.mean(axis=1), true=true.mean(axis=1), protocol=text)
+        flat = [table.sums(f"flat/{side}/{name}") for side in ("generated", "true")]
+        text = "of everything flattened"
+        table.add(f"var/{name}/pooled", flat[0], pooled_variance, true=flat[1], protocol=text)
+        both = np.stack([np.nan_to_num(own), np.nan_to_num(true)], axis=-1)  # clips, parameters, sides
+        text = "mean over parameters"
+        table.add(f"var_ratio/{name}", both.reshape(len(both), -1), _mean_ratio, true=1.0, protocol=text)
+        text = "generated / true variance over time"
+        for d, parameter in enumerate(table.face.names[part]):
+            tag = f"var_ratio/{parameter}"
+            table.add(tag, both[:, d], _mean_ratio, true=1.0, protocol=text, per_clip=False)
+
+
+def pooled_variance(sums: Float[np.ndarray, "... 3"]) -> Array:
+    """Variance (ddof 0) from n, Σx, Σx²."""
+    return sums[..., 2] / sums[..., 0] - np.square(sums[..., 1] / sums[..., 0])
+
+
+def _mean_ratio(sums: Float[np.ndarray, "... S"]) -> Array:
+    sides = sums.reshape(*sums.shape[:-1], -1, 2)
+    return nan_mean(variance_ratio(sides[..., 0], sides[..., 1]))

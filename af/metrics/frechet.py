@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from jaxtyping import Float
 
@@ -17,6 +19,9 @@ from af.metrics.arrays import (
     same_dims,
     undefined,
 )
+from af.metrics.base import FACES, ClipMetric, ClipTable
+from af.metrics.bootstrap import mean_sums
+from af.metrics.records import EvaluationClip
 
 
 def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D R"]:
@@ -154,3 +159,29 @@ def kernel_distance(
         for _ in range(subsets)
     ]
     return float(np.mean(values)), float(np.std(values))
+
+
+class FaceDistances(ClipMetric):
+    """`fd` and `pfd` of face parameters. The null of P-FD shifts the user by half the clip: same users, coupling broken."""
+
+    needs: ClassVar = {"fd": FACES, "pfd": FACES}
+    on_card = ("fd/exp", "fd/pose")
+
+    def measure(self, clip: EvaluationClip) -> dict[str, float]:
+        """Both distances of the clip, by part."""
+        kept = {}
+        for name, part in clip.parts.items():
+            x, y, g = (clip.side(side, part) for side in ("user", "true", "generated"))
+            kept[f"fd/{name}"] = clip_frechet(y, g)
+            for key, u in (("pfd", x), ("null", np.roll(x, len(x) // 2, axis=0))):
+                kept[f"{key}/{name}"] = clip_frechet(np.concatenate([x, y], 1), np.concatenate([u, g], 1))
+        return kept
+
+    def tabulate(self, table: ClipTable) -> None:
+        """`fd/{exp,pose}`, `pfd/{exp,pose}`."""
+        for name in table.parts:
+            fd, pfd, null = (table.sums(f"{key}/{name}") for key in ("fd", "pfd", "null"))
+            text = "per clip, ddof 1"
+            table.mean(f"fd/{name}", fd, true=0.0, protocol=text, better="lower")
+            text += "; null: user shifted by half the clip"
+            table.mean(f"pfd/{name}", pfd, true=0.0, null=mean_sums(null), protocol=text, better="lower")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any, ClassVar
+
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from af.metrics.arrays import as_array, undefined
-from af.metrics.coupling import LagCurve, lagged_pearson
+from af.metrics.arrays import UndefinedMetricWarning, as_array, undefined
+from af.metrics.base import ClipMetric, ClipTable
+from af.metrics.coupling import LagCurve, curve_sums, lag_rows, lagged_pearson
+from af.metrics.records import EvaluationClip
+from af.types import FaceSpec
+
+#: Names of the parameter that opens the mouth, by tracker.
+MOUTH_NAMES = ("mouth_open", "jawOpen", "jaw_open")
 
 #: One value a frame, or audio samples: an array or a tensor.
 Series = Float[np.ndarray, " N"] | Float[Tensor, " N"]
@@ -108,3 +117,57 @@ def shifted(audio: Series, seconds: float | None = None) -> Float[np.ndarray, " 
     step = SAMPLES_PER_FRAME
     samples = len(audio) // 2 // step * step if seconds is None else round(seconds * FPS) * step
     return np.roll(audio, samples)
+
+
+class Lips(ClipMetric):
+    """`lip`: the mouth against the avatar's sound (null: half a clip off); `mouth`: against the true mouth."""
+
+    needs: ClassVar = {
+        "lip": f"a parameter called {' or '.join(MOUTH_NAMES)}, and the avatar's sound",
+        "mouth": f"a parameter called {' or '.join(MOUTH_NAMES)}",
+    }
+    headline = ("mouth/corr", "lip/corr")
+    on_card = ("mouth/corr", "mouth/lag", "lip/corr")
+
+    def __init__(self, max_lag: int = 10, mouth_max_lag: int = 5, **draws: int) -> None:
+        super().__init__(**draws)
+        self.max_lag, self.mouth_max_lag = max_lag, mouth_max_lag
+
+    def measure(self, clip: EvaluationClip) -> dict[str, Any]:
+        """Curves against sound and true mouth, and both mouths for the null; nothing without a mouth."""
+        mouth = mouth_column(clip.face)
+        if mouth is None:
+            return {}
+        true, own = (clip.side(side, mouth) for side in ("true", "generated"))
+        kept: dict[str, Any] = {"true": true, "generated": own, "heard": clip.avatar_audio is not None}
+        # a clip without sound has no curve and does not count
+        audio = np.zeros(0) if clip.avatar_audio is None else np.asarray(clip.avatar_audio, np.float64)
+        for side, opening, sound in (("true", true, audio), ("generated", own, audio), ("null", own, shifted(audio))):
+            kept[f"lip/{side}"] = curve_sums(lip_curve(opening, sound, self.max_lag)[None])[0]
+        return kept | {"mouth/true": self._mouth(true, true), "mouth/generated": self._mouth(true, own)}
+
+    def _mouth(self, true: Series, generated: Series) -> Float[np.ndarray, " S"]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            return curve_sums(mouth_corr(true, generated, self.mouth_max_lag).correlation[None])[0]
+
+    def tabulate(self, table: ClipTable) -> None:
+        """`lip/corr`, `lip/lag`, `mouth/corr`, `mouth/lag`."""
+        mouth = mouth_column(table.face)
+        if mouth is None:
+            return
+        name, names, late = table.face.names[mouth], ("corr", "lag"), "mouth is late"
+        if any(table["heard"]):
+            curves = {side: table.sums(f"lip/{side}") for side in ("true", "generated", "null")}
+            text = f"{name} vs 0–10 Hz envelope, voiced frames, lags ±{self.max_lag}; null: audio half a clip off"
+            lag_rows(table, "lip", curves, names, text, f"the {late}", "higher")
+        wrong = table.of_partners(table["true"])
+        curves = {side: table.sums(f"mouth/{side}") for side in ("true", "generated")}
+        curves["null"] = np.stack([self._mouth(t, g) for t, g in zip(wrong, table["generated"], strict=True)])
+        text = f"generated vs true {name}, lags ±{self.mouth_max_lag}; null: mouth of another clip"
+        lag_rows(table, "mouth", curves, names, text, f"the generated {late}", "higher")
+
+
+def mouth_column(face: FaceSpec | None) -> int | None:
+    """The number of the parameter that opens the mouth; None without one."""
+    return next((face.names.index(n) for n in MOUTH_NAMES if n in face.names), None) if face is not None else None

@@ -1,6 +1,6 @@
-"""Does the avatar react: reaction gain (any data) and the known reactions of synthetic dyads.
+"""Does the avatar react to the user: reaction gain.
 
-Reaction gain asks whether the user's signal helps to predict the avatar beyond the avatar's own speech. Two ridge
+It asks whether the user's signal helps to predict the avatar beyond the avatar's own speech. Two ridge
 regressors are fitted on true data only, never on the identities they are judged on: (a) avatar motion from its own
 audio, lags 1 … L; (b) the same plus the user's motion and audio, lags 1 … L.
 """
@@ -9,27 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from af.clock import FPS, seconds_to_frames
 from af.metrics.arrays import Array, Clip, Clips, as_clips, as_paired, safe_divide, undefined
+from af.metrics.audio import log_mel
+from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
+from af.metrics.records import LAG_BANDS, Curve, EvaluationClip, MetricRow, digest
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
 
 STRENGTHS = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
-#: Fifths of a second: lags 1–5, 6–10, … 46–50.
-LAG_BANDS = tuple(zip(range(1, 51, 5), range(6, 52, 5), strict=True))
-
-
 #: Columns and the strength of their penalty.
 Blocks = list[tuple[Int[np.ndarray, " C"], float]]
 
 
 @dataclass(frozen=True)
-class ReactionGain:
+class Gain:
     """Nats by which the user's signal predicts the avatar better than shifted users do; 0 = blind.
 
     `errors` (identities, 2 + shifts): squared error of (a), of (b), and of (b) on each circular shift of the user.
@@ -186,7 +185,7 @@ class ReactionModel:
             )
         return np.asarray(rows)
 
-    def gain(self, avatar: Clips, resamples: int = 1000) -> ReactionGain:
+    def gain(self, avatar: Clips, resamples: int = 1000) -> Gain:
         """Reaction gain of `avatar` (true or generated), with a bootstrap interval over identities."""
         grouped, names = group_sums(self.errors(avatar), self.identities)
         total = grouped.sum(axis=0)
@@ -196,7 +195,7 @@ class ReactionModel:
         if not np.isfinite(value):
             undefined("reaction_gain", "the avatar's motion is not finite, or never changes")
         strengths = (self.strength_a, self.strength_b)
-        return ReactionGain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
+        return Gain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
 
     def gain_by_lag(self, avatar: Clips, bands: Sequence[tuple[int, int]] = LAG_BANDS) -> list[tuple[int, int, float]]:
         """Gain when (b) sees the user only at lags lo … hi − 1, for each band (lo, hi), frames."""
@@ -251,7 +250,7 @@ def reaction_gain(
     shift: Literal["increment", "user"] = "increment",
     seed: int = 0,
     resamples: int = 1000,
-) -> ReactionGain:
+) -> Gain:
     """Reaction gain of `generated` in nats: fit on (user, true), judge the generated motion; 0 = blind to the user.
 
     E = squared error over standardised dims on clips of at least 8 s; ln(E_a/E_b) minus its mean over `shifts`
@@ -264,58 +263,71 @@ def reaction_gain(
     if not model.usable:
         undefined("reaction_gain", f"fewer than two identities with clips of {model.min_frames} frames or more")
         nan = float("nan")
-        return ReactionGain(nan, None, nan, nan, np.zeros((0, 2 + shifts)), (), (nan, nan))
+        return Gain(nan, None, nan, nan, np.zeros((0, 2 + shifts)), (), (nan, nan))
     return model.gain(generated, resamples)
 
 
-@dataclass(frozen=True)
-class React:
-    """Per-session values of one known reaction; NaN for sessions where it has no value."""
+class ReactionGain(ClipMetric):
+    """`reaction_gain` of generated and true motion, and by lag; null: the avatar shifted by half the clip."""
 
-    values: Float[np.ndarray, " N"]
+    needs: ClassVar = {"reaction_gain": f"{FACES} and the sound of both, avatar and user"}
+    headline = ("reaction_gain",)
 
-    @property
-    def mean(self) -> float:
-        """Mean over sessions with a value."""
-        return float(np.nanmean(self.values)) if np.isfinite(self.values).any() else float("nan")
+    def __init__(self, mel_bands: int = 8, gain_bands: Sequence[tuple[int, int]] = LAG_BANDS, **draws: int) -> None:
+        super().__init__(**draws)
+        self.mel_bands, self.gain_bands = mel_bands, gain_bands
+        #: Fitted on the true clips of the last `compute`; the same ones are fitted once.
+        self.model: ReactionModel | None = None
+        self._fitted_on = ""
 
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over sessions."""
-        kept = self.values[np.isfinite(self.values)]
-        return float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
+    def takes(self, clip: EvaluationClip) -> bool:
+        """Clips with faces and both voices."""
+        return clip.face is not None and clip.avatar_audio is not None and clip.user_audio is not None
 
+    def measure(self, clip: EvaluationClip) -> dict[str, Any]:
+        """The series and the voices' log-mel frames: the model is fitted on all clips."""
+        kept: dict[str, Any] = {side: getattr(clip, side) for side in ("user", "true", "generated")}
+        for voice in ("user_audio", "avatar_audio"):
+            kept[voice] = log_mel(getattr(clip, voice), len(kept["user"]), self.mel_bands)
+        return kept
 
-def react_correlation(user: Clips, avatar: Clips, lag_frames: int) -> React:
-    """`react/smile`, `react/tilt`: per session, Pearson of avatar[t + lag] with user[t] of one parameter each."""
-    from af.metrics.coupling import pearson
+    def _fit(self, table: ClipTable) -> ReactionModel:
+        sides = [table[name] for name in ("user", "true", "user_audio", "avatar_audio")]
+        content = " ".join([*table.identities, *(digest(clip) for side in sides for clip in side)])
+        if self.model is None or content != self._fitted_on:
+            user, true, user_audio, avatar_audio = sides
+            self.model = ReactionModel(seed=self.seed).fit(user, true, user_audio, avatar_audio, table.identities)
+            self._fitted_on = content
+        return self.model
 
-    users, avatars = as_paired(user=user, avatar=avatar)
-    values = [
-        pearson(x[: len(x) - lag_frames], a[lag_frames:]) if len(x) > lag_frames + 2 else np.nan
-        for x, a in zip(users, avatars, strict=True)
-    ]
-    if np.isnan(values).all():
-        undefined("react", f"a parameter is constant or clips are shorter than {lag_frames + 3} frames")
-    return React(np.asarray(values))
-
-
-def react_nod(pitch: Clips, phrase_ends: Sequence[Sequence[int]], after_s: float = 1.0, sign: float = 1.0) -> React:
-    """`react/nod`: mean of sign·pitch in the second after the partner's phrase ends, minus the mean elsewhere.
-
-    `phrase_ends`: frame numbers per session; `sign` is the pitch direction of a nod. In the unit of `pitch`.
-    NaN for sessions without a phrase end inside the clip, or with no frame elsewhere.
-    """
-    values = []
-    for clip, ends in zip(as_paired(pitch=pitch)[0], phrase_ends, strict=True):
-        after = np.zeros(len(clip), bool)
-        for end in ends:
-            after[max(int(end) + 1, 0) : max(int(end) + 1 + round(after_s * FPS), 0)] = True
-        defined = after.any() and not after.all()
-        values.append(float(sign * (clip[after].mean() - clip[~after].mean())) if defined else np.nan)
-    if np.isnan(values).all():
-        undefined("react/nod", "no phrase of the partner ends inside a clip")
-    return React(np.asarray(values))
-
-
-__all__ = ["React", "ReactionGain", "ReactionModel", "react_correlation", "react_nod", "reaction_gain"]
+    def tabulate(self, table: ClipTable) -> None:
+        """`reaction_gain`, and its curve over lags."""
+        model, tag = self._fit(table), "reaction_gain"
+        bands = f"{self.mel_bands} mel bands"
+        text = f"ridge, lags 1–{model.lags}, {bands}, {model.shifts} shifts, interval over identities; nats"
+        if not model.usable:
+            note = f"fewer than two identities with clips of {model.min_frames} frames"
+            table.row(MetricRow(tag, float("nan"), protocol=text, note=note))
+            return
+        sides = {side: table[side] for side in ("generated", "true")}
+        sides["null"] = [np.roll(g, len(g) // 2, axis=0) for g in sides["generated"]]
+        own, true, null = (model.gain(motion, self.resamples) for motion in sides.values())
+        if own.interval is not None:
+            table.result.draws[tag] = own.draws(self.resamples, self.seed)
+        error = [None if gain.interval is None else gain.interval.standard_error for gain in (own, true, null)]
+        text += f"; null: avatar shifted by half the clip; {table.face.tracker}, 25 fps"
+        n = len(model.identities)
+        table.row(
+            MetricRow(
+                tag, own.value, own.interval, n, true.value, null.value, text, "true", error[0], error[1], error[2]
+            )
+        )
+        if self.gain_bands:
+            by_lag = {side: model.gain_by_lag(sides[side], self.gain_bands) for side in ("true", "generated")}
+            table.result.curves[tag] = Curve(
+                np.array([(low + high - 1) / 2 / FPS for low, high in self.gain_bands]),
+                {side: np.array([value for *_, value in gains]) for side, gains in by_lag.items()},
+                "reaction gain by lag of the user's signal",
+                "lag of the user's signal (s)",
+                "gain (nats)",
+            )

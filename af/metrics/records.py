@@ -31,15 +31,21 @@ def digest(array: np.ndarray) -> str:
     return hashlib.blake2b(f"{array.shape} {array.dtype}".encode() + array.tobytes(), digest_size=16).hexdigest()
 
 
+def face_parts(face: FaceSpec) -> dict[str, slice]:
+    """Columns of expression ("exp") and of the head's pose ("pose"), those that there are."""
+    parts = {"exp": slice(0, face.expression), "pose": slice(face.expression, None)}
+    return {name: columns for name, columns in parts.items() if face.names[columns]}
+
+
 @dataclass(frozen=True)
 class ClipFeatures:
-    """One extractor's vectors of a clip's true and generated frames (or windows of frames).
+    """One extractor's vectors of a clip's true and generated frames (`kind` "picture") or windows of frames ("video").
 
     `tag` is the extractor's name and version; `metric` the name that only the real networks have (fid_inception).
     """
 
     tag: str
-    kind: Literal["picture", "video"]
+    kind: str
     true: Float[np.ndarray, "N F"]
     generated: Float[np.ndarray, "M F"]
     metric: str | None = None
@@ -76,6 +82,11 @@ class EvaluationClip:
         if self.contents is not None:
             return self.contents
         return {part: [digest(values)] for part in PARTS if (values := getattr(self, part)) is not None}
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Columns of expression ("exp") and of the head's pose ("pose"), those that there are."""
+        return {} if self.face is None else face_parts(self.face)
 
     def side(self, name: str, columns: slice | int = slice(None)) -> Float[np.ndarray, "T ..."]:
         """Face parameters of "user", "true" or "generated" as float64; `columns` a part or a single one."""
@@ -171,8 +182,3 @@ class MetricResult:
                 known = whole.remarks.setdefault(name, [])
                 known += [text for text in texts if text not in known]
         return whole
-
-    @property
-    def headline(self) -> list[MetricRow]:
-        """Rows to look at beside curves: the usual columns, and families of a single number."""
-        return [row for row in self.rows if row.headline or "/" not in row.tag]

@@ -37,9 +37,7 @@ def repeats(clips: Mapping[str, Mapping[str, Collection[str]]]) -> dict[str, lis
 class Repeats(ClipMetric):
     """No rows: remarks on clips whose content is there twice, and on those whose null is the truth all the same."""
 
-    def takes(self, clip: EvaluationClip) -> bool:
-        """Every clip."""
-        return True
+    of_faces = False  # every clip
 
     def measure(self, clip: EvaluationClip) -> dict:
         """Nothing but the digests, which are kept anyway."""

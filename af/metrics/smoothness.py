@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from af.clock import FPS, seconds_to_frames
 from af.metrics.arrays import Clip, Clips, UndefinedMetricWarning, as_array, as_clips, safe_divide, undefined
+from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.frechet import frechet_distance, gaussian
+from af.metrics.records import EvaluationClip
 
 
 def border_sums(clip: Clip, block: int, first: int | None = None) -> Float[np.ndarray, " 4"]:
@@ -104,3 +107,35 @@ def drift(
         means = as_array(frame_sharpness)[: windows * size].reshape(windows, size).mean(axis=1)
         relative = safe_divide(means, means[0])
     return Drift(np.arange(windows) * window_s, distance, relative)
+
+
+class Smoothness(ClipMetric):
+    """`border_ratio`, where the block size is known, and `jerk` of face parameters."""
+
+    needs: ClassVar = {"border_ratio": f"{FACES} or videos, and the generator's block size", "jerk": FACES}
+    headline = ("border_ratio/pose",)
+
+    def __init__(self, block: int | None = None, first_border: int | None = None, **draws: int) -> None:
+        super().__init__(**draws)
+        self.block, self.first_border = block, first_border
+
+    def measure(self, clip: EvaluationClip) -> dict[str, Any]:
+        """Sums of both sides, by part."""
+        kept = {}
+        for name, part in clip.parts.items():
+            for side in ("true", "generated"):
+                series = clip.side(side, part)
+                kept[f"jerk/{side}/{name}"] = jerk_sums(series)
+                if self.block is not None:
+                    kept[f"border/{side}/{name}"] = border_sums(series, self.block, self.first_border)
+        return kept
+
+    def tabulate(self, table: ClipTable) -> None:
+        """`border_ratio/{exp,pose}`, `jerk/{exp,pose}`."""
+        for name in table.parts:
+            if self.block is not None:
+                true, own = (table.sums(f"border/{side}/{name}") for side in ("true", "generated"))
+                text = f"blocks of {self.block} frames"
+                table.add(f"border_ratio/{name}", own, border_from_sums, true=true, protocol=text)
+            true, own = (table.sums(f"jerk/{side}/{name}") for side in ("true", "generated"))
+            table.add(f"jerk/{name}", own, true=true, protocol="units/s³")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from af.data.provenance import drawn
 from af.evaluation.faces import TrackedFaces
 from af.evaluation.split import evaluate_split
-from af.evaluation.table import Protocol, evaluate_parameters
 from af.forcing.rollout import Guidance
+from af.metrics import evaluate_clips
+from af.metrics.records import Protocol
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.tracker import load_tracker
@@ -23,24 +24,14 @@ from af.pipeline.avatar import Avatar
 from af.pipeline.rolling import RolloutSettings
 from af.training.callbacks import tensorboard
 
-TAGS: Final = (
-    "reaction_gain",
-    "react/smile",
-    "react/tilt",
-    "react/nod",
-    "rpcc/exp",
-    "rpcc/pose",
-    "mouth/corr",
-    "lip/corr",
-)
-
 
 class Reactions(Callback):
     """Before the first step and after each validation, some rows of `af evaluate`'s table into TensorBoard.
 
     The first `clips` validation conversations are rolled out, decoded with `autoencoder` (a model folder; None turns
     the whole thing off) and read by the tracker of the synthetic faces; where others are shown, it says so once and
-    measures nothing. A row appears as reactions/TAG with its null beside it; undefined ones are left out.
+    measures nothing. The rows named by `tags` (None: the table's headlines) appear as
+    reactions/TAG with their nulls beside them; undefined ones are left out.
     """
 
     def __init__(
@@ -50,9 +41,9 @@ class Reactions(Callback):
         steps: int = 8,
         guidance_audio: float = 2.0,
         guidance_user: float = 1.0,
-        tags: Sequence[str] = TAGS,
+        tags: Sequence[str] | None = None,
     ) -> None:
-        self.autoencoder, self.clips, self.tags = autoencoder, clips, tuple(tags)
+        self.autoencoder, self.clips, self.tags = autoencoder, clips, tags
         self.settings = RolloutSettings(steps=steps, guidance=Guidance(guidance_audio, guidance_user))
         self._drawn: bool | None = None
         self._decoder: MotionAutoencoder | None = None  # kept out of the module tree, checkpoint and averages
@@ -94,8 +85,9 @@ class Reactions(Callback):
                 videos=0,
             )
         found: dict[str, float] = {}
-        for row in evaluate_parameters(clips, Protocol(block=avatar.denoiser.layout.block_frames, resamples=20)):
-            if row.tag in self.tags:
+        protocol = Protocol(block=avatar.denoiser.layout.block_frames, resamples=20)
+        for row in evaluate_clips(clips, protocol).rows:
+            if row.headline if self.tags is None else row.tag in self.tags:
                 found |= {row.tag: row.value} | ({} if row.null is None else {f"{row.tag}/null": row.null})
         return {tag: value for tag, value in found.items() if math.isfinite(value)}
 

@@ -15,7 +15,7 @@ from af.errors import UserError
 from af.images import image_array
 from af.losses.adversarial import AdversarialLoss
 from af.losses.reconstruction import kl_to_standard_normal, weighted_l1
-from af.metrics.identity import decibels
+from af.metrics.likeness import decibels
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.progressive import start_from
 from af.pipeline.encode import require_videos

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from af.evaluation.clips import EvaluationClip, Fitted, Protocol
 from conditions import BASE, BLIND, CONDITIONS, Condition, Material
 from jaxtyping import Float, UInt8
 from report import METRICS, write
@@ -26,7 +27,6 @@ from rich.progress import track
 from scipy.ndimage import gaussian_filter
 
 import af
-from af.evaluation.clips import EvaluationClip, Fitted, Protocol
 from af.evaluation.extractors import thumbnail
 from af.evaluation.table import parameter_report
 from af.files import atomic_path

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from af.evaluation.gallery import Curve, GalleryClip, gallery_html
-from af.evaluation.rows import MetricRow
+from af.metrics.records import MetricRow
 from tests.browser import dom_after, needs_browser
 
 TIME = np.arange(50) / 25

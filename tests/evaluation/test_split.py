@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from af.evaluation.clips import OF_FACES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from af.cli.evaluate import synthetic_tracker
@@ -15,7 +16,6 @@ from af.data.index import Index, build_index
 from af.data.media import read_video
 from af.data.schema import ClipMeta
 from af.data.shards import ShardReader, write_shard
-from af.evaluation.clips import OF_FACES
 from af.evaluation.faces import LatentReadout, TrackedFaces
 from af.evaluation.manifest import read_manifest
 from af.evaluation.read_videos import Measurer, Tools

@@ -1,173 +1,35 @@
-"""The table: every row with its truth and null, the intervals, what is left out and why."""
+"""Rows as files and on the terminal."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
-import numpy as np
-import pytest
+from af.evaluation.table import console_table, headline, markdown_table, write_metrics
+from af.metrics.bootstrap import Interval
+from af.metrics.records import MetricRow
 
-from af.evaluation.clips import EvaluationClip, Protocol, partners
-from af.evaluation.rows import console_table, flat_metrics, markdown_table, write_metrics
-from af.evaluation.table import evaluate_parameters, parameter_report
-from af.metrics.bootstrap import bootstrap, bootstrap_values, finish_mean, mean_sums
-from af.metrics.functional import fd, pfd, rpcc, sid, tlcc, variance
-from af.types import FaceSpec
-
-FACE = FaceSpec(("mouth_open", "smile", "pitch", "roll"), 2, "test/1")
-QUICK = Protocol(clusters=((8, 4),), block=10, resamples=50)
+ROWS = [
+    MetricRow("rpcc/exp", 0.25, Interval(0.2, 0.3, 0.02), 10, 0.0, 0.5, "pooled | all", "lower", headline=True),
+    MetricRow("react/smile", 0.6, None, 9, 0.7, 0.1, "lag 11", "true", 0.01, 0.02, 0.03),
+    MetricRow("psnr", float("nan"), better="higher", note="no image"),
+]
 
 
-def make_clips(count: int = 10, frames: int = 260) -> list[EvaluationClip]:
-    rng = np.random.default_rng(0)
-
-    def motion(dims: int = 4) -> np.ndarray:
-        return np.stack([np.convolve(rng.normal(size=frames), np.ones(7) / 7, "same") for _ in range(dims)], 1)
-
-    clips = []
-    for i in range(count):
-        user, true, noise = motion(), motion(), motion()
-        true += 0.5 * np.roll(user, 11, axis=0)
-        audio = [rng.normal(size=frames * 640) * np.repeat(np.abs(motion(1)[:, 0]), 640) * 0.1 for _ in range(2)]
-        ends = tuple(range(20 + i, frames - 40, 70))
-        clips.append(EvaluationClip(f"c{i}", f"id{i}", user, true, 0.5 * true + 0.5 * noise, FACE, *audio, ends))
-    return clips
-
-
-@pytest.fixture(scope="module")
-def clips() -> list[EvaluationClip]:
-    return make_clips()
-
-
-@pytest.fixture(scope="module")
-def report(clips):
-    return parameter_report(clips, QUICK)
-
-
-def test_rows_equal_the_definitions(clips, report):
-    rows = {row.tag: row for row in report.rows}
-    x, y, g = ([getattr(c, name) for c in clips] for name in ("user", "true", "generated"))
-    for part, dims in {"exp": slice(0, 2), "pose": slice(2, 4)}.items():
-        user, true, generated = ([c[:, dims] for c in side] for side in (x, y, g))
-        assert rows[f"rpcc/{part}"].value == pytest.approx(rpcc(user, true, generated), abs=1e-12)
-        assert rows[f"rpcc/{part}/clip"].value == pytest.approx(rpcc(user, true, generated, "clip"), abs=1e-12)
-        assert rows[f"rpcc/{part}/dim"].value == pytest.approx(rpcc(user, true, generated, "dim"), abs=1e-12)
-        assert rows[f"tlcc/{part}/peak"].value == pytest.approx(tlcc(user, generated).peak)
-        assert rows[f"tlcc/{part}/lag"].ground_truth == tlcc(user, true).lag == 11
-        assert rows[f"fd/{part}"].value == pytest.approx(fd(true, generated))
-        assert rows[f"pfd/{part}"].value == pytest.approx(pfd(user, true, generated))
-        assert rows[f"var/{part}"].value == pytest.approx(variance(generated))
-        assert rows[f"var/{part}"].ground_truth == pytest.approx(variance(true))
-        assert rows[f"var/{part}/pooled"].value == pytest.approx(variance(generated, "pooled"))
-        clusters = 8 if part == "exp" else 4
-        assert rows[f"sid/{part}"].value == pytest.approx(sid(true, generated, clusters))
-        assert rows[f"sid/{part}"].ground_truth == pytest.approx(sid(true, true, clusters))
-
-
-def test_every_coupling_row_has_a_truth_and_a_null_that_differ(report):
-    for row in report.rows:
-        assert row.ground_truth is not None, row.tag
-        if row.tag.split("/")[0] in ("rpcc", "pfd", "reaction_gain", "react", "mouth", "lip") and "lag" not in row.tag:
-            assert row.null is not None, row.tag
-    rows = {row.tag: row for row in report.rows}
-    assert rows["reaction_gain"].ground_truth > rows["reaction_gain"].value > rows["reaction_gain"].null
-    assert rows["react/smile"].ground_truth > 0.3 > abs(rows["react/smile"].null)
-    assert rows["mouth/corr"].ground_truth == pytest.approx(1)
-    assert rows["border_ratio/exp"].value == pytest.approx(1, abs=0.2)
-
-
-def test_intervals_contain_the_value(report):
-    for row in report.rows:
-        if row.interval is not None and not row.tag.endswith(("lag", "peak")) and "rpcc" not in row.tag:
-            assert row.interval.low <= row.value <= row.interval.high, row.tag
-
-
-def test_ground_truth_scored_as_generated_is_perfect(clips):
-    rows = {r.tag: r for r in evaluate_parameters([replace(c, generated=c.true) for c in clips], QUICK)}
-    for tag, row in rows.items():
-        assert row.value == pytest.approx(row.ground_truth, abs=1e-6), tag
-
-
-def test_rows_without_input_are_left_out_and_without_a_value_say_why(clips):
-    still = replace(clips[0], true=np.zeros_like(clips[0].true), generated=np.zeros_like(clips[0].true))
-    bare = [replace(still, avatar_audio=None, phrase_ends=None)]
-    rows = {row.tag: row for row in evaluate_parameters(bare, QUICK)}
-    assert "reaction_gain" not in rows
-    assert "lip/corr" not in rows
-    assert "react/smile" not in rows
-    for tag in ("rpcc/exp", "tlcc/exp/peak", "sid/exp", "mouth/corr"):
-        assert np.isnan(rows[tag].value)
-        assert rows[tag].note
-    assert flat_metrics(rows.values())["rpcc/exp"] is None  # JSON knows no NaN
-
-
-def test_clips_without_sound_or_phrase_ends_do_not_count_and_cost_the_others_nothing(clips, report):
-    """As if they were not there, in the rows that need what they lack."""
-    bare = [replace(c, name=f"bare {c.name}", avatar_audio=None, user_audio=None, phrase_ends=None) for c in clips[:3]]
-    rows = {row.tag: row for row in parameter_report([*clips, *bare], QUICK).rows}
-    before = {row.tag: row for row in report.rows}
-    for tag in ("lip/corr", "reaction_gain"):
-        assert rows[tag].value == pytest.approx(before[tag].value), tag
-        assert rows[tag].n == before[tag].n
-    assert np.isfinite(rows["react/nod"].value)
-    assert rows["react/nod"].n == 10
-    assert rows["rpcc/exp"].n == 13
-
-
-def test_what_was_fitted_on_the_truth_can_be_used_again(clips, report):
-    again = parameter_report(clips, QUICK, report.fitted)
-    assert [row.value for row in again.rows] == [row.value for row in report.rows]
-    assert again.fitted.reaction is report.fitted.reaction
-
-
-def test_a_bad_layout_or_another_tracker_is_refused_by_name(clips):
-    with pytest.raises(ValueError, match="c1: tracker 'other/1'"):
-        evaluate_parameters([clips[0], replace(clips[1], face=replace(FACE, tracker="other/1"))])
-    with pytest.raises(ValueError, match="c1: shapes"):
-        evaluate_parameters([clips[0], replace(clips[1], generated=clips[1].generated[:-1])])
-
-
-def test_nulls_come_from_another_session_and_identity(clips):
-    pairs = [replace(c, session=f"s{i // 2}", identity=f"id{i % 3}") for i, c in enumerate(clips)]
-    for i, j in enumerate(partners(pairs)):
-        assert pairs[i].session != pairs[j].session
-        assert pairs[i].identity != pairs[j].identity
-    assert partners(clips[:1]) is None
-
-
-def test_files_hold_the_rows(report, tmp_path):
-    json_path, markdown_path = write_metrics(tmp_path / "out", report.rows, {"seconds/evaluate": 1.5})
+def test_files_hold_the_rows(tmp_path):
+    json_path, markdown_path = write_metrics(tmp_path / "out", ROWS, {"seconds/evaluate": 1.5}, notes="- said")
     flat = json.loads(json_path.read_text())
     assert flat["seconds/evaluate"] == 1.5
-    assert {"rpcc/exp", "rpcc/exp/true", "rpcc/exp/null", "rpcc/exp/se", "react/smile/true/se"} <= flat.keys()
+    assert (flat["rpcc/exp"], flat["rpcc/exp/true"], flat["rpcc/exp/null"], flat["rpcc/exp/se"]) == (0.25, 0, 0.5, 0.02)
+    assert (flat["rpcc/exp/low"], flat["rpcc/exp/high"], flat["rpcc/exp/n"]) == (0.2, 0.3, 10)
+    assert (flat["react/smile/se"], flat["react/smile/true/se"], flat["react/smile/null/se"]) == (0.01, 0.02, 0.03)
+    assert flat["psnr"] is None  # JSON knows no NaN
+    assert flat["better"] == {"rpcc/exp": "lower", "react/smile": "true", "psnr": "higher"}
+    assert flat["headline"] == ["rpcc/exp"]
     text = markdown_path.read_text()
-    assert text.count("\n| ") >= len(report.rows)
-    assert "null: user of another clip" in text
-    assert [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")] == []
-    assert console_table(report.rows).row_count == len(report.rows)
-    assert "| rpcc/exp ↓ |" in markdown_table(report.rows)
-
-
-def test_bootstrap_interval_covers_the_true_mean_as_often_as_it_says():
-    rng, hits, trials = np.random.default_rng(0), 0, 300
-    for seed in range(trials):
-        values = rng.exponential(size=60)
-        interval = bootstrap(mean_sums(values), finish_mean, resamples=300, seed=seed)
-        hits += interval.low <= 1.0 <= interval.high
-    assert 0.88 < hits / trials < 0.98
-
-
-def test_bootstrap_over_identities_is_wider_when_clips_of_one_person_are_alike():
-    rng = np.random.default_rng(0)
-    values = np.repeat(rng.normal(size=10), 8)
-    groups = [f"p{i // 8}" for i in range(80)]
-    clip, person = (bootstrap(mean_sums(values), finish_mean, g).standard_error for g in (None, groups))
-    assert person > 2 * clip
-    assert person == pytest.approx(values[::8].std() / np.sqrt(10), rel=0.15)
-    first, second = (bootstrap_values(mean_sums(values), finish_mean, groups, seed=3) for _ in range(2))
-    assert np.array_equal(first, second)
-
-
-def test_a_clip_without_a_value_does_not_count():
-    assert finish_mean(mean_sums(np.array([1.0, np.nan, 3.0])).sum(0)) == 2.0
+    assert "| rpcc/exp ↓ | 0.25 | 0.2 … 0.3 | 0 | 0.5 | 10 | pooled \\| all |" in text
+    assert "| react/smile | 0.6 ± 0.01 |" in text
+    assert "- `psnr`: no image" in text
+    assert text.endswith("- said\n")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["metrics.json", "metrics.md"]
+    assert console_table(ROWS).row_count == len(ROWS) == markdown_table(ROWS).count("\n| ") - 1
+    assert headline(ROWS) == [ROWS[0], ROWS[2]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from af.metrics.functional import UndefinedMetricWarning, lip_corr, lip_lag, lip_sync, mouth_corr, speech_envelope
-from af.metrics.lipsync import shifted, voiced_frames
+from af.metrics.arrays import UndefinedMetricWarning
+from af.metrics.lipsync import lip_corr, lip_lag, lip_sync, mouth_corr, shifted, speech_envelope, voiced_frames
 
 FRAMES = 250
 

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from af.metrics.functional import (
-    ReactionModel,
-    UndefinedMetricWarning,
-    react_correlation,
-    react_nod,
-    reaction_gain,
-)
+from af.metrics.arrays import UndefinedMetricWarning
+from af.metrics.known_reactions import react_correlation, react_nod
+from af.metrics.reaction import ReactionModel, reaction_gain
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
 
 

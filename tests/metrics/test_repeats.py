@@ -11,9 +11,11 @@ import pytest
 
 from af.cli.main import main
 from af.data.video_writer import write_video
-from af.evaluation.clips import EvaluationClip, partners
 from af.evaluation.manifest import ManifestClip, write_manifest
-from af.evaluation.repeats import digest, digests_of, kept_apart, repeats
+from af.metrics import evaluate_clips
+from af.metrics.coupling import Coupling
+from af.metrics.records import EvaluationClip, digest
+from af.metrics.repeats import Repeats
 from af.types import FaceSpec
 
 FACE = FaceSpec(("smile", "yaw"), 1, "test/1")
@@ -26,12 +28,11 @@ def clip(name: str, seed: int = 0, **changes) -> EvaluationClip:
 
 
 def remarks(*clips: EvaluationClip) -> dict[str, list[str]]:
-    return repeats({c.name: digests_of(c) for c in clips})
+    return evaluate_clips(clips, metrics=[Repeats()]).remarks
 
 
 def test_different_clips_get_no_remark():
     assert not remarks(clip("a", 0), clip("b", 1), clip("c", 2))
-    assert not kept_apart([clip("a", 0), clip("b", 1)], {})[1]
 
 
 @pytest.mark.parametrize(
@@ -59,16 +60,24 @@ def test_a_part_of_an_earlier_clip_is_named(part):
 def test_one_clip_under_two_names_is_no_null_of_itself():
     """Its partner is somebody else where there is one; where there is none, the null is said to be the truth."""
     first, again, other = clip("a", 0), clip("b", 0), clip("c", 1)
-    digests = {c.name: digests_of(c) for c in (first, again, other)}
-    assert partners([first, again, other])[0] == 1, "by their names they are two"
-    found, said = kept_apart([first, again, other], digests)
-    paired = partners(found)
-    assert all(not np.array_equal(c.user, found[paired[i]].user) for i, c in enumerate(found))
-    assert not said
-    assert found[0].identity == found[1].identity != found[2].identity
-    _, said = kept_apart([first, again], digests)
+    said = remarks(first, again, other)
+    assert "null is the truth" not in str(said)
+    two = {row.tag: row for row in evaluate_clips([first, other], metrics=[Coupling(max_lag=5)]).rows}
+    three = {row.tag: row for row in evaluate_clips([first, again, other], metrics=[Coupling(max_lag=5)]).rows}
+    # by their names they are two: a's null would be b's user, its own
+    assert (
+        three["rpcc/exp/clip"].null
+        == pytest.approx((2 * nulls(first, other) + nulls(other, first)) / 3)
+        != two["rpcc/exp/clip"].null
+    )
+    said = remarks(first, again)
     assert set(said) == {"a", "b"}
     assert "null is the truth" in said["a"][0]
+
+
+def nulls(one: EvaluationClip, other: EvaluationClip) -> float:
+    x, y, g, z = one.user[:, 0], one.true[:, 0], one.generated[:, 0], other.user[:, 0]
+    return abs(np.corrcoef(x, y)[0, 1] - np.corrcoef(z, g)[0, 1])
 
 
 def test_the_content_counts_and_not_the_bytes_around_it():

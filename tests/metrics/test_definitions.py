@@ -8,28 +8,14 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.linalg import sqrtm
 
-from af.metrics.functional import (
-    UndefinedMetricWarning,
-    border_ratio,
-    csim,
-    drift,
-    fd,
-    frechet_distance,
-    jerk,
-    kernel_distance,
-    latency,
-    pcc,
-    pfd,
-    psnr,
-    reaction_gain,
-    real_time_factor,
-    rpcc,
-    sid,
-    ssim,
-    tlcc,
-    var_ratio,
-    variance,
-)
+from af.metrics.arrays import UndefinedMetricWarning
+from af.metrics.coupling import pcc, rpcc, tlcc
+from af.metrics.diversity import sid, var_ratio, variance
+from af.metrics.frechet import fd, frechet_distance, kernel_distance, pfd
+from af.metrics.latency import latency, real_time_factor
+from af.metrics.likeness import csim, psnr, ssim
+from af.metrics.reaction import reaction_gain
+from af.metrics.smoothness import border_ratio, drift, jerk
 
 
 @pytest.fixture
