@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from af.evaluation.clips import EvaluationClip, Fitted, Protocol
 from conditions import BASE, BLIND, CONDITIONS, Condition, Material
 from jaxtyping import Float, UInt8
 from report import METRICS, write
@@ -28,10 +27,14 @@ from scipy.ndimage import gaussian_filter
 
 import af
 from af.evaluation.extractors import thumbnail
-from af.evaluation.table import parameter_report
 from af.files import atomic_path
-from af.metrics import frechet, functional
+from af.metrics import evaluate_clips, families
 from af.metrics.bootstrap import bootstrap_values, finish_mean, mean_sums
+from af.metrics.frechet import distance_from_sums, gaussian_sums, kernel_distance
+from af.metrics.likeness import csim, l1, psnr, ssim
+from af.metrics.reaction import ReactionGain
+from af.metrics.records import EvaluationClip, Protocol
+from af.metrics.smoothness import sharpness
 from af.synth.face import FACE_SPEC
 from af.synth.render import render
 
@@ -79,7 +82,10 @@ class Laboratory:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.material = Material.make(settings.sessions, settings.seed)
-        self.fitted: Fitted | None = None
+        protocol = Protocol(
+            block=10, clusters=((40, 20),), resamples=settings.resamples, seed=settings.seed, gain_bands=()
+        )
+        self.metrics = families(protocol)
         self.true_pictures: list[UInt8[np.ndarray, "T Y X 3"]] = []
         for session in track(self.material.sessions[: settings.rendered], description="true pictures"):
             self.true_pictures.append(render(session.b.face[:FRAMES], session.b.appearance, SIZE))
@@ -94,9 +100,7 @@ class Laboratory:
             )
             for i, (s, motion) in enumerate(zip(self.material.sessions, motions, strict=True))
         ]
-        protocol = Protocol(block=10, clusters=((40, 20),), resamples=resamples, seed=seed, gain_bands=())
-        report = parameter_report(clips, protocol, self.fitted)
-        self.fitted = report.fitted
+        report = evaluate_clips(clips, metrics=self.metrics)
         values = {
             row.tag: {"value": row.value, "truth": row.ground_truth, "null": row.null, "better": row.better}
             for row in report.rows
@@ -104,7 +108,7 @@ class Laboratory:
         }
         draws = {tag: report.draws[tag] for tag in values}
         by_lag = None
-        model = self.fitted.reaction
+        model = next(metric.model for metric in self.metrics if isinstance(metric, ReactionGain))
         if model is not None and model.usable:
             model.shift = "user"
             literal, truth = (model.gain(m, resamples) for m in (motions, [s.b.face for s in self.material.sessions]))
@@ -132,24 +136,24 @@ class Laboratory:
             if condition.blur:
                 own = gaussian_filter(own, (0, condition.blur, condition.blur, 0))
             features = COARSE(true), COARSE(own)
-            sums.append(np.concatenate([frechet.gaussian_sums(f) for f in features]))
+            sums.append(np.concatenate([gaussian_sums(f) for f in features]))
             first, second = (torch.from_numpy(p.transpose(0, 3, 1, 2) / np.float32(255)) for p in (own, true))
             for tag, value in {
-                f"kd_img/{COARSE.tag}": functional.kernel_distance(features[0], features[1])[0],
-                f"csim/{FINE.tag}": float(np.mean(functional.csim(FINE(own) - 0.5, FINE(true[:1]) - 0.5))),
-                "psnr": min(functional.psnr(first, second, 0, 1), 99.0),
-                "ssim": functional.ssim(first, second, 0, 1),
-                "l1": functional.l1(first, second),
-                "sharpness": float(functional.sharpness(own).mean()),
+                f"kd_img/{COARSE.tag}": kernel_distance(features[0], features[1])[0],
+                f"csim/{FINE.tag}": float(np.mean(csim(FINE(own) - 0.5, FINE(true[:1]) - 0.5))),
+                "psnr": min(psnr(first, second, 0, 1), 99.0),
+                "ssim": ssim(first, second, 0, 1),
+                "l1": l1(first, second),
+                "sharpness": float(sharpness(own).mean()),
             }.items():
                 columns.setdefault(tag, []).append(value)
         dims, bootstrapped = 48, {"resamples": self.settings.resamples, "seed": self.settings.seed}
         if sums:
             tag, stacked = f"fd_img/{COARSE.tag}", np.stack(sums)
-            value = float(frechet.distance_from_sums(stacked.sum(0), dims))
+            value = float(distance_from_sums(stacked.sum(0), dims))
             values[tag] = {"value": value, "truth": 0.0, "null": None, "better": "lower"}
-            draws[tag] = bootstrap_values(stacked, lambda s: frechet.distance_from_sums(s, dims), **bootstrapped)
-        true_sharpness = float(np.mean([functional.sharpness(p).mean() for p in self.true_pictures or ()] or [np.nan]))
+            draws[tag] = bootstrap_values(stacked, lambda s: distance_from_sums(s, dims), **bootstrapped)
+        true_sharpness = float(np.mean([sharpness(p).mean() for p in self.true_pictures or ()] or [np.nan]))
         for tag, column in columns.items():
             kept = mean_sums(np.array(column))
             better = {"k": "lower", "l": "lower", "s": "higher", "c": "higher", "p": "higher"}[tag[0]]

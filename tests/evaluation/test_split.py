@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from af.evaluation.clips import OF_FACES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from af.cli.evaluate import synthetic_tracker
@@ -21,6 +20,7 @@ from af.evaluation.manifest import read_manifest
 from af.evaluation.read_videos import Measurer, Tools
 from af.evaluation.split import FIELDS, evaluate_reconstruction, evaluate_split, likeness
 from af.forcing.noise import clip_noise
+from af.metrics import families
 from af.pipeline.avatar import Avatar
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.types import FaceSpec, MotionSpec
@@ -125,11 +125,12 @@ def test_filmed_faces_get_no_numbers_of_the_tracker_of_drawn_ones(
     out = tmp_path / "filmed"
     assert evaluation(*models, "--data", filmed / "test", "--out", out) == 0
     said, metrics = capsys.readouterr().out, json.loads((out / "metrics.json").read_text())
-    families = {tag.split("/")[0] for tag in metrics["better"]}
-    assert {"psnr", "ssim", "l1", "latency", "speed"} <= families
-    assert not families & {*OF_FACES, "border_ratio"}
-    for family in (*OF_FACES, "border_ratio"):
-        assert "--mediapipe" in metrics["not_computed"][family]
+    computed = {tag.split("/")[0] for tag in metrics["better"]}
+    assert {"psnr", "ssim", "l1", "latency", "speed"} <= computed
+    of_faces = {tag for metric in families() if metric.of_faces for tag in metric.needs}
+    assert not computed & of_faces
+    for tag in of_faces:
+        assert "--mediapipe" in metrics["not_computed"][tag]
     assert f"--manifest {out / 'manifest.csv'}" in said.replace("\n", "")
     assert not (out / "clips.json").read_text().strip("{}\n ")
 
