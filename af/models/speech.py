@@ -7,7 +7,6 @@ trained on is, number for number, what a live session can compute. Both round to
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
 from af.errors import UserError
+from af.models.artifact import weights_digest
 from af.types import FeatureSpec
 
 Mode = Literal["utterance", "streaming"]
@@ -30,7 +30,8 @@ _FFT = 512  # samples of a spectrum of the log-mel features
 class SpeechFeatures(nn.Module):
     """Base of the extractors: windows, normalisation and rounding are the same for all of them.
 
-    A subclass gives `encode(windows (N, S)) -> (N, T, F)` with T = S / 640 and a `spec` naming it. Sound comes from
+    A subclass gives `encode(windows (N, S)) -> (N, T, F)` with T = S / 640 and a `spec` naming it; its configuration says
+    `dim`, the numbers a frame, which models take from there. Sound comes from
     anywhere, as a rule from the host; it is brought to the extractor's device, where the features stay.
     """
 
@@ -154,7 +155,7 @@ def _equal_windows(blocks: int, spec: FeatureSpec, limit: int) -> Iterator[list[
 
 
 class LogMel(SpeechFeatures):
-    """Log-mel energies without weights: `hops` spectra a frame of `mels` bands, each from samples before its end.
+    """Log-mel energies without weights: `hops` spectra a frame, each of `dim` / `hops` bands and from samples before its end.
 
     The windows are left-aligned to their past, so even inside a block a frame reads no later sample.
     """
@@ -162,7 +163,7 @@ class LogMel(SpeechFeatures):
     def __init__(
         self,
         mode: Mode = "streaming",
-        mels: int = 32,
+        dim: int = 64,
         hops: int = 2,
         block_frames: int = 10,
         window_frames: int = 50,
@@ -170,12 +171,13 @@ class LogMel(SpeechFeatures):
     ) -> None:
         if hops < 1 or SAMPLES_PER_FRAME % hops:
             raise ValueError(f"hops must divide {SAMPLES_PER_FRAME} samples a frame, got {hops}")
-        if not 1 <= mels <= _FFT // 2:
-            raise ValueError(f"mels must lie in 1 ... {_FFT // 2} (half the window of the spectrum), got {mels}")
+        mels = dim // hops
+        if dim % hops or not 1 <= mels <= _FFT // 2:
+            raise ValueError(f"dim must be {hops} hops x 1 ... {_FFT // 2} bands (half a spectrum's window), got {dim}")
         windows = _windows(mode, block_frames, window_frames, right_context_frames)
-        spec = FeatureSpec("logmel", f"1-{mels}x{hops}", mels * hops, mode, **windows)
+        spec = FeatureSpec("logmel", f"1-{mels}x{hops}", dim, mode, **windows)
         super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet instead of being blown up to speech
-        self.mels, self.hops, self.n_fft = mels, hops, _FFT
+        self.hops, self.n_fft = hops, _FFT
         self.register_buffer("filters", mel_filters(mels, self.n_fft), persistent=False)
         self.register_buffer("taper", torch.hann_window(self.n_fft, periodic=True), persistent=False)
 
@@ -205,15 +207,17 @@ def mel_filters(bands: int, n_fft: int, low_hz: float = 60.0, high_hz: float = 7
 class Wav2Vec2Features(SpeechFeatures):
     """All transformer layers of a wav2vec 2.0 model, concatenated layer-major; frozen, eval mode, fp32.
 
-    `checkpoint` is a Hugging Face name (``facebook/wav2vec2-base-960h``) or a local folder. `resample` says where
+    `checkpoint` is a Hugging Face name (``facebook/wav2vec2-base-960h``) or a local folder, `dim` what its layers give
+    (None: whatever they give). `resample` says where
     50 Hz becomes 25 fps: "before" the transformer on the convolutional features (as released) or "after" it.
-    Raises UserError when the checkpoint cannot be read.
+    Raises UserError when the checkpoint cannot be read, or gives another `dim`.
     """
 
     def __init__(
         self,
         checkpoint: str | Path = "facebook/wav2vec2-base-960h",
         mode: Mode = "streaming",
+        dim: int | None = None,
         resample: Literal["before", "after"] = "before",
         block_frames: int = 10,
         window_frames: int = 50,
@@ -231,14 +235,17 @@ class Wav2Vec2Features(SpeechFeatures):
         if resample not in ("before", "after"):
             raise ValueError(f"resample must be 'before' or 'after', got {resample!r}")
         layers = model.config.num_hidden_layers
+        found = layers * model.config.hidden_size
+        if dim not in (None, found):
+            raise UserError(f"features.dim={dim}: the {layers} layers of {checkpoint} give {found} numbers a frame")
         spec = FeatureSpec(
             "wav2vec2",
             f"1-{resample}",
-            layers * model.config.hidden_size,
+            found,
             mode,
             **_windows(mode, block_frames, window_frames, right_context_frames),
             layers=tuple(range(1, layers + 1)),
-            checkpoint=weights_hash(model),
+            checkpoint=weights_digest(model),
         )
         super().__init__(spec, silence=1e-7)  # the value of the Hugging Face feature extractor
         self.resample = resample
@@ -274,12 +281,3 @@ class Wav2Vec2Features(SpeechFeatures):
 
 def _resample(features: Tensor, frames: int) -> Tensor:
     return F.interpolate(features, size=frames, mode="linear", align_corners=True)
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names and values of a module's state, independent of file format and device."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()

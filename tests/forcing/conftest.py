@@ -51,7 +51,7 @@ def random_inputs() -> Callable[..., tuple[Condition, torch.Tensor, torch.Tensor
 
 @pytest.fixture
 def speech() -> LogMel:
-    return LogMel(mels=4, hops=1, block_frames=3, window_frames=12)
+    return LogMel(dim=4, hops=1, block_frames=3, window_frames=12)
 
 
 @pytest.fixture

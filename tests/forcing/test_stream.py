@@ -79,7 +79,7 @@ def test_cutting_changes_no_bit(denoiser, speech, talk) -> None:
 @pytest.mark.parametrize("right", [0, 1])
 def test_feature_blocks_of_another_size(small_denoiser, talk, block: int, right: int) -> None:
     """Feature blocks need not be motion blocks; declared waiting and look-ahead are what is measured."""
-    speech = LogMel(mels=4, hops=1, block_frames=block, window_frames=12, right_context_frames=right)
+    speech = LogMel(dim=4, hops=1, block_frames=block, window_frames=12, right_context_frames=right)
     denoiser = small_denoiser(audio_feature_dim=speech.spec.dim).float()
     signals = talk(24)
     running = session(denoiser, speech)
@@ -103,7 +103,7 @@ def test_feature_blocks_of_another_size(small_denoiser, talk, block: int, right:
 @pytest.mark.parametrize("name", ["avatar_audio", "user_audio", "user_motion"])
 @pytest.mark.parametrize("right", [0, 1])
 def test_raw_input_after_a_block_is_due_changes_no_bit_of_it(small_denoiser, talk, name: str, right: int) -> None:
-    speech = LogMel(mels=4, hops=1, block_frames=3, window_frames=12, right_context_frames=right)
+    speech = LogMel(dim=4, hops=1, block_frames=3, window_frames=12, right_context_frames=right)
     denoiser = small_denoiser(audio_feature_dim=speech.spec.dim).float()
     signals = talk(24)
     plain = live(session(denoiser, speech), signals, {k: [] for k in signals})
@@ -120,7 +120,7 @@ def test_raw_input_after_a_block_is_due_changes_no_bit_of_it(small_denoiser, tal
 
 def test_gradients_from_the_raw_waveform_agree(small_denoiser, talk) -> None:
     """The same features, denoiser and roll-out, differentiated from samples: no block sees a later sample."""
-    speech = LogMel(mels=4, hops=1, block_frames=3, window_frames=12).double()
+    speech = LogMel(dim=4, hops=1, block_frames=3, window_frames=12).double()
     denoiser = small_denoiser(audio_feature_dim=speech.spec.dim)
     signals = {k: v.double().requires_grad_() for k, v in talk(15).items()}
 
@@ -239,7 +239,7 @@ def test_wrong_use_is_said_and_changes_nothing(denoiser, speech, talk) -> None:
 
 
 def test_what_is_waited_for_is_said(denoiser, talk) -> None:
-    speech = LogMel(mels=4, hops=1, block_frames=3, window_frames=12, right_context_frames=1)
+    speech = LogMel(dim=4, hops=1, block_frames=3, window_frames=12, right_context_frames=1)
     signals = talk(12)
     running = session(denoiser, speech)
     assert running.waiting_for == {"avatar_audio": 4, "user_audio": 4, "user_motion": 3}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from af.cli.config import compose, instantiate, resolve
 from af.errors import UserError
 from af.models.speech import LogMel, SpeechFeatures, Wav2Vec2Features, block_window
 
@@ -111,3 +112,13 @@ def test_bad_input():
         LogMel(mode="live")
     with pytest.raises(UserError, match="no-such-folder"):
         Wav2Vec2Features("./no-such-folder")
+
+
+def test_the_model_is_as_wide_as_the_features_say(tiny_wav2vec2):
+    words = ["experiment=denoiser_demo", "data.root=x", "features.dim=32"]
+    config = resolve(compose("train", words))
+    assert config["model"]["audio_feature_dim"] == instantiate(config["features"]).spec.dim == 32
+    with pytest.raises(UserError, match=r"features\.dim=9216: the 2 layers of .* give 64"):
+        Wav2Vec2Features(tiny_wav2vec2, dim=9216)
+    with pytest.raises(ValueError, match="dim must be 2 hops"):
+        LogMel(dim=33)

@@ -35,7 +35,7 @@ def avatar(generator: torch.Generator) -> Avatar:
         for parameter in denoiser.parameters():
             scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.25  # larger ones drown the signals
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return Avatar(autoencoder, denoiser, LogMel(mels=4, hops=2, block_frames=5, window_frames=20))
+    return Avatar(autoencoder, denoiser, LogMel(dim=8, hops=2, block_frames=5, window_frames=20))
 
 
 def recording(seed: int = 0) -> dict[str, np.ndarray]:
