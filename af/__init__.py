@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from af.forcing.pieces import Rates, Signals
-    from af.ingest.camera import FaceCropper
-    from af.ingest.single import read_portrait
+    from af.ingest.crops import FaceCropper, read_portrait
     from af.pipeline.avatar import Avatar
     from af.pipeline.live import live_session
 
@@ -23,11 +22,11 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
 
 _HOMES = {
     "Avatar": "af.pipeline.avatar",
-    "FaceCropper": "af.ingest.camera",
+    "FaceCropper": "af.ingest.crops",
     "Rates": "af.forcing.pieces",
     "Signals": "af.forcing.pieces",
     "live_session": "af.pipeline.live",
-    "read_portrait": "af.ingest.single",
+    "read_portrait": "af.ingest.crops",
 }
 
 

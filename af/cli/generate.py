@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from af.data.media import fit_audio, iter_video, probe, read_audio
     from af.data.notes import Notes
     from af.data.video_writer import require_video_name, video_writer
-    from af.ingest.single import face_frames, read_portrait
+    from af.ingest.crops import face_frames, read_portrait
     from af.nn.precision import choose
     from af.pipeline.avatar import Avatar, longest
     from af.pipeline.encode import video_motion_pieces

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from af.data.stores import local_path
 from af.errors import UserError
 from af.values import LARGEST_SEED, require_number
+
+Record = TypeVar("Record")
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +47,7 @@ def number(kind: type, **limits: Any) -> Callable[[str], Any]:
 
 #: A whole number from 1 on: processes, steps, frames, pixels.
 count: Final = number(int, least=1, whole=True)
-#: The side of a picture of a face.
+#: The side of an image of a face.
 pixels: Final = number(int, least=16, most=4096, whole=True)
 #: A whole number from 0 on: places in a list, sizes of splits.
 whole: Final = number(int, least=0, whole=True)
@@ -54,8 +57,32 @@ seed: Final = number(int, least=0, most=LARGEST_SEED, whole=True)
 positive: Final = number(float, above=0)
 #: A number from 0 on: scales of guidance.
 scale: Final = number(float, least=0)
-#: A number from 0 to 1: shares and probabilities.
+#: A number from 0 to 1: parts of a whole and probabilities.
 fraction: Final = number(float, least=0, most=1)
+
+
+def add_settings(parser: argparse.ArgumentParser, record: type, options: Mapping[str, tuple[str, Any, str]]) -> None:
+    """Options for fields of a dataclass, whose defaults are theirs: field -> (flag, type or choices, help)."""
+    for name, (flag, kind, text) in options.items():
+        default = getattr(record, name)
+        shown = (
+            ""
+            if default is None
+            else f" (default {default:g})"
+            if isinstance(default, float)
+            else f" (default {default})"
+        )
+        how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": flag[2:].upper()}
+        parser.add_argument(flag, dest=name, default=default, help=text + shown, **how)
+
+
+def settings_of(args: argparse.Namespace, record: type[Record], **more: Any) -> Record:
+    """The dataclass with the values of `add_settings`, and `more`. What it refuses is a UserError."""
+    names = [field.name for field in fields(record) if hasattr(args, field.name) and field.name not in more]  # type: ignore[arg-type]
+    try:
+        return record(**{name: getattr(args, name) for name in names}, **more)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def out_file(text: str) -> Out:

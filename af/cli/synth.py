@@ -14,52 +14,40 @@ from __future__ import annotations
 
 import argparse
 
-from af.cli.options import count, fraction, out_folder, positive, seed, whole
+from af.cli.options import add_settings, count, fraction, out_folder, positive, seed, settings_of, whole
+from af.synth.build import SynthSettings, build
+from af.synth.session import SessionConfig
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+
+SETTINGS = {
+    "train": ("--train", whole, "sessions for training"),
+    "val": ("--val", whole, "sessions for validation"),
+    "test": ("--test", whole, "sessions held out for the numbers"),
+    "size": ("--size", count, "pixels of the square videos"),
+    "seed": ("--seed", seed, "another seed gives other people and conversations"),
+}
+SESSION = {
+    "seconds": ("--seconds", positive, "length of a session"),
+    "smile_every_s": ("--smile-every", positive, "mean seconds between a person's own smiles"),
+    "tilt_every_s": ("--tilt-every", positive, "mean seconds between a person's own head tilts"),
+    "low_expressiveness": ("--low-expressiveness", fraction, "probability of a session with small reactions"),
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af synth`."""
     parser.add_argument("--out", type=out_folder, required=True, help="folder for train/, val/ and test/")
-    parser.add_argument("--train", type=whole, default=160, help="sessions for training (default 160)")
-    parser.add_argument("--val", type=whole, default=16, help="sessions for validation (default 16)")
-    parser.add_argument("--test", type=whole, default=64, help="sessions held out for the numbers (default 64)")
-    parser.add_argument("--seconds", type=positive, default=16.0, help="length of a session (default 16)")
-    parser.add_argument("--size", type=count, default=64, help="pixels of the square videos (default 64)")
-    parser.add_argument("--seed", type=seed, default=0, help="another seed gives other people and conversations")
+    add_settings(parser, SynthSettings, SETTINGS)
+    add_settings(parser, SessionConfig, SESSION)
     parser.add_argument("--workers", type=count, default=2, help="processes (default 2)")
-    parser.add_argument(
-        "--smile-every", type=positive, default=5.0, metavar="S", help="mean seconds between a person's own smiles"
-    )
-    parser.add_argument(
-        "--tilt-every", type=positive, default=6.0, metavar="S", help="mean seconds between a person's own head tilts"
-    )
-    parser.add_argument(
-        "--low-expressiveness", type=fraction, default=0.6, metavar="P", help="share of sessions with small reactions"
-    )
     parser.add_argument("--overwrite", action="store_true", help="delete a set with other settings in --out first")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate and report."""
-    from af.errors import UserError
-    from af.synth.build import SynthSettings, build
-    from af.synth.session import SessionConfig
-
-    try:
-        session = SessionConfig(
-            seconds=args.seconds,
-            smile_every_s=args.smile_every,
-            tilt_every_s=args.tilt_every,
-            low_expressiveness=args.low_expressiveness,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    settings = SynthSettings(
-        train=args.train, val=args.val, test=args.test, size=args.size, seed=args.seed, session=session
-    )
+    settings = settings_of(args, SynthSettings, session=settings_of(args, SessionConfig))
     indices, report = build(args.out, settings, workers=args.workers, overwrite=args.overwrite)
     for index in indices:
         print(f"{index.folder}: {len(index.samples)} conversations, {index.frames} frames, 2 faces each")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 #: How to choose among several faces. "talking": the one that moves with the voice, else the largest that moves at all.
 FACES: Final = ("talking", "largest", "left", "right")
@@ -38,7 +38,3 @@ class IngestOptions:
     crf: int = 12
     dataset: str = "own"
     licence: str = "unknown"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)

@@ -21,7 +21,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "a": "video of the first person (the user)",
     "b": "video of the second person (the avatar)",
     "video": "instead of a and b: one video with the first person in its left half, the second in its right half",
-    "audio_a": f"sound of the first person: a file, '{SILENCE}', or empty for the video's own sound",
+    "audio_a": f"audio of the first person: a file, '{SILENCE}', or empty for the video's own audio",
     "audio_b": "the same for the second person",
     "participant_a": "id of the first person, the same wherever the person occurs",
     "participant_b": "id of the second person",
@@ -98,16 +98,19 @@ class Source:
             both = f"both {one!r}" if one == other else f"one person ({one!r}, {other!r})"
             raise UnusableRow(f"participant_a and participant_b are {both}", "same_person")
 
+    def file(self, role: str) -> str:
+        """The video in which the person called `role` ("a" or "b") is seen."""
+        return str(getattr(self, role) or self.video)
+
+    def half(self, role: str) -> str:
+        """The half of it ("left" or "right") that shows the person, or "" for all of it."""
+        return "" if self.video is None else dict(zip(ROLES, ("left", "right"), strict=True))[role]
+
     @property
     def files(self) -> tuple[str, ...]:
         """Every file that is read."""
-        paths = (self.a, self.b, self.video, self.audio_a, self.audio_b)
+        paths = (getattr(self, name) for name in _PATHS)
         return tuple(dict.fromkeys(p for p in paths if p and p != SILENCE))
-
-    @property
-    def there(self) -> bool:
-        """Whether every file is."""
-        return all(os.path.exists(path) for path in self.files)
 
     @property
     def name(self) -> str:
@@ -119,15 +122,15 @@ class Source:
         """Twelve hexadecimal digits from its files: the same conversation has the same id in every run, whatever
         spelling of a path leads to them.
         """
-        paths = (self.a, self.b, self.video, self.audio_a, self.audio_b)
+        paths = (getattr(self, name) for name in _PATHS)
         text = "\n".join([*(str(p and _real(p)) for p in paths), str(self.stereo)])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def faces(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """(file, its half) in which each of the two people is seen."""
-        sides = ("left", "right") if self.video else ("", "")
-        return tuple((_real(str(getattr(self, r) or self.video)), s) for r, s in zip(ROLES, sides, strict=True))  # type: ignore[return-value]
+        one, other = ((_real(self.file(role)), self.half(role)) for role in ROLES)
+        return one, other
 
     @property
     def participants(self) -> tuple[str, str]:
@@ -161,10 +164,8 @@ def _real(path: str) -> str:
 
 def same_file(one: str, other: str) -> bool:
     """Whether two paths lead to one file, by another spelling or a link; or to two of the same content."""
-    if _real(one) == _real(other):
-        return True
     keys = file_keys([one, other])
-    return one in keys and keys[one] == keys.get(other)
+    return _real(one) == _real(other) or (len(keys) == 2 and keys[one] == keys[other])
 
 
 def file_keys(paths: Iterable[str]) -> dict[str, str]:
@@ -221,7 +222,7 @@ def from_flags(
     stereo: bool = False,
 ) -> tuple[list[Source], list[Rejected]]:
     """Sources from command line flags; `audio` and `participants` belong to the pairs, then the side-by-side videos,
-    in order. ``-`` as a sound file means the video's own. Raises `UserError` when their numbers do not match.
+    in order. ``-`` as an audio file means the video's own. Raises `UserError` when their numbers do not match.
     """
     videos = [{"a": a, "b": b} for a, b in pairs] + [{"video": v} for v in side_by_side]
     for name, given in (("--audio", audio), ("--participants", participants)):
@@ -231,10 +232,12 @@ def from_flags(
             )
     rows: list[Row] = []
     for n, paths in enumerate(videos):
-        sounds = [None if s == "-" else s for s in audio[n]] if audio else [None, None]
-        people = participants[n] if participants else (None, None)
-        extra = {"audio_a": sounds[0], "audio_b": sounds[1], "participant_a": people[0], "participant_b": people[1]}
-        rows.append((shown(" + ".join(paths.values())), {**paths, **extra}))
+        row: dict[str, Any] = dict(paths)
+        if audio:
+            row |= {f"audio_{role}": None if path == "-" else path for role, path in zip(ROLES, audio[n], strict=True)}
+        if participants:
+            row |= {f"participant_{role}": person for role, person in zip(ROLES, participants[n], strict=True)}
+        rows.append((shown(" + ".join(paths.values())), row))
     return _sources(rows, Path.cwd(), stereo)
 
 
@@ -264,25 +267,19 @@ def _sources(rows: Sequence[Row], base: Path, stereo: bool) -> tuple[list[Source
     return sources, rejected
 
 
-def _seconds(value: Any) -> float | None:
-    try:
-        return None if value is None else float(str(value).strip().replace(",", "."))  # as spreadsheets elsewhere write
-    except ValueError:
-        raise UserError(f"offset {value!r} is not a number of seconds") from None
-
-
 def _source(row: Mapping[str, Any], base: Path, stereo: bool) -> Source:
     values: dict[str, Any] = {}
     for name, value in row.items():
-        if name == "offset":
-            values[name] = _seconds(value)
-            continue
-        if value is not None and not isinstance(value, str):
+        if name == "offset" and value is not None:
+            try:
+                value = float(str(value).strip().replace(",", "."))  # a decimal comma, as some spreadsheets write
+            except ValueError:
+                raise UserError(f"offset {value!r} is not a number of seconds") from None
+        elif value is not None and not isinstance(value, str):
             raise UserError(f"{name} must be text, got {value!r}")
-        if name in _PATHS:
-            values[name] = _resolved(value, base)
+        elif name in _PATHS:
+            value = _resolved(value, base)
         elif name in ("split", "face_a", "face_b"):
-            values[name] = value and value.strip().lower()
-        else:
-            values[name] = value
+            value = value and value.strip().lower()
+        values[name] = value
     return Source(**values, stereo=stereo and bool(values.get("video")))

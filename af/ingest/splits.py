@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -84,7 +85,9 @@ def assign_splits(
             settled.setdefault(people[person], set()).add(where)
     by_hash: dict[str, str] = {}
     if fractions is not None:
-        there = {people[who(s)[0]] for s in sources if s.there}  # what is missing fills no split
+        there = {
+            people[who(s)[0]] for s in sources if all(map(os.path.exists, s.files))
+        }  # what is missing fills no split
         by_hash = {group: _by_hash(group, fractions) for group in people.values()}
         by_hash |= _by_hashes(there, settled, fractions, set(home.values()))
     chosen: list[tuple[str, str | None]] = []

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from af.data.images import read_image
 from af.data.media import MediaError, iter_video
 from af.data.notes import Notes
-from af.ingest.single import read_portrait
+from af.ingest.crops import read_portrait
 from tests.toy_videos import disc_video
 
 

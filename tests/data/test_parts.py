@@ -121,7 +121,7 @@ def _deadly_detector(frame: np.ndarray) -> np.ndarray:
 
 
 def test_a_video_that_ends_the_process_is_dropped_by_name(tmp_path):
-    from af.ingest.recording import IngestOptions
+    from af.ingest.options import IngestOptions
     from af.ingest.run import run_ingest
     from af.ingest.sources import Source
     from tests.toy_videos import disc_video

@@ -1,7 +1,8 @@
-"""Several faces in a picture, and pictures that stand still: whose face is taken, and what is said about it."""
+"""Several faces in an image, and images that stand still: whose face is taken, and what is said about it."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,21 @@ from af.cli import main as cli
 from af.data.media import write_video
 from af.data.notes import Notes
 from af.data.shards import ShardReader
-from af.ingest.faces import faces_in
-from af.ingest.look import look_through
+from af.ingest.detection import look_through
 from af.ingest.options import FACES, IngestOptions
 from af.ingest.run import run_ingest
 from af.ingest.sources import Source, from_manifest
+from af.ingest.tracks import faces_in
 from af.synth import SessionConfig, render, simulate
 
 SMALL, LARGE = 48, 96
 OPTIONS = IngestOptions(size=32, detect_every=5)
-#: (x, y, side) of the two faces' pictures in a frame of 160 x 96 pixels.
+#: (x, y, side) of the two faces' images in a frame of 160 x 96 pixels.
 PLACES = {"small": (108, 24, SMALL), "large": (0, 0, LARGE)}
 
 
 def both(frame: np.ndarray) -> np.ndarray:
-    """The boxes of the two drawn faces, the large one first; the middle of any other picture."""
+    """The boxes of the two drawn faces, the large one first; the middle of any other image."""
     if frame.shape[:2] != (96, 160):
         height, width = frame.shape[:2]
         return np.array([[0.2 * width, 0.2 * height, 0.6 * width, 0.6 * height, 1.0]])
@@ -37,38 +38,36 @@ def both(frame: np.ndarray) -> np.ndarray:
 def stage(small: np.ndarray, large: np.ndarray):
     for one, other in zip(small, large, strict=True):
         frame = np.full((96, 160, 3), 90, np.uint8)
-        for picture, (x, y, side) in ((one, PLACES["small"]), (other, PLACES["large"])):
-            frame[y : y + side, x : x + side] = picture
+        for image, (x, y, side) in ((one, PLACES["small"]), (other, PLACES["large"])):
+            frame[y : y + side, x : x + side] = image
         yield frame
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory) -> Path:
     """small.mp4: the small one talks, the large one listens; large.mp4 the other way round; still.mp4: the large one is a
-    picture; frozen.mp4: both are; alone.mp4: one talking face.
+    image; frozen.mp4: both are; alone.mp4: one talking face.
     """
     folder = tmp_path_factory.mktemp("people")
     session = simulate(8, SessionConfig(seconds=8))
     talker, listener = session.a, session.b
     talks, listens = ({s: render(p.face, p.appearance, s) for s in (SMALL, LARGE)} for p in (talker, listener))
     stands = np.repeat(listens[LARGE][:1], session.frames, 0)
-    films = {
+    videos = {
         "small": stage(talks[SMALL], listens[LARGE]),
         "large": stage(listens[SMALL], talks[LARGE]),
         "still": stage(talks[SMALL], stands),
         "frozen": stage(np.repeat(talks[SMALL][:1], session.frames, 0), stands),
         "alone": iter(talks[LARGE]),
     }
-    for name, frames in films.items():
+    for name, frames in videos.items():
         write_video(folder / f"{name}.mp4", frames, talker.audio)
     return folder
 
 
 def ingest(out: Path, a: Path, b: Path, detector=both, audio_a: str | None = None, **options):
     source = Source(a=str(a), b=str(b), audio_a=audio_a)
-    (outcome,) = run_ingest(
-        [source], out, IngestOptions(**{**OPTIONS.to_json(), **options}), detector=detector
-    ).outcomes
+    (outcome,) = run_ingest([source], out, IngestOptions(**{**asdict(OPTIONS), **options}), detector=detector).outcomes
     return outcome
 
 
@@ -79,12 +78,12 @@ def taken(out: Path) -> str:
 
 
 def test_all_faces_are_found(people):
-    look = look_through(str(people / "small.mp4"), "a", False, both, 5)
+    look = look_through(str(people / "small.mp4"), both, 5)
     assert [round(float(np.nanmedian(path[:, 2]))) for path in faces_in(look)] == [58, 29]
 
 
 @pytest.mark.parametrize(
-    ("film", "voice", "expected", "why"),
+    ("video", "voice", "expected", "why"),
     [
         ("small", None, "small", "which moves with the voice"),
         ("large", None, "large", "which moves with the voice"),
@@ -93,12 +92,12 @@ def test_all_faces_are_found(people):
         ("small", "silence", "large", "the largest; which of them speaks is not clear"),
     ],
 )
-def test_the_face_that_moves_with_the_voice_is_taken_and_said(people, tmp_path, film, voice, expected, why):
-    outcome = ingest(tmp_path / "out", people / f"{film}.mp4", people / "alone.mp4", audio_a=voice)
+def test_the_face_that_moves_with_the_voice_is_taken_and_said(people, tmp_path, video, voice, expected, why):
+    outcome = ingest(tmp_path / "out", people / f"{video}.mp4", people / "alone.mp4", audio_a=voice)
     assert outcome.reason is None
     assert taken(tmp_path / "out") == expected
     (note,) = (n for n in outcome.notes if n["kind"] == "faces")
-    assert note["text"].startswith(f"{people / film}.mp4: 2 faces")
+    assert note["text"].startswith(f"{people / video}.mp4: 2 faces")
     assert why in note["text"]
     assert "--face" in note["text"]
 
@@ -111,12 +110,12 @@ def test_another_face_can_be_asked_for(people, tmp_path, wish, expected):
 
 def test_a_single_users_video_shows_the_one_who_speaks(people):
     from af.data.media import read_audio
-    from af.ingest.single import face_frames
+    from af.ingest.crops import face_frames
 
     notes = Notes()
     voice = read_audio(people / "still.mp4")
     frames = list(face_frames(people / "still.mp4", 32, detector=both, notes=notes, voice=voice))
-    assert np.ptp(np.stack(frames).astype(int), axis=0).max() > 30  # the large one is a picture
+    assert np.ptp(np.stack(frames).astype(int), axis=0).max() > 30  # the large one is an image
     (note,) = (n for n in notes if n.kind == "faces")
     assert "for another one crop the video" in note.text
 
@@ -134,10 +133,10 @@ def test_a_row_can_ask_for_its_own_face(people, tmp_path):
 
 
 def test_a_picture_that_never_moves_is_dropped_by_name(people, tmp_path):
-    for number, (film, face) in enumerate([("frozen", "talking"), ("still", "largest")]):
-        outcome = ingest(tmp_path / str(number), people / f"{film}.mp4", people / "alone.mp4", face=face)
+    for number, (video, face) in enumerate([("frozen", "talking"), ("still", "largest")]):
+        outcome = ingest(tmp_path / str(number), people / f"{video}.mp4", people / "alone.mp4", face=face)
         assert (outcome.reason, outcome.clips) == ("still", 0)
-        assert outcome.line.startswith(f"{people / film}.mp4: one picture all the time")
+        assert outcome.line.startswith(f"{people / video}.mp4: one image all the time")
 
 
 def test_a_call_that_froze_is_noted(people, tmp_path):
@@ -149,7 +148,7 @@ def test_a_call_that_froze_is_noted(people, tmp_path):
     outcome = ingest(tmp_path / "out", tmp_path / "froze.mp4", people / "small.mp4", length_tolerance_s=9)
     (note,) = (n for n in outcome.notes if n["kind"] == "movement")
     assert outcome.reason is None
-    assert "froze.mp4: the picture stands for 3.0 of 8.0 s, longest for 3.0 s from 2.0 s on" in note["text"]
+    assert "froze.mp4: the image stands still for 3.0 of 8.0 s, longest for 3.0 s from 2.0 s on" in note["text"]
 
 
 def test_notes_are_in_the_report_and_on_the_console(people, tmp_path, capsys, monkeypatch):

@@ -20,14 +20,15 @@ from af.cli import main as cli
 from af.data import codecs
 from af.data.media import write_video
 from af.data.parts import Share
+from af.data.schema import groups_of_people
 from af.data.shards import ShardReader, validate
 from af.errors import UserError
-from af.ingest.detect import HaarDetector, MediaPipeDetector, make_detector
+from af.ingest.detection import HaarDetector, MediaPipeDetector, make_detector
 from af.ingest.options import IngestOptions
 from af.ingest.run import run_ingest
 from af.ingest.sources import COLUMNS, Source, from_flags, from_manifest
-from af.ingest.splits import assign_splits, groups_of_people
-from af.ingest.track import crop, find_clips, follow, steady_crops
+from af.ingest.splits import assign_splits
+from af.ingest.tracks import crop, find_clips, follow, steady_crops
 from tests.toy_videos import disc_detector, disc_video, make_video, scene, tone
 
 OPTIONS = IngestOptions(size=32, detect_every=3)
@@ -298,16 +299,14 @@ def test_bad_input_is_named_and_the_rest_goes_on(tmp_path):
     expected.insert(4, (None, ""))
     for name in ("a.mp4", "b.mp4"):
         disc_video(good / name, 60)
-    told = []
     out = tmp_path / "out"
-    report = ingest(out, *sources, on_outcome=told.append)
+    report = ingest(out, *sources)
     for source, outcome, (reason, line) in zip(sources, report.outcomes, expected, strict=True):
         assert outcome.reason == reason, outcome
         assert line in outcome.line
         assert "\n" not in outcome.line
         if reason and reason != "no_clip":
             assert str(Path(source.a).parent) in outcome.line
-    assert len(told) == len(sources)
     assert [p.name for p in (out / "train").iterdir() if p.suffix == ".tar"] == [f"{sources[4].id}.tar"]
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
     assert validate(out).ok

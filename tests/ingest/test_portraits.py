@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from af.data.media import MediaError
-from af.ingest.single import read_portrait
+from af.ingest.crops import read_portrait
 
 _RED, _BLUE = (200, 40, 20), (20, 40, 200)
 
 
-def _picture(height: int, width: int) -> np.ndarray:
+def _image(height: int, width: int) -> np.ndarray:
     """Red above, blue below."""
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[: height // 2], picture[height // 2 :] = _RED, _BLUE
-    return picture
+    image = np.empty((height, width, 3), np.uint8)
+    image[: height // 2], image[height // 2 :] = _RED, _BLUE
+    return image
 
 
 def _halves(square: np.ndarray) -> np.ndarray:
@@ -27,36 +27,36 @@ def _halves(square: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 200), (300, 90)])
 def test_the_middle_square_of_any_shape(tmp_path, shape):
-    cv2.imwrite(str(tmp_path / "a.png"), _picture(*shape)[..., ::-1])
+    cv2.imwrite(str(tmp_path / "a.png"), _image(*shape)[..., ::-1])
     found = read_portrait(tmp_path / "a.png", 32, find_face=False)
     assert (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
     np.testing.assert_allclose(_halves(found), [_RED, _BLUE], atol=1)
 
 
 def test_grey_has_three_equal_channels(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), _picture(64, 64)[..., 0])
+    cv2.imwrite(str(tmp_path / "a.png"), _image(64, 64)[..., 0])
     found = read_portrait(tmp_path / "a.png", 32, find_face=False)
     np.testing.assert_allclose(_halves(found), [[200] * 3, [20] * 3], atol=1)
 
 
 def test_sixteen_bits_become_eight(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), _picture(64, 64)[..., ::-1].astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / "a.png"), _image(64, 64)[..., ::-1].astype(np.uint16) * 257)
     np.testing.assert_allclose(_halves(read_portrait(tmp_path / "a.png", 32, find_face=False)), [_RED, _BLUE], atol=1)
 
 
 @pytest.mark.parametrize("bits", [np.uint8, np.uint16])
 def test_transparency_is_white(tmp_path, bits):
-    picture, full = _picture(64, 64)[..., ::-1].astype(bits) * (np.iinfo(bits).max // 255), np.iinfo(bits).max
+    image, full = _image(64, 64)[..., ::-1].astype(bits) * (np.iinfo(bits).max // 255), np.iinfo(bits).max
     alpha = np.full((64, 64, 1), full, bits)
     alpha[:32] = 0
-    cv2.imwrite(str(tmp_path / "a.png"), np.concatenate((picture, alpha), 2))
+    cv2.imwrite(str(tmp_path / "a.png"), np.concatenate((image, alpha), 2))
     found = read_portrait(tmp_path / "a.png", 32, find_face=False)
     np.testing.assert_allclose(_halves(found), [[255] * 3, _BLUE], atol=1)
 
 
 @pytest.mark.parametrize("width", [64, 80])
 def test_transparency_turns_with_the_picture(tmp_path, width):
-    rgba = np.concatenate((_picture(64, width), np.full((64, width, 1), 255, np.uint8)), 2)
+    rgba = np.concatenate((_image(64, width), np.full((64, width, 1), 255, np.uint8)), 2)
     rgba[:, : width // 2, 3] = 0  # the left half, which orientation 6 turns to the top
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -67,11 +67,11 @@ def test_transparency_turns_with_the_picture(tmp_path, width):
 
 
 def test_what_is_no_portrait_is_said(tmp_path):
-    cv2.imwrite(str(tmp_path / "tiny.png"), _picture(8, 100))
-    (tmp_path / "text.png").write_text("not a picture")
+    cv2.imwrite(str(tmp_path / "tiny.png"), _image(8, 100))
+    (tmp_path / "text.png").write_text("not an image")
     for name, message in (
         ("tiny.png", "100 x 8 pixels; a portrait needs at least 32"),
-        ("text.png", "not a picture"),
+        ("text.png", "not an image"),
         ("none.jpg", "no such file"),
     ):
         with pytest.raises(MediaError, match=message):

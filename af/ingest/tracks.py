@@ -1,9 +1,9 @@
-"""From boxes in single frames to one steady square crop a frame: follow one face, bridge gaps, smooth."""
+"""From boxes in single frames to one steady square crop a frame: which face is the person, its path, the crops."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,19 +12,15 @@ from jaxtyping import Bool, Float64, UInt8
 from scipy.ndimage import gaussian_filter1d, median_filter
 
 from af.clock import seconds_to_frames
+from af.data.notes import Notes
+from af.data.schema import spans
+from af.ingest.detection import Look
+from af.ingest.options import IngestOptions
+from af.ingest.quality import Path, lips_follow, mouth_changes, stands_still
 
-
-@dataclass(frozen=True)
-class Track:
-    """One person's face over a video.
-
-    `boxes` are square crops (x, y, side) in pixels of the full frame, inside it. `present`: the crop can be used
-    (a face was found, or a short gap was bridged). `valid`: a face was found near enough in time to be trusted.
-    """
-
-    boxes: Float64[np.ndarray, "T 3"]
-    present: Bool[np.ndarray, " T"]
-    valid: Bool[np.ndarray, " T"]
+_SEEN = 0.3  # of the looks: a further face must be found in so many
+_MOST = 4  # faces
+_CLEARER = 0.15  # correlation with the voice by which one face must lead
 
 
 def follow(candidates: Sequence[Float64[np.ndarray, "N 5"]], scene: Sequence[int]) -> Float64[np.ndarray, "T 3"]:
@@ -66,6 +62,11 @@ def as_squares(boxes: Float64[np.ndarray, "N 5"]) -> Float64[np.ndarray, "N 4"]:
     return np.stack([x + width / 2, y + height / 2, (width + height) / 2, score], 1)
 
 
+def _scenes(cuts: Sequence[int], frames: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of what lies between the cuts."""
+    return itertools.pairwise([0, *sorted(c for c in set(cuts) if 0 < c < frames), frames])
+
+
 def _smooth(values: np.ndarray, sigma: int) -> np.ndarray:
     """Gaussian smoothing that leaves straight lines straight up to the ends (mirrored through the end points)."""
     reach = min(3 * sigma, len(values) - 1)
@@ -90,6 +91,77 @@ def is_near(faces: Float64[np.ndarray, "N 3"], usual: Float64[np.ndarray, "*N 3"
     return near & (np.abs(np.log(faces[:, 2] / usual[..., 2])) <= np.log(1.6))
 
 
+def faces_in(look: Look) -> list[Path]:
+    """The path of every face, as `follow` gives it, the most prominent first."""
+    left = list(look.boxes)
+    found: list[Path] = []
+    while len(found) < _MOST:
+        path = follow(left, look.scenes)
+        clean = without_outliers(path)
+        seen = int((~np.isnan(clean[:, 0])).sum())
+        if seen < (1 if not found else max(2, _SEEN * len(left))):
+            break
+        found.append(path)
+        for n, (boxes, taken) in enumerate(zip(left, clean, strict=True)):  # the boxes of other faces stay
+            away = np.hypot(*(boxes[:, :2] + boxes[:, 2:4] / 2 - taken[:2]).T)
+            left[n] = boxes[~(away < np.maximum(boxes[:, 2], taken[2]) / 2)]
+    return found
+
+
+def choose_face(
+    look: Look,
+    voice: Float64[np.ndarray, " T"] | None,
+    wish: str,
+    name: str,
+    notes: Notes,
+    remedy: str = "--face asks for another",
+) -> Path:
+    """The path of the person's face: by `wish` (one of `options.FACES`), noted when there was a choice, with `remedy` for
+    who wants another. `voice`: see `sync.voice_changes`, None for a silent person.
+    """
+    found = faces_in(look)
+    if len(found) < 2:
+        return found[0] if found else follow(look.boxes, look.scenes)
+    places = [np.nanmedian(path, 0) for path in found]
+    sides = [place[2] for place in places]
+    if wish in ("left", "right"):
+        chosen = int(np.argmin([p[0] for p in places]) if wish == "left" else np.argmax([p[0] for p in places]))
+        why = "as asked for"
+    elif wish == "largest":
+        chosen, why = int(np.argmax(sides)), "as asked for"
+    else:
+        chosen, why = _talking(look, found, sides, voice)
+    at = f"at {places[chosen][0]:.0f}, {places[chosen][1]:.0f}, {sides[chosen]:.0f} pixels wide"
+    notes.add("faces", f"{name}: {len(found)} faces: the one {at} is taken, {why}; {remedy}")
+    return found[chosen]
+
+
+def _talking(look: Look, found: list[Path], sides: list[float], voice: np.ndarray | None) -> tuple[int, str]:
+    order = sorted(range(len(found)), key=lambda n: -sides[n])
+    moving = [n for n in order if not stands_still(look, found[n])]
+    if voice is not None and moving:
+        scores = {n: lips_follow(mouth_changes(look, found[n]), voice) for n in moving}
+        best, *others = sorted(moving, key=lambda n: -scores[n])
+        if scores[best] >= 0.2 and all(scores[best] - scores[n] >= _CLEARER for n in others):
+            return best, "which moves with the voice"
+    if moving and len(moving) < len(found):
+        return moving[0], "the largest that moves"
+    return order[0], "the largest; which of them speaks is not clear"
+
+
+@dataclass(frozen=True)
+class Track:
+    """One person's face over a video.
+
+    `boxes` are square crops (x, y, side) in pixels of the full frame, inside it. `present`: the crop can be used
+    (a face was found, or a short gap was bridged). `valid`: a face was found near enough in time to be trusted.
+    """
+
+    boxes: Float64[np.ndarray, "T 3"]
+    present: Bool[np.ndarray, " T"]
+    valid: Bool[np.ndarray, " T"]
+
+
 def steady_crops(
     path: Float64[np.ndarray, "N 3"],
     at: Sequence[int],
@@ -97,10 +169,10 @@ def steady_crops(
     cuts: Sequence[int],
     frame_size: tuple[int, int],
     *,
-    margin: float = 2.0,
-    smoothing_s: float = 1.0,
+    margin: float = IngestOptions.margin,
+    smoothing_s: float = IngestOptions.smoothing_s,
     trusted_gap_s: float = 0.5,
-    bridged_gap_s: float = 1.0,
+    bridged_gap_s: float = IngestOptions.bridged_gap_s,
     unusable: Collection[int] = (),
 ) -> Track:
     """The crop of every frame from face boxes (centre x, y, side; NaN: none) seen at the frames `at`.
@@ -116,8 +188,7 @@ def steady_crops(
     trusted, bridged = seconds_to_frames(trusted_gap_s), seconds_to_frames(bridged_gap_s)
     positions = np.asarray(at)
     step = int(np.diff(positions).max()) if len(positions) > 1 else 1
-    borders = [0, *sorted(c for c in set(cuts) if 0 < c < frames), frames]
-    for start, stop in itertools.pairwise(borders):
+    for start, stop in _scenes(cuts, frames):
         inside = (positions >= start) & (positions < stop)
         scene = without_outliers(path[inside])
         found = ~np.isnan(scene[:, 0])
@@ -179,11 +250,9 @@ def find_clips(
     Longer runs are divided into equal pieces, or where these would be too short, into pieces of `maximum` frames.
     """
     clips: list[tuple[int, int]] = []
-    borders = [0, *sorted(c for c in set(cuts) if 0 < c < len(present)), len(present)]
-    for start, stop in itertools.pairwise(borders):
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], present[start:stop].astype(np.int8), [0])))) + start
-        for first, last in edges.reshape(-1, 2).tolist():
-            length = last - first
+    for start, stop in _scenes(cuts, len(present)):
+        for first, last in spans(present[start:stop]):
+            first, last, length = first + start, last + start, last - first
             if length < minimum:
                 continue
             pieces = -(-length // maximum)

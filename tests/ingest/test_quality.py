@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ import soxr
 
 from af.data.media import write_video
 from af.data.shards import ShardReader
-from af.ingest.faces import faces_in, mouth_changes
-from af.ingest.look import look_through
+from af.ingest.detection import look_through
 from af.ingest.options import IngestOptions
+from af.ingest.quality import lip_lag, mouth_changes, shared_lag, voice_changes
 from af.ingest.run import run_ingest
 from af.ingest.sources import Source, from_manifest
-from af.ingest.sync import lip_lag, shared_lag, voice_changes
+from af.ingest.tracks import faces_in
 from af.synth import SessionConfig, render, simulate
 
 SIZE, SECONDS = 64, 16
@@ -31,12 +31,12 @@ def face_in_the_middle(frame: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Talk:
     videos: dict[str, np.ndarray]
-    sounds: dict[str, np.ndarray]
+    audio: dict[str, np.ndarray]
 
-    def write(self, folder: Path, skip_b: int = 0, bleed: float = 0.0, late_sound_a: int = 0) -> Source:
-        """b's recording begins `skip_b` frames later and hears `bleed` of a; a's sound is late by frames."""
-        heard = self.sounds["b"] + bleed * self.sounds["a"]
-        late = np.roll(self.sounds["a"], late_sound_a * 640)
+    def write(self, folder: Path, skip_b: int = 0, bleed: float = 0.0, late_audio_a: int = 0) -> Source:
+        """b's recording begins `skip_b` frames later and hears `bleed` of a; a's audio is late by frames."""
+        heard = self.audio["b"] + bleed * self.audio["a"]
+        late = np.roll(self.audio["a"], late_audio_a * 640)
         write_video(folder / "a.mp4", self.videos["a"], late)
         write_video(folder / "b.mp4", self.videos["b"][skip_b:], heard[skip_b * 640 :])
         return Source(a=str(folder / "a.mp4"), b=str(folder / "b.mp4"))
@@ -52,33 +52,33 @@ def talk() -> Talk:
 
 
 def ingest(out: Path, source: Source, **options):
-    how = IngestOptions(**{**OPTIONS.to_json(), **options})
+    how = IngestOptions(**{**asdict(OPTIONS), **options})
     (outcome,) = run_ingest([source], out, how, detector=face_in_the_middle).outcomes
     return outcome
 
 
-def test_a_late_sound_is_seen_on_the_lips(talk, tmp_path):
-    """To a frame, whichever way; nothing is said of a sound that fits, or of another's voice."""
+def test_late_audio_is_seen_on_the_lips(talk, tmp_path):
+    """To a frame, whichever way; nothing is said of audio that fits, or of another's voice."""
     talk.write(tmp_path)
-    look = look_through(str(tmp_path / "a.mp4"), "a", False, face_in_the_middle, 5)
+    look = look_through(str(tmp_path / "a.mp4"), face_in_the_middle, 5)
     lips = mouth_changes(look, faces_in(look)[0])
     for frames in (-12, -5, 5, 12):
-        voice = voice_changes(np.roll(talk.sounds["a"], frames * 640), len(lips))
+        voice = voice_changes(np.roll(talk.audio["a"], frames * 640), len(lips))
         lag = lip_lag(lips, voice)
         assert lag is not None
         assert abs(25 * lag.seconds - frames) <= 1
-    fits = lip_lag(lips, voice_changes(talk.sounds["a"], len(lips)))
+    fits = lip_lag(lips, voice_changes(talk.audio["a"], len(lips)))
     assert fits is None or abs(25 * fits.seconds) <= 1
-    assert lip_lag(lips, voice_changes(talk.sounds["b"], len(lips))) is None
+    assert lip_lag(lips, voice_changes(talk.audio["b"], len(lips))) is None
     assert lip_lag(lips, np.zeros(len(lips))) is None
 
 
-def test_a_late_sound_is_noted_and_kept_or_refused_beyond_the_limit(talk, tmp_path):
-    source = talk.write(tmp_path, late_sound_a=5)
+def test_late_audio_is_noted_and_kept_or_refused_beyond_the_limit(talk, tmp_path):
+    source = talk.write(tmp_path, late_audio_a=5)
     noted = ingest(tmp_path / "noted", source)
     assert noted.reason is None
     (note,) = (n for n in noted.notes if n["kind"] == "offset")
-    assert note["text"].startswith(f"{source.a}: its sound is about ")
+    assert note["text"].startswith(f"{source.a}: its audio is about ")
     assert "s behind its lips" in note["text"]
     assert abs(25 * float(note["text"].split("about ")[1].split()[0]) - 5) <= 1
     refused = ingest(tmp_path / "refused", source, offset_limit_s=0.1)
@@ -112,7 +112,7 @@ def test_an_offset_begins_where_both_record(talk, tmp_path, offset):
     reader = ShardReader(tmp_path / "out" / "train")
     clip, meta = reader.read(0), reader.read_meta(0)
     for role in "ab":
-        there = talk.sounds[role][skipped[role] * 640 :][: len(clip.person(role).audio)]
+        there = talk.audio[role][skipped[role] * 640 :][: len(clip.person(role).audio)]
         assert np.corrcoef(there, clip.person(role).audio[: len(there)])[0, 1] > 0.95
         assert meta.extra["first_s"][role] == pytest.approx(skipped[role] / 25)
     again = ingest(tmp_path / "out", Source(a=source.a, b=source.b, offset=0.2))  # made anew, not taken for done
@@ -139,7 +139,7 @@ def test_offsets_that_are_none_are_named(tmp_path, offset, words):
     assert words in rejected.line
 
 
-def test_one_sound_for_both_and_a_voice_in_both_are_noted(talk, tmp_path):
+def test_one_audio_track_for_both_and_a_voice_in_both_are_noted(talk, tmp_path):
     source = talk.write(tmp_path, bleed=0.3)
     kinds = {n["kind"] for n in ingest(tmp_path / "bleed", source).notes}
     assert "bleed" in kinds
@@ -162,7 +162,7 @@ def test_lengths_are_said_to_count_from_where_both_record(talk, tmp_path):
     assert f"from where both record ({SECONDS - 1:g} s into the one that began first)" in outcome.line
 
 
-def test_a_sound_of_one_frame_changes_nowhere():
+def test_audio_of_one_frame_changes_nowhere():
     assert voice_changes(np.ones(640, np.float32), 1).tolist() == [0.0]
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from af.errors import UserError
-from af.ingest import camera
-from af.ingest.camera import FaceCropper
-from af.ingest.track import follow, steady_crops
+from af.ingest import crops
+from af.ingest.crops import FaceCropper
+from af.ingest.tracks import follow, steady_crops
 
 HEIGHT, WIDTH, FACE = 240, 320, 60.0
 FRAME = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -37,13 +37,13 @@ def seeing() -> Seeing:
 def boxes(monkeypatch) -> list[np.ndarray]:
     """The boxes (x, y, side) of the crops that are made."""
     made: list[np.ndarray] = []
-    crop = camera.crop
+    crop = crops.crop
 
     def noting(frame, box, size):
         made.append(np.array(box))
         return crop(frame, box, size)
 
-    monkeypatch.setattr(camera, "crop", noting)
+    monkeypatch.setattr(crops, "crop", noting)
     return made
 
 

@@ -1,0 +1,189 @@
+"""One conversation to clips: look through it once for faces and scene cuts, then cut the crops out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from af.clock import FPS, frames_to_samples, frames_to_seconds, seconds_to_frames
+from af.data.codecs import VideoEncoder, encode_audio
+from af.data.media import MediaError, fit_audio, read_audio
+from af.data.notes import Notes
+from af.data.schema import ROLES, ClipMeta, spans
+from af.ingest import quality
+from af.ingest.detection import Detector, Watch, frames_from, half_of, look_through
+from af.ingest.options import IngestOptions
+from af.ingest.sources import SILENCE, Source
+from af.ingest.tracks import Track, choose_face, crop, find_clips, steady_crops
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the first pass found: the clips, what was left out, and by role track and audio."""
+
+    tracks: Mapping[str, Track]
+    audio: Mapping[str, Float32[np.ndarray, " S"]]
+    separation: str
+    clips: tuple[tuple[int, int], ...]
+    dropped: Mapping[str, int]
+
+
+def _audio(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], str]:
+    """Audio by role (None: silence) and how the voices are told apart. Raises `MediaError`."""
+    out: dict[str, np.ndarray | None] = {}
+    for channel, role in enumerate(ROLES):
+        given = getattr(source, f"audio_{role}")
+        if given == SILENCE:
+            out[role] = None
+            continue
+        try:
+            own_channel = channel if source.stereo and given is None else None
+            out[role] = read_audio(given or source.file(role), channel=own_channel, notes=notes)
+        except MediaError as error:
+            if error.reason == "no_audio" and given is None:
+                text = f"{error.text}; give its audio as a file, or as '{SILENCE}' if the person never speaks"
+                raise MediaError(source.file(role), "no_audio", text) from None
+            raise
+    if source.video is None or (source.audio_a and source.audio_b):
+        return out, "tracks"
+    return out, "stereo" if source.stereo else "mixed"
+
+
+def _first_frames(source: Source, options: IngestOptions) -> dict[str, int]:
+    """Frames of each person's files before both record: whole ones, so that images and audio stay together."""
+    offset = seconds_to_frames(options.offset_s if source.offset is None else source.offset)
+    return {"a": max(0, offset), "b": max(0, -offset)}
+
+
+def examine(
+    source: Source,
+    options: IngestOptions,
+    detector: Detector,
+    watch: Watch | None = None,
+    notes: Notes | None = None,
+) -> Recording:
+    """The first pass: everything needed to cut clips, without keeping a frame. `notes` gets what is noteworthy and leaves
+    the conversation usable. Raises `MediaError` for bad input.
+    """
+    notes = Notes() if notes is None else notes
+    first = _first_frames(source, options)
+    heard, separation = _audio(source, notes)  # cheap, so first
+    heard = {r: None if s is None else s[frames_to_samples(first[r]) :] for r, s in heard.items()}
+    looks = {
+        role: look_through(
+            source.file(role),
+            detector,
+            options.detect_every,
+            watch,
+            half=source.half(role),
+            first=first[role],
+            notes=notes,
+        )
+        for role in ROLES
+    }
+    lengths = {role: look.frames for role, look in looks.items()}
+    late_s = frames_to_seconds(max(first.values()))
+    frames = quality.common_length(source, lengths, heard, options.length_tolerance_s, notes, late_s)
+    silent = np.zeros(frames_to_samples(frames), np.float32)
+    audio = {role: silent if s is None else fit_audio(s, frames) for role, s in heard.items()}
+    tracks: dict[str, Track] = {}
+    for role in ROLES:
+        look = looks[role] = looks[role].up_to(frames)
+        half = source.half(role)
+        name = source.file(role) + (f" ({half} half)" if half else "")
+        own_voice = heard[role] is not None and separation != "mixed"
+        voice = quality.voice_changes(audio[role], frames) if own_voice else None
+        path = choose_face(look, voice, getattr(source, f"face_{role}") or options.face, name, notes)
+        if not np.isnan(path).all() and quality.stands_still(look, path):
+            text = (
+                "one image all the time: a person who never moves teaches nothing; record the person, or leave it out"
+            )
+            raise MediaError(name, "still", text)
+        quality.note_movement(look, path, name, notes)
+        if voice is not None:
+            quality.check_lips(look, path, voice, name, options, notes)
+        tracks[role] = steady_crops(
+            path,
+            look.looks,
+            frames,
+            look.cuts,
+            look.size,
+            margin=options.margin,
+            smoothing_s=options.smoothing_s,
+            bridged_gap_s=options.bridged_gap_s,
+            unusable=look.bad,
+        )
+        if not tracks[role].present.any():
+            text = f"no face found{f' in its {half} half' if half else ''} in {frames_to_seconds(frames):.1f} s"
+            raise MediaError(source.file(role), "no_face", text)
+    if separation == "mixed" or (audio["a"].any() and np.array_equal(audio["a"], audio["b"])):
+        text = "both people get the same mixed audio, nobody's own voice; give each one's with --audio"
+        notes.add("mixed", f"{source.name}: {text}{', or --stereo' if source.video else ''}")
+    elif not source.video and all(s is not None for s in heard.values()):
+        quality.check_shared(source, audio, options, notes)
+    bad = np.zeros(frames, bool)
+    bad[sorted(looks["a"].bad | looks["b"].bad)] = True
+    both = tracks["a"].present & tracks["b"].present
+    minimum = max(1, seconds_to_frames(options.min_s))
+    maximum = max(minimum, seconds_to_frames(options.max_s))
+    clips = find_clips(both, [*looks["a"].cuts, *looks["b"].cuts], minimum=minimum, maximum=maximum)
+    kept_frames = sum(stop - start for start, stop in clips)
+    dropped = {
+        "damaged": int(bad.sum()),
+        "no_face": int((~both & ~bad).sum()),
+        "too_short": int(both.sum()) - kept_frames,
+    }
+    return Recording(tracks, audio, separation, tuple(clips), dropped)
+
+
+def cut_out(
+    source: Source, recording: Recording, options: IngestOptions, split: str, watch: Watch | None = None
+) -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
+    """The second pass: samples for `write_shard`, one clip at a time."""
+    files = {role: source.file(role) for role in ROLES}
+    first = _first_frames(source, options)
+    with contextlib.ExitStack() as stack:
+        videos = [stack.enter_context(contextlib.closing(frames_from(files[role], first[role]))) for role in ROLES]  # type: ignore[type-var]
+        frames = zip(*videos, strict=False)
+        at = 0
+        for number, (start, stop) in enumerate(recording.clips):
+            encoders = {role: VideoEncoder(crf=options.crf) for role in ROLES}
+            for n, pair in zip(range(at, stop), frames, strict=False):
+                at = n + 1
+                if n < start:
+                    continue
+                for role, full in zip(ROLES, pair, strict=True):
+                    face = crop(half_of(full, source.half(role)), recording.tracks[role].boxes[n], options.size)
+                    encoders[role].add(face)
+                if watch is not None and n % FPS == 0:
+                    watch(f"cutting clips: {Path(files['b']).name}", n)
+            if at != stop:
+                raise MediaError(files["a"], "truncated", f"it or {files['b']} ended early on the second reading")
+            meta = ClipMeta(
+                dataset=options.dataset,
+                licence=options.licence,
+                split=split,
+                session=source.session or source.id,
+                participants=source.participants,
+                frames=stop - start,
+                image_size=options.size,
+                valid={r: spans(recording.tracks[r].valid[start:stop]) for r in ROLES},
+                crop_boxes={r: recording.tracks[r].boxes[start:stop].round(2).tolist() for r in ROLES},
+                separation=recording.separation,
+                source={r: Path(files[r]).name for r in ROLES},
+                time_range_s=(frames_to_seconds(start), frames_to_seconds(stop)),
+                extra={
+                    "layout": "side_by_side" if source.video else "pair",
+                    "first_s": {r: frames_to_seconds(first[r]) for r in ROLES},
+                },
+            )
+            members: dict[str, Any] = {f"{role}.mp4": encoders[role].finish() for role in ROLES}
+            samples = slice(frames_to_samples(start), frames_to_samples(stop))
+            members |= {f"{role}.flac": encode_audio(recording.audio[role][samples]) for role in ROLES}
+            yield f"{source.id}-{number:04d}", meta, members

@@ -1,0 +1,251 @@
+"""Faces in frames, and the first pass through a video: faces every few frames, scene cuts, damaged frames, what moves.
+
+A detector is any callable from an RGB frame to boxes; two are here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from af.clock import FPS
+from af.data.media import MediaError, iter_video
+from af.data.notes import Notes
+from af.errors import UserError
+
+#: RGB frame -> boxes (x, y, width, height, score) in its pixels; score > 0, larger is surer.
+Detector = Callable[[UInt8[np.ndarray, "Y X 3"]], Float64[np.ndarray, "N 5"]]
+
+#: Told while a file is worked on: (what is done, frames so far).
+Watch = Callable[[str, int], None]
+
+LOOK_SIDE: Final = 360  # faces are looked for in frames scaled down to this
+_CUT_SIDE: Final = 128
+_CELL: Final = 8  # pixels (of the frames looked at) of a square in which change is averaged
+STEPS_A_LEVEL: Final = 8  # steps of a grey level in which change is kept: up to 255 / 8 levels
+
+MEDIAPIPE_MODEL: Final = (
+    "https://storage.googleapis.com/mediapipe-models/face_detector/blaze_face_short_range/float16/1/"
+    "blaze_face_short_range.tflite"
+)
+
+
+class HaarDetector:
+    """OpenCV's bundled frontal-face cascade (Viola & Jones 2001; the "alt2" one of Lienhart et al.): no download.
+
+    Sees faces within about 30 degrees of frontal, at least an eighth of the frame's shorter side.
+    """
+
+    def __init__(self) -> None:
+        self._cascade: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_cascade": None}  # OpenCV objects cannot be pickled; loaded again where used
+
+    def __call__(self, frame: UInt8[np.ndarray, "Y X 3"]) -> Float64[np.ndarray, "N 5"]:
+        """Faces in an RGB frame; where none is seen, a second look with the contrast spread."""
+        if self._cascade is None:
+            self._cascade = _load_cascade()
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        smallest = max(24, min(grey.shape) // 8)
+        for image in (grey, cv2.equalizeHist(grey)):
+            boxes, _, weights = self._cascade.detectMultiScale3(
+                image, scaleFactor=1.1, minNeighbors=4, minSize=(smallest, smallest), outputRejectLevels=True
+            )
+            if len(boxes):
+                scores = np.maximum(np.asarray(weights, np.float64).reshape(-1, 1), 1e-3)
+                return np.concatenate([np.asarray(boxes, np.float64), scores], 1)
+        return np.zeros((0, 5))
+
+
+def _load_cascade() -> Any:
+    file = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"
+    if not hasattr(cv2, "CascadeClassifier") or not file.is_file():
+        raise UserError(
+            f"OpenCV {cv2.__version__} has no Haar cascades (another package may have replaced it); "
+            "pip install --force-reinstall 'opencv-python-headless<5', or use --detector mediapipe"
+        )
+    return cv2.CascadeClassifier(str(file))
+
+
+class MediaPipeDetector:
+    """MediaPipe's BlazeFace (extra "mediapipe", model file by path): also sees turned and partly hidden faces.
+
+    Raises `UserError` when the package or the model file is missing, saying where to get them.
+    """
+
+    def __init__(self, model: Path | str | None) -> None:
+        self.model, self._detector = model, None
+        if model is None:
+            raise UserError(f"--detector mediapipe needs --detector-model FILE; get it from {MEDIAPIPE_MODEL}")
+        if not Path(model).is_file():
+            raise UserError(f"{model}: no such file; the MediaPipe face model is at {MEDIAPIPE_MODEL}")
+        self._load()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "_detector": None}
+
+    def _load(self) -> Any:
+        if self._detector is None:
+            try:
+                from mediapipe.tasks.python import BaseOptions, vision
+            except ImportError as error:
+                raise UserError(
+                    f"--detector mediapipe needs an extra: pip install 'avatar-forcing[mediapipe]' ({error})"
+                ) from None
+            options = vision.FaceDetectorOptions(
+                base_options=BaseOptions(model_asset_path=str(self.model)), min_detection_confidence=0.5
+            )
+            try:
+                self._detector = vision.FaceDetector.create_from_options(options)
+            except (RuntimeError, ValueError, OSError) as error:
+                raise UserError(f"{self.model}: MediaPipe cannot load this model ({error})") from None
+        return self._detector
+
+    def __call__(self, frame: UInt8[np.ndarray, "Y X 3"]) -> Float64[np.ndarray, "N 5"]:
+        """Faces in an RGB frame."""
+        import mediapipe
+
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+        found = [
+            (
+                d.bounding_box.origin_x,
+                d.bounding_box.origin_y,
+                d.bounding_box.width,
+                d.bounding_box.height,
+                max(d.categories[0].score, 1e-3),
+            )
+            for d in self._load().detect(image).detections
+        ]
+        return np.asarray(found, np.float64).reshape(-1, 5)
+
+
+def make_detector(name: str, model: Path | str | None = None) -> Detector:
+    """The detector called `name`: "haar" or "mediapipe" (with its `model` file). Raises `UserError`."""
+    if name == "haar":
+        _load_cascade()  # fails before any work
+        return HaarDetector()
+    if name == "mediapipe":
+        return MediaPipeDetector(model)
+    raise UserError(f"--detector {name}: unknown; allowed: haar, mediapipe")
+
+
+def faces_in_frame(
+    frame: UInt8[np.ndarray, "Y X 3"], detector: Detector, scale: tuple[float, float] = (1.0, 1.0)
+) -> Float64[np.ndarray, "N 5"]:
+    """The detector's boxes, in pixels of an image that is `scale` (across, down) times as large as `frame`."""
+    found = np.asarray(detector(np.ascontiguousarray(frame)), np.float64).reshape(-1, 5)
+    return found * np.array([*scale, *scale, 1.0])
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one person's video shows. Boxes are in pixels of the full frame (of the person's half), one array a look.
+
+    `looks` are the frames in which faces were looked for, `cuts` the frames that begin a scene, `bad` those that could
+    not be restored, `size` (height, width). `change` is the mean difference in brightness to the frame before, by cell,
+    in eighths of a grey level.
+    """
+
+    boxes: list[np.ndarray]
+    looks: list[int]
+    cuts: list[int]
+    frames: int
+    size: tuple[int, int]
+    bad: frozenset[int]
+    change: UInt8[np.ndarray, "T rows columns"]
+
+    @property
+    def scenes(self) -> list[int]:
+        """The number of the scene of each look."""
+        return np.searchsorted(np.asarray(sorted(self.cuts)), self.looks, side="right").tolist()
+
+    def up_to(self, frames: int) -> Look:
+        """The first `frames` frames alone."""
+        kept = [n for n in self.looks if n < frames]
+        cuts = [c for c in self.cuts if 0 < c < frames]
+        bad = frozenset(n for n in self.bad if n < frames)
+        return Look(self.boxes[: len(kept)], kept, cuts, frames, self.size, bad, self.change[:frames])
+
+    def change_in(self, left: float, top: float, right: float, bottom: float) -> UInt8[np.ndarray, "T rows columns"]:
+        """The cells of a rectangle in pixels of the full frame, at least one."""
+        rows, columns = self.change.shape[1:]
+        height, width = self.size
+        x, y = (int(np.clip(v, 0, 1 - 1e-9) * n) for v, n in ((left / width, columns), (top / height, rows)))
+        x2, y2 = (int(np.ceil(np.clip(v, 0, 1) * n)) for v, n in ((right / width, columns), (bottom / height, rows)))
+        return self.change[:, y : max(y2, y + 1), x : max(x2, x + 1)]
+
+
+def half_of(frame: UInt8[np.ndarray, "Y X 3"], half: str) -> UInt8[np.ndarray, "Y X2 3"]:
+    """The part of a frame that shows the person: its "left" or "right" half, or with "" all of it."""
+    middle = frame.shape[1] // 2
+    return frame[:, :middle] if half == "left" else frame[:, middle:] if half else frame
+
+
+def frames_from(
+    path: str, first: int = 0, *, max_side: int | None = None, notes: Notes | None = None, bad: set[int] | None = None
+) -> Iterator[np.ndarray]:
+    """`iter_video` without its first frames. Raises `MediaError` when there are not so many."""
+    frames = iter_video(path, max_side=max_side, notes=notes, bad=bad)
+    with contextlib.closing(frames):  # type: ignore[type-var]
+        for n in range(first):
+            if next(frames, None) is None:
+                raise MediaError(path, "offset", f"ends after {n / FPS:.2f} s, before the other begins")
+        yield from frames
+
+
+def look_through(
+    path: str,
+    detector: Detector,
+    every: int,
+    watch: Watch | None = None,
+    *,
+    half: str = "",
+    first: int = 0,
+    notes: Notes | None = None,
+) -> Look:
+    """One pass over a video, or a `half` of it, from frame `first` on, keeping no frame: faces in every `every`-th one.
+    Raises `MediaError`.
+    """
+    from scenedetect import AdaptiveDetector, FrameTimecode
+
+    with contextlib.closing(iter_video(path)) as whole:  # type: ignore[type-var]
+        size = half_of(next(whole), half).shape[:2]
+    cutter = AdaptiveDetector(min_scene_len=1)
+    boxes: list[np.ndarray] = []
+    looks: list[int] = []
+    cuts: list[int] = []
+    change: list[np.ndarray] = []
+    bad: set[int] = set()
+    before: np.ndarray | None = None
+    n = 0
+    side = LOOK_SIDE * (2 if half else 1)
+    for n, full in enumerate(frames_from(path, first, max_side=side, notes=notes, bad=bad), 1):
+        frame = half_of(full, half)
+        shrink = min(1.0, _CUT_SIDE / max(frame.shape[:2]))
+        small = cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        cuts += [c.frame_num for c in cutter.process_frame(FrameTimecode(n - 1, float(FPS)), small[..., ::-1])]
+        grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+        change.append(_change(before, grey))
+        before = grey
+        if watch is not None and n % FPS == 0:
+            watch(f"looking for faces: {Path(path).name}", n)
+        if (n - 1) % every == 0:
+            boxes.append(faces_in_frame(frame, detector, (size[1] / frame.shape[1], size[0] / frame.shape[0])))
+            looks.append(n - 1)
+    return Look(boxes, looks, cuts, n, size, frozenset(b - first for b in bad if b >= first), np.stack(change))
+
+
+def _change(before: np.ndarray | None, grey: UInt8[np.ndarray, "Y X"]) -> UInt8[np.ndarray, "rows columns"]:
+    rows, columns = (max(1, n // _CELL) for n in grey.shape)
+    if before is None:
+        return np.zeros((rows, columns), np.uint8)
+    means = cv2.resize(cv2.absdiff(grey, before).astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.minimum(np.rint(means * STEPS_A_LEVEL), 255).astype(np.uint8)

@@ -1,0 +1,260 @@
+"""What is wrong with a recording: images that stand still, lips and voice apart, files of different lengths, drift.
+
+Estimates are for reports: nothing is shifted by them. None where they are not sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.ndimage import gaussian_filter1d
+
+from af.clock import FPS, SAMPLE_RATE, frames_to_samples, frames_to_seconds, samples_to_seconds
+from af.data.media import MediaError
+from af.data.notes import Notes
+from af.data.schema import ROLES, spans
+from af.ingest.detection import STEPS_A_LEVEL, Look
+from af.ingest.options import IngestOptions
+from af.ingest.sources import Source
+
+_HZ: Final = 100  # steps a second of the bands
+_BANDS: Final = 16
+_SHORTEST_S: Final = 6.0
+_SHORTEST_LIPS_S: Final = 8.0
+_STILL: Final = 1.5  # grey levels: what coding and noise change in an image that stands still
+_FROZEN_FRAMES: Final = 25  # a second without any change
+_NOTED_S: Final = 0.08  # two frames: less is within what the estimates see
+_LENGTHS_S: Final = 0.2
+_DRIFT: Final = 2e-4  # 12 ms a minute
+
+Path = Float64[np.ndarray, "N 3"]  # centre x, y, side of a face at each look; NaN: not seen
+
+
+@dataclass(frozen=True)
+class Lag:
+    """`seconds` by which the second recording is late; `sureness` is the height of the peak in standard deviations of
+    the correlation at other lags.
+    """
+
+    seconds: float
+    sureness: float
+
+
+def voice_changes(audio: Float32[np.ndarray, " S"], frames: int) -> Float64[np.ndarray, " T"]:
+    """How much the loudness (log) changes around each frame: syllables begin and end when lips move."""
+    fitted = np.pad(audio[: frames_to_samples(frames)], (0, max(0, frames_to_samples(frames) - len(audio))))
+    energy = (fitted.reshape(frames, -1).astype(np.float64) ** 2).mean(1)
+    return np.abs(np.gradient(np.log10(energy + 1e-6))) if frames > 1 else np.zeros(frames)
+
+
+def _contours(lips: np.ndarray, voice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def contour(values: np.ndarray) -> np.ndarray:  # syllables stay, noise and slow changes go
+        smooth = gaussian_filter1d(values, 1.5) - gaussian_filter1d(values, 12.0)
+        return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
+
+    return contour(np.log(lips + 0.1)), contour(voice)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray, reach: int) -> Float64[np.ndarray, " L"]:
+    """Of frames that both have, with `other` late by -reach..reach steps."""
+    n = len(one)
+    pairs = (
+        (one[max(0, -lag) : n - max(0, lag)], other[max(0, lag) : n - max(0, -lag)]) for lag in range(-reach, reach + 1)
+    )
+    return np.array([float((x * y).mean()) for x, y in pairs])
+
+
+def lips_follow(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -> float:
+    """Correlation of what moves in a face with `voice_changes`, the best within a quarter of a second; 0 for a still one."""
+    if len(lips) < 2 * FPS or not lips.std() or not voice.std():
+        return 0.0
+    return float(_correlation(*_contours(lips, voice), FPS // 4).max())
+
+
+def lip_lag(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -> Lag | None:
+    """How late the voice is against the lips, up to a second.
+
+    Sure when the whole recording has a clear peak and both of its halves have theirs at the same place.
+    """
+    if len(lips) < FPS * _SHORTEST_LIPS_S or not lips.std() or not voice.std():
+        return None
+    contours = _contours(lips, voice)
+    reach = FPS
+    whole, place, height = _peak(_correlation(*contours, reach), apart=FPS // 4)
+    middle = len(lips) // 2
+    halves = [
+        _correlation(contours[0][half], contours[1][half], reach) for half in (slice(middle), slice(middle, None))
+    ]
+    agree = all(abs(int(h.argmax()) - reach - place) <= 2 for h in halves)
+    return Lag(frames_to_seconds(place), whole) if agree and whole >= 4.5 and height >= 0.2 else None
+
+
+def _peak(correlation: np.ndarray, apart: int) -> tuple[float, int, float]:
+    """(height in standard deviations of what is further away than `apart`, lag, height)."""
+    reach = len(correlation) // 2
+    at = int(correlation.argmax())
+    rest = correlation[np.abs(np.arange(len(correlation)) - at) > apart]
+    return float((correlation[at] - rest.mean()) / max(float(rest.std()), 1e-9)), at - reach, float(correlation[at])
+
+
+def shared_lag(
+    one: Float32[np.ndarray, " S"], other: Float32[np.ndarray, " R"], reach_s: float = 10.0
+) -> tuple[Lag | None, float | None]:
+    """(how late what both hold is in the other, drift): a voice that reached both microphones.
+
+    Drift is the change of the lag per second, from the first and last thirds, where both are sure. Loudness in bands is
+    compared, so that codecs, microphones and a slow drift do not matter; to 10 ms.
+    """
+    bands = [_band_changes(audio) for audio in (one, other)]
+    steps = min(map(len, bands))
+    if steps < _SHORTEST_S * _HZ:
+        return None, None
+    bands = [b[:steps] for b in bands]
+    lag = _bands_lag(bands[0], bands[1], int(min(reach_s * _HZ, steps // 3)))
+    if lag is None:
+        return None, None
+    third = steps // 3
+    ends = [_bands_lag(bands[0][p], bands[1][p], min(third // 3, 2 * _HZ)) for p in (slice(third), slice(-third, None))]
+    if ends[0] is None or ends[1] is None or abs(lag.seconds) > min(third // 3, 2 * _HZ) / _HZ:
+        return lag, None
+    return lag, (ends[1].seconds - ends[0].seconds) / ((steps - third) / _HZ)
+
+
+def _band_changes(audio: Float32[np.ndarray, " S"]) -> Float32[np.ndarray, "T bands"]:
+    """Changes of the log loudness of bands from 100 to 4,000 Hz, of unit variance, a hundred a second."""
+    hop, window = SAMPLE_RATE // _HZ, 512
+    count = max(0, (len(audio) - window) // hop + 1)
+    edges = np.geomspace(100, 4000, _BANDS + 1) * window / SAMPLE_RATE
+    out = np.zeros((count, _BANDS), np.float32)
+    shape, frames = np.hanning(window).astype(np.float32), np.arange(window)
+    for start in range(0, count, 6000):  # a minute at a time
+        rows = np.arange(start, min(start + 6000, count))
+        power = np.abs(rfft(audio[rows[:, None] * hop + frames] * shape)) ** 2
+        for band in range(_BANDS):
+            low = round(edges[band])
+            out[rows, band] = power[:, low : max(low + 1, round(edges[band + 1]))].mean(1)
+    change = np.diff(np.log(out + 1e-7), axis=0)
+    spread = np.maximum(change.std(0), 1e-6)
+    return np.clip(change / spread, -3, 3)
+
+
+def _bands_lag(one: np.ndarray, other: np.ndarray, reach: int) -> Lag | None:
+    size = next_fast_len(len(one) + reach)
+    product = (np.conj(rfft(one, size, axis=0)) * rfft(other, size, axis=0)).sum(1)
+    whole = irfft(product, size)
+    sureness, place, _ = _peak(np.concatenate([whole[-reach:], whole[: reach + 1]]), apart=_HZ // 5)
+    return Lag(place / _HZ, sureness) if sureness >= 8 else None
+
+
+def _around(look: Look, path: Path, box: tuple[float, float, float, float], whole: bool) -> Float64[np.ndarray, " T"]:
+    """Change, in grey levels, within `box` (left, top, right, bottom; in sides from the face's centre) at each frame: its
+    mean, or with `whole` that of the cell that changes most. 0 where no face was seen, and at cuts.
+    """
+    out = np.zeros(look.frames)
+    for n, ((x, y, side), start) in enumerate(zip(path, look.looks, strict=True)):
+        stop = look.looks[n + 1] if n + 1 < len(look.looks) else look.frames
+        if not np.isnan(x):
+            cells = look.change_in(x + box[0] * side, y + box[1] * side, x + box[2] * side, y + box[3] * side)[
+                start:stop
+            ]
+            out[start:stop] = (cells.max((1, 2)) if whole else cells.mean((1, 2))) / STEPS_A_LEVEL
+    out[[c for c in look.cuts if c < look.frames]] = 0
+    return out
+
+
+def mouth_changes(look: Look, path: Path) -> Float64[np.ndarray, " T"]:
+    """What changes in the lower half of a face, in grey levels a frame."""
+    return _around(look, path, (-0.35, 0.05, 0.35, 0.6), whole=False)
+
+
+def _still(look: Look, path: Path) -> Bool[np.ndarray, " T"]:
+    """Where nothing of a face changes by more than coding and noise do."""
+    return _around(look, path, (-0.5, -0.5, 0.5, 0.6), whole=True) < _STILL
+
+
+def stands_still(look: Look, path: Path) -> bool:
+    """Whether what is shown is one image (nearly) all the time."""
+    return float(_still(look, path).mean()) > 0.95
+
+
+def note_movement(look: Look, path: Path, name: str, notes: Notes) -> None:
+    """Note stretches in which the image stands still, such as a call that froze."""
+    runs = [(b - a, a) for a, b in spans(_still(look, path)) if b - a >= _FROZEN_FRAMES]
+    if runs:
+        total, (longest, start) = sum(length for length, _ in runs), max(runs)
+        notes.add(
+            "movement",
+            f"{name}: the image stands still for {frames_to_seconds(total):.1f} of {frames_to_seconds(look.frames):.1f} s, "
+            f"longest for {frames_to_seconds(longest):.1f} s from {frames_to_seconds(start):.1f} s on",
+        )
+
+
+def check_lag(lag: Lag | None, path: str, what: str, options: IngestOptions, notes: Notes, mend: str) -> None:
+    """Note a lag that is sure, or refuse it beyond the limit (MediaError): `what` is apart ({where}), `mend` helps."""
+    if lag is None or abs(lag.seconds) < _NOTED_S:
+        return
+    seconds, where = abs(lag.seconds), "behind" if lag.seconds > 0 else "ahead of"
+    text = f"{what.format(where=f'about {seconds:.2f} s {where}')} (a peak of {lag.sureness:.0f} sigma)"
+    if seconds > options.offset_limit_s:
+        raise MediaError(path, "offset", f"{text}, more than --offset-limit {options.offset_limit_s:g}; {mend}")
+    notes.add("offset", f"{path}: {text}; kept as it is; {mend}")
+
+
+def check_lips(
+    look: Look, path: Path, voice: Float64[np.ndarray, " T"], name: str, options: IngestOptions, notes: Notes
+) -> None:
+    """Note or refuse a voice (`voice_changes`) that does not fit the lips of the face at `path`."""
+    apart = lip_lag(mouth_changes(look, path), voice)
+    shift = 0 if apart is None else -apart.seconds
+    mend = f"ffmpeg -i OLD -itsoffset {shift:.2f} -i OLD -map 0:v -map 1:a -c copy NEW moves the audio"
+    check_lag(apart, name, "its audio is {where} its lips", options, notes, mend)
+
+
+def check_shared(source: Source, audio: Mapping[str, np.ndarray], options: IngestOptions, notes: Notes) -> None:
+    """What both audio tracks hold, such as a voice that reached the other's microphone, says how far they are apart."""
+    lag, drift = shared_lag(audio["a"], audio["b"])
+    if lag is None:
+        return
+    notes.add("bleed", f"{source.a} and {source.b}: a voice is heard in both; separated voices train better")
+    given = options.offset_s if source.offset is None else source.offset
+    fitting = given - lag.seconds  # what b holds later began later for a: b was started earlier
+    what = f"what is heard in both files is {{where}} {source.a}"
+    check_lag(lag, str(source.b), what, options, notes, f"--offset {fitting:.2f} would fit")
+    if drift is not None and abs(drift) > _DRIFT:
+        text = f"{source.b}: drifts by {drift * 100:+.2f} % against {source.a} ({drift * 60:+.2f} s a minute)"
+        notes.add("drift", f"{text}; kept as it is: its reactions come late or early")
+
+
+def common_length(
+    source: Source,
+    images: Mapping[str, int],
+    audio: Mapping[str, Float32[np.ndarray, " S"] | None],
+    tolerance_s: float,
+    notes: Notes,
+    late_s: float,
+) -> int:
+    """Frames that all files have since both record, `late_s` into the one that began first: of `images` frames and 16 kHz
+    `audio` by role. A part of a frame of audio counts. Raises `MediaError` when they differ by more than `tolerance_s`.
+    """
+    lengths_s = {source.file(role): frames_to_seconds(images[role]) for role in ROLES}
+    shortest = min(images.values())
+    for role, heard in audio.items():
+        if heard is not None:
+            path = getattr(source, f"audio_{role}") or f"the audio of {source.file(role)}"
+            lengths_s[path] = samples_to_seconds(len(heard))
+            shortest = min(shortest, -(-len(heard) // frames_to_samples(1)))
+    short, long = (pick(lengths_s, key=lambda path: lengths_s[path]) for pick in (min, max))
+    apart_s = lengths_s[long] - lengths_s[short]
+    since = f", counted from where both record ({late_s:g} s into the one that began first)" if late_s else ""
+    text = f"lasts {lengths_s[short]:.2f} s, {{but}}{long} lasts {lengths_s[long]:.2f} s{since}"
+    if apart_s > tolerance_s:
+        raise MediaError(short, "length_mismatch", f"{text.format(but='but ')}; both must cover the same instants")
+    if apart_s > _LENGTHS_S:
+        text = f"{text.format(but='')}: all are cut to the shortest"
+        notes.add("lengths", f"{short}: {text}; see whether both began at one instant (--offset)")
+    return shortest

@@ -1,0 +1,134 @@
+"""What became of every conversation, and of the whole: the files that say so and the lines for a person."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from af.data.index import tars
+from af.data.schema import SPLITS
+from af.ingest.sources import Source
+from af.ingest.splits import groups_of_people
+
+REPORT: Final = "ingest_report.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one conversation. `reason` is None when it gave clips, else a short word for counting.
+
+    `dropped_s` are seconds left out of a usable conversation, by reason. `line` is the message for a person. `notes` are
+    what is noteworthy and leaves it usable: {"kind", "text"} each.
+    """
+
+    name: str
+    split: str
+    participants: tuple[str, str]
+    clips: int = 0
+    kept_s: float = 0.0
+    dropped_s: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    line: str = ""
+    shard: str | None = None
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[dict[str, str], ...] = ()
+
+    @classmethod
+    def dropped(cls, source: Source, split: str, reason: str, line: str) -> Outcome:
+        """Of a conversation that is not even read."""
+        return cls(source.name, split, source.participants, reason=reason, line=f"{source.name}: {line}")
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome | None:
+        """From the file of an earlier run; None when it is not there, was cut off, or is another version's."""
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            return cls(**{**data, "participants": tuple(data["participants"]), "notes": tuple(data.get("notes", ()))})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """All conversations of the folder that were asked for, and how many were done before.
+
+    `notes` are lines about the whole: splits that stay empty, people under several names. `complete`: nothing is left to
+    other shares, and the report is written.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    done_before: int
+    notes: tuple[str, ...] = ()
+    complete: bool = True
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Conversations that gave nothing."""
+        return tuple(o for o in self.outcomes if o.reason is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON with totals first."""
+        dropped: Counter[str] = Counter()
+        for outcome in self.outcomes:
+            dropped.update(outcome.dropped_s)
+        return {
+            "conversations": len(self.outcomes),
+            "clips": sum(o.clips for o in self.outcomes),
+            "kept_s": round(sum(o.kept_s for o in self.outcomes), 2),
+            "dropped_s": {k: round(v, 2) for k, v in sorted(dropped.items())},
+            "failed": dict(Counter(str(o.reason) for o in self.failed)),
+            "notes": list(self.notes),
+            "notes_by_kind": dict(Counter(note["kind"] for o in self.outcomes for note in o.notes)),
+            "outcomes": [asdict(o) for o in self.outcomes],
+        }
+
+    def lines(self, most: int = 5) -> list[str]:
+        """What was dropped and why, how much is noteworthy of each kind with the first `most` lines, and what concerns the
+        whole.
+        """
+        lines = [f"dropped: {outcome.line}" for outcome in self.failed]
+        found = [note for outcome in self.outcomes for note in outcome.notes]
+        if found:
+            counts = Counter(note["kind"] for note in found)
+            lines.append(f"noted: {', '.join(f'{n} x {kind}' for kind, n in sorted(counts.items()))}")
+            lines += [f"  {note['kind']}: {note['text']}" for note in found[:most]]
+        if len(found) > most:
+            lines.append(f"  ... and {len(found) - most} more in the report")
+        return lines + [f"note: {line}" for line in self.notes]
+
+
+def empty_splits(
+    out: Path, sources: Sequence[Source], same: Mapping[str, str], split: str, fractions: Sequence[float] | None
+) -> list[str]:
+    """A line about splits without a clip: why they are empty and what to do. None where only what was asked for is.
+
+    `same`: see `splits.one_person`; `split` and `fractions`: where the conversations went.
+    """
+    empty = [name for name in SPLITS if not tars(out / name)]
+    if not empty or len(empty) == len(SPLITS):
+        return []
+    use = {"train": "to train", "val": "to watch a training by", "test": "for `af evaluate` and held-out videos"}
+    if fractions is None:
+        if split != "train":
+            return []  # one split of several runs
+        why = "all went to train, as --split says by default; --split-by-identity 0.8,0.1,0.1 holds people out"
+    else:
+        asked = [name for name, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0]
+        if not (empty := [name for name in empty if name in asked]):
+            return []
+        pairs = [(same[a], same[b]) for a, b in (s.participants for s in sources)]
+        if (groups := len(set(groups_of_people(pairs).values()))) < len(asked):
+            why = (
+                f"{len(sources)} conversation{'s' * (len(sources) != 1)} of {groups} group{'s' * (groups != 1)} of people "
+                f"who never meet cannot fill {len(asked)} splits; add conversations of other people"
+            )
+        else:
+            why = (
+                "the conversations that belong there were dropped, or people had their split before; add some, or begin "
+                "anew"
+            )
+    return [f"{', '.join(f'no clips in {name} ({use[name]})' for name in empty)}: {why}"]
