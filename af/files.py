@@ -117,18 +117,29 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}); what wrote it can make it again") from error
 
 
-def claim_folder(file: Path, settings: Mapping[str, Any]) -> None:
-    """Write `settings` to `file` in the folder they made, or see that they are the ones that made it: UserError if not."""
+def claim_folder(file: Path, settings: Mapping[str, Any], remedy: str = "") -> None:
+    """Write `settings` to `file` in the folder they made, or see that they are the ones that made it: UserError if not.
+
+    It names what differs; `remedy` says what else can be done than to choose another folder, or to delete that one.
+    """
     with exclusive(file.parent / f".{file.name}.lock"):  # the jobs of an array start at the same time
         if not file.is_file():
             write_json(file, dict(settings))
             return
-    known = read_json(file)
-    if different := [k for k in settings if not isinstance(known, dict) or known.get(k) != settings[k]]:
+    known, wanted = _flat(read_json(file)), _flat(settings)
+    if different := [f"{k}: {known.get(k)} there, {v} asked for" for k, v in wanted.items() if known.get(k) != v]:
         raise UserError(
-            f"{file.parent} was made with other settings (different: {', '.join(different)}); "
-            "choose another folder, or delete that one"
+            f"{file.parent} was made with other settings ({', '.join(different)}); choose another folder with --out, "
+            f"or delete that one{remedy}"
         )
+
+
+def _flat(settings: Any) -> dict[str, Any]:
+    """The values of a JSON object and of those within it, by name."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items() if isinstance(settings, Mapping) else ():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def append_line(path: Path, line: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from af.cli.devices import add_device_argument, device_of
 from af.cli.options import count, out_folder, seed
-from af.data.parts import PART_HELP, WHOLE, Share, clear
+from af.data.parts import SHARE_HELP, WHOLE, Share, clear
 from af.data.stores import location
 
 
@@ -22,19 +22,19 @@ def add_derived_arguments(parser: argparse.ArgumentParser, denoiser: str) -> Non
     parser.add_argument("--batch", type=count, default=32, help="clips rolled out together (default 32)")
     parser.add_argument("--workers", type=count, default=1, help="processes (default 1)")
     add_device_argument(parser)
-    parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
+    parser.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
 
 
 def derived_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the functions behind the verbs take; deletes what --out holds when asked to."""
     device = device_of(args)
-    clear(args.out, args.overwrite, args.part, [place for place in (args.data, args.denoiser) if place is not None])
+    clear(args.out, args.overwrite, args.share, [place for place in (args.data, args.denoiser) if place is not None])
     return {
         "seed": args.seed,
         "batch": args.batch,
         "splits": [name.strip() for name in args.splits.split(",")],
         "device": device,
         "workers": args.workers,
-        "share": args.part,
+        "share": args.share,
     }

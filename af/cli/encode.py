@@ -4,9 +4,9 @@
   af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents features=wav2vec2
 
 Each input shard becomes one output shard; shards that exist are skipped, so a stopped job goes on where it was. Many
-machines do it together with --part, for instance as a job array (--array=1-16):
+machines do it together with --share, for instance as a job array (--array=1-16):
 
-  af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents --part $SLURM_ARRAY_TASK_ID/16
+  af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents --share $SLURM_ARRAY_TASK_ID/16
 
 `features=` picks a configuration of conf/features (logmel, wav2vec2); its values can be overridden, e.g.
 `features.mode=utterance` or `features.checkpoint=/path/to/wav2vec2`.
@@ -20,7 +20,7 @@ from pathlib import Path
 from af.cli.config import add_config_arguments, compose, resolve
 from af.cli.devices import add_device_argument, device_of
 from af.cli.options import count, out_folder
-from af.data.parts import PART_HELP, WHOLE, Share, clear
+from af.data.parts import SHARE_HELP, WHOLE, Share, clear
 from af.data.stores import location
 
 #: What is said after Ctrl-C.
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
     )
     add_device_argument(parser)
-    parser.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
+    parser.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     add_config_arguments(parser)
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     features = resolve(compose("encode", args.overrides, args.config_dir))["features"]
     from af.pipeline.encode import encode
 
-    clear(args.out, args.overwrite, args.part, (args.data, args.autoencoder))
+    clear(args.out, args.overwrite, args.share, (args.data, args.autoencoder))
     indices = encode(
         args.data,
         args.out,
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         device=device,
         workers=args.workers,
-        share=args.part,
+        share=args.share,
     )
     for index in indices:
         print(f"{index.folder}: {len(index.samples)} clips, {index.frames} frames")

@@ -14,7 +14,7 @@ package:
   file       arrays KEY.a.npy and KEY.b.npy (frames x motion latent) from a folder
 
 Each shard of the data becomes one of losers; shards that exist are skipped, so a stopped job goes on where it was, and
---part divides the work among the jobs of an array. Give the folder to the stage as data.losers=FOLDER.
+--share divides the work among the jobs of an array. Give the folder to the stage as data.losers=FOLDER.
 """
 
 from __future__ import annotations

@@ -72,7 +72,11 @@ def add_settings(parser: argparse.ArgumentParser, record: type, options: Mapping
             if isinstance(default, float)
             else f" (default {default})"
         )
-        how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": flag[2:].upper()}
+        how = (
+            {"choices": kind}
+            if isinstance(kind, tuple)
+            else {"type": kind, "metavar": flag[2:].upper().replace("-", "_")}
+        )
         parser.add_argument(flag, dest=name, default=default, help=text + shown, **how)
 
 

@@ -15,7 +15,7 @@ s3://…; docs/data.md). A shard is a tar file that WebDataset reads too; its me
 nothing in it is ever executed. `af shards VERB --help` explains a verb.
 
 reshard, split and merge copy members byte for byte into an empty folder of this machine and check them on the way. A stopped
-one goes on with the same command, --part divides it among machines, and motion statistics are made again where there were
+one goes on with the same command, --share divides it among machines, and motion statistics are made again where there were
 some.
 """
 
@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from af.cli.ingest import fractions
 from af.cli.options import count, out_folder, positive, seed, whole
 from af.console import show
-from af.data.parts import PART_HELP, WHOLE, Share
+from af.data.parts import SHARE_HELP, WHOLE, Share
 from af.data.stores import Location, location
 
 #: What is said after Ctrl-C.
@@ -78,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         sub.add_argument("--shard-gb", type=positive, default=1.0, metavar="GB", help="size of a shard (default 1)")
         sub.add_argument("--workers", type=count, default=1, help="processes (default 1)")
-        sub.add_argument("--part", type=Share.parse, default=WHOLE, metavar="I/N", help=PART_HELP)
+        sub.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 def _arrange(args: argparse.Namespace) -> int:
     from af.data import rearrange
 
-    how = {"shard_bytes": int(args.shard_gb * 1e9), "workers": args.workers, "share": args.part}
+    how = {"shard_bytes": int(args.shard_gb * 1e9), "workers": args.workers, "share": args.share}
     roots: Sequence[Location] = args.folder if args.action == "merge" else [args.folder]
     if args.action == "reshard":
         made = rearrange.reshard(args.folder, args.out, shuffle=args.shuffle, **how)

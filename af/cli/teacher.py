@@ -4,7 +4,7 @@
   af train experiment=distill_demo start=runs/demo/denoiser/export data.teacher=data/demo-teacher
 
 Each shard of the data becomes one of the teacher; shards that exist are skipped, so a stopped job goes on where it was,
-and --part divides the work among the jobs of an array.
+and --share divides the work among the jobs of an array.
 """
 
 from __future__ import annotations

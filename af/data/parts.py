@@ -104,7 +104,7 @@ class Share:
         """From text such as 3/16. Raises `UserError`."""
         number, _, count = text.partition("/")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise UserError(f"--part {text}: expected I/N with I from 1 to N, such as 3/16")
+            raise UserError(f"--share {text}: expected I/N with I from 1 to N, such as 3/16")
         return cls(int(number), int(count))
 
     def of(self, parts: Sequence[Any]) -> list[Any]:
@@ -117,8 +117,8 @@ class Share:
 
 #: Everything, by one process.
 WHOLE: Final = Share()
-#: The help of `--part`, the same for every command that takes it.
-PART_HELP: Final = (
+#: The help of `--share`, the same for every command that takes it.
+SHARE_HELP: Final = (
     "do the I-th of N shares, for a job array: the same command with every I from 1 to N, on any machines that share the "
     "output folder; the last one to end writes the index"
 )
@@ -151,13 +151,13 @@ def run_job(
         return finish()
 
 
-def claim_output(file: Path, settings: Mapping[str, Any]) -> None:
+def claim_output(file: Path, settings: Mapping[str, Any], remedy: str = "") -> None:
     """`claim_folder` for a folder of splits. Raises `UserError` also when it holds shards of something else (maybe the very
     ones to be read): they would be written over.
     """
     if not file.is_file() and (there := [tar for split in SPLITS for tar in tars(file.parent / split)]):
-        raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out")
-    claim_folder(file, settings)
+        raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out{remedy}")
+    claim_folder(file, settings, remedy)
 
 
 def clear(folder: Path, overwrite: bool, share: Share, read: Sequence[Location] = ()) -> None:
@@ -165,7 +165,7 @@ def clear(folder: Path, overwrite: bool, share: Share, read: Sequence[Location] 
     something that is to be `read` lies there.
     """
     if overwrite and share.count > 1:
-        raise UserError("--overwrite and --part exclude each other: delete the folder before the jobs start")
+        raise UserError("--overwrite and --share exclude each other: delete the folder before the jobs start")
     for place in read if overwrite else ():
         if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete {place}, which is read: choose another folder for --out")

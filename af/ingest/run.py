@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +19,7 @@ from af.data.schema import SPLITS
 from af.data.shards import write_shard
 from af.data.tables import shown
 from af.errors import UserError
-from af.files import exclusive, remove_stale, write_json
+from af.files import claim_folder, exclusive, remove_stale, write_json
 from af.ingest.clips import cut_out, examine
 from af.ingest.detection import Detector, Watch, make_detector
 from af.ingest.options import IngestOptions
@@ -91,17 +90,6 @@ def _read(source: Source, samples: Iterator[Any]) -> Iterator[Any]:
         yield from samples
 
 
-def _same_options(out: Path, options: IngestOptions) -> None:
-    file = out / LEDGER / "options.json"
-    if file.is_file():
-        before, now = asdict(IngestOptions()) | json.loads(file.read_text("utf-8")), asdict(options)
-        if changed := [f"{k} {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]:
-            raise UserError(
-                f"{out} was filled with other settings ({', '.join(changed)}): give another --out, or delete it"
-            )
-    write_json(file, asdict(options))
-
-
 def run_ingest(
     sources: Sequence[Source],
     out: Path | str,
@@ -131,7 +119,7 @@ def run_ingest(
     sources = [s for s in sources if once[s.id] is s]
     if detector is None:
         make_detector(options.detector, options.detector_model)  # fails before any work
-    _same_options(out, options)
+    claim_folder(out / LEDGER / "options.json", asdict(options))
     same, remarks = one_person(sources)
     parts, objections = _plan(sources, out, options, split, fractions, detector, share, same)
     mine = share.of(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,16 +14,16 @@ import numpy as np
 from af.clock import frames_to_seconds
 from af.data.codecs import encode_audio, encode_video
 from af.data.index import Index
-from af.data.parts import Part, PartsReport, run_parts
+from af.data.parts import Part, PartsReport, claim_output, run_parts
 from af.data.schema import SPLITS, ClipMeta
 from af.data.shards import build_index, write_shard
 from af.errors import UserError
-from af.files import write_json
 from af.synth.appearance import Appearance
 from af.synth.face import FACE_SPEC
 from af.synth.render import render
 from af.synth.session import Session, SessionConfig, simulate
 from af.synth.turns import ROLES, stream
+from af.values import require_number
 
 #: Changes whenever the same settings would give other bytes.
 GENERATOR_VERSION: Final = 2
@@ -43,17 +44,22 @@ class SynthSettings:
     sessions_per_shard: int = 8
 
     def __post_init__(self) -> None:
-        for name in SPLITS:
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is a number of sessions, got {getattr(self, name)}")
+        try:
+            for name, least in (
+                ("train", 0),
+                ("val", 0),
+                ("test", 0),
+                ("size", 16),
+                ("seed", 0),
+                ("sessions_per_shard", 1),
+            ):
+                require_number(name, getattr(self, name), least=least, whole=True)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if self.train + self.val + self.test == 0:
             raise UserError("no sessions asked for: train, val and test are all 0")
-        if self.size < 16 or self.size % 2:
-            raise UserError(f"size must be an even number of pixels from 16 on, got {self.size}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative, got {self.seed}")
-        if self.sessions_per_shard < 1:
-            raise UserError(f"sessions_per_shard must be positive, got {self.sessions_per_shard}")
+        if self.size % 2:
+            raise UserError(f"size must be an even number of pixels, got {self.size}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings and the generator's version: what decides the bytes."""
@@ -81,54 +87,25 @@ def build(
     The same settings give the same bytes, whatever the number of workers. Raises `UserError` when `out` holds shards of
     other settings or of another origin, unless `overwrite`.
     """
-    out = Path(out)
-    _claim(out, settings, overwrite)
+    settings_file = Path(out) / SETTINGS_NAME
+    try:
+        claim_output(settings_file, settings.to_json(), " (--overwrite does)")
+    except UserError:
+        if not overwrite:
+            raise
+        settings_file.unlink(missing_ok=True)
+        for split in SPLITS:
+            shutil.rmtree(Path(out) / split, ignore_errors=True)
+        claim_output(settings_file, settings.to_json())
     parts = []
     for split in SPLITS:
         count, step = getattr(settings, split), settings.sessions_per_shard
         for shard, first in enumerate(range(0, count, step)):
             numbers = range(first, min(first + step, count))
-            path = out / split / f"{shard:06d}.tar"
+            path = Path(out) / split / f"{shard:06d}.tar"
             parts.append(Part(path, (settings, split, numbers)))
     report = run_parts(parts, write_part, workers=workers, description="synthetic conversations")
-    return [build_index(out / split) for split in SPLITS if getattr(settings, split)], report
-
-
-def _claim(out: Path, settings: SynthSettings, overwrite: bool) -> None:
-    """Make sure that what is in `out` belongs to these settings, or is deleted."""
-    path = out / SETTINGS_NAME
-    shards = [tar for split in SPLITS for tar in sorted((out / split).glob("*.tar"))]
-    known: Any = None
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            known = "unreadable"
-    wanted = settings.to_json()
-    if known == wanted:
-        return
-    if shards or known is not None:
-        if not overwrite:
-            remedy = "choose another folder with --out, or --overwrite to delete it"
-            if not isinstance(known, dict):
-                raise UserError(f"{out} holds shards that are not from `af synth` ({SETTINGS_NAME} missing); {remedy}")
-            raise UserError(f"{out} holds synthetic conversations with other settings ({_differences(known, wanted)}); {remedy}")  # fmt: skip
-        path.unlink(missing_ok=True)
-        for tar in shards:
-            tar.unlink()
-        for split in SPLITS:
-            (out / split / "index.json").unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
-
-
-def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {**{k: v for k, v in values.items() if k != "session"}, **values.get("session", {})}
-
-    a, b = flat(known), flat(wanted)
-    names = [name for name in b if a.get(name) != b[name]] + [name for name in a if name not in b]
-    return ", ".join(f"{name}: {a.get(name)} there, {b.get(name)} asked for" for name in names)
+    return [build_index(Path(out) / split) for split in SPLITS if getattr(settings, split)], report
 
 
 def write_part(path: Path, settings: SynthSettings, split: str, numbers: range) -> int:
@@ -167,21 +144,21 @@ def _samples(settings: SynthSettings, split: str, numbers: range) -> Iterator[tu
 def _extra(session: Session, seed: tuple[int, ...]) -> dict[str, Any]:
     """What is known about a conversation: frames of phrases and of movements with their causes."""
 
-    def by_role(of: Any) -> dict[str, Any]:
-        return {role: of(session.side(role)) for role in ROLES}
+    sides = {role: session.side(role) for role in ROLES}
 
-    def events(kind: str) -> dict[str, Any]:
-        return by_role(
-            lambda side: [
+    def events(kind: str) -> dict[str, list[dict[str, Any]]]:
+        return {
+            role: [
                 {"start": e.start, "amplitude": round(e.amplitude, 4), "cause": e.cause} for e in getattr(side, kind)
             ]
-        )
+            for role, side in sides.items()
+        }
 
     return {
         "generator": GENERATOR_VERSION,
         "seed": list(seed),
         "expressiveness": round(session.expressiveness, 4),
-        "phrases": by_role(lambda side: [list(p) for p in side.phrases]),
-        "phrase_ends": by_role(lambda side: list(side.phrase_ends)),
+        "phrases": {role: [list(p) for p in side.phrases] for role, side in sides.items()},
+        "phrase_ends": {role: list(side.phrase_ends) for role, side in sides.items()},
         **{kind: events(kind) for kind in ("smiles", "tilts", "nods")},
     }

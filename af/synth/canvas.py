@@ -25,42 +25,33 @@ class Window:
 
 
 class Stack:
-    """`frames` (3,T,Y,X) being drawn, and the map from pixels to head coordinates of each frame.
+    """`frames` (3,T,Y,X) to draw on, and the map from pixels to head coordinates of each frame.
 
     Image coordinates run over [-1, 1] (right, down). Head coordinates have their origin between the ears and unit
     half a face's height; `roll` turns them clockwise, `unit` is their length in image coordinates.
     """
 
-    def __init__(self, background: Array, roll: Array, unit: Array, centre_x: Array, centre_y: Array) -> None:
-        size = background.shape[-1]
-        self.size = size
-        self.frames = np.repeat(background[:, None], len(roll), axis=1)
+    def __init__(self, frames: Array, roll: Array, unit: Array, centre_x: Array, centre_y: Array) -> None:
+        size = frames.shape[-1]
+        self.size, self.frames = size, frames
         self.pixels = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
         self.cos, self.sin, self.unit = np.cos(roll), np.sin(roll), unit
         self.centre_x, self.centre_y = centre_x, centre_y
         self.per_unit = unit * (size / 2)  # pixels in a head unit, per frame
 
-    def window(self, x: Number, y: Number, half_width: float, half_height: float) -> Window | None:
-        """Pixels within the given box around head point (x, y) in any frame; None if none is in the image."""
+    def window(self, x: Number, y: Number, half_width: float, half_height: float) -> Window:
+        """Pixels within the given box around head point (x, y) in any frame; none where that is outside of the image."""
         image_x = self.centre_x + self.unit * (self.cos * x - self.sin * y)
         image_y = self.centre_y + self.unit * (self.sin * x + self.cos * y)
         reach_x = self.unit * (np.abs(self.cos) * half_width + np.abs(self.sin) * half_height)
         reach_y = self.unit * (np.abs(self.sin) * half_width + np.abs(self.cos) * half_height)
-        return self.image_window(
-            float((image_x - reach_x).min()),
-            float((image_x + reach_x).max()),
-            float((image_y - reach_y).min()),
-            float((image_y + reach_y).max()),
-        )
+        columns, rows = self._pixels(image_x, reach_x), self._pixels(image_y, reach_y)
+        return Window(rows, columns, self.pixels[columns], self.pixels[rows])
 
-    def image_window(self, left: float, right: float, top: float, bottom: float) -> Window | None:
-        """Pixels of a box in image coordinates."""
-        half = self.size / 2
-        c0, c1 = max(0, int((left + 1) * half) - 1), min(self.size, int((right + 1) * half) + 2)
-        r0, r1 = max(0, int((top + 1) * half) - 1), min(self.size, int((bottom + 1) * half) + 2)
-        if c0 >= c1 or r0 >= r1:
-            return None
-        return Window(slice(r0, r1), slice(c0, c1), self.pixels[c0:c1], self.pixels[r0:r1])
+    def _pixels(self, centre: Array, reach: Array) -> slice:
+        first = int((float((centre - reach).min()) + 1) * (self.size / 2)) - 1
+        last = int((float((centre + reach).max()) + 1) * (self.size / 2)) + 2
+        return slice(max(0, first), max(0, min(self.size, last)))
 
     def local(self, window: Window, x: Number, y: Number, width: Number = 1.0, height: Number = 1.0):
         """Coordinates (p, q), each (T,rows,columns), with (0, 0) at head point (x, y) and the given units."""
@@ -82,8 +73,6 @@ class Stack:
     def ellipse(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number = 1.0) -> None:
         """A filled, anti-aliased ellipse at a head point."""
         window = self.window(x, y, float(np.max(width)), float(np.max(height)))
-        if window is None:
-            return
         p, q = self.local(window, x, y, width, height)
         edge = self.per_unit * 0.5 * np.sqrt(width * height)
         coverage = disc(p, q, edge)
@@ -94,8 +83,6 @@ class Stack:
     def glow(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number) -> None:
         """An ellipse that fades out to its edge: shading, blush, highlights."""
         window = self.window(x, y, float(np.max(width)), float(np.max(height)))
-        if window is None:
-            return
         p, q = self.local(window, x, y, width, height)
         p *= p
         q *= q

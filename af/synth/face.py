@@ -24,25 +24,7 @@ from typing import Final
 
 from af.types import FaceSpec
 
-FACE_NAMES: Final = (
-    "mouth_open",
-    "mouth_width",
-    "smile",
-    "brow",
-    "blink",
-    "gaze_x",
-    "gaze_y",
-    "yaw",
-    "pitch",
-    "roll",
-    "shift_x",
-    "shift_y",
-    "scale",
-)
-FACE_SPEC: Final = FaceSpec(names=FACE_NAMES, expression=7, tracker="synthetic-truth/1")
-FACE_INDEX: Final[Mapping[str, int]] = MappingProxyType({name: i for i, name in enumerate(FACE_NAMES)})
-
-# What the renderer draws well; simulated sessions stay inside, the tracker is trained on all of it.
+#: What the renderer draws well, in the order of the parameters; simulated sessions stay inside, the tracker is trained on all of it.
 FACE_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {
         "mouth_open": (0.0, 1.0),
@@ -60,3 +42,6 @@ FACE_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
         "scale": (-0.15, 0.15),
     }
 )
+FACE_NAMES: Final = tuple(FACE_RANGES)
+FACE_INDEX: Final[Mapping[str, int]] = MappingProxyType({name: i for i, name in enumerate(FACE_NAMES)})
+FACE_SPEC: Final = FaceSpec(names=FACE_NAMES, expression=7, tracker="synthetic-truth/1")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from af.synth.appearance import Appearance
-from af.synth.canvas import Array, Stack, Window, per_frame, ramp, strip
+from af.synth.canvas import Array, Stack, per_frame, ramp, strip
 from af.synth.face import FACE_INDEX
 
 HEAD_UNIT = 0.64  # half a face's height in half image heights, at scale 0
@@ -40,7 +40,7 @@ class Pose:
         roll, unit = self.values["roll"], HEAD_UNIT * np.exp(self.values["scale"])
         centre_x = 2 * self.values["shift_x"] + unit * PIVOT * np.sin(roll)
         centre_y = 0.03 + 2 * self.values["shift_y"] + unit * PIVOT * (1 - np.cos(roll))
-        return Stack(background, roll, unit, centre_x, centre_y)
+        return Stack(np.repeat(background[:, None], len(roll), axis=1), roll, unit, centre_x, centre_y)
 
 
 def _rgb(*values: float) -> Array:
@@ -95,8 +95,6 @@ def hair_behind(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None
     half, top, bottom = a.face_width + 0.035 + 0.8 * a.hair_volume, 0.98 + a.hair_volume, a.hair_length
     x = -0.10 * np.sin(yaw)
     window = stack.window(x, (bottom - top) / 2, half, (bottom + top) / 2)
-    if window is None:
-        return
     p, q = stack.local(window, x, 0.0, half, 1.0)
     p *= p
     upper, lower = np.minimum(q, 0), np.maximum(q, 0, out=q)
@@ -113,41 +111,33 @@ def hair_behind(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None
 
 
 def body(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
-    """Neck, shoulders and clothes."""
     """Neck, shoulders and neckline. The body follows most of the head's shift and none of its turns."""
-    unit = stack.unit
     body_x = 1.4 * pose.values["shift_x"]
     body_y = 1.7 * pose.values["shift_y"] - 0.02
-    body = Stack.__new__(Stack)  # the same planes under a map without roll
-    body.__dict__.update(stack.__dict__)
-    flat = np.ones_like(unit)
-    body.cos, body.sin, body.unit = flat, flat * 0, flat * HEAD_UNIT
-    body.centre_x, body.centre_y = body_x, body_y
-    body.per_unit = body.unit * (stack.size / 2)
+    upright = np.zeros_like(stack.unit)
+    body = Stack(stack.frames, upright, upright + HEAD_UNIT, body_x, body_y)
     width = 0.34 * a.face_width / 0.77
     window = body.window(0, 0.95, width + 0.45, 0.72)
-    if window is not None:
-        # The neck's axis runs from the jaw (which moves with the head) to the shoulders.
-        jaw_x = (stack.centre_x - stack.sin * stack.unit * 0.55 - body_x) / body.unit
-        p, q = body.local(window, 0.0, 0.0)
-        lean = np.clip((1.25 - q) * np.float32(1.1), 0, 1)
-        p -= lean * per_frame(jaw_x)
-        np.abs(p, out=p)
-        flare = np.maximum(q - np.float32(1.05), 0)
-        distance = (np.float32(width) - p + flare * np.float32(0.8)) * per_frame(body.per_unit)
-        below = (q - per_frame((stack.centre_y - body_y) / body.unit + 0.35)) * per_frame(body.per_unit)
-        coverage = ramp(np.minimum(distance, below))
-        shadow = np.clip((np.float32(1.42) - q) * np.float32(2.0), 0, 1) * np.float32(0.75)
-        stack.paint(window, coverage, paint.skin[:, None, None, None] + _mix(paint.shade - paint.skin, shadow))
+    # The neck's axis runs from the jaw (which moves with the head) to the shoulders.
+    jaw_x = (stack.centre_x - stack.sin * stack.unit * 0.55 - body_x) / body.unit
+    p, q = body.local(window, 0.0, 0.0)
+    lean = np.clip((1.25 - q) * np.float32(1.1), 0, 1)
+    p -= lean * per_frame(jaw_x)
+    np.abs(p, out=p)
+    flare = np.maximum(q - np.float32(1.05), 0)
+    distance = (np.float32(width) - p + flare * np.float32(0.8)) * per_frame(body.per_unit)
+    below = (q - per_frame((stack.centre_y - body_y) / body.unit + 0.35)) * per_frame(body.per_unit)
+    coverage = ramp(np.minimum(distance, below))
+    shadow = np.clip((np.float32(1.42) - q) * np.float32(2.0), 0, 1) * np.float32(0.75)
+    stack.paint(window, coverage, paint.skin[:, None, None, None] + _mix(paint.shade - paint.skin, shadow))
     clothes = np.array(a.clothes, np.float32)
     window = body.window(0, 2.05, 1.5, 0.85)
-    if window is not None:
-        p, q = body.local(window, 0.0, 2.15, 1.42, 0.88)
-        shoulder = (1 - (p * p * (0.4 + 0.6 * p * p) + q * q)) * per_frame(body.per_unit * 0.5)
-        p, q = body.local(window, 0.0, 1.18, width + 0.10, 0.34)
-        neckline = (p * p + q * q - 1) * per_frame(body.per_unit * 0.17)
-        light = np.clip((np.float32(0.5) - q) * np.float32(0.12), -0.35, 0.1) + 1
-        stack.paint(window, ramp(np.minimum(shoulder, neckline)), _mix(clothes, light))
+    p, q = body.local(window, 0.0, 2.15, 1.42, 0.88)
+    shoulder = (1 - (p * p * (0.4 + 0.6 * p * p) + q * q)) * per_frame(body.per_unit * 0.5)
+    p, q = body.local(window, 0.0, 1.18, width + 0.10, 0.34)
+    neckline = (p * p + q * q - 1) * per_frame(body.per_unit * 0.17)
+    light = np.clip((np.float32(0.5) - q) * np.float32(0.12), -0.35, 0.1) + 1
+    stack.paint(window, ramp(np.minimum(shoulder, neckline)), _mix(clothes, light))
 
 
 def _mix(colour: Array, amount: Array) -> Array:
@@ -175,8 +165,6 @@ def head(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
     yaw, pitch = np.sin(pose.values["yaw"]), np.sin(pose.values["pitch"])
     chin = 1.0 + a.chin + 0.09 * pose.values["mouth_open"]
     window = stack.window(0.1 * yaw, 0.1 * pitch, a.face_width + 0.16, float(chin.max()) + 0.12)
-    if window is None:
-        return
     p, q = stack.local(window, 0.06 * yaw, 0.08 * pitch)
     lower = np.maximum(q, 0)
     p -= lower * per_frame(0.22 * yaw)  # the chin is in front of the axis
@@ -236,8 +224,6 @@ def mouth(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
     x, y, narrow = pose.place(0, centre_y, 0.86)
     half = 1.25 * a.mouth_width * (1 + 0.20 * spread + 0.34 * smile) * narrow
     window = stack.window(x, y + 0.08, float(half.max()) * 1.1, 0.50)
-    if window is None:
-        return
     p, r = stack.local(window, x, y, half, 1.0)
     pixels = per_frame(stack.per_unit)
     squared = p * p
@@ -282,8 +268,6 @@ def eye(stack: Stack, pose: Pose, a: Appearance, paint: Palette, side: int) -> N
     half = 0.185 * a.eye_size * narrow
     stack.glow(x, y - 0.03, 0.30 * narrow, 0.20, paint.shade, 0.40)  # the socket
     window = stack.window(x, y, float(half.max()) * 1.25, 0.22)
-    if window is None:
-        return
     p, r = stack.local(window, x, y, half, 1.0)
     pixels = per_frame(stack.per_unit)
     r += p * np.float32(a.eye_tilt * 0.35 * -side)
@@ -326,8 +310,6 @@ def brow(stack: Stack, pose: Pose, a: Appearance, paint: Palette, side: int) -> 
     y = y - 0.085 * brow
     half = 0.235 * narrow
     window = stack.window(x, y, float(half.max()), 0.16)
-    if window is None:
-        return
     p, r = stack.local(window, x, y, half, 1.0)
     arch = 1 - p * p
     p *= np.float32(side)  # from the nose outwards
@@ -348,8 +330,6 @@ def hair_front(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
     lowest = min(0.95 * height, a.hair_drop + 0.12)
     middle = (lowest - height) / 2
     window = stack.window(0.0, middle, half + 0.1, (lowest + height) / 2 + 0.1)
-    if window is None:
-        return
     pixels = per_frame(stack.per_unit)
     p, q = stack.local(window, -0.03 * yaw, 0.03 * pitch, half, height)
     vertical = q * np.float32(0.9)
@@ -381,9 +361,7 @@ def glasses(stack: Stack, pose: Pose, a: Appearance) -> None:
     for side in (-1, 1):
         x, y, narrow = pose.place(side * (a.eye_spacing + 0.01), -0.03, 0.86)
         half = 0.29 * narrow
-        window: Window | None = stack.window(x, y, float(half.max()) + 0.05, 0.32)
-        if window is None:
-            continue
+        window = stack.window(x, y, float(half.max()) + 0.05, 0.32)
         p, q = stack.local(window, x, y, half, 0.25)
         p *= p
         q *= q

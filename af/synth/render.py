@@ -1,6 +1,8 @@
-"""Draw synthetic faces: parameters (T,13) and a person -> anti-aliased RGB frames of any size."""
+"""Draw synthetic faces: parameters (T,13) and a person -> anti-aliased RGB frames of any size, and where eyes and mouth are."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -34,7 +36,7 @@ def render(
 def regions(
     face: Float[np.ndarray, "T P"], appearance: Appearance, size: int = 64
 ) -> Float32[np.ndarray, "T size size"]:
-    """Soft masks in [0, 1] that are near 1 on the eyes (with brows) and the mouth: weights for emphasis losses."""
+    """Soft masks in [0, 1] that are near 1 on the eyes (with brows) and the mouth: weights of pixels."""
     _check(face, size)
     masks = np.empty((len(face), size, size), np.float32)
     step = max(1, _STACK_PIXELS // (size * size))
@@ -49,6 +51,22 @@ def regions(
         stack.glow(x, y, 0.62 * narrow, 0.50 + 0.15 * pose.values["mouth_open"], white[:1], 1.6)
         masks[start : start + step] = np.clip(stack.frames[0], 0, 1)
     return masks
+
+
+@dataclass(frozen=True)
+class EyesAndMouth:
+    """Weights of pixels of which eyes and mouth count more: 1 + weight·mask for a frame's face parameters, the mask that of one
+    typical face (a soft one fits them all).
+    """
+
+    weight: float = 4.0
+    appearance: Appearance = field(default_factory=lambda: Appearance.sample(np.random.default_rng(0)))
+
+    def __call__(self, face: Float32[np.ndarray, " P"] | None, size: int) -> Float32[np.ndarray, "Y X"] | None:
+        """Weights of a frame of `size` pixels; None where the face is not known."""
+        if face is None:
+            return None
+        return 1 + self.weight * regions(face[None], self.appearance, size)[0]
 
 
 def _check(face: Array, size: int) -> None:

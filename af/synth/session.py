@@ -1,7 +1,7 @@
 """A synthetic conversation of two people whose every movement has a known cause.
 
 Causes, one channel each: lips and head beats from the own voice; **nods** from the end of the partner's phrase
-(sound); **smiles back** from the partner's silent spontaneous smile and **head tilts** from the partner's tilt
+(audible); **smiles back** from the partner's silent spontaneous smile and **head tilts** from the partner's tilt
 (both visible in the partner's motion only, never audible); gaze to the partner when the partner begins to speak; blinks
 and slow sway from nothing. Answers are not answered again.
 """
@@ -22,6 +22,7 @@ from af.synth.appearance import Appearance
 from af.synth.face import FACE_NAMES, FACE_RANGES
 from af.synth.turns import ROLES, Phrase, Seed, plan_phrase, plan_turns, stream
 from af.synth.voice import VoiceType, lips, speech
+from af.values import require_fraction, require_number
 
 #: Frames from the cause to the reaction, the middle of what is drawn (`REACTION_RANGE_FRAMES`, both ends included).
 REACTION_LAG_FRAMES: Final[Mapping[str, int]] = MappingProxyType({"smile": 11, "tilt": 12, "nod": 8})
@@ -52,11 +53,9 @@ class SessionConfig:
         if seconds_to_frames(self.seconds) < 1:
             raise ValueError(f"a session lasts at least one frame, got seconds = {self.seconds}")
         for name in ("smile_every_s", "tilt_every_s", "blink_every_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            require_number(name, getattr(self, name), above=0)
         for name in ("smile_answer", "tilt_answer", "nod_answer", "low_expressiveness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+            require_fraction(name, getattr(self, name))
         if not set(self.speakers) <= set(ROLES):
             raise ValueError(f"speakers are among {ROLES}, got {self.speakers}")
 
@@ -112,8 +111,8 @@ class Session:
         return {"a": self.a, "b": self.b}[role]
 
 
-def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool = True) -> Session:
-    """A conversation; the same seed and configuration give the same values. `sound` False: no voices."""
+def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, voices: bool = True) -> Session:
+    """A conversation; the same seed and configuration give the same values. Without `voices` both are silent."""
     frames = seconds_to_frames(config.seconds)
     rng = stream(seed, "expressiveness")
     low = rng.uniform() < config.low_expressiveness
@@ -124,37 +123,37 @@ def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, sound: bool
         words = stream(seed, "words", role)
         planned = [plan_phrase(words, start, stop) for start, stop in turns[role]]
         spoken[role] = planned if role in config.speakers else []
+    phrases = {role: tuple((round(p.start_s * FPS), round(p.stop_s * FPS)) for p in spoken[role]) for role in ROLES}
     speaking = {role: _speaking(spoken[role], frames) for role in ROLES}
-    smiles, tilts = (
-        {role: _spontaneous(stream(seed, kind, role), kind, every, frames, expressiveness) for role in ROLES}
-        for kind, every in (("smile", config.smile_every_s), ("tilt", config.tilt_every_s))
-    )
-    sides = {}
-    for role, partner in (("a", "b"), ("b", "a")):
-        own_smiles = smiles[role] + _answers(
-            stream(seed, "smile answers", role), "smile", smiles[partner], config.smile_answer, expressiveness, frames
-        )
-        own_tilts = tilts[role] + _answers(
-            stream(seed, "tilt answers", role), "tilt", tilts[partner], config.tilt_answer, expressiveness, frames
-        )
-        ends = [round(p.stop_s * FPS) for p in spoken[partner]]
+    moved: dict[str, dict[str, list[Event]]] = {"smile": {}, "tilt": {}}
+    for kind, every_s, answer in (
+        ("smile", config.smile_every_s, config.smile_answer),
+        ("tilt", config.tilt_every_s, config.tilt_answer),
+    ):
+        own = {r: _spontaneous(stream(seed, kind, r), kind, every_s, frames, expressiveness) for r in ROLES}
+        for role, partner in (ROLES, ROLES[::-1]):
+            rng = stream(seed, f"{kind} answers", role)
+            moved[kind][role] = own[role] + _answers(rng, kind, own[partner], answer, expressiveness, frames)
+    sides = []
+    for role, partner in (ROLES, ROLES[::-1]):
+        smiles, tilts = moved["smile"][role], moved["tilt"][role]
+        starts, ends = ([phrase[n] for phrase in phrases[partner]] for n in (0, 1))
         nods = _nods(stream(seed, "nods", role), ends, speaking[role], config.nod_answer, expressiveness)
-        starts = [round(p.start_s * FPS) for p in spoken[partner]]
-        face = _face(seed, role, config, spoken[role], speaking[role], starts, own_smiles, own_tilts, nods)
         audio = np.zeros(frames_to_samples(frames), np.float32)
-        if sound:
+        if voices:
             voice = VoiceType.sample(stream(seed, "voice", role))
             audio = speech(spoken[role], voice, frames, stream(seed, "sound", role))
-        sides[role] = Side(
+        side = Side(
             appearance=Appearance.sample(stream(seed, "appearance", role)),
-            face=face,
+            face=_face(seed, role, config, spoken[role], speaking[role], starts, smiles, tilts, nods),
             audio=audio,
-            phrases=tuple((round(p.start_s * FPS), round(p.stop_s * FPS)) for p in spoken[role]),
-            smiles=tuple(sorted(own_smiles, key=lambda e: e.start)),
-            tilts=tuple(sorted(own_tilts, key=lambda e: e.start)),
+            phrases=phrases[role],
+            smiles=tuple(sorted(smiles, key=lambda e: e.start)),
+            tilts=tuple(sorted(tilts, key=lambda e: e.start)),
             nods=tuple(nods),
         )
-    return Session(sides["a"], sides["b"], expressiveness)
+        sides.append(side)
+    return Session(*sides, expressiveness)
 
 
 def _speaking(phrases: Sequence[Phrase], frames: int) -> Bool[np.ndarray, " T"]:
@@ -173,12 +172,10 @@ def _spontaneous(
     time = float(rng.uniform(0, every_s))
     while (start := seconds_to_frames(time)) < frames:
         if kind == "smile":
-            amplitude = rng.uniform(0.6, 1.0) * (0.75 + 0.25 * expressiveness)
-            event = Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(5, 12)), 9)
+            amplitude, hold = rng.uniform(0.6, 1.0) * (0.75 + 0.25 * expressiveness), (5, 12)
         else:
-            amplitude = rng.uniform(0.16, 0.28) * rng.choice([-1, 1])
-            event = Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(6, 14)), 9)
-        events.append(event)
+            amplitude, hold = rng.uniform(0.16, 0.28) * rng.choice([-1, 1]), (6, 14)
+        events.append(Event(start, float(amplitude), int(rng.integers(6, 9)), int(rng.integers(*hold)), 9))
         time += apart + float(rng.exponential(every_s - apart))
     return events
 
@@ -219,16 +216,10 @@ def _nods(
 
 
 def _swell(event: Event, frames: int) -> np.ndarray:
-    """Smooth rise, plateau and fall of height 1 over the session's frames."""
+    """Smooth rise, plateau and fall of height 1 over the session's frames, along cosines."""
     t = np.arange(frames) - event.start
-    up = _ease(t / event.rise)
-    down = _ease((t - event.rise - event.hold) / event.fall)
-    return up - down
-
-
-def _ease(x: np.ndarray) -> np.ndarray:
-    """0 before 0, 1 after 1, in between a cosine."""
-    return 0.5 - 0.5 * np.cos(np.pi * np.clip(x, 0, 1))
+    up, down = t / event.rise, (t - event.rise - event.hold) / event.fall
+    return (0.5 - 0.5 * np.cos(np.pi * np.clip(up, 0, 1))) - (0.5 - 0.5 * np.cos(np.pi * np.clip(down, 0, 1)))
 
 
 def _slow(rng: np.random.Generator, frames: int, deviation: float, seconds: float = 1.2) -> np.ndarray:

@@ -41,7 +41,7 @@ def wide_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T 
 
 def conversation_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T P"]:
     """Parameters as they occur in a conversation, a little spread out."""
-    session = simulate(int(rng.integers(1 << 40)), sound=False)
+    session = simulate(int(rng.integers(1 << 40)), voices=False)
     face = session.side("ab"[int(rng.integers(2))]).face
     chosen = face[rng.integers(len(face), size=frames)]
     moved = chosen + rng.normal(0, 0.25, chosen.shape).astype(np.float32) * _SPREAD
@@ -187,7 +187,7 @@ def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int =
     found: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}
     for _ in range(people):
         person = Appearance.sample(rng)
-        session = simulate(int(rng.integers(1 << 40)), sound=False)
+        session = simulate(int(rng.integers(1 << 40)), voices=False)
         face = session.a.face[np.sort(rng.choice(session.frames, frames_each, replace=False))]
         pictures = render(face, person, IMAGE_SIZE)
         true["conversation"].append(face)

@@ -37,7 +37,7 @@ class Material:
         for i in track(range(count), description="conversations"):
             session = simulate(seed + i)
             alone, mute = (
-                simulate(seed + i, c, sound=False).b.face.astype(np.float64) for c in (alone_config, mute_config)
+                simulate(seed + i, c, voices=False).b.face.astype(np.float64) for c in (alone_config, mute_config)
             )
             voice = np.zeros_like(alone)
             voice[:, spoken] = (alone - mute)[:, spoken]

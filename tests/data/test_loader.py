@@ -18,7 +18,7 @@ from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import Index, ShardReader, build_index, write_shard
 from af.data.windows import WindowDataset
 from af.errors import UserError
-from af.synth.pixel_weights import EyesAndMouth
+from af.synth.render import EyesAndMouth
 from af.types import DyadBatch, PairBatch
 from tests.toy_shards import AUDIO, MOTION, STREAMING, members, meta, write_split
 

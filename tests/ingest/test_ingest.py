@@ -370,7 +370,7 @@ def test_other_settings_are_refused(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         disc_video(tmp_path / name, 60)
     ingest(tmp_path / "out", pair(tmp_path))
-    with pytest.raises(UserError, match=r"size 32 -> 48.*--out"):
+    with pytest.raises(UserError, match=r"size: 32 there, 48 asked for.*--out"):
         ingest(tmp_path / "out", pair(tmp_path), options=IngestOptions(size=48, detect_every=3))
     twice = ingest(tmp_path / "out", pair(tmp_path), pair(tmp_path))
     assert [o.reason for o in twice.outcomes] == [None, "listed_twice"]

@@ -78,7 +78,7 @@ def test_gain_on_synthetic_conversations():
 
     sessions = [simulate(i) for i in range(60)]
     nobody_answers = SessionConfig(smile_answer=0, tilt_answer=0, nod_answer=0)
-    blind = [simulate(i, nobody_answers, sound=False).b.face for i in range(60)]
+    blind = [simulate(i, nobody_answers, voices=False).b.face for i in range(60)]
     user, true = [s.a.face for s in sessions], [s.b.face for s in sessions]
     sounds = [[log_mel(s.side(role).audio, s.frames) for s in sessions] for role in ("a", "b")]
     model = ReactionModel().fit(user, true, *sounds, [str(i) for i in range(60)])

@@ -23,7 +23,7 @@ def held_out():
     """(face, person) of people and conversations that no training run draws (its seeds have another length)."""
     pairs = []
     for n in range(24):
-        session = simulate((99, 99, n), sound=False)
+        session = simulate((99, 99, n), voices=False)
         pairs.append((session.a.face[::20], session.a.appearance))
     return pairs
 

@@ -73,7 +73,7 @@ def test_shares_cover_everything_once():
         assert sorted(taken) == list(range(11))
     assert Share.parse("3/16") == Share(3, 16)
     for wrong in ("0/2", "3/2", "1", "a/b", "1/0", "-1/2"):
-        with pytest.raises(UserError, match=f"--part {wrong}"):
+        with pytest.raises(UserError, match=f"--share {wrong}"):
             Share.parse(wrong)
 
 
@@ -84,7 +84,7 @@ def test_two_processes_encode_what_one_does(conversations, autoencoder_folder, t
     command += ["--autoencoder", autoencoder_folder, "--out", tmp_path / "two"]
     command += [f"features.{k}={v}" for k, v in FEATURES.items() if k != "_target_"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([*map(str, command), "--part", f"{n}/2"], env=environment) for n in (1, 2)]
+    both = [subprocess.Popen([*map(str, command), "--share", f"{n}/2"], env=environment) for n in (1, 2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert entries(tmp_path / "one" / "train") == entries(tmp_path / "two" / "train")
@@ -115,7 +115,7 @@ def test_losers_are_divided_alike(latents, denoiser_folder, losers, tmp_path):
 
 
 def test_one_share_does_not_delete_what_others_made(tmp_path, capsys):
-    command = ["encode", "--data", "x", "--autoencoder", "y", "--out", str(tmp_path), "--overwrite", "--part", "1/2"]
+    command = ["encode", "--data", "x", "--autoencoder", "y", "--out", str(tmp_path), "--overwrite", "--share", "1/2"]
     assert main(command) == 1
-    assert "--overwrite and --part exclude each other" in capsys.readouterr().err
+    assert "--overwrite and --share exclude each other" in capsys.readouterr().err
     assert tmp_path.is_dir()

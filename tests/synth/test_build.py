@@ -101,7 +101,7 @@ def test_other_settings_are_refused_by_name_and_overwritten_when_asked(tmp_path)
 def test_foreign_shards_are_not_touched(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "000000.tar").write_bytes(b"mine")
-    with pytest.raises(UserError, match="not from `af synth`"):
+    with pytest.raises(UserError, match="is not of this job: choose an empty folder"):
         build(tmp_path, SETTINGS)
     assert (tmp_path / "train" / "000000.tar").read_bytes() == b"mine"
 

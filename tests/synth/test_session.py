@@ -16,7 +16,7 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def silent():
     """Many sessions, movement only."""
-    return [simulate((7, n), sound=False) for n in range(COUNT)]
+    return [simulate((7, n), voices=False) for n in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
