@@ -83,5 +83,5 @@ def test_json_that_was_cut_off_is_named(tmp_path, content):
         with pytest.raises(UserError, match=r"settings\.json cannot be read as JSON"):
             read(file)
     file.write_text("[]")
-    with pytest.raises(UserError, match=r"other settings \(different: a\)"):
+    with pytest.raises(UserError, match=r"other settings \(a: None there, 1 asked for\)"):
         claim_folder(file, {"a": 1})

@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from af.cli.options import add_settings, count, number, out_folder, pixels, positive, settings_of
 from af.console import show
@@ -89,7 +90,7 @@ def fractions(text: str) -> tuple[float, float, float]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af ingest`."""
     add = parser.add_argument
-    two = {"nargs": 2, "action": "append", "default": [], "metavar": ("USER", "AVATAR")}
+    two: Any = {"nargs": 2, "action": "append", "default": [], "metavar": ("USER", "AVATAR")}
     add("--pair", **two, help="two videos (repeatable)")
     add("--side-by-side", action="append", default=[], metavar="VIDEO", help="one video with both (repeatable)")
     add("--manifest", metavar="FILE", help="list of conversations: .csv, .json or .jsonl")

@@ -4,8 +4,8 @@
   af tracker check --weights my.safetensors
   af tracker train --out my.safetensors --steps 4000 --seed 0
 
-The tracker reads the 13 face parameters from pictures, so that generated videos can be compared with true ones. It is
-trained on freshly drawn people, on pictures blurred, recoloured and compressed as generated ones may be. It knows
+The tracker reads the 13 face parameters from images, so that generated videos can be compared with true ones. It is
+trained on freshly drawn people, on images blurred, recoloured and compressed as generated ones may be. It knows
 synthetic faces only; for real videos use a tracker of real faces.
 """
 

@@ -1,4 +1,4 @@
-"""Any still picture as upright RGB of 8 bits in sRGB, whole or refused by name."""
+"""Any still image as upright RGB of 8 bits in sRGB, whole or refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from af.data.notes import Notes
 from af.data.video import on_white
 
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
-#: Endings of what must be a picture (a file of another ending may be a video). TGA files have no other sign.
+#: Endings of what must be an image (a file of another ending may be a video). TGA files have no other sign.
 _ENDINGS: Final = frozenset(
     f".{name}"
     for name in "jpg jpeg jpe jfif png bmp webp tif tiff avif ppm pgm jp2 heic heif hif tga".split()  # noqa: SIM905
@@ -25,7 +25,7 @@ _ENDINGS: Final = frozenset(
 
 
 def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X 3"] | None:
-    """A still picture (of several, such as an animation, the first); None when the file is of another kind.
+    """A still image (of several, such as an animation, the first); None when the file is of another kind.
 
     It is turned as its camera says, converted to sRGB, and shown on white where it is transparent. Raises `MediaError`
     when it is absent, cut off, damaged, too large to be read safely (Pillow's limit), or needs an extra.
@@ -44,12 +44,12 @@ def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as picture:
-                picture.load()
-                return _plain(path, picture, notes)
+            with Image.open(path, formats=formats) as image:
+                image.load()
+                return _plain(path, image, notes)
     except Image.UnidentifiedImageError:
         if ending in _ENDINGS:
-            raise MediaError(path, "unreadable", "not a picture that can be read") from None
+            raise MediaError(path, "unreadable", "not an image that can be read") from None
         return None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
@@ -59,7 +59,7 @@ def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X
             path, "too_large", f"{size}; at most {limit:.0f} million are read: scale it down, or cut out the face"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise MediaError(path, "damaged", f"the picture is damaged or cut off ({error})") from None
+        raise MediaError(path, "damaged", f"the image is damaged or cut off ({error})") from None
 
 
 def _need_heif(path: Path) -> None:
@@ -69,48 +69,48 @@ def _need_heif(path: Path) -> None:
         raise MediaError(
             path,
             "needs_extra",
-            "is a HEIC picture: pip install 'avatar-forcing[heic]', or save it as JPEG or PNG",
+            "is a HEIC image: pip install 'avatar-forcing[heic]', or save it as JPEG or PNG",
         ) from None
     pillow_heif.register_heif_opener()
 
 
-def _plain(path: Path, picture: Image.Image, notes: Notes) -> UInt8[np.ndarray, "Y X 3"]:
-    """The pixels of a loaded picture."""
-    profile = picture.info.get("icc_profile")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _of_whole_numbers(path, picture)
-    opaque = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-    if picture.mode not in ("RGB", "CMYK", "L"):
-        picture = picture.convert("RGBA" if opaque else "RGB").convert("RGB")
+def _plain(path: Path, image: Image.Image, notes: Notes) -> UInt8[np.ndarray, "Y X 3"]:
+    """The pixels of a loaded image."""
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _of_whole_numbers(path, image)
+    opaque = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGBA" if opaque else "RGB").convert("RGB")
     if profile:
-        picture = _in_srgb(path, picture, profile, notes)
-    rgb = np.asarray(picture.convert("RGB"))
+        image = _in_srgb(path, image, profile, notes)
+    rgb = np.asarray(image.convert("RGB"))
     if opaque is None:
         return np.array(rgb)
     return on_white(np.dstack([rgb, np.asarray(opaque)]))
 
 
-def _of_whole_numbers(path: Path, picture: Image.Image) -> UInt8[np.ndarray, "Y X 3"]:
+def _of_whole_numbers(path: Path, image: Image.Image) -> UInt8[np.ndarray, "Y X 3"]:
     """Grey of 16 bits, which Pillow also keeps in 32."""
-    values = np.asarray(picture)
+    values = np.asarray(image)
     if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise MediaError(path, "unreadable", "its pixels are not of 8 or 16 bits: save it as 8-bit PNG or JPEG")
     grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return np.repeat(grey[..., None], 3, 2)
 
 
-def _in_srgb(path: Path, picture: Image.Image, profile: bytes, notes: Notes) -> Image.Image:
-    """By its colour profile; one that does not fit the picture is left aside."""
+def _in_srgb(path: Path, image: Image.Image, profile: bytes, notes: Notes) -> Image.Image:
+    """By its colour profile; one that does not fit the image is left aside."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         name = ImageCms.getProfileDescription(source).strip()
         if "srgb" in name.lower():
-            return picture
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         notes.add("colour", f"{path}: its colour profile does not fit and was left aside")
-        return picture
+        return image
     assert converted is not None
     notes.add("colour", f"{path}: {name} converted to sRGB")
     return converted

@@ -203,7 +203,7 @@ def _plan(
             objections[source.id] = Outcome.dropped(source, where, "identity_overlap", objection)
     for part in share.of(parts):
         before, now = earlier.get(part.path.stem), part.args[1].fingerprint()
-        accident = before is None or before.reason in ("unexpected", "memory")
-        if part.path.exists() and (accident or before.fingerprint != now or not in_place(before)):
-            part.path.unlink()
+        good = before is not None and before.fingerprint == now and in_place(before)
+        if before is None or not good or before.reason in ("unexpected", "memory"):
+            part.path.unlink(missing_ok=True)
     return parts, objections

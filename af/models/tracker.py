@@ -1,4 +1,4 @@
-"""A small network that reads the face parameters of synthetic faces from their pictures, shipped with its weights."""
+"""A small network that reads the face parameters of synthetic faces from their images, shipped with its weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CHUNK: Final = 64  # frames a pass: activations stay small
 
 
 class FaceTracker(nn.Module):
-    """Pictures (B,3,64,64) in [-1, 1] -> face parameters (B,P) in the units of `face_spec`.
+    """Images (B,3,64,64) in [-1, 1] -> face parameters (B,P) in the units of `face_spec`.
 
     `centre` and `spread` map the network's output to those units. `version` distinguishes weights.
     """
@@ -59,7 +59,7 @@ class FaceTracker(nn.Module):
         self.face_spec = FaceSpec(tuple(names), expression, f"{TRACKER_NAME}/{version}")
 
     def forward(self, images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B P"]:
-        """Parameters of each picture."""
+        """Parameters of each image."""
         features = self.layers(images).flatten(1)
         with without_autocast(features.device):
             return self.head(F.relu(self.hidden(features.float()))) * self.spread + self.centre

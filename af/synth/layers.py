@@ -261,7 +261,7 @@ def mouth(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
 
 
 def eye(stack: Stack, pose: Pose, a: Appearance, paint: Palette, side: int) -> None:
-    """An eye with its lid; `side` -1 is the left one in the picture."""
+    """An eye with its lid; `side` -1 is the left one in the image."""
     v = pose.values
     smile, blink = np.maximum(v["smile"], 0), v["blink"]
     x, y, narrow = pose.place(side * a.eye_spacing, -0.06, 0.80)

@@ -134,7 +134,7 @@ def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, voices: boo
         for role, partner in (ROLES, ROLES[::-1]):
             rng = stream(seed, f"{kind} answers", role)
             moved[kind][role] = own[role] + _answers(rng, kind, own[partner], answer, expressiveness, frames)
-    sides = []
+    sides: dict[str, Side] = {}
     for role, partner in (ROLES, ROLES[::-1]):
         smiles, tilts = moved["smile"][role], moved["tilt"][role]
         starts, ends = ([phrase[n] for phrase in phrases[partner]] for n in (0, 1))
@@ -143,7 +143,7 @@ def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, voices: boo
         if voices:
             voice = VoiceType.sample(stream(seed, "voice", role))
             audio = speech(spoken[role], voice, frames, stream(seed, "sound", role))
-        side = Side(
+        sides[role] = Side(
             appearance=Appearance.sample(stream(seed, "appearance", role)),
             face=_face(seed, role, config, spoken[role], speaking[role], starts, smiles, tilts, nods),
             audio=audio,
@@ -152,8 +152,7 @@ def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, voices: boo
             tilts=tuple(sorted(tilts, key=lambda e: e.start)),
             nods=tuple(nods),
         )
-        sides.append(side)
-    return Session(*sides, expressiveness)
+    return Session(sides["a"], sides["b"], expressiveness)
 
 
 def _speaking(phrases: Sequence[Phrase], frames: int) -> Bool[np.ndarray, " T"]:

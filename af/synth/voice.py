@@ -59,7 +59,7 @@ def lips(phrases: Sequence[Phrase], frames: int) -> Lips:
     opening, width, weight = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     for syllable in _syllables(phrases):
         start, window = _vowel_window(syllable, CONTROL_HZ)
-        place, window = _clip(start + 2, window, steps)  # never ahead of the sound
+        place, window = _clip(start + 2, window, steps)  # never ahead of the audio
         opening[place] += window * (0.12 + 0.88 * openness(syllable.vowel)) * (0.55 + 0.45 * syllable.level)
         width[place] += window * np.clip((syllable.vowel.f2 - 1400) / 850, -0.85, 1)
         weight[place] += window
@@ -77,22 +77,22 @@ def lips(phrases: Sequence[Phrase], frames: int) -> Lips:
 def speech(
     phrases: Sequence[Phrase], voice: VoiceType, frames: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " S"]:
-    """The sound of the phrases at 16 kHz, peak about `voice.peak`, over a noise floor of -60 dBFS."""
+    """The audio of the phrases at 16 kHz, peak about `voice.peak`, over a noise floor of -60 dBFS."""
     samples = frames_to_samples(frames)
     noise = rng.standard_normal(samples, dtype=np.float32)
     floor = noise * np.float32(NOISE_FLOOR)
     if not phrases:
         return floor
     source = _source(phrases, voice, samples, rng)
-    sound = np.zeros(samples, np.float32)
+    audio = np.zeros(samples, np.float32)
     for phrase in phrases:
         for n, syllable in enumerate(phrase.syllables):
             fade = 0.75 if n == len(phrase.syllables) - 1 else 1.0
-            _add_vowel(sound, source, syllable, voice, fade)
+            _add_vowel(audio, source, syllable, voice, fade)
             if syllable.consonant is not None:
-                _add_consonant(sound, noise, source, syllable.consonant, syllable.start_s, syllable.level)
-    sound *= np.float32(voice.peak / max(float(np.abs(sound).max()), 1e-6))
-    return sound + floor
+                _add_consonant(audio, noise, source, syllable.consonant, syllable.start_s, syllable.level)
+    audio *= np.float32(voice.peak / max(float(np.abs(audio).max()), 1e-6))
+    return audio + floor
 
 
 def _syllables(phrases: Sequence[Phrase]) -> list[Syllable]:
@@ -165,19 +165,19 @@ def _resonators(formants: Sequence[float], widths: Sequence[float]) -> np.ndarra
     return sections
 
 
-def _add_vowel(sound: np.ndarray, source: np.ndarray, syllable: Syllable, voice: VoiceType, fade: float) -> None:
+def _add_vowel(audio: np.ndarray, source: np.ndarray, syllable: Syllable, voice: VoiceType, fade: float) -> None:
     """Source × envelope through the formants; the second formant starts at the consonant's locus.
 
     Open vowels are louder than close ones, as they are in people.
     """
     start, window = _vowel_window(syllable, SAMPLE_RATE)
-    place, window = _clip(start, window, len(sound))
+    place, window = _clip(start, window, len(audio))
     if len(window) < 100:
         return
     excited = source[place] * window
     f1, f2, f3 = (f * voice.formants for f in (syllable.vowel.f1, syllable.vowel.f2, syllable.vowel.f3))
     high = (f3, 3600 * voice.formants, 4600 * voice.formants)
-    length = min(len(window) + 320, len(sound) - place.start)  # resonances ring on
+    length = min(len(window) + 320, len(audio) - place.start)  # resonances ring on
     vowel = np.zeros(length, np.float32)
     glide = min(int(0.05 * SAMPLE_RATE), len(window))
     if syllable.consonant is not None:
@@ -192,22 +192,22 @@ def _add_vowel(sound: np.ndarray, source: np.ndarray, syllable: Syllable, voice:
     vowel += sosfilt(_resonators((f1, f2, *high), _WIDTHS), padded)
     loudness = syllable.level * fade * (0.45 + 0.55 * openness(syllable.vowel))
     vowel *= np.float32(loudness / max(float(np.sqrt(np.mean(vowel**2))), 1e-6))
-    sound[place.start : place.start + length] += vowel
+    audio[place.start : place.start + length] += vowel
 
 
 def _add_consonant(
-    sound: np.ndarray, noise: np.ndarray, source: np.ndarray, kind: Consonant, vowel_start_s: float, level: float
+    audio: np.ndarray, noise: np.ndarray, source: np.ndarray, kind: Consonant, vowel_start_s: float, level: float
 ) -> None:
     length = int(kind.length_s * SAMPLE_RATE)
     bump = np.sin(np.pi * (np.arange(length, dtype=np.float32) + 0.5) / length) ** 0.6
-    place, bump = _clip(int(vowel_start_s * SAMPLE_RATE) - length, bump, len(sound))
+    place, bump = _clip(int(vowel_start_s * SAMPLE_RATE) - length, bump, len(audio))
     if len(bump) == 0:
         return
     if kind.voiced:
         hum = sosfilt(_resonators((280, kind.locus_hz), (90, 300)), source[place] * bump)
-        sound[place] += (hum * (level * 0.25 / max(float(np.sqrt(np.mean(hum**2))), 1e-6))).astype(np.float32)
+        audio[place] += (hum * (level * 0.25 / max(float(np.sqrt(np.mean(hum**2))), 1e-6))).astype(np.float32)
     hiss = sosfilt(_BANDS[kind], noise[place] * bump)
-    sound[place] += (hiss * (kind.level * level * 2.0)).astype(np.float32)
+    audio[place] += (hiss * (kind.level * level * 2.0)).astype(np.float32)
 
 
 def _bands() -> dict[Consonant, np.ndarray]:

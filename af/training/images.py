@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: masks, noise levels, curves and animations."""
+"""Images for TensorBoard: masks, noise levels, curves and animations."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def add_animation(writer: Any, tag: str, frames: UInt8[np.ndarray, "T Y X 3"], s
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=round(1000 * stride / FPS), loop=0)
     height, width = frames.shape[1:3]
-    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+    summary = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=summary)]), step)

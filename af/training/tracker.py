@@ -1,4 +1,4 @@
-"""Training and checking the tracker of synthetic faces: freshly drawn people, wide ranges, degraded pictures."""
+"""Training and checking the tracker of synthetic faces: freshly drawn people, wide ranges, degraded images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def draw(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "T Y X 3"], Float3
 
 
 def degrade(images: Float[Tensor, "B 3 Y X"], generator: torch.Generator) -> Float[Tensor, "B 3 Y X"]:
-    """What generated or compressed pictures suffer: colour shift, blur, lost detail, block artefacts, noise.
+    """What generated or compressed images suffer: colour shift, blur, lost detail, block artefacts, noise.
 
     Images in [-1, 1]; each is degraded on its own, some hardly at all.
     """
@@ -89,7 +89,7 @@ def degrade(images: Float[Tensor, "B 3 Y X"], generator: torch.Generator) -> Flo
 
 
 def _requantised(images: Tensor, step: Tensor) -> Tensor:
-    """Pictures after rounding the cosine transform of their 8×8 blocks, coarser for higher frequencies."""
+    """Images after rounding the cosine transform of their 8×8 blocks, coarser for higher frequencies."""
     n = torch.arange(8, dtype=torch.float32)
     basis = torch.cos(torch.pi / 8 * (n + 0.5) * n[:, None]) * 0.5
     basis[0] /= 2**0.5
@@ -112,7 +112,7 @@ def train_tracker(
 ) -> None:
     """Train on `device` and write the weights to `out`. `advance` is called once a step with the loss, a tensor there.
 
-    Pictures are drawn and degraded as training goes on, each used a few times before newer ones take its place.
+    Images are drawn and degraded as training goes on, each used a few times before newer ones take its place.
     """
     rng = np.random.default_rng([seed, 1])
     generator = torch.Generator().manual_seed(seed)
@@ -128,19 +128,19 @@ def train_tracker(
         optimizer, lambda i: min(1.0, (i + 1) / (0.05 * steps + 1)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
     )
     dtype = choose("auto", device).dtype
-    pictures = torch.empty((_BUFFER, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
+    images = torch.empty((_BUFFER, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
     faces = torch.empty((_BUFFER, len(FACE_NAMES)))
     place = held = 0
     for _ in range(steps):
         for _ in range(1 if held else 1 + _BATCH // _FRAMES_A_PERSON):
             frames, face = draw(rng)
             here = slice(place, place + _FRAMES_A_PERSON)
-            pictures[here] = to_bytes(degrade(image_tensor(frames), generator))
+            images[here] = to_bytes(degrade(image_tensor(frames), generator))
             faces[here] = torch.from_numpy(face)
             place = here.stop % _BUFFER
             held = min(held + _FRAMES_A_PERSON, _BUFFER)
         rows = torch.from_numpy(rng.integers(held, size=_BATCH))
-        seen, true = (kept[rows].to(device, non_blocking=True) for kept in (pictures, faces))
+        seen, true = (kept[rows].to(device, non_blocking=True) for kept in (images, faces))
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
             predicted = model(to_float(seen).contiguous(memory_format=torch.channels_last))
         loss = tracking_loss(predicted, true, spread)
@@ -189,10 +189,10 @@ def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int =
         person = Appearance.sample(rng)
         session = simulate(int(rng.integers(1 << 40)), voices=False)
         face = session.a.face[np.sort(rng.choice(session.frames, frames_each, replace=False))]
-        pictures = render(face, person, IMAGE_SIZE)
+        images = render(face, person, IMAGE_SIZE)
         true["conversation"].append(face)
-        found["clean"].append(tracker.track(pictures))
-        found["degraded"].append(tracker.track(image_array(degrade(image_tensor(pictures), generator))))
+        found["clean"].append(tracker.track(images))
+        found["degraded"].append(tracker.track(image_array(degrade(image_tensor(images), generator))))
         face = wide_faces(rng, frames_each)
         true["wide"].append(face)
         found["wide"].append(tracker.track(render(face, person, IMAGE_SIZE)))

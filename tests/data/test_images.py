@@ -1,4 +1,4 @@
-"""Any still picture comes out whole, upright, in sRGB and on white; what cannot is named."""
+"""Any still image comes out whole, upright, in sRGB and on white; what cannot is named."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.toy_videos import disc_video
 
 
 def corners(height: int = 64, width: int = 96) -> np.ndarray:
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[: height // 2, : width // 2], picture[: height // 2, width // 2 :] = (200, 40, 20), (30, 200, 30)
-    picture[height // 2 :, : width // 2], picture[height // 2 :, width // 2 :] = (20, 40, 200), (220, 220, 220)
-    return picture
+    image = np.empty((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2], image[: height // 2, width // 2 :] = (200, 40, 20), (30, 200, 30)
+    image[height // 2 :, : width // 2], image[height // 2 :, width // 2 :] = (20, 40, 200), (220, 220, 220)
+    return image
 
 
 #: How EXIF orientations 1 to 8 are shown, by their definition.
@@ -40,7 +40,7 @@ _SHOWN = [
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_the_camera_says(tmp_path, ending, orientation):
+def test_images_are_turned_as_the_camera_says(tmp_path, ending, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(corners()).save(tmp_path / f"a.{ending}", exif=exif)
@@ -81,8 +81,8 @@ def test_transparency_of_palettes_and_single_colours(tmp_path):
 @pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize("colour", [False, True])
 def test_sixteen_bits_become_eight(tmp_path, ending, colour):
-    picture = corners()[..., ::-1] if colour else corners()[..., 0]
-    cv2.imwrite(str(tmp_path / f"a.{ending}"), np.ascontiguousarray(picture).astype(np.uint16) * 257)
+    image = corners()[..., ::-1] if colour else corners()[..., 0]
+    cv2.imwrite(str(tmp_path / f"a.{ending}"), np.ascontiguousarray(image).astype(np.uint16) * 257)
     expected = corners() if colour else np.repeat(corners()[..., :1], 3, 2)
     np.testing.assert_allclose(read_image(tmp_path / f"a.{ending}"), expected, atol=1)
 
@@ -116,23 +116,23 @@ def test_a_colour_profile_is_applied_and_noted(tmp_path):
     light = np.array([[0.5, 0.3, 0.2], [0.18, 0.18, 0.18], [0.1, 0.3, 0.05]])
     to_p3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])
     wide = np.rint(255 * (light @ to_p3.T) ** (1 / 2.2)).astype(np.uint8)
-    picture = Image.fromarray(np.repeat(np.repeat(wide[None], 33, 0), 20, 1))
-    picture.save(tmp_path / "a.png", icc_profile=display_p3())
-    picture.save(tmp_path / "b.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    picture.save(tmp_path / "c.png", icc_profile=b"no profile at all")
+    image = Image.fromarray(np.repeat(np.repeat(wide[None], 33, 0), 20, 1))
+    image.save(tmp_path / "a.png", icc_profile=display_p3())
+    image.save(tmp_path / "b.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    image.save(tmp_path / "c.png", icc_profile=b"no profile at all")
     notes = Notes()
     expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     np.testing.assert_allclose(read_image(tmp_path / "a.png", notes)[10, 10::20], expected, atol=2)
     assert ["Display P3" in n.text for n in notes] == [True]
     notes = Notes()
-    np.testing.assert_array_equal(read_image(tmp_path / "b.png", notes), np.asarray(picture))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png", notes), np.asarray(image))
     assert not list(notes)
-    np.testing.assert_array_equal(read_image(tmp_path / "c.png", notes), np.asarray(picture))
+    np.testing.assert_array_equal(read_image(tmp_path / "c.png", notes), np.asarray(image))
     assert "left aside" in next(iter(notes)).text
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "1", "P", "YCbCr", "LA"])
-def test_modes_of_all_kinds_are_pictures(tmp_path, mode):
+def test_modes_of_all_kinds_are_images(tmp_path, mode):
     grey = Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).convert(mode)
     grey.save(tmp_path / "a.tif" if mode != "YCbCr" else tmp_path / "a.jpg")
     found = read_image(tmp_path / ("a.tif" if mode != "YCbCr" else "a.jpg"))
@@ -141,7 +141,7 @@ def test_modes_of_all_kinds_are_pictures(tmp_path, mode):
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "gif", "bmp"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_picture_that_is_cut_off_is_refused(tmp_path, ending, share):
+def test_an_image_that_is_cut_off_is_refused(tmp_path, ending, share):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"a.{ending}")
     data = (tmp_path / f"a.{ending}").read_bytes()
@@ -150,7 +150,7 @@ def test_a_picture_that_is_cut_off_is_refused(tmp_path, ending, share):
         read_portrait(tmp_path / f"a.{ending}", 32, find_face=False)
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path):
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     """A file of a few hundred bytes that says 14,000 x 14,000: nothing of that size is made."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -195,7 +195,7 @@ def test_a_video_or_an_animation_gives_its_first_frame(tmp_path):
         assert np.abs(found.astype(int) - expected).mean() < 6, name
 
 
-def test_pictures_of_rare_kinds_say_what_to_do(tmp_path):
+def test_images_of_rare_kinds_say_what_to_do(tmp_path):
     Image.fromarray(corners()).save(tmp_path / "a.pcx")
     (tmp_path / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>')
     for name in ("a.pcx", "a.svg"):
