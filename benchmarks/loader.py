@@ -5,17 +5,22 @@
 
 `windows` are what the denoiser reads, `pairs` what the autoencoder reads, decoded from the nearest key frame each time,
 and `pairs_cached` the same from the cache of decoded frames, once it is filled. Shards without latents or without videos
-leave theirs out.
+leave theirs out. `readers` compares the planned reader with the stream: windows a second from the folder, and through one
+epoch of the same shards from a web server on this machine, with an empty cache and no workers at the start;
+`stream_over_planned` are their ratios. The stream reads past what it does not need, such as videos.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +32,10 @@ from af.data.index import Index
 from af.data.loader import training_loader
 from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan
+from af.data.planned import PlannedReader, WindowSource
 from af.data.shards import ShardReader
-from af.data.stores import Location, location
+from af.data.stores import Location, RemotePath, StoreSettings, location
+from af.data.stream import StreamReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from benchmarks.common import encoded_example, options, report
@@ -125,6 +132,66 @@ def loader_speeds(
     return speeds
 
 
+def reader_speeds(
+    folder: Location | str,
+    *,
+    workers: Sequence[int] = (0, 1, 2),
+    batch_size: int = 32,
+    window_frames: int = 50,
+    seconds: float = 2.0,
+) -> dict[str, dict[str, Any]]:
+    """Windows a second by place (`disk` or the URL's, and `store` for a folder), reader and number of workers."""
+    places: dict[str, Callable[[], Index]] = {"given": lambda: Index.load(folder)}
+    with contextlib.ExitStack() as stack:
+        if isinstance(location(folder), Path):
+            url, cache = (
+                stack.enter_context(_served(Path(str(folder)))),
+                stack.enter_context(tempfile.TemporaryDirectory()),
+            )
+            fresh = itertools.count()
+
+            def remote() -> Index:  # with an empty cache each time
+                return Index.load(RemotePath(url, StoreSettings(Path(cache) / str(next(fresh)), 2**40)))
+
+            places = {"disk": places["given"], "store": remote}
+        readers: dict[str, PlannedReader | StreamReader] = {"planned": PlannedReader(), "stream": StreamReader()}
+        found: dict[str, dict[str, Any]] = {}
+        for place, load in places.items():
+            speeds: dict[str, Any] = {name: [] for name in readers}
+            for (name, reader), number in itertools.product(readers.items(), workers):
+                source = WindowSource([index := load()], [1.0], window_frames)
+                loader = reader.loader(source, batch_size, workers=number)
+                epoch = len(WindowPlan(index, frames=window_frames))
+                if place == "store":
+                    begun, batches = time.perf_counter(), -(-epoch // batch_size)
+                    for _ in itertools.islice(loader, batches):
+                        pass
+                    speeds[name].append(batches * batch_size / (time.perf_counter() - begun))
+                else:
+                    speeds[name].append(rate(loader, batch_size, seconds))
+            ratios = [s / p for s, p in zip(speeds["stream"], speeds["planned"], strict=True)]
+            found[place] = {"workers": list(workers), **speeds, "stream_over_planned": ratios}
+    return found
+
+
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """A web server for a folder on the loopback, in a process of its own; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def _speed(
     data: PlanDataset, reader: TimedReader, workers: Sequence[int], batch_size: int, seconds: float
 ) -> LoaderSpeed:
@@ -156,13 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=_numbers, default="0,1,2", metavar="N,N,...", help="default 0,1,2")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each form is measured (default 2)")
 
-    def found(args: argparse.Namespace) -> dict[str, Any]:
+    def measured(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             data = args.data or encoded_example(Path(folder)) / "train"
-            speeds = loader_speeds(data, workers=args.workers, seconds=args.seconds)
-        return {name: asdict(speed) for name, speed in speeds.items()}
+            how = {"workers": args.workers, "seconds": args.seconds}
+            found = {name: asdict(speed) for name, speed in loader_speeds(data, **how).items()}
+            return {**found, "readers": reader_speeds(data, **how)} if "windows" in found else found
 
-    return report(parser, found, arguments)
+    return report(parser, measured, arguments)
 
 
 def _numbers(text: str) -> list[int]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from af.errors import UserError
-from benchmarks.loader import loader_speeds
+from benchmarks.loader import loader_speeds, reader_speeds
 from tests.toy_shards import AUDIO, MOTION, write_split
 
 
@@ -32,3 +32,12 @@ def test_shards_with_nothing_to_measure_are_refused(dyads, tmp_path) -> None:
     assert "windows" not in loader_speeds(dyads / "train", workers=(0,), batch_size=2, seconds=0.01)
     with pytest.raises(UserError):
         loader_speeds(tmp_path)
+
+
+def test_readers_are_compared_on_disk_and_from_a_server(tmp_path) -> None:
+    folder = write_split(tmp_path / "train", [[60], [80]], video=False)
+    found = reader_speeds(folder, workers=(0,), batch_size=2, window_frames=20, seconds=0.05)
+    assert found.keys() == {"disk", "store"}
+    for speeds in found.values():
+        (planned,), (stream,), (ratio,) = (speeds[name] for name in ("planned", "stream", "stream_over_planned"))
+        assert ratio == stream / planned > 0

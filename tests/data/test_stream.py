@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -262,3 +264,26 @@ def test_what_needs_single_samples_is_refused(folder):
         StreamReader(buffer=0)
     with pytest.warns(UserWarning, match="5 shards for 6 workers"):
         StreamReader().loader(source(folder), 2, world=6)
+
+
+# ----------------------------------------------------------------------------------------------- stock webdataset
+
+
+def test_the_documented_way_with_stock_webdataset(latents, capsys):
+    """The code of docs/data.md, on our shards: every member decoded, both people in either role."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(code.replace("data/demo-latents", str(latents)), names)
+    reader = ShardReader(latents / "train")
+    expected = [(s.key, str(s.frames)) for s in reader.index.samples for _ in "ab"]
+    assert [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines()] == expected
+    one, other = names["roles"](next(iter(names["samples"])))
+    clip = reader.read(0)
+    for found, avatar, user in ((one, clip.a, clip.b), (other, clip.b, clip.a)):
+        for part, person in ((found["avatar"], avatar), (found["user"], user)):
+            assert np.array_equal(part["mp4"], person.video)
+            assert np.array_equal(part["flac"], person.audio)
+            assert np.array_equal(part["motion.npy"].astype(np.float32), person.motion)
+            assert np.array_equal(part["audio.npy"].astype(np.float32), person.audio_features)
+            assert np.array_equal(part["face.npy"].astype(np.float32), person.face)
