@@ -387,11 +387,10 @@ def test_the_demo_runs_on_it_to_the_end(device, tmp_path, monkeypatch):
         "train": ["trainer.accelerator=fake", "data.workers=0", "trainer.max_steps=4", "trainer.val_check_interval=2"],
     }
 
-    def here(command: list[str]) -> tuple[int, float]:
-        arguments = command[3:]  # after python -m af.cli.main
-        return main([*arguments, *more.get(arguments[0], [])]), 0.0
+    def here(arguments: tuple[str, ...], entry: dict) -> int:
+        return main([*arguments, *more.get(arguments[0], [])])
 
-    monkeypatch.setattr("af.cli.stages._run", here)
+    monkeypatch.setattr("af.cli.demo._run", here)
     places = [f"run={tmp_path / 'run'}", f"data_folder={tmp_path / 'data'}", f"latents_folder={tmp_path / 'latents'}"]
     assert main(["demo", "demo=tiny", *places]) == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["speed/rtf"] > 0

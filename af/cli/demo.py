@@ -9,15 +9,26 @@ Everything lands in runs/demo (run=FOLDER for another place) and data/demo. A st
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import platform
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+from rich.console import Console
+from rich.rule import Rule
+
+from af.cli.child import started
 from af.cli.config import add_config_arguments, compose, resolve, to_yaml
-from af.cli.stages import Stage, StageResult, run_stages
 from af.console import show
+from af.errors import Stopped, UserError
+from af.files import read_json, write_json, write_text
 
 #: What is said after Ctrl-C.
 WHEN_INTERRUPTED = "stages that are done are kept, the same command goes on with the one it was at"
@@ -30,8 +41,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the stages that are not done and report."""
-    from rich.console import Console
-
     config = compose("demo", args.overrides, args.config_dir)
     if args.print_config:
         print(to_yaml(config), end="")
@@ -39,9 +48,71 @@ def run(args: argparse.Namespace) -> int:
     plain = resolve(config)
     folder = Path(plain["run"])
     console = Console()
-    results = run_stages(stages(plain), folder / "stages.json", console)
-    report(plain, results, console)
+    report(plain, run_stages(stages(plain), folder / "stages.json", console), console)
     return 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the demo: a short name, what it is for in one line, and the arguments of `af`."""
+
+    name: str
+    purpose: str
+    arguments: tuple[str, ...]
+
+
+def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[str, Any]:
+    """Run what is not yet in `record` (JSON, written after each stage); a changed stage and all after it run again.
+
+    Returns for each what it took: {arguments, done, seconds (of all its starts), peak_memory_gb (of all its processes)}.
+    Raises UserError when a stage fails, naming it and its command, `Stopped` when SIGTERM ended it.
+    """
+    done = read_json(record) if record.is_file() else {}
+    for number, stage in enumerate(stages, 1):
+        console.print(Rule(f"[bold]{number}/{len(stages)} {stage.name}[/bold]: {stage.purpose}", align="left"))
+        arguments = list(stage.arguments)
+        if stage.name in done and done[stage.name]["arguments"] != arguments:
+            done = {earlier.name: done[earlier.name] for earlier in stages[: number - 1]}
+        entry = done.setdefault(
+            stage.name, {"arguments": arguments, "done": False, "seconds": 0.0, "peak_memory_gb": 0.0}
+        )
+        if entry["done"]:
+            console.print(f"done before, in {entry['seconds']:.0f} s")
+            continue
+        try:
+            code = _run(stage.arguments, entry)
+        except SystemExit as error:
+            told = f"stopped in stage {stage.name}: the same command goes on with it"
+            raise Stopped(signal.SIGTERM, told) from error
+        finally:
+            write_json(record, done)
+        if code:
+            raise UserError(f"stage {stage.name} failed (exit {code}): af {' '.join(arguments)}")
+        entry["done"] = True
+        write_json(record, done)
+    return done
+
+
+def _run(arguments: Sequence[str], entry: dict[str, Any]) -> int:
+    start, before = time.monotonic(), entry["seconds"]
+    with started(arguments) as process:
+        while True:
+            entry["seconds"] = before + time.monotonic() - start
+            try:
+                return process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                entry["peak_memory_gb"] = max(entry["peak_memory_gb"], resident_gb(process.pid))
+
+
+def resident_gb(pid: int) -> float:
+    """Resident memory of a process and all its descendants, in GiB (pages shared between them count in each)."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+    return total / 2**30
 
 
 def stages(config: dict[str, Any]) -> list[Stage]:
@@ -101,18 +172,16 @@ def stages(config: dict[str, Any]) -> list[Stage]:
     return [Stage(name, purpose, tuple(map(str, arguments))) for name, purpose, arguments in commands]
 
 
-def report(config: dict[str, Any], results: dict[str, StageResult], console: Any) -> None:
-    """Write report.md and metrics.json of the run and print both as a table."""
+def report(config: dict[str, Any], results: dict[str, Any], console: Console) -> None:
+    """Write report.md and metrics.json of the run and print both as a table. `results` are those of `run_stages`."""
     from rich.table import Table
-
-    from af.files import write_json, write_text
 
     folder = Path(config["run"])
     evaluation = folder / "evaluation"
-    metrics = json.loads((evaluation / "metrics.json").read_text())
-    metrics |= {f"seconds/{name}": round(result.seconds, 1) for name, result in results.items()}
-    metrics["seconds/total"] = round(sum(result.seconds for result in results.values()), 1)
-    metrics["peak_memory_gb"] = round(max(result.peak_memory_gb for result in results.values()), 2)
+    metrics = read_json(evaluation / "metrics.json")
+    metrics |= {f"seconds/{name}": round(result["seconds"], 1) for name, result in results.items()}
+    metrics["seconds/total"] = round(sum(result["seconds"] for result in results.values()), 1)
+    metrics["peak_memory_gb"] = round(max(result["peak_memory_gb"] for result in results.values()), 2)
     metrics["machine"] = machine()
     write_json(folder / "metrics.json", metrics)
     paths = {
@@ -124,7 +193,7 @@ def report(config: dict[str, Any], results: dict[str, StageResult], console: Any
         "numbers": str(folder / "metrics.json"),
     }
     table = (evaluation / "metrics.md").read_text().partition("\n")[2].partition("\n## ")[0].strip()
-    times = "\n".join(f"| {name} | {r.seconds:.0f} | {r.peak_memory_gb:.2f} |" for name, r in results.items())
+    times = "\n".join(f"| {k} | {r['seconds']:.0f} | {r['peak_memory_gb']:.2f} |" for k, r in results.items())
     total = f"| total | {metrics['seconds/total']:.0f} | {metrics['peak_memory_gb']:.2f} |"
     listing = "\n".join(f"- {name}: `{path}`" for name, path in paths.items())
     worse, people = worse_than_null(metrics), metrics.get("people", "unknown whether held out")

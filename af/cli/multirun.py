@@ -6,24 +6,21 @@ things behind in its process (ranks, ports, threads). So the task that they run 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
+from af.cli.child import sigterm_ends, started
 from af.cli.config import compose, config_folder, register_resolvers, resolve, searched
 from af.errors import UserError, did_you_mean
+from af.evaluation.runs import JOB, METRICS
 from af.files import read_json, read_lines, write_json
-from af.training.ranks import find_ranks, without_ranks
+from af.training.ranks import find_ranks
 
 LOG: Final = "log.txt"
-_LINUX: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
-_SIGNAL_OF_PARENTS_DEATH: Final = 1  # PR_SET_PDEATHSIG
 
 
 def sweeps(word: str) -> bool:
@@ -53,12 +50,11 @@ def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
     GlobalHydra.instance().clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed with their traceback
     argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *words]
-    before = signal.signal(signal.SIGTERM, _leave)
     try:
-        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="train")(job)()
+        with sigterm_ends():
+            hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="train")(job)()
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, before)
 
 
 def job(config: Any) -> float | None:
@@ -74,8 +70,11 @@ def job(config: Any) -> float | None:
     plain, folder = resolve(config), Path(config.run)
     if not _finished(folder, plain):
         words = [word for word in here.overrides.task if _key(word) != "run"]
-        write_json(folder / "launch.json", {"command": ["af", "train", *words, f"run={folder}"], "config": plain})
-        _wait([sys.executable, "-m", "af.cli.main", "train", "--resolved", str(folder / "launch.json")], folder)
+        fixed = here.job.config.override_dirname.exclude_keys
+        swept = {_key(word): word.partition("=")[2] for word in words if _key(word) not in fixed}
+        command = ["af", "train", *words, f"run={folder}"]
+        write_json(folder / JOB, {"swept": swept, "command": command, "config": plain})
+        _train(folder / JOB, folder)
         print(f"finished: {folder}", flush=True)
     return None if plain["objective"] is None else objective(folder, plain["objective"])
 
@@ -85,7 +84,7 @@ def objective(folder: Path, name: str) -> float:
     found: dict[str, Any] = {}
     for line in read_lines(folder / "validation.jsonl") if (folder / "validation.jsonl").is_file() else []:
         found |= line
-    if (evaluation := folder / "evaluation" / "metrics.json").is_file():
+    if (evaluation := folder / "evaluation" / METRICS).is_file():
         found |= read_json(evaluation)
     known = [key for key, value in found.items() if isinstance(value, int | float)]
     if name not in known:
@@ -97,47 +96,22 @@ def objective(folder: Path, name: str) -> float:
 
 def _finished(folder: Path, config: dict[str, Any]) -> bool:
     """Whether nothing is left to do, by a look at the files alone; what looks otherwise is `af train`'s to judge."""
-    if not (folder / "done.json").is_file() or read_json(folder / "config.json") != config:
+    done, evaluated = folder / "done.json", folder / "evaluation" / METRICS
+    if not done.is_file() or read_json(folder / "config.json") != config:
         return False
-    return not config.get("evaluation") or (folder / "evaluation" / "metrics.json").is_file()
+    return not config.get("evaluation") or (evaluated.is_file() and evaluated.stat().st_mtime >= done.stat().st_mtime)
 
 
-def _wait(command: Sequence[str], folder: Path) -> None:
-    before = signal.signal(signal.SIGTERM, _leave)
-    process = None
-    try:
-        with open(folder / LOG, "ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=without_ranks(os.environ),  # a job must not take itself for a rank of what started it
-                preexec_fn=_begin,
-            )
+def _train(file: Path, folder: Path) -> None:
+    with open(folder / LOG, "ab") as log, started(["train", "--resolved", str(file)], log) as process:
         code = process.wait()
-    finally:
-        if process is not None and process.poll() is None:  # interrupted, ended, or requeued by submitit
-            process.terminate()
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
     if code:
-        said = (folder / LOG).read_text("utf-8", "replace").strip().splitlines()
+        said = (folder / LOG).read_text("utf-8", "replace").strip().splitlines() if code > 0 else []
+        last = said[-1] if said else f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         raise UserError(
-            f"{folder}: {said[-1] if said else f'ended with {code}'} (all of it in {folder / LOG}; jobs that are done are "
-            "kept, the same command goes on with the others)"
+            f"{folder}: {last} ({folder / LOG} has all of it; jobs that are done are kept, the same command goes on with "
+            "the others)"
         )
-
-
-def _begin() -> None:
-    """In the new process: submitit's signal is not for it, and when the one that waits is killed it stops and saves."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if _LINUX is not None:
-        _LINUX.prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)  # no Exception: Hydra would take it for a failed job and begin the next
 
 
 def _parsed(word: str) -> Any:

@@ -1,13 +1,13 @@
 """Gather evaluated runs into one table: mean ± standard error over seeds, ground truth, null, the best marked.
 
-  af report runs/sweeps/dropout                       a sweep, finished or not
+  af report runs/dropout                              a multirun of `af train -m`, finished or not
   af report runs/a runs/b --out runs/comparison       any evaluated runs
   af report runs --tag final                          runs trained with tags=[final]
-  af report runs/sweeps/dropout --metrics rpcc/exp,react/smile,mouth/corr
+  af report runs/dropout --metrics rpcc/exp,react/smile,mouth/corr
 
 Writes table.md (with what differs between the settings, and the exact commands), table.csv, table.json and plots/ into
---out (default: report/ in the first folder). Jobs of sweeps that differ in their seed alone are one row; an evaluation
-outside of sweeps is a row. All must have read faces by the same tracker.
+--out (default: report/ in the first folder). Jobs of a multirun that differ in their seed alone are one row; any other
+evaluation is a row. All must have read faces by the same tracker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af report`."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="sweeps, jobs, runs or evaluations")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="multiruns, runs or evaluations")
     parser.add_argument("--out", type=out_folder, help="folder for the report (default: report/ in the first folder)")
     parser.add_argument("--metrics", metavar="A,B,…", help="columns, as in metrics.json (default: the usual ones)")
     parser.add_argument("--tag", help="only runs trained with this word among their tags")
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from af.evaluation.comparison import Comparison, Setting, write_comparison
-    from af.evaluation.runs import gather, grouped, require_one_tracker
+    from af.evaluation.runs import find_runs, grouped, require_one_tracker
 
-    runs = gather(args.runs, args.tag)
+    runs = find_runs(args.runs, args.tag)
     require_one_tracker(runs)
     groups = grouped(runs)
     tags = [tag.strip() for tag in args.metrics.split(",")] if args.metrics else None
@@ -83,8 +83,7 @@ def _record(group: Group, run: Run) -> dict[str, Any]:
         "setting": group.name,
         "folder": str(run.folder),
         "seed": run.seed,
-        "state": run.state,
-        "settings": dict(run.settings),
+        "swept": dict(run.swept),
         "commands": list(run.commands),
         "metrics": None if run.metrics is None else dict(run.metrics),
     }
@@ -93,7 +92,7 @@ def _record(group: Group, run: Run) -> dict[str, Any]:
 def _missing_text(missing: Sequence[Run], total: int) -> str:
     if not missing:
         return ""
-    lines = "".join(f"- `{run.folder}`: {run.state}\n" for run in missing)
+    lines = "".join(f"- `{run.folder}`\n" for run in missing)
     return f"\n## Without numbers yet: {len(missing)} of {total}\n\n{lines}"
 
 

@@ -9,28 +9,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from af.cli.jobs import LEDGER, Job, ledger_states
 from af.errors import UserError
 from af.files import read_json
 
 METRICS: Final = "metrics.json"
+#: What a job of a multirun is.
+JOB: Final = "job.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation, or a job of a sweep that has none yet (`metrics` None): settings, configuration, commands."""
+    """An evaluation, or a job of a multirun that has none yet (`metrics` None).
+
+    `swept` is what a multirun names its jobs by, `config` the flat configuration, `commands` what made the run.
+    """
 
     folder: Path
-    settings: Mapping[str, Any]
+    swept: Mapping[str, Any]
     config: Mapping[str, Any]
-    commands: tuple[str, ...]
-    state: str
+    commands: tuple[str, ...] = ()
     metrics: Mapping[str, Any] | None = None
 
     @property
     def seed(self) -> Any:
         """The run's seed, where it is known."""
-        return next((v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed"), None)
+        return next((v for k, v in self.swept.items() if _last(k) == "seed"), self.config.get("seed"))
 
     def has_come_to(self, key: str) -> bool:
         """Whether its configuration says something about a key, if only that it is not set."""
@@ -45,23 +48,25 @@ class Group:
     runs: list[Run] = field(default_factory=list)
 
 
-def gather(places: Sequence[Path], tag: str | None = None) -> list[Run]:
-    """Every evaluation below `places`, and every job of a sweep there that has none. With `tag`, runs that carry it.
+def find_runs(places: Sequence[Path], tag: str | None = None) -> list[Run]:
+    """Every evaluation below `places`, and every job of a multirun there that has none. With `tag`, runs that carry it.
 
     UserError for a place that does not exist, or when nothing is found.
     """
     for place in places:
         if not place.exists():
             raise UserError(f"{place}: no such folder")
-    jobs = {folder.resolve(): folder for place in places for folder in _jobs(place)}
-    runs = [run for folder in sorted(jobs.values()) for run in _job_runs(folder)]
-    known: set[Path] = set()
-    for place in places:
-        for file in sorted(place.rglob(METRICS)):
-            whole = file.resolve()
-            if whole not in known and not jobs.keys() & set(whole.parents) and _is_evaluation(file):
-                known.add(whole)
-                runs.append(_plain_run(file, place))
+    found = {file.resolve(): file.parent for place in places for file in sorted(place.rglob(METRICS))}
+    evaluations = [folder for folder in found.values() if _is_evaluation(folder)]
+    homes = [_home(folder) for folder in evaluations]
+    several = {home for home in homes if home is not None and homes.count(home) > 1}
+    runs = []
+    for folder, home in zip(evaluations, homes, strict=True):
+        more = {"evaluation": folder.relative_to(home).as_posix()} if home in several and home is not None else {}
+        runs.append(_run(folder, home, more))
+    evaluated = {home.resolve() for home in homes if home is not None}
+    jobs = {file.parent.resolve(): file.parent for place in places for file in sorted(place.rglob(JOB))}
+    runs += [_run(folder, folder, {}) for whole, folder in jobs.items() if whole not in evaluated]
     if tag is not None:
         runs = [run for run in runs if tag in _tags(run)]
     if not runs:
@@ -71,13 +76,13 @@ def gather(places: Sequence[Path], tag: str | None = None) -> list[Run]:
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Runs by what they share: settings of sweeps but the seed, and what else differs between runs of one name.
+    """Runs by what they share: what is swept but the seed, and what else differs between runs of one name.
 
     Folders and hashes, which differ between seeds, tell nothing unless they differ between runs of one seed, too.
     """
     by_name: dict[str, list[Run]] = {}
     for run in runs:
-        by_name.setdefault(_name(run.settings) or run.folder.as_posix(), []).append(run)
+        by_name.setdefault(_name(run.swept) or run.folder.as_posix(), []).append(run)
     groups: dict[str, Group] = {}
     for name, members in by_name.items():
         keys = distinguishing(members, telling)
@@ -124,47 +129,37 @@ def distinguishing(runs: Sequence[Run], config: Callable[[Run], Mapping[str, Any
     return sorted(keys | {key for key, found in values.items() if len(found) > 1})
 
 
-def _jobs(place: Path) -> list[Path]:
-    return [
-        file.parent for file in ([place / "job.json"] if (place / "job.json").is_file() else place.rglob("job.json"))
-    ]
+def _is_evaluation(folder: Path) -> bool:
+    """Whether it is one of its own, not a row of an evaluation of all subsets of the signals."""
+    in_table = folder.parent.name == "conditions" and "signals" in read_json(folder / METRICS)
+    return (folder / "metrics.md").is_file() and not in_table
 
 
-def _job_runs(folder: Path) -> list[Run]:
-    job = Job.read(folder)
-    state = ledger_states(folder.parent / LEDGER).get(folder.name, "to do")
-    commands = tuple(f"af {shlex.join(arguments)}" for arguments in job.stages.values())
-    evaluations = [file for file in sorted(folder.rglob(METRICS)) if _is_evaluation(file)]
-    found = []
-    for file in evaluations:
-        more = {"evaluation": file.parent.relative_to(folder).as_posix()} if len(evaluations) > 1 else {}
-        config = _configs(folder, file)
-        found.append(Run(file.parent, {**job.settings, **more}, config, commands, state, read_json(file)))
-    return found or [Run(folder, job.settings, _configs(folder, None), commands, state)]
+def _home(evaluation: Path) -> Path | None:
+    """The run in whose folder an evaluation lies, at most two levels down."""
+    parents = [evaluation.parent, evaluation.parent.parent]
+    return next((folder for folder in parents if any((folder / name).is_file() for name in ("config.json", JOB))), None)
 
 
-def _plain_run(file: Path, place: Path) -> Run:
-    """An evaluation outside of sweeps: configuration and command of the runs beside it."""
-    top = file.parent.parent if file.parent != place else file.parent
-    environments = sorted(top.glob("*/environment.json"))
-    commands = tuple(shlex.join(read_json(e)["command"]) for e in environments)
-    return Run(file.parent, {}, _configs(top, file), commands, "finished", read_json(file))
-
-
-def _is_evaluation(file: Path) -> bool:
-    """Whether it is one of its own, not a row of `af evaluate --conditions all`."""
-    in_table = file.parent.parent.name == "conditions" and "signals" in read_json(file)
-    return (file.parent / "metrics.md").is_file() and not in_table
-
-
-def _configs(folder: Path, metrics: Path | None) -> dict[str, Any]:
-    """Configurations of the trainings in a folder and of the evaluation, flat: {"denoiser/module.lr": 1e-4, …}."""
-    found: dict[str, Any] = {}
-    for file in sorted(folder.glob("*/config.json")):
-        found |= flat(read_json(file), f"{file.parent.name}/")
-    if metrics is not None and (metrics.parent / "evaluation.json").is_file():
-        found |= flat(read_json(metrics.parent / "evaluation.json"), "evaluation/")
-    return found
+def _run(folder: Path, home: Path | None, more: Mapping[str, Any]) -> Run:
+    """A run by its files; an evaluation outside of a run has the configurations and commands of the runs beside it."""
+    homes = (
+        {"": home}
+        if home is not None
+        else {f"{f.parent.name}/": f.parent for f in sorted(folder.parent.glob("*/config.json"))}
+    )
+    config: dict[str, Any] = {}
+    commands = []
+    for prefix, run in homes.items():
+        if (file := run / "config.json").is_file():
+            config |= flat(read_json(file), prefix)
+        if (file := run / "environment.json").is_file():
+            commands.append(shlex.join(read_json(file)["command"]))
+    if (file := folder / "evaluation.json").is_file():
+        config |= flat(read_json(file), "evaluation/")
+    job = read_json(home / JOB) if home is not None and (home / JOB).is_file() else {"swept": {}}
+    metrics = read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+    return Run(folder, {**job["swept"], **more}, config, tuple(commands), metrics)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -200,12 +195,12 @@ def require_one_tracker(runs: Sequence[Run]) -> None:
 
 
 def _tags(run: Run) -> list[str]:
-    return [t for key, value in run.config.items() if key.endswith("/tags") for t in value]
+    return [tag for key, value in run.config.items() if _last(key) == "tags" for tag in value]
 
 
-def _name(settings: Mapping[str, Any]) -> str:
-    parts = [f"{k}={_short(v)}" for k, v in settings.items() if k.rpartition(".")[2] != "seed"]
-    return ", ".join(parts) or ("all" if settings else "")
+def _name(swept: Mapping[str, Any]) -> str:
+    parts = [f"{key}={_short(value)}" for key, value in swept.items() if _last(key) != "seed"]
+    return ", ".join(parts) or ("all" if swept else "")
 
 
 def _short(value: Any) -> str:

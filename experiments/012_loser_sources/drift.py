@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from af.cli.main import main as af
 from af.clock import frames_to_seconds
 from af.data.index import Index
 from af.data.plan import fixed_windows
@@ -30,7 +31,6 @@ from af.training.denoiser import conditioned
 from af.training.preference import OnlineLosers
 from af.training.randomness import Draws, step_generator
 from af.types import DyadBatch
-from experiments.grid import af
 
 SOURCES = {
     "guided": ["teacher", "--guidance-audio", "1"],
@@ -57,7 +57,9 @@ def main() -> None:
     for name, options in SOURCES.items():
         folder = args.runs / name.replace(" ", "")
         if not (folder / "val" / "index.json").is_file():
-            af(*options, "--data", args.latents, "--denoiser", args.start, "--splits", "val", "--out", folder)
+            data = ["--data", str(args.latents), "--denoiser", str(args.start), "--splits", "val"]
+            if code := af([*options, *data, "--out", str(folder)]):
+                raise SystemExit(code)
         made = {"teacher" if name == "guided" else "losers": folder / "val"}
         data = WindowDataset(split, frames=layout.window_frames, noise_of=teacher_noise, **made)
         batch = data.collate([data[item] for item in items])

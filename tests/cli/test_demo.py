@@ -16,7 +16,6 @@ from rich.console import Console
 
 from af.cli.config import compose, resolve
 from af.cli.demo import report, worse_than_null
-from af.cli.stages import StageResult
 from af.files import write_json, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +51,7 @@ def test_the_summary_names_what_is_worse_than_a_strangers_user(tmp_path, capsys)
     assert {"rpcc/exp", "rpcc/pose"} <= set(config["summary"])
     write_json(tmp_path / "evaluation" / "metrics.json", METRICS)
     write_text(tmp_path / "evaluation" / "metrics.md", "# x\n\n| the table |\n\n## More\n")
-    report(config, {"vae": StageResult(60.0, 1.0)}, Console(width=200))
+    report(config, {"vae": {"seconds": 60.0, "peak_memory_gb": 1.0}}, Console(width=200))
     said = capsys.readouterr().out
     assert "rpcc/exp !" in said
     assert "react/smile !" not in said

@@ -19,7 +19,6 @@ from af.cli import multirun
 from af.cli.main import main
 from af.errors import UserError
 from af.files import read_json, read_lines, write_json
-from af.training.ranks import find_ranks
 from tests.training.test_ranks import SRUN, TORCHRUN
 from tests.training.test_resume import DENOISER, same
 
@@ -37,8 +36,8 @@ def asked(monkeypatch) -> list[dict]:
     """The configurations of jobs, in place of their trainings: the loss is a parabola of the learning rate."""
     configs = []
 
-    def train(command: list[str], folder: Path) -> None:
-        config = read_json(Path(command[-1]))["config"]
+    def train(file: Path, folder: Path) -> None:
+        config = read_json(file)["config"]
         configs.append(config)
         if config["seed"] == 13:
             raise UserError("unlucky")
@@ -47,7 +46,7 @@ def asked(monkeypatch) -> list[dict]:
         loss = (config["module"]["lr"] - 0.4) ** 2
         (folder / "validation.jsonl").write_text(json.dumps({"step": 1, "val/loss": loss}) + "\n")
 
-    monkeypatch.setattr(multirun, "_wait", train)
+    monkeypatch.setattr(multirun, "_train", train)
     return configs
 
 
@@ -58,7 +57,7 @@ def test_a_job_has_a_folder_named_after_what_is_swept(words, asked, tmp_path):
         f"module.lr={rate},seed={seed}" for seed in (0, 1) for rate in (0.1, 0.2)
     ]
     assert [config["seed"] for config in asked] == [0, 0, 1, 1]
-    command = read_json(tmp_path / "runs" / "module.lr=0.1,seed=1" / "launch.json")["command"]
+    command = read_json(tmp_path / "runs" / "module.lr=0.1,seed=1" / "job.json")["command"]
     assert {"seed=1", "module.lr=0.1", f"run={tmp_path / 'runs' / 'module.lr=0.1,seed=1'}"} < set(command)
 
 
@@ -108,31 +107,10 @@ def test_a_failed_job_keeps_no_other_from_running_and_is_tried_again(words, aske
     assert [config["seed"] for config in asked] == [13, 14, 13]
 
 
-def test_ranks_of_who_starts_it_are_not_the_jobs_and_its_last_words_are_told(tmp_path, monkeypatch):
-    for name, value in {**TORCHRUN, "TORCHELASTIC_RUN_ID": "x"}.items():
-        monkeypatch.setenv(name, value)
-    seen = "import json, os, sys; json.dump(dict(os.environ), open('seen', 'w')); sys.exit('no room')"
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no room .*log\.txt"):
-        multirun._wait([sys.executable, "-c", seen], tmp_path)
-    environment = read_json(tmp_path / "seen")
-    assert find_ranks(environment).launcher is None
-    assert not {*TORCHRUN, "TORCHELASTIC_RUN_ID"} & set(environment)
-
-
-def test_sigterm_is_passed_on_and_waited_for(tmp_path):
-    child = "import signal, sys, time\ndef stop(*_):\n    time.sleep(0.3); print('saved', flush=True); sys.exit(143)\n"
-    child += "signal.signal(signal.SIGTERM, stop); print('begun', flush=True); time.sleep(60)"
-    waits = f"from pathlib import Path; from af.cli.multirun import _wait; _wait({[sys.executable, '-c', child]!r}, Path('.'))"
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        parent = subprocess.Popen([sys.executable, "-c", waits], cwd=tmp_path)
-        log = tmp_path / multirun.LOG
-        until(lambda log=log: log.is_file() and log.read_text().endswith("begun\n"))
-        (started,) = psutil.Process(parent.pid).children()
-        parent.send_signal(number)
-        assert parent.wait(30) == code
-        until(lambda started=started: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE)
-        assert log.read_text().endswith("saved\n")
+def test_the_last_words_of_a_job_are_told(tmp_path):
+    write_json(tmp_path / "job.json", {"command": [], "config": {"run": "x"}})
+    with pytest.raises(UserError, match=r"seed .*log\.txt has all of it.*goes on with the others"):
+        multirun._train(tmp_path / "job.json", tmp_path)
 
 
 def test_an_objective_that_no_job_has_is_said(words, asked, capsys):
@@ -145,16 +123,16 @@ def test_a_stopped_search_goes_on_and_finds_the_valley(words, asked, tmp_path, m
     optuna = pytest.importorskip("optuna")
     search = ["train", *words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=12"]
     search += ["module.lr=interval(0.01,1.0)", "module.loss.kind=l1,l2"]
-    train = multirun._wait
+    train = multirun._train
 
-    def dies(command: list[str], folder: Path) -> None:
+    def dies(file: Path, folder: Path) -> None:
         if len(asked) == 5:
             raise KeyboardInterrupt
-        train(command, folder)
+        train(file, folder)
 
-    monkeypatch.setattr(multirun, "_wait", dies)
+    monkeypatch.setattr(multirun, "_train", dies)
     assert main(search) == 130
-    monkeypatch.setattr(multirun, "_wait", train)
+    monkeypatch.setattr(multirun, "_train", train)
     assert main(search) == 0
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
     over = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]

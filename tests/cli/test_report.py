@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from af.cli.jobs import Job, record
 from af.cli.main import main
 from af.files import write_json
 
@@ -19,25 +18,30 @@ def evaluated(folder, smile, mouth, **settings):
     write_json(folder / "evaluation.json", {"steps": 8, **settings})
 
 
+def job(folder, config=None, **swept):
+    """A job of a multirun, begun if it has a `config`."""
+    write_json(folder / "job.json", {"swept": swept, "command": [], "config": {}})
+    if config is not None:
+        write_json(folder / "config.json", config)
+        command = ["af", "train", "experiment=denoiser_demo", *(f"{key}={value}" for key, value in swept.items())]
+        write_json(folder / "environment.json", {"command": command})
+    return folder
+
+
 @pytest.fixture
 def sweep(tmp_path):
     """Two settings, two seeds, the last job not there yet: smiles 0.1 and 0.3 with drops, 0.2 without."""
     folder = tmp_path / "sweep"
     for n, (user, seed, smile) in enumerate([(0.1, 0, 0.1), (0.1, 1, 0.3), (0.0, 0, 0.2), (0.0, 1, None)]):
-        stages = {"train": ["train", "experiment=denoiser_demo", f"seed={seed}", f"module.dropout.user={user}"]}
-        job = Job(folder / f"job{n}", {"seed": seed, "user": user}, stages)
-        job.write()
-        record(job, "started")
+        config = {
+            "module": {"dropout": {"user": user}, "lr": 1e-3},
+            "run": str(folder / f"job{n}"),
+            "seed": seed,
+            "tags": ["t"],
+        }
+        job(folder / f"job{n}", None if smile is None else config, seed=seed, user=user)
         if smile is not None:
-            config = {
-                "module": {"dropout": {"user": user}, "lr": 1e-3},
-                "run": str(job.folder),
-                "seed": seed,
-                "tags": ["t"],
-            }
-            write_json(job.folder / "denoiser" / "config.json", config)
-            evaluated(job.folder / "evaluation", smile, 0.5 + 0.1 * n)
-            record(job, "finished")
+            evaluated(folder / f"job{n}" / "evaluation", smile, 0.5 + 0.1 * n)
     return folder
 
 
@@ -58,8 +62,8 @@ def test_half_a_sweep_has_a_table_with_means_over_seeds(sweep, capsys):
     assert not rows["user=0.1", "mouth/corr"]["best"]
     assert "3 of 4 runs have numbers yet" in capsys.readouterr().out
     text = (sweep / "report" / "table.md").read_text()
-    assert "job3`: started" in text
-    assert "af train experiment=denoiser_demo seed=1 module.dropout.user=0.1" in text
+    assert "job3`" in text
+    assert "af train experiment=denoiser_demo seed=1 user=0.1" in text
     with open(sweep / "report" / "table.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(content["table"])
     assert (sweep / "report" / "plots" / "react_smile.png").stat().st_size > 1000
@@ -67,18 +71,22 @@ def test_half_a_sweep_has_a_table_with_means_over_seeds(sweep, capsys):
 
 def test_what_differs_is_listed_and_seeds_and_folders_are_not(sweep):
     differences = report(sweep)["config_differences"]
-    assert differences == {"denoiser/module.dropout.user": {"user=0.1": [0.1], "user=0.0": [0.0]}}
+    assert differences == {"module.dropout.user": {"user=0.1": [0.1], "user=0.0": [0.0]}}
 
 
 def test_runs_of_one_name_with_other_values_are_not_averaged(sweep):
-    job = Job(sweep / "job9", {"seed": 2, "user": 0.1}, {})
-    job.write()
-    write_json(
-        job.folder / "denoiser" / "config.json", {"module": {"dropout": {"user": 0.1}, "lr": 1.0}, "tags": ["t"]}
-    )
-    evaluated(job.folder / "evaluation", 0.9, 0.9)
+    config = {"module": {"dropout": {"user": 0.1}, "lr": 1.0}, "tags": ["t"]}
+    evaluated(job(sweep / "job9", config, seed=2, user=0.1) / "evaluation", 0.9, 0.9)
     names = {r["setting"] for r in report(sweep)["table"]}
-    assert {"user=0.1, denoiser/module.lr=0.001", "user=0.1, denoiser/module.lr=1.0"} <= names
+    assert {"user=0.1, module.lr=0.001", "user=0.1, module.lr=1.0"} <= names
+
+
+def test_several_evaluations_of_a_job_are_rows_of_their_own(sweep):
+    evaluated(sweep / "job0" / "evaluation" / "drift", 0.7, 0.7)
+    rows = {(r["setting"], r["metric"]): r["mean"] for r in report(sweep)["table"]}
+    assert rows["user=0.1, evaluation=evaluation/drift", "react/smile"] == pytest.approx(0.7)
+    assert rows["user=0.1, evaluation=evaluation", "react/smile"] == pytest.approx(0.1)
+    assert rows["user=0.1", "react/smile"] == pytest.approx(0.3)
 
 
 def test_plain_runs_by_folder_and_by_tag(sweep, tmp_path, capsys):
@@ -101,22 +109,20 @@ def test_columns_of_ones_own(sweep):
 def test_jobs_of_one_seed_on_other_data_are_not_averaged(sweep):
     """The same sweep again with other latents: nothing but a path tells."""
     for n, latents in enumerate(["data/a", "data/b", "data/a"]):
-        job = Job(sweep / f"more{n}", {"seed": n // 2, "user": 0.5}, {})
-        job.write()
-        write_json(job.folder / "denoiser" / "config.json", {"data": {"root": latents}, "run": str(job.folder)})
-        evaluated(job.folder / "evaluation", 0.1 * n, 0.5, denoiser=str(n), data=f"{latents}/test")
+        folder = job(sweep / f"more{n}", {"data": {"root": latents}, "run": str(n)}, seed=n // 2, user=0.5)
+        evaluated(folder / "evaluation", 0.1 * n, 0.5, denoiser=str(n), data=f"{latents}/test")
     runs = {r["setting"]: r["runs"] for r in report(sweep)["table"] if r["setting"].startswith("user=0.5")}
     assert sorted(runs.values()) == [1, 2]
-    assert any("denoiser/data.root=data/b" in name for name in runs)
+    assert any("data.root=data/b" in name for name in runs)
 
 
 def test_a_job_on_its_way_is_in_the_row_of_those_that_ended(sweep):
     """It has a configuration of its training and none of its evaluation yet."""
     config = {"module": {"dropout": {"user": 0.0}, "lr": 1e-3}, "seed": 1, "tags": ["t"]}
-    write_json(sweep / "job3" / "denoiser" / "config.json", config)
+    write_json(sweep / "job3" / "config.json", config)
     content = report(sweep)
     assert {run["setting"] for run in content["runs"]} == {"user=0.1", "user=0.0"}
-    assert list(content["config_differences"]) == ["denoiser/module.dropout.user"]
+    assert list(content["config_differences"]) == ["module.dropout.user"]
 
 
 def test_an_evaluation_counts_once_however_it_is_named(sweep, tmp_path):

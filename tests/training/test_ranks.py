@@ -75,7 +75,7 @@ def test_ranks_of_a_machine():
 @pytest.mark.parametrize("override", ["seed=0,1", "module.lr=choice(1e-3,1e-4)", "seed=range(0,3)"])
 def test_several_values_are_for_sweeps(override, latents, tmp_path, capsys):
     assert main(["train", *DENOISER, f"data.root={latents}", f"run={tmp_path}", override]) == 1
-    assert "af sweep" in capsys.readouterr().err
+    assert "af train -m" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- random numbers
