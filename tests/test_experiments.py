@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 
 from af.cli.main import main
 from af.data.media import read_video, write_video
-from af.files import write_json
+from af.files import read_json
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -77,55 +80,74 @@ ONE_STEP = ["trainer.max_steps=1", "trainer.val_check_interval=1", "data.batch_s
 
 def experiment(name: str, monkeypatch, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-    monkeypatch.setenv("PYTHONPATH", str(EXPERIMENTS.parent))
-    monkeypatch.syspath_prepend(EXPERIMENTS.parent)
     runpy.run_path(str(EXPERIMENTS / name / "run.py"), run_name="__main__")
 
 
-def test_a_finished_training_of_other_values_is_not_taken_for_this_one(tmp_path, monkeypatch):
-    from af.cli.config import compose, resolve
+@pytest.fixture
+def commands(tmp_path, monkeypatch) -> Callable[..., list[dict]]:
+    """Runs the commands of an experiment in a folder of its own, with `af` and python those of the tests; returns the
+    rows of their report.
+    """
+    for name, words in (("af", "-m af.cli.main"), ("python", "")):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(EXPERIMENTS.parent))
 
-    monkeypatch.syspath_prepend(EXPERIMENTS.parent)
-    from experiments.grid import train
+    def run(name: str, report: str, *words: object, **environment: object) -> list[dict]:
+        script, more = EXPERIMENTS / name / "run.sh", {key: str(value) for key, value in environment.items()}
+        subprocess.run([script, *map(str, words)], cwd=tmp_path, env={**os.environ, **more}, check=True)
+        return read_json(tmp_path / "runs" / report / "report" / "table.json")["table"]
 
-    def again(*overrides: str) -> Path:
-        return train(tmp_path, "denoiser_demo", Path("moved/latents"), 0, overrides)
-
-    write_json(tmp_path / "done.json", {"steps": 1})
-    assert again("trainer.max_steps=5") == tmp_path / "export"  # taken over: nothing is known
-    words = ["experiment=denoiser_demo", "data.root=some/latents", "run=x", "data.workers=0", "trainer.max_steps=1"]
-    config = resolve(compose("train", words))
-    del config["module"]["warmup_steps"]  # what there was not yet when it was trained
-    write_json(tmp_path / "config.json", config)
-    assert again("trainer.max_steps=1") == tmp_path / "export"
-    with pytest.raises(SystemExit, match=r"\(trainer\.max_steps\)"):
-        again("trainer.max_steps=5")
-    with pytest.raises(SystemExit, match=r"\(trainer\.max_steps\)"):
-        again()
+    return run
 
 
-@pytest.mark.slow
-def test_velocity_losses_in_one_table(latents, tmp_path, monkeypatch):
-    words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--seeds", "0"]
-    experiment("005_velocity_loss", monkeypatch, *words, "--set", *DENOISER, *SPACE, *BLOCKS, *ONE_STEP)
-    table = json.loads((tmp_path / "results.json").read_text())["table"]
-    assert {row["setting"] for row in table} == {
-        f"{loss}, w_u = {w}" for loss in ("l1", "l2", "huber") for w in (1, 2, 3)
-    }
-    assert all(row["runs"] == 1 for row in table if row["metric"] == "mouth/corr")
-    written = (tmp_path / "runs" / "l1-0" / "export" / "model.safetensors").stat().st_mtime_ns
-    experiment("005_velocity_loss", monkeypatch, *words, "--set", *DENOISER, *SPACE, *BLOCKS, *ONE_STEP)
-    assert (tmp_path / "runs" / "l1-0" / "export" / "model.safetensors").stat().st_mtime_ns == written
+def settings(table: list[dict]) -> dict[str, int]:
+    """Rows with a number for the lips, and of how many runs it is."""
+    return {row["setting"]: row["runs"] for row in table if row["metric"] == "lip/corr"}
 
 
 @pytest.mark.slow
-def test_students_beside_their_teacher(latents, denoiser_folder, tmp_path, monkeypatch):
-    words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--start", denoiser_folder]
-    experiment("008_distillation", monkeypatch, *words, "--seeds", "0", "--set", *ONE_STEP)
-    table = json.loads((tmp_path / "results.json").read_text())["table"]
-    assert {row["setting"].split(":")[0] for row in table} == {
-        "teacher, 8 steps", "teacher, 2 steps", "teacher, 1 steps", "student, 2 steps", "student, 1 step"
-    }  # fmt: skip
+def test_velocity_losses_in_one_table(latents, tmp_path, commands):
+    words = ["seed=0", "module.loss.kind=l2", *DENOISER, *SPACE, *BLOCKS, *ONE_STEP]
+    rows = settings(commands("005_velocity_loss", "velocity_loss", *words, LATENTS=latents))
+    assert rows == {f"module.loss.kind=l2, evaluation=evaluation/w_u={w}": 1 for w in (1, 2, 3)}
+    model = tmp_path / "runs" / "velocity_loss" / "module.loss.kind=l2,seed=0" / "export" / "model.safetensors"
+    written = model.stat().st_mtime_ns
+    assert settings(commands("005_velocity_loss", "velocity_loss", *words, LATENTS=latents)) == rows
+    assert model.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_students_beside_their_teacher(latents, denoiser_folder, commands):
+    words = ["seed=0", "steps=1", *ONE_STEP]
+    rows = settings(commands("008_distillation", "distillation", *words, LATENTS=latents, START=denoiser_folder))
+    teachers = [f"runs/distillation/teacher-{steps}" for steps in (8, 2, 1)]
+    assert rows == {"steps=1": 1, **dict.fromkeys(teachers, 1)}
+
+
+@pytest.mark.slow
+def test_the_preference_stage_finds_the_base_of_its_loss_and_seed(latents, tmp_path, commands):
+    base = " ".join([*DENOISER, *SPACE, *BLOCKS])
+    words = ["seed=0", "module.loss.kind=l2", *ONE_STEP]
+    rows = settings(commands("010_reactions", "reactions", *words, LATENTS=latents, BASE=base))
+    variants = ("user_motion", "no_user_motion", "preference")
+    assert rows == {f"module.loss.kind=l2, variant={variant}": 1 for variant in variants}
+    folder = tmp_path / "runs" / "reactions" / "module.loss.kind=l2,seed=0,variant=preference"
+    assert read_json(folder / "config.json")["start"].endswith("module.loss.kind=l2,seed=0,variant=user_motion/export")
+
+
+@pytest.mark.slow
+def test_losers_of_two_sources_and_none(latents, denoiser_folder, commands):
+    """All sources are made; a stage for one of them, and one on line."""
+    talking = " ".join([*DENOISER, *SPACE, *BLOCKS, *ONE_STEP])
+    words = ["seed=0", "loser=weak", *ONE_STEP]
+    rows = settings(
+        commands("012_loser_sources", "losers", *words, LATENTS=latents, START=denoiser_folder, TALKING=talking)
+    )
+    assert {"loser=weak", "runs/losers/none-0", "runs/losers/none-1"} <= set(rows)
 
 
 @pytest.mark.slow
@@ -140,61 +162,13 @@ def test_a_killed_training_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_experiment_that_is_a_sweep_has_a_table_of_a_part_of_it(latents, denoiser_folder, tmp_path, monkeypatch):
-    """A base that is there is taken over; what is not evaluated is a row without runs."""
-    (tmp_path / "l2-0").mkdir()
-    (tmp_path / "l2-0" / "export").symlink_to(denoiser_folder)
-    words = ["--latents", latents, "--runs", tmp_path / "runs", "--out", tmp_path, "--seeds", "0"]
-    part = [f"base={tmp_path}/${{loss_kind}}-${{seed}}", "commands.base=null", "loss_kind=l2", "variant=user_motion"]
-    experiment("010_reactions", monkeypatch, *words, "--set", *part)
-    table = json.loads((tmp_path / "results.json").read_text())["table"]
-    runs = {row["setting"]: row["runs"] for row in table if row["metric"] == "mouth/corr"}
-    assert runs == {
-        f"{loss}: {words}": int((loss, words) == ("L2", "user motion, no DPO"))
-        for loss in ("L1", "L2")
-        for words in ("no user motion, no DPO", "user motion, no DPO", "user motion, DPO")
-    }
-
-
-def test_a_row_of_a_sweep_has_jobs_that_differ_in_their_seeds_alone(tmp_path, monkeypatch):
-    """A trial with fewer steps in the same folder is no further seed."""
-    sweep = tmp_path / "011_condition_dropping"
-
-    def job(name: str, seed: int, steps: int) -> None:
-        write_json(sweep / name / "job.json", {"settings": {"seed": seed, "single": 0.1, "user": 0.1}, "stages": {}})
-        write_json(sweep / name / "denoiser" / "config.json", {"trainer": {"max_steps": steps}, "seed": seed})
-        write_json(sweep / name / "evaluation" / "metrics.json", {"react/smile": 0.1 * seed, "better": {}})
-        (sweep / name / "evaluation" / "metrics.md").write_text("# Evaluation")
-
-    words = ["--runs", tmp_path, "--out", tmp_path, "--table"]
-    job("a", 0, 800)
-    job("b", 1, 800)
-    experiment("011_condition_dropping", monkeypatch, *words)
-    table = json.loads((tmp_path / "results.json").read_text())["table"]
-    (row,) = (r for r in table if r["setting"] == "each 10%, user 10%" and r["metric"] == "react/smile")
-    assert (row["runs"], row["mean"]) == (2, pytest.approx(0.05))
-    job("trial", 0, 5)
-    with pytest.raises(SystemExit, match=r"max_steps=5: .*trial"):
-        experiment("011_condition_dropping", monkeypatch, *words)
-
-
-@pytest.mark.slow
-def test_latent_sizes_in_one_table(tmp_path, monkeypatch):
+def test_latent_sizes_in_one_table(tmp_path, commands):
     data = tmp_path / "data"
     sizes = ["--train", "4", "--val", "0", "--test", "4", "--seconds", "4", "--size", "32", "--workers", "1"]
     assert main(["synth", "--out", str(data), *sizes]) == 0
-    words = ["--data", data, "--runs", tmp_path / "runs", "--out", tmp_path, "--steps", "1"]
-    small = [
-        "model.image_size=32",
-        "model.latent_dim=48",
-        "model.channel_base=128",
-        "data.batch_size=2",
-        "data.workers=0",
-    ]
-    probe = ["pairs", "4", "conversations", "4", "frames", "20"]
-    experiment("009_latent_size", monkeypatch, *words, "--set", *small, "--probe", *probe)
-    table = json.loads((tmp_path / "results.json").read_text())["table"]
-    assert {row["setting"] for row in table} == {
-        "K = 5", "K = 10", "K = 20", "K = 40", "K = 20, β_kl = 0.0001", "K = 20, β_kl = 0.01"
+    small = ["model.image_size=32", "model.latent_dim=48", "model.channel_base=128", "model.directions=5", *ONE_STEP]
+    probe = "--pairs 4 --conversations 4 --frames 20"
+    table = commands("009_latent_size", "latent_size", *small, DATA=data, PROBE=probe)
+    assert {row["setting"]: row["runs"] for row in table if row["metric"] == "transfer/psnr"} == {
+        "model.directions=5": 1, "loss.kl=0.0001, model.directions=5": 1, "loss.kl=0.01, model.directions=5": 1
     }  # fmt: skip
-    assert all(row["runs"] == 1 for row in table if row["metric"] in ("psnr", "transfer/psnr"))
