@@ -15,6 +15,7 @@ from typing import IO, Final, NoReturn
 from af.training.ranks import without_ranks
 
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _TELL_WHEN_PARENT_DIES: Final = 1  # PR_SET_PDEATHSIG
 
 
@@ -25,23 +26,27 @@ def started(arguments: Sequence[str], log: IO[bytes] | None = None) -> Iterator[
     It gets the signals that end the block (Ctrl-C, SIGTERM, submitit's requeueing) and is waited for.
     """
     with sigterm_ends():
-        process = subprocess.Popen(
-            [sys.executable, "-m", "af.cli.main", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=without_ranks(os.environ),  # it must not take itself for a rank of what started it
-            start_new_session=True,  # a terminal's Ctrl-C comes from here, once
-            preexec_fn=_begin,
-        )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until there is something to end
         told = signal.SIGTERM
+        process = None
         try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "af.cli.main", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=without_ranks(os.environ),  # it must not take itself for a rank of what started it
+                start_new_session=True,  # a terminal's Ctrl-C comes from here, once
+                preexec_fn=_begin,
+            )
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield process
         except KeyboardInterrupt:
             told = signal.SIGINT
             raise
         finally:
-            if process.poll() is None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if process is not None and process.poll() is None:
                 process.send_signal(told)
                 process.wait()
 
@@ -63,5 +68,8 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 def _begin() -> None:
     """In the new process: submitit's signal is not for it, and it hears of it when the one that waits is killed."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     if _LIBC is not None:
         _LIBC.prctl(_TELL_WHEN_PARENT_DIES, signal.SIGTERM)
