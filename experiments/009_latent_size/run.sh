@@ -4,7 +4,7 @@ set -eu
 DATA=${DATA:-data/demo} PROBE=${PROBE:-}
 train() {
   # nobody tells the coefficients what to be, and no pixel counts more than another: only the bottleneck differs
-  af train experiment=vae_demo name=latent_size data.root="$DATA" evaluation=none loss.guide=0 module.guide=null data.faces=false \
+  af train experiment=vae_demo name=latent_size data.root="$DATA" evaluation=none loss.guide=0 data.faces=false \
     trainer.max_steps=900 trainer.val_check_interval=900 -m seed=choice\(0\) "$@"
 }
 train model.directions=5,10,20,40 "$@"
