@@ -13,7 +13,7 @@ BETTER = {"react/smile": "true", "mouth/corr": "higher"}
 
 def evaluated(folder, smile, mouth, **settings):
     metrics = {"react/smile": smile, "react/smile/true": 0.4, "react/smile/null": 0.01, "mouth/corr": mouth}
-    write_json(folder / "metrics.json", {**metrics, "better": BETTER})
+    write_json(folder / "metrics.json", {**metrics, "better": BETTER, "headline": list(BETTER)})
     (folder / "metrics.md").write_text("# Evaluation\n")
     write_json(folder / "evaluation.json", {"steps": 8, **settings})
 
