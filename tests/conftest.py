@@ -95,7 +95,8 @@ def filmed(tmp_path_factory, latents) -> Path:
     """The conversations to test on as `af ingest` describes them: nothing is known about whom they show."""
     from dataclasses import replace
 
-    from af.data.shards import ShardReader, build_index, write_shard
+    from af.data.index import build_index
+    from af.data.shards import ShardReader, write_shard
 
     folder, reader = tmp_path_factory.mktemp("filmed"), ShardReader(latents / "test")
     samples = []

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from af.cli.main import main
-from af.data.media import read_video, write_video
+from af.data.video import read_video
+from af.data.video_writer import write_video
 from af.files import read_json
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

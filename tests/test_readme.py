@@ -115,7 +115,9 @@ def test_named_files_exist():
 def test_the_live_session_runs_as_printed(tmp_path, monkeypatch, autoencoder_folder, denoiser_folder):
     from PIL import Image
 
-    from af.data.media import read_audio, read_video, write_video
+    from af.data.audio import read_audio
+    from af.data.video import read_video
+    from af.data.video_writer import write_video
 
     (block,) = (block for language, block in BLOCKS if language == "python")
     monkeypatch.chdir(tmp_path)
@@ -152,7 +154,7 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
     """The README's sequence as printed, with the manifest it prints, on drawn people filmed to files of these names; only
     sizes and steps are made small.
     """
-    from af.data.media import read_video
+    from af.data.video import read_video
 
     monkeypatch.chdir(tmp_path)
     sizes = ["--train", "2", "--val", "1", "--test", "1", "--seconds", "4", "--size", "128", "--workers", "1"]

@@ -8,8 +8,9 @@ import numpy as np
 
 from af.clock import frames_to_samples
 from af.data import codecs
+from af.data.index import build_index
 from af.data.schema import SPLITS, ClipMeta
-from af.data.shards import build_index, write_shard
+from af.data.shards import write_shard
 from af.specs import FaceSpec, FeatureSpec, MotionSpec
 
 MOTION = MotionSpec(dim=6, directions=4, autoencoder="0" * 64, image_size=32)

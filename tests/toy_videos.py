@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from af.data.media import write_video
+from af.data.video_writer import write_video
 
 FACE_COLOUR = np.array([230, 60, 40])
 

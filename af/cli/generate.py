@@ -64,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
     from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
     from af.console import progress_bar
-    from af.data.media import fit_audio, iter_video, probe, read_audio
+    from af.data.audio import fit_audio, read_audio
+    from af.data.container import probe
     from af.data.notes import Notes
+    from af.data.video import iter_video
     from af.data.video_writer import require_video_name, video_writer
     from af.ingest.crops import face_frames, read_portrait
     from af.nn.precision import choose
@@ -149,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _user_frames(video: Path | None) -> Iterator[np.ndarray | None]:
     """The user's frames, the last one again for ever; None as long as there is none."""
-    from af.data.media import iter_video
+    from af.data.video import iter_video
 
     held = None
     for frame in iter_video(video) if video is not None else ():

@@ -113,7 +113,7 @@ def _arrange(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from af.console import progress_bar
-    from af.data.shards import validate
+    from af.data.validate import validate
 
     with progress_bar() as bar:
         task = bar.add_task("shards", total=None)
@@ -181,7 +181,7 @@ def _spec(spec: dict | None) -> str:
 
 def _index(args: argparse.Namespace) -> int:
     from af.console import progress_bar
-    from af.data.shards import build_index, split_folders
+    from af.data.index import build_index, split_folders
 
     with progress_bar() as bar:
         for folder in split_folders(args.folder):

@@ -141,7 +141,9 @@ def prepare(path: Path, max_side: int, spoiled: bool = False) -> bytes:
     """The video as a small mp4 without a trace of its origin; `spoiled`: its first frame, blurred, with the same sound."""
     import tempfile
 
-    from af.data.media import MediaError, iter_video, read_audio
+    from af.data.audio import read_audio
+    from af.data.container import MediaError
+    from af.data.video import iter_video
     from af.data.video_writer import write_video
 
     try:

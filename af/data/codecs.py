@@ -17,42 +17,9 @@ import numpy as np
 import soundfile
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from af.clock import FPS, SAMPLE_RATE
-from af.data.media import (
-    MediaError,
-    fit_audio,
-    iter_video,
-    probe,
-    read_audio,
-    read_video,
-)
-from af.data.video_writer import VideoSink, write_video
-
-__all__ = [
-    "CodecError",
-    "MediaError",
-    "VideoEncoder",
-    "decode",
-    "decode_audio",
-    "decode_frames",
-    "decode_image",
-    "decode_json",
-    "decode_npy",
-    "decode_video",
-    "encode_audio",
-    "encode_json",
-    "encode_npy",
-    "encode_video",
-    "fit_audio",
-    "iter_video",
-    "probe",
-    "read_audio",
-    "read_video",
-    "video_shape",
-    "write_video",
-]
+from af.data.video_writer import VideoSink
 
 _MAX_SIDE: Final = 8192
 _LOUDEST: Final = 2.0  # resampled sound may overshoot
@@ -311,40 +278,10 @@ def decode_frames(data: bytes | io.RawIOBase, indices: Sequence[int]) -> UInt8[n
 
 def decode_video(data: bytes, start: int = 0, stop: int | None = None) -> UInt8[np.ndarray, "T Y X 3"]:
     """Frames [start, stop) of an mp4 from `encode_video` as RGB (stop None: to the end). Raises `CodecError`."""
-    try:
-        with _Mp4(data) as mp4:
-            stop = mp4.frames if stop is None else stop
-            if not 0 <= start < stop <= mp4.frames:
-                raise IndexError(f"frames [{start}, {stop}) of {mp4.frames}")
-            out = np.empty((stop - start, mp4.height, mp4.width, 3), np.uint8)
-            if start > 0:
-                mp4.seek(start)
-            done = start
-            for n, picture in mp4.pictures():
-                if n >= stop:
-                    break
-                if n < start:
-                    continue
-                if n != done:
-                    raise CodecError(f"mp4 broken: frame {n} after frame {done - 1}")
-                out[n - start] = mp4.rgb(picture)
-                done += 1
-            if done != stop:
-                raise CodecError(f"mp4 cut off: {done} of {stop} frames")
-            return out
-    except (av.error.FFmpegError, OSError) as error:
-        raise CodecError(f"broken mp4 ({getattr(error, 'strerror', error)})") from None
-
-
-def decode_image(data: bytes) -> UInt8[np.ndarray, "Y X 3"]:
-    """A JPEG or PNG as RGB. Raises `CodecError`."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if max(image.size) > _MAX_SIDE:
-                raise CodecError(f"image of {image.size[0]}x{image.size[1]} pixels")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CodecError(f"not a readable JPEG or PNG ({error})") from None
+    stop = video_shape(data)[0] if stop is None else stop
+    if start >= stop:
+        raise IndexError(f"frames [{start}, {stop})")
+    return decode_frames(data, range(start, stop))
 
 
 #: The only decoders there are, by file suffix.
@@ -355,8 +292,6 @@ DECODERS: Final[Mapping[str, Callable[[bytes], Any]]] = MappingProxyType(
         "flac": decode_audio,
         "wav": decode_audio,
         "mp4": decode_video,
-        "jpg": decode_image,
-        "png": decode_image,
     }
 )
 

@@ -12,8 +12,9 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from af.data.checks import ShardError
 from af.data.plan import Item, Plan
-from af.data.shards import ShardError, ShardReader
+from af.data.shards import ShardReader
 from af.errors import UserError
 
 Batch = TypeVar("Batch")

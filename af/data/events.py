@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from af.console import progress_bar
+from af.data.checks import ShardError
 from af.data.disk_cache import scratch_folder
 from af.data.index import Index
 from af.data.schema import ROLES
-from af.data.shards import ShardError, ShardReader
+from af.data.shards import ShardReader
 from af.data.windows import Listening
 from af.errors import UserError
 from af.files import atomic_path

@@ -19,27 +19,11 @@ from webdataset.writer import TarWriter
 from af.clock import frames_to_samples
 from af.data import codecs
 from af.data.checks import ShardError, check_array, check_fields, check_values
-from af.data.index import Index, SampleEntry, ShardEntry, build_index, read_meta, split_folders
+from af.data.index import Index, SampleEntry, read_meta
 from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location, RemotePath
-from af.data.validate import Problem, Report, validate
 from af.files import atomic_path
 from af.types import Clip, Person
-
-__all__ = [
-    "PERSON_FIELDS",
-    "Index",
-    "Problem",
-    "Report",
-    "SampleEntry",
-    "ShardEntry",
-    "ShardError",
-    "ShardReader",
-    "build_index",
-    "split_folders",
-    "validate",
-    "write_shard",
-]
 
 #: Names of a person's fields as readers ask for them, and the members they come from.
 PERSON_FIELDS: Final = dict(

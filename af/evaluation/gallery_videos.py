@@ -64,7 +64,7 @@ def make_gallery(
 
 def preview(source: Path, audio: np.ndarray | None) -> bytes:
     """A small H.264 mp4 (no side above 192 px) of a video file, with sound if given."""
-    from af.data.media import iter_video
+    from af.data.video import iter_video
     from af.data.video_writer import write_video
 
     with tempfile.TemporaryDirectory() as folder:

@@ -197,7 +197,7 @@ class Measurer:
         return found | {name: [digest(audio)] for name, audio in voices.items() if audio is not None}
 
     def _frames(self, clip: ManifestClip, side: str, notes: Notes) -> np.ndarray | None:
-        from af.data.media import read_video
+        from af.data.video import read_video
 
         path = clip.video_file(side)
         pictures = self.tools.pictures or self.tools.embedder or self.tools.syncnet
@@ -244,7 +244,8 @@ class Measurer:
                 )
 
     def _sound(self, clip: ManifestClip, measured: Measured, notes: Notes) -> None:
-        from af.data.media import MediaError, read_audio
+        from af.data.audio import read_audio
+        from af.data.container import MediaError
 
         for name, own, video in (
             ("avatar_audio", clip.audio, clip.video_file("true")),

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from af.data.index import Index
 from af.data.schema import other_role
-from af.data.shards import Index, ShardReader
+from af.data.shards import ShardReader
 from af.data.video_writer import write_video
 from af.evaluation.faces import FaceSource
 from af.files import atomic_path

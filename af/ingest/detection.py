@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from af.clock import FPS
-from af.data.media import MediaError, iter_video
+from af.data.container import MediaError
 from af.data.notes import Notes
+from af.data.video import iter_video
 from af.errors import UserError
 
 #: RGB frame -> boxes (x, y, width, height, score) in its pixels; score > 0, larger is surer.

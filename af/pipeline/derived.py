@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from af.data.index import Index, build_index
+from af.data.index import Index, build_index, split_folders
 from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.schema import ClipMeta
-from af.data.shards import split_folders
 from af.data.stores import Location
 from af.errors import UserError
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from af.clock import frames_to_seconds
 from af.data.codecs import encode_audio, encode_video
-from af.data.index import Index
+from af.data.index import Index, build_index
 from af.data.parts import Part, PartsReport, claim_output, run_parts
 from af.data.schema import SPLITS, ClipMeta
-from af.data.shards import build_index, write_shard
+from af.data.shards import write_shard
 from af.errors import UserError
 from af.synth.appearance import Appearance
 from af.synth.face import FACE_SPEC

@@ -11,7 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from af.data.shards import Index, ShardError, ShardReader
+from af.data.checks import ShardError
+from af.data.index import Index
+from af.data.shards import ShardReader
 from af.images import image_array, image_tensor
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from af.clock import frames_to_samples
-from af.data.media import read_audio, read_video, write_video
+from af.data.audio import read_audio
+from af.data.video import read_video
+from af.data.video_writer import write_video
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ import pytest
 import soundfile
 
 from af.cli.main import main
+from af.data.audio import read_audio
+from af.data.container import probe
 from af.data.extract import extract
-from af.data.media import probe, read_audio, read_video
+from af.data.video import read_video
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from af.data.audio import mixing
-from af.data.media import MediaError, iter_video, read_audio
+from af.data.audio import mixing, read_audio
+from af.data.container import MediaError
 from af.data.notes import Notes
+from af.data.video import iter_video
 
 
 def voice(seconds: float = 1.0, hertz: float = 440.0, rate: int = 16000, level: float = 0.3) -> np.ndarray:

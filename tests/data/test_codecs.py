@@ -15,8 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 from af.clock import FPS, SAMPLE_RATE
 from af.data import codecs
-from af.data.codecs import CodecError, MediaError
-from af.data.video import _at_constant_rate
+from af.data.audio import read_audio
+from af.data.codecs import CodecError
+from af.data.container import MediaError, probe
+from af.data.video import _at_constant_rate, iter_video, read_video
+from af.data.video_writer import write_video
 from af.errors import UserError
 from tests.toy_shards import moving_picture
 from tests.toy_videos import make_video
@@ -110,21 +113,6 @@ def test_sound_round_trip_and_refusals(tmp_path):
         codecs.encode_audio(np.full(10, np.nan, np.float32))
 
 
-def test_images_are_jpeg_or_png_only():
-    from PIL import Image
-
-    picture = moving_picture(1, 16)[0]
-    for format, exact in (("PNG", True), ("JPEG", False), ("BMP", None)):
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format=format)
-        if exact is None:
-            with pytest.raises(CodecError):
-                codecs.decode_image(buffer.getvalue())
-        else:
-            again = codecs.decode_image(buffer.getvalue())
-            assert np.array_equal(again, picture) if exact else psnr(again, picture) > 25
-
-
 @pytest.mark.parametrize(("size", "pixel_format"), [(32, None), (256, None), (33, "yuv444p")])
 def test_video_round_trip_is_close_and_exact_in_length(size, pixel_format):
     frames = moving_picture(30, size)
@@ -175,7 +163,7 @@ def test_any_rate_becomes_25_fps_by_time_stamps(tmp_path, rate):
     count = round(float(rate) * 2)
     times = [n / Fraction(rate) for n in range(count)]
     make_video(tmp_path / "in.mp4", times, numbered(count))
-    seen = [number_of(f) for f in codecs.iter_video(tmp_path / "in.mp4")]
+    seen = [number_of(f) for f in iter_video(tmp_path / "in.mp4")]
     assert abs(len(seen) - float(count / Fraction(rate)) * FPS) <= 1
     for n, number in enumerate(seen[:-1]):
         shown = times[number]
@@ -188,7 +176,7 @@ def test_variable_rate_keeps_the_clock(tmp_path):
     while times[-1] < 3:
         times.append(times[-1] + Fraction(int(rng.integers(8, 90)), 1000))
     make_video(tmp_path / "in.mkv", times, numbered(len(times)))
-    seen = [number_of(f) for f in codecs.iter_video(tmp_path / "in.mkv")]
+    seen = [number_of(f) for f in iter_video(tmp_path / "in.mkv")]
     for n, number in enumerate(seen):
         nearest = min(range(len(times)), key=lambda i: abs(times[i] - Fraction(n, FPS)))
         # Matroska keeps milliseconds: allow what is as near to one of them
@@ -211,7 +199,7 @@ def test_phone_videos_are_turned_upright(tmp_path):
     frame = np.zeros((1, 64, 96, 3), np.uint8)
     frame[:, :20, :20, 0] = 255  # red corner, top left of what the sensor saw
     make_video(tmp_path / "in.mp4", [Fraction(n, 25) for n in range(5)], np.repeat(frame, 5, 0), rotate=90)
-    upright = codecs.read_video(tmp_path / "in.mp4")[0]
+    upright = read_video(tmp_path / "in.mp4")[0]
     assert upright.shape == (96, 64, 3)
     assert upright[-10, 10, 0] > 200  # a quarter turn counterclockwise: the corner is now bottom left
     assert upright[10, 10, 0] < 60
@@ -219,7 +207,7 @@ def test_phone_videos_are_turned_upright(tmp_path):
 
 def test_small_previews_are_scaled_down(tmp_path):
     make_video(tmp_path / "in.mp4", [Fraction(n, 25) for n in range(5)], moving_picture(5, 128)[:, :64])
-    assert codecs.read_video(tmp_path / "in.mp4", max_side=32).shape == (5, 16, 32, 3)
+    assert read_video(tmp_path / "in.mp4", max_side=32).shape == (5, 16, 32, 3)
 
 
 def click_track(frames: int, at: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -239,12 +227,12 @@ def test_written_video_is_in_sync(tmp_path):
     for length in (len(sound) - 7000, len(sound), len(sound) + 9000):
         given_sound = np.pad(sound, (0, 9000))[:length]
         path = tmp_path / "out, with = odd : name %d.mp4"
-        assert codecs.write_video(path, iter(video), given_sound) == 120
+        assert write_video(path, iter(video), given_sound) == 120
         with av.open(f"file:{path}") as container:
             durations = [float(s.duration * s.time_base) for s in container.streams]
             assert durations[0] == 120 / FPS
             assert abs(durations[1] - durations[0]) <= 1 / FPS
-        again, heard = codecs.read_video(path), codecs.read_audio(path)
+        again, heard = read_video(path), read_audio(path)
         assert len(again) == 120
         assert np.flatnonzero(again.mean((1, 2, 3)) > 128).tolist() == [10, 47, 90]
         assert abs(len(heard) - len(sound)) <= 640
@@ -271,7 +259,7 @@ def test_written_video_takes_frames_one_by_one(tmp_path):
             peak = max(peak, alive)
             yield np.full((64, 64, 3), n, np.uint8).view(Counted)
 
-    codecs.write_video(tmp_path / "out.mp4", frames())
+    write_video(tmp_path / "out.mp4", frames())
     assert peak <= 3
 
 
@@ -281,11 +269,11 @@ def test_failed_writing_leaves_nothing(tmp_path):
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        codecs.write_video(tmp_path / "out.mp4", frames(), np.zeros(640, np.float32))
+        write_video(tmp_path / "out.mp4", frames(), np.zeros(640, np.float32))
     with pytest.raises(ValueError, match="no frames"):
-        codecs.write_video(tmp_path / "out.mp4", [])
+        write_video(tmp_path / "out.mp4", [])
     with pytest.raises(ValueError, match="25"):
-        codecs.write_video(tmp_path / "out.mp4", [], fps=30)
+        write_video(tmp_path / "out.mp4", [], fps=30)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -295,7 +283,7 @@ def test_sound_becomes_16_khz_mono_in_time(tmp_path, rate, channels):
     time = np.arange(int(rate * seconds)) / rate
     tone = 0.4 * np.sin(2 * np.pi * 440 * time) * (time > 0.5)
     soundfile.write(tmp_path / "in.wav", np.repeat(tone[:, None], channels, 1), rate)
-    heard = codecs.read_audio(tmp_path / "in.wav")
+    heard = read_audio(tmp_path / "in.wav")
     assert heard.dtype == np.float32
     assert abs(len(heard) - SAMPLE_RATE * seconds) <= 2
     expected = 0.4 * np.sin(2 * np.pi * 440 * np.arange(len(heard)) / SAMPLE_RATE)
@@ -320,7 +308,7 @@ def test_later_sound_starts_with_silence(tmp_path):
             block = av.AudioFrame.from_ndarray(np.full((1, 960), 9000, np.int16), format="s16", layout="mono")
             block.sample_rate, block.pts, block.time_base = 16000, 6400 + n * 960, Fraction(1, 16000)
             container.mux(sound.encode(block))
-    heard = codecs.read_audio(tmp_path / "in.mkv")
+    heard = read_audio(tmp_path / "in.mkv")
     assert abs(int(np.argmax(heard > 0.1)) - 6400) <= 16
     assert abs(len(heard) - 16000) <= 16
 
@@ -329,8 +317,8 @@ def test_bad_files_say_which_and_why(tmp_path):
     good = tmp_path / "good.mp4"
     video, sound = click_track(100, [3])
     rng = np.random.default_rng(0)
-    codecs.write_video(good, rng.integers(0, 255, (100, 64, 64, 3), np.uint8), sound)
-    codecs.write_video(tmp_path / "mute.mp4", video)
+    write_video(good, rng.integers(0, 255, (100, 64, 64, 3), np.uint8), sound)
+    write_video(tmp_path / "mute.mp4", video)
     soundfile.write(tmp_path / "sound.wav", sound, 16000)
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video")
@@ -351,17 +339,17 @@ def test_bad_files_say_which_and_why(tmp_path):
     data = (tmp_path / "fast.mp4").read_bytes()
     (tmp_path / "cut_fast.mp4").write_bytes(data[: len(data) // 2])
     cases = [
-        ("missing.mp4", codecs.read_video, "missing"),
-        ("empty.mp4", codecs.read_video, "empty"),
-        ("text.mp4", codecs.read_video, "not_media"),
-        ("cut.mp4", codecs.read_video, "not_media"),
-        ("cut.mkv", codecs.read_video, "truncated"),
-        ("cut_fast.mp4", codecs.read_video, "truncated"),
-        ("cut_fast.mp4", codecs.read_audio, "truncated"),
-        ("sound.wav", codecs.read_video, "no_video"),
-        ("mute.mp4", codecs.read_audio, "no_audio"),
-        ("empty.mp4", codecs.read_audio, "empty"),
-        (".", codecs.read_video, "not_media"),
+        ("missing.mp4", read_video, "missing"),
+        ("empty.mp4", read_video, "empty"),
+        ("text.mp4", read_video, "not_media"),
+        ("cut.mp4", read_video, "not_media"),
+        ("cut.mkv", read_video, "truncated"),
+        ("cut_fast.mp4", read_video, "truncated"),
+        ("cut_fast.mp4", read_audio, "truncated"),
+        ("sound.wav", read_video, "no_video"),
+        ("mute.mp4", read_audio, "no_audio"),
+        ("empty.mp4", read_audio, "empty"),
+        (".", read_video, "not_media"),
     ]
     for name, read, reason in cases:
         with pytest.raises(MediaError) as caught:
@@ -371,5 +359,5 @@ def test_bad_files_say_which_and_why(tmp_path):
         assert isinstance(caught.value, UserError)
         again = pickle.loads(pickle.dumps(caught.value))  # as it travels from a worker
         assert (again.reason, str(again)) == (reason, str(caught.value))
-    assert codecs.probe(good).has_audio
-    assert not codecs.probe(tmp_path / "mute.mp4").has_audio
+    assert probe(good).has_audio
+    assert not probe(tmp_path / "mute.mp4").has_audio

@@ -17,10 +17,12 @@ import torch
 from af.cli.main import main
 from af.clock import SAMPLE_RATE
 from af.data import codecs
+from af.data.checks import ShardError
+from af.data.index import Index
 from af.data.loader import training_loader
 from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowItem, WindowPlan
-from af.data.shards import Index, ShardError, ShardReader
+from af.data.shards import ShardReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from tests.data.test_shards import Bomb, pickled_npy

@@ -11,11 +11,12 @@ import torch
 from af.data import codecs
 from af.data.dataset import Counted
 from af.data.frame_cache import FrameCache
+from af.data.index import Index, build_index
 from af.data.loader import training_loader, validation_loader
 from af.data.pairs import PairDataset, pairs_to_float
 from af.data.pixel_weights import FaceCentre
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
-from af.data.shards import Index, ShardReader, build_index, write_shard
+from af.data.shards import ShardReader, write_shard
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.synth.render import EyesAndMouth

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from af.data.index import Index
 from af.data.loader import training_loader, validation_loader
 from af.data.mixture import ROUND, MixedPlan, joined, roots
 from af.data.plan import PlanBatchSampler, WindowPlan, fixed_windows
-from af.data.shards import Index, ShardReader, validate
+from af.data.shards import ShardReader
 from af.data.stores import RemotePath
+from af.data.validate import validate
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from tests.data.test_plan import make_index

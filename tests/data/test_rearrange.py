@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af.cli.main import main
+from af.data.checks import ShardError
+from af.data.index import Index, build_index
 from af.data.parts import Share
 from af.data.rearrange import _balanced, merge, reshard, split_by_identity
 from af.data.schema import SPLITS
-from af.data.shards import Index, ShardError, ShardReader, build_index, validate, write_shard
+from af.data.shards import ShardReader, write_shard
+from af.data.validate import validate
 from af.errors import UserError
 from tests.data.test_shards import npy, replace
 from tests.faulty_server import FaultyServer

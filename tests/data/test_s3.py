@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from af.cli.main import main
+from af.data.index import Index
 from af.data.loader import training_loader
 from af.data.plan import WindowPlan
-from af.data.shards import Index, ShardReader
+from af.data.shards import ShardReader
 from af.data.stores import NotInStore, StoreError, location
 from af.data.windows import WindowDataset
 from tests.toy_shards import write_split

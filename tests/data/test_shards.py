@@ -14,8 +14,11 @@ import pytest
 import webdataset
 
 from af.data import codecs
+from af.data.checks import ShardError
+from af.data.index import Index, build_index
 from af.data.parts import Part, run_job, run_parts
-from af.data.shards import Index, ShardError, ShardReader, build_index, validate, write_shard
+from af.data.shards import ShardReader, write_shard
+from af.data.validate import validate
 from af.errors import UserError
 from af.files import atomic_path, remove_stale
 from tests.toy_shards import AUDIO, MOTION, STREAMING, members, meta, rows, write_split

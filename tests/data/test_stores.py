@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from af.cli.main import main
+from af.data.checks import ShardError
 from af.data.disk_cache import local_copy
+from af.data.index import Index
 from af.data.loader import training_loader, validation_loader
 from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan, fixed_windows
-from af.data.shards import Index, ShardError, ShardReader, validate
+from af.data.shards import ShardReader
 from af.data.stores import RemotePath, StoreError, StoreSettings, absolute, local_path, location
+from af.data.validate import validate
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from tests.faulty_server import FaultyServer

@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from af.data.index import Index
+from af.data.index import Index, build_index
 from af.data.plan import WindowPlan, window_counts
 from af.data.planned import PlannedReader, WindowSource
-from af.data.shards import ShardReader, build_index, validate, write_shard
+from af.data.shards import ShardReader, write_shard
 from af.data.stores import StoreError
 from af.data.stream import ShardOrder, StreamReader
+from af.data.validate import validate
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.types import DyadBatch

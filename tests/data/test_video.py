@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from af.data import colour
-from af.data.media import MediaError, iter_video, read_audio, read_video
+from af.data.audio import read_audio
+from af.data.container import MediaError
 from af.data.notes import Notes
+from af.data.video import iter_video, read_video
 from tests.toy_videos import make_video, scene
 
 

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from af.cli.main import main
-from af.data.media import write_video
+from af.data.video_writer import write_video
 from af.errors import UserError
 from af.evaluation.manifest import read_manifest
 from af.evaluation.read_videos import fill_gaps, read_parameters

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from af.cli.evaluate import synthetic_tracker
 from af.cli.main import main
 from af.data.index import Index, build_index
-from af.data.media import read_video
 from af.data.schema import ClipMeta
 from af.data.shards import ShardReader, write_shard
+from af.data.video import read_video
 from af.evaluation.faces import LatentReadout, TrackedFaces
 from af.evaluation.manifest import read_manifest
 from af.evaluation.read_videos import Measurer, Tools

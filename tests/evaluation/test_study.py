@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from af.cli.main import main
-from af.data.media import write_video
+from af.data.video_writer import write_video
 from af.evaluation.study import QUESTIONS, StudyKey, exact_interval, fleiss_kappa, score_answers, score_markdown
 from tests.browser import dom_after, needs_browser
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from af.cli import main as cli
-from af.data.media import write_video
 from af.data.notes import Notes
 from af.data.shards import ShardReader
+from af.data.video_writer import write_video
 from af.ingest.detection import look_through
 from af.ingest.options import FACES, IngestOptions
 from af.ingest.run import run_ingest
@@ -109,7 +109,7 @@ def test_another_face_can_be_asked_for(people, tmp_path, wish, expected):
 
 
 def test_a_single_users_video_shows_the_one_who_speaks(people):
-    from af.data.media import read_audio
+    from af.data.audio import read_audio
     from af.ingest.crops import face_frames
 
     notes = Notes()
@@ -140,7 +140,8 @@ def test_a_picture_that_never_moves_is_dropped_by_name(people, tmp_path):
 
 
 def test_a_call_that_froze_is_noted(people, tmp_path):
-    from af.data.media import read_audio, read_video
+    from af.data.audio import read_audio
+    from af.data.video import read_video
 
     frames = read_video(people / "alone.mp4")
     held = np.concatenate([frames[:50], np.repeat(frames[49:50], 75, 0), frames[50:]])

@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af.cli import main as cli
-from af.data import codecs
-from af.data.media import write_video
+from af.data.audio import read_audio
 from af.data.parts import Share
 from af.data.schema import groups_of_people
-from af.data.shards import ShardReader, validate
+from af.data.shards import ShardReader
+from af.data.validate import validate
+from af.data.video import read_video
+from af.data.video_writer import write_video
 from af.errors import UserError
 from af.ingest.detection import HaarDetector, MediaPipeDetector, make_detector
 from af.ingest.options import IngestOptions
@@ -643,10 +645,10 @@ def real_pair(shared_folder, tmp_path_factory) -> tuple[Path, Path]:
     if not (folder / "user.mp4").is_file():
         pytest.skip("no real clip beside the checkout")
     out = tmp_path_factory.mktemp("real")
-    user = codecs.read_video(folder / "user.mp4", start=100, stop=175, max_side=256)
-    avatar = codecs.read_video(folder / "avatar.mp4", start=100, stop=175, max_side=256)
+    user = read_video(folder / "user.mp4", start=100, stop=175, max_side=256)
+    avatar = read_video(folder / "avatar.mp4", start=100, stop=175, max_side=256)
     make_video(out / "user.mp4", [Fraction(n, 30) for n in range(90)], user[np.arange(90) * 25 // 30])
-    write_video(out / "avatar.mp4", avatar, codecs.read_audio(folder / "avatar.wav")[64000:112000])
+    write_video(out / "avatar.mp4", avatar, read_audio(folder / "avatar.wav")[64000:112000])
     return out / "user.mp4", out / "avatar.mp4"
 
 

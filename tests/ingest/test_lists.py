@@ -14,7 +14,7 @@ import pytest
 
 from af.cli import main as cli
 from af.data.schema import person_key
-from af.data.shards import validate
+from af.data.validate import validate
 from af.errors import UserError
 from af.ingest.options import IngestOptions
 from af.ingest.run import run_ingest

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from af.data.media import MediaError
+from af.data.container import MediaError
 from af.ingest.crops import read_portrait
 
 _RED, _BLUE = (200, 40, 20), (20, 40, 200)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soxr
 
-from af.data.media import write_video
 from af.data.shards import ShardReader
+from af.data.video_writer import write_video
 from af.ingest.detection import look_through
 from af.ingest.options import IngestOptions
 from af.ingest.quality import lip_lag, mouth_changes, shared_lag, voice_changes

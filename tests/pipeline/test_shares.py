@@ -13,7 +13,7 @@ import pytest
 
 from af.cli.main import main
 from af.data.parts import Part, Share, run_job
-from af.data.shards import validate
+from af.data.validate import validate
 from af.errors import UserError
 from af.files import append_line, write_text
 from af.pipeline.encode import STATISTICS_NAME, encode

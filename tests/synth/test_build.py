@@ -5,7 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from af.data.shards import Index, ShardReader, validate
+from af.data.index import Index
+from af.data.shards import ShardReader
+from af.data.validate import validate
 from af.errors import UserError
 from af.synth import FACE_SPEC, SessionConfig, SynthSettings, appearance_of, build, render, simulate
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from af.data.index import build_index
 from af.data.planned import PlannedReader
-from af.data.shards import ShardReader, build_index, write_shard
+from af.data.shards import ShardReader, write_shard
 from af.data.stream import StreamReader
 from af.errors import UserError
 from af.models.speech import LogMel
