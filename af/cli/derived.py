@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from af.cli.devices import add_device_argument, device_of
-from af.cli.options import count, out_folder, seed
-from af.data.parts import SHARE_HELP, WHOLE, Share, clear
+from af.cli.options import add_share, count, out_folder, seed
+from af.data.parts import clear
 from af.data.stores import location
 
 
@@ -22,7 +22,7 @@ def add_derived_arguments(parser: argparse.ArgumentParser, denoiser: str) -> Non
     parser.add_argument("--batch", type=count, default=32, help="clips rolled out together (default 32)")
     parser.add_argument("--workers", type=count, default=1, help="processes (default 1)")
     add_device_argument(parser)
-    parser.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
+    add_share(parser)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from af.cli.config import add_config_arguments, compose, resolve
 from af.cli.devices import add_device_argument, device_of
-from af.cli.options import count, out_folder
-from af.data.parts import SHARE_HELP, WHOLE, Share, clear
+from af.cli.options import add_share, count, out_folder
+from af.data.parts import clear
 from af.data.stores import location
 
 #: What is said after Ctrl-C.
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
     )
     add_device_argument(parser)
-    parser.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
+    add_share(parser)
     parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     add_config_arguments(parser)
 

@@ -33,9 +33,8 @@ import os
 import sys
 from typing import Any
 
-from af.cli.options import add_settings, count, number, out_folder, pixels, positive, settings_of
+from af.cli.options import add_settings, add_share, count, fractions, number, out_folder, pixels, positive, settings_of
 from af.console import show
-from af.data.parts import SHARE_HELP, WHOLE, Share
 from af.ingest.options import FACES, LONGEST_OFFSET_S, IngestOptions
 
 #: What is said after Ctrl-C.
@@ -51,40 +50,25 @@ SETTINGS = {
     "offset_s": (
         "--offset",
         number(float, least=-LONGEST_OFFSET_S, most=LONGEST_OFFSET_S),
-        "seconds by which the avatar's recording begins after the user's; a column of the manifest, too",
+        "seconds by which the avatar's recording begins after the user's; also a column of the manifest",
     ),
     "offset_limit_s": (
         "--offset-limit",
         positive,
-        "drop a conversation whose sides, or a side's audio and images, are surely further apart, in seconds",
+        "seconds: drop what is surely further apart, two sides or audio and lips",
     ),
-    "face": (
-        "--face",
-        FACES,
-        "of several faces: the one that moves with the voice, the largest, the left or right one",
-    ),
+    "face": ("--face", FACES, "of several faces: the one that moves with the voice, the largest, the left, the right"),
     "detect_every": ("--detect-every", count, "look for faces in every n-th frame"),
     "detector": ("--detector", ("haar", "mediapipe"), "haar needs no download; mediapipe sees turned faces"),
     "detector_model": ("--detector-model", os.path.abspath, "model file of the mediapipe detector"),
     "crf": (
         "--crf",
         number(int, least=0, most=40, whole=True),
-        "H.264 quality from 0 to 40, less is better and larger: 12 takes about 4 GB an hour at 512 pixels",
+        "H.264 quality, less is better; 12: 4 GB/h at 512 pixels",
     ),
     "dataset": ("--dataset", str, "name recorded in the shards"),
     "licence": ("--licence", str, "licence recorded in the shards"),
 }
-
-
-def fractions(text: str) -> tuple[float, float, float]:
-    """Fractions of train, val and test, as argparse reads them."""
-    try:
-        train, val, test = (float(part) for part in text.split(","))
-    except ValueError:
-        train = val = test = -1.0
-    if min(train, val, test) < 0 or train + val + test <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected three numbers for train,val,test, such as 0.9,0.05,0.05")
-    return train, val, test
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -105,31 +89,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "fractions, by hash of the people"
     where.add_argument("--split-by-identity", type=fractions, metavar="TRAIN,VAL,TEST", help=text)
     add("--workers", type=count, default=1, help="processes (default 1)")
-    add("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
+    add_share(parser)
     add_settings(parser, IngestOptions, SETTINGS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ingest what the flags say."""
-    from pathlib import Path
-
     from rich.table import Table
 
-    from af.errors import UserError
     from af.ingest.report import REPORT
     from af.ingest.run import run_ingest
     from af.ingest.sources import from_flags, from_manifest
 
     sources, rejected = from_flags(args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo)
     if args.manifest:
-        listed, unusable = from_manifest(Path(args.manifest).expanduser(), stereo=args.stereo)
+        listed, unusable = from_manifest(os.path.expanduser(args.manifest), stereo=args.stereo)
         sources, rejected = sources + listed, rejected + unusable
-    if not sources and not rejected:
-        raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
-    if args.max_s < args.min_s:
-        raise UserError(f"--max-seconds {args.max_s:g} is less than --min-seconds {args.min_s:g}")
-    if args.offset_s and (whole := next((s.name for s in sources if s.video), None)):
-        raise UserError(f"--offset is for two videos, and {whole} is one: give the column offset of a manifest instead")
     report = run_ingest(
         sources,
         args.out,
@@ -144,16 +119,14 @@ def run(args: argparse.Namespace) -> int:
     table = Table(title=f"{args.out}: {totals['clips']} clips, {totals['kept_s'] / 60:.1f} minutes")
     for column in ("conversation", "split", "clips", "kept s", "dropped s"):
         table.add_column(column, overflow="fold")
-    for outcome in report.outcomes:
-        dropped = ", ".join(f"{k} {v:.1f}" for k, v in outcome.dropped_s.items())
-        table.add_row(
-            outcome.name, outcome.split, str(outcome.clips), f"{outcome.kept_s:.1f}", outcome.reason or dropped
-        )
+    for o in report.outcomes:
+        dropped = ", ".join(f"{k} {v:.1f}" for k, v in o.dropped_s.items())
+        table.add_row(o.name, o.split, str(o.clips), f"{o.kept_s:.1f}", o.reason or dropped)
     show(table)
     if report.done_before:
         print(f"{report.done_before} of {len(args.share.of(sources))} were done before")
     for line in report.lines():
         print(line, file=sys.stderr)
     if report.complete:
-        print(f"report: {Path(args.out) / REPORT}")
+        print(f"report: {args.out / REPORT}")
     return 0 if totals["clips"] or args.share.count > 1 else 1

@@ -80,6 +80,28 @@ def add_settings(parser: argparse.ArgumentParser, record: type, options: Mapping
         parser.add_argument(flag, dest=name, default=default, help=text + shown, **how)
 
 
+def add_share(parser: argparse.ArgumentParser) -> None:
+    """`--share I/N`, the same for every verb that several machines can do together."""
+    from af.data.parts import WHOLE, Share
+
+    text = (
+        "do the I-th of N shares, for a job array: the same command with every I from 1 to N, on any machines that share "
+        "the output folder; the last one to end writes the index"
+    )
+    parser.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=text)
+
+
+def fractions(text: str) -> tuple[float, float, float]:
+    """Fractions of train, val and test, as argparse reads them."""
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        train = val = test = -1.0
+    if min(train, val, test) < 0 or train + val + test <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected three numbers for train,val,test, such as 0.9,0.05,0.05")
+    return train, val, test
+
+
 def settings_of(args: argparse.Namespace, record: type[Record], **more: Any) -> Record:
     """The dataclass with the values of `add_settings`, and `more`. What it refuses is a UserError."""
     names = [field.name for field in fields(record) if hasattr(args, field.name) and field.name not in more]  # type: ignore[arg-type]

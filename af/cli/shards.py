@@ -25,10 +25,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from af.cli.ingest import fractions
-from af.cli.options import count, out_folder, positive, seed, whole
+from af.cli.options import add_share, count, fractions, out_folder, positive, seed, whole
 from af.console import show
-from af.data.parts import SHARE_HELP, WHOLE, Share
 from af.data.stores import Location, location
 
 #: What is said after Ctrl-C.
@@ -64,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "put all samples into new splits without a common person: people who met in a conversation stay together",
     )
     split.add_argument(
-        "--fractions", type=fractions, default=(0.8, 0.1, 0.1), metavar="TRAIN,VAL,TEST", help="shares of the frames"
+        "--fractions", type=fractions, default=(0.8, 0.1, 0.1), metavar="TRAIN,VAL,TEST", help="fractions of the frames"
     )
     split.add_argument("--seed", type=seed, default=0, help="another one chooses other people (default 0)")
     split.add_argument(
@@ -78,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         sub.add_argument("--shard-gb", type=positive, default=1.0, metavar="GB", help="size of a shard (default 1)")
         sub.add_argument("--workers", type=count, default=1, help="processes (default 1)")
-        sub.add_argument("--share", type=Share.parse, default=WHOLE, metavar="I/N", help=SHARE_HELP)
+        add_share(sub)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -117,11 +117,6 @@ class Share:
 
 #: Everything, by one process.
 WHOLE: Final = Share()
-#: The help of `--share`, the same for every command that takes it.
-SHARE_HELP: Final = (
-    "do the I-th of N shares, for a job array: the same command with every I from 1 to N, on any machines that share the "
-    "output folder; the last one to end writes the index"
-)
 
 
 def run_job(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from af.errors import UserError
+
 #: How to choose among several faces. "talking": the one that moves with the voice, else the largest that moves at all.
 FACES: Final = ("talking", "largest", "left", "right")
 #: Seconds that one person's recording may begin before the other's.
@@ -38,3 +40,7 @@ class IngestOptions:
     crf: int = 12
     dataset: str = "own"
     licence: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if self.max_s < self.min_s:
+            raise UserError(f"--max-seconds {self.max_s:g} is less than --min-seconds {self.min_s:g}")

@@ -52,7 +52,11 @@ def voice_changes(audio: Float32[np.ndarray, " S"], frames: int) -> Float64[np.n
     return np.abs(np.gradient(np.log10(energy + 1e-6))) if frames > 1 else np.zeros(frames)
 
 
-def _contours(lips: np.ndarray, voice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _contours(lips: np.ndarray, voice: np.ndarray, shortest_s: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """What can be compared, of unit variance; None where that is too short or one of them stands still."""
+    if len(lips) < FPS * shortest_s or not lips.std() or not voice.std():
+        return None
+
     def contour(values: np.ndarray) -> np.ndarray:  # syllables stay, noise and slow changes go
         smooth = gaussian_filter1d(values, 1.5) - gaussian_filter1d(values, 12.0)
         return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
@@ -71,9 +75,8 @@ def _correlation(one: np.ndarray, other: np.ndarray, reach: int) -> Float64[np.n
 
 def lips_follow(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -> float:
     """Correlation of what moves in a face with `voice_changes`, the best within a quarter of a second; 0 for a still one."""
-    if len(lips) < 2 * FPS or not lips.std() or not voice.std():
-        return 0.0
-    return float(_correlation(*_contours(lips, voice), FPS // 4).max())
+    contours = _contours(lips, voice, 2)
+    return 0.0 if contours is None else float(_correlation(*contours, FPS // 4).max())
 
 
 def lip_lag(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -> Lag | None:
@@ -81,9 +84,8 @@ def lip_lag(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -
 
     Sure when the whole recording has a clear peak and both of its halves have theirs at the same place.
     """
-    if len(lips) < FPS * _SHORTEST_LIPS_S or not lips.std() or not voice.std():
+    if (contours := _contours(lips, voice, _SHORTEST_LIPS_S)) is None:
         return None
-    contours = _contours(lips, voice)
     reach = FPS
     whole, place, height = _peak(_correlation(*contours, reach), apart=FPS // 4)
     middle = len(lips) // 2

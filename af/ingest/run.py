@@ -111,6 +111,10 @@ def run_ingest(
     the others has their own. Raises `UserError` for what concerns all: settings
     that differ from the folder's, a full disk, a missing detector.
     """
+    if not sources and not rejected:
+        raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
+    if options.offset_s and (whole := next((s.name for s in sources if s.video), None)):
+        raise UserError(f"--offset is for two videos, and {whole} is one: give the column offset of a manifest instead")
     out = Path(out)
     once = {s.id: s for s in reversed(sources)}
     refused = [Outcome(r.name, split, ("", ""), reason=r.reason, line=r.line) for r in rejected]

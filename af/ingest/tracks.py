@@ -117,26 +117,21 @@ def choose_face(
     remedy: str = "--face asks for another",
 ) -> Path:
     """The path of the person's face: by `wish` (one of `options.FACES`), noted when there was a choice, with `remedy` for
-    who wants another. `voice`: see `sync.voice_changes`, None for a silent person.
+    who wants another. `voice`: see `quality.voice_changes`, None for a silent person.
     """
     found = faces_in(look)
     if len(found) < 2:
         return found[0] if found else follow(look.boxes, look.scenes)
-    places = [np.nanmedian(path, 0) for path in found]
-    sides = [place[2] for place in places]
-    if wish in ("left", "right"):
-        chosen = int(np.argmin([p[0] for p in places]) if wish == "left" else np.argmax([p[0] for p in places]))
-        why = "as asked for"
-    elif wish == "largest":
-        chosen, why = int(np.argmax(sides)), "as asked for"
-    else:
-        chosen, why = _talking(look, found, sides, voice)
-    at = f"at {places[chosen][0]:.0f}, {places[chosen][1]:.0f}, {sides[chosen]:.0f} pixels wide"
+    places = np.stack([np.nanmedian(path, 0) for path in found])
+    x, _, sides = places.T
+    asked = {"left": x.argmin(), "right": x.argmax(), "largest": sides.argmax()}
+    chosen, why = (int(asked[wish]), "as asked for") if wish in asked else _talking(look, found, sides, voice)
+    at = "at {:.0f}, {:.0f}, {:.0f} pixels wide".format(*places[chosen])
     notes.add("faces", f"{name}: {len(found)} faces: the one {at} is taken, {why}; {remedy}")
     return found[chosen]
 
 
-def _talking(look: Look, found: list[Path], sides: list[float], voice: np.ndarray | None) -> tuple[int, str]:
+def _talking(look: Look, found: list[Path], sides: np.ndarray, voice: np.ndarray | None) -> tuple[int, str]:
     order = sorted(range(len(found)), key=lambda n: -sides[n])
     moving = [n for n in order if not stands_still(look, found[n])]
     if voice is not None and moving:

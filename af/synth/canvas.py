@@ -72,40 +72,34 @@ class Stack:
 
     def ellipse(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number = 1.0) -> None:
         """A filled, anti-aliased ellipse at a head point."""
-        window = self.window(x, y, float(np.max(width)), float(np.max(height)))
-        p, q = self.local(window, x, y, width, height)
-        edge = self.per_unit * 0.5 * np.sqrt(width * height)
-        coverage = disc(p, q, edge)
-        if np.any(np.asarray(alpha) != 1):
-            coverage *= per_frame(alpha)
-        self.paint(window, coverage, colour)
+        self._oval(x, y, width, height, colour, alpha, soft=False)
 
     def glow(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number) -> None:
         """An ellipse that fades out to its edge: shading, blush, highlights."""
+        self._oval(x, y, width, height, colour, alpha, soft=True)
+
+    def _oval(
+        self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number, *, soft: bool
+    ) -> None:
         window = self.window(x, y, float(np.max(width)), float(np.max(height)))
-        p, q = self.local(window, x, y, width, height)
-        p *= p
+        inside, q = self.local(window, x, y, width, height)
+        inside *= inside
         q *= q
-        p += q
-        np.subtract(1, p, out=p)
-        np.maximum(p, 0, out=p)
-        p *= p
-        p *= per_frame(alpha)
-        self.paint(window, p, colour)
+        inside += q
+        np.subtract(1, inside, out=inside)
+        if soft:
+            np.maximum(inside, 0, out=inside)
+            inside *= inside
+        else:  # a ramp of one pixel
+            inside *= per_frame(self.per_unit * 0.5 * np.sqrt(width * height))
+            ramp(inside)
+        inside *= per_frame(alpha)
+        self.paint(window, inside, colour)
 
 
 def per_frame(value: Number) -> Array:
     """A value, or one value per frame, ready to be broadcast over (T,rows,columns)."""
     return np.asarray(value, dtype=np.float32).reshape(-1, 1, 1)
-
-
-def disc(p: Array, q: Array, edge: Number) -> Array:
-    """Coverage of the unit disc in coordinates (p, q) with a ramp of one pixel; overwrites p."""
-    p *= p
-    p += q * q
-    np.subtract(1, p, out=p)
-    p *= per_frame(edge)
-    return ramp(p)
 
 
 def ramp(distance: Array) -> Array:

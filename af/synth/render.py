@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,14 +23,12 @@ def render(
 
     Raises ValueError for another number of parameters, values that are not finite, or a size under 8 pixels.
     """
-    _check(face, size)
     background = _background(appearance, size)
     frames = np.empty((len(face), size, size, 3), np.uint8)
-    step = max(1, _STACK_PIXELS // (size * size))
-    for start in range(0, len(face), step):
-        planes = _draw(face[start : start + step], appearance, background)
+    for few, pose in _poses(face, size):
+        planes = _draw(pose, appearance, background)
         planes += 0.5
-        frames[start : start + step] = np.clip(planes, 0, 255, out=planes).transpose(1, 2, 3, 0)
+        frames[few] = np.clip(planes, 0, 255, out=planes).transpose(1, 2, 3, 0)
     return frames
 
 
@@ -37,19 +36,16 @@ def regions(
     face: Float[np.ndarray, "T P"], appearance: Appearance, size: int = 64
 ) -> Float32[np.ndarray, "T size size"]:
     """Soft masks in [0, 1] that are near 1 on the eyes (with brows) and the mouth: weights of pixels."""
-    _check(face, size)
     masks = np.empty((len(face), size, size), np.float32)
-    step = max(1, _STACK_PIXELS // (size * size))
-    white = np.ones(3, np.float32)
-    for start in range(0, len(face), step):
-        pose = layers.Pose.of(face[start : start + step])
+    white = np.ones(1, np.float32)
+    for few, pose in _poses(face, size):
         stack = pose.stack(np.zeros((1, size, size), np.float32))
         for side in (-1, 1):
             x, y, narrow = pose.place(side * appearance.eye_spacing, -0.10, 0.80)
-            stack.glow(x, y, 0.45 * narrow, 0.42, white[:1], 1.6)
+            stack.glow(x, y, 0.45 * narrow, 0.42, white, 1.6)
         x, y, narrow = pose.place(0, 0.55, 0.85)
-        stack.glow(x, y, 0.62 * narrow, 0.50 + 0.15 * pose.values["mouth_open"], white[:1], 1.6)
-        masks[start : start + step] = np.clip(stack.frames[0], 0, 1)
+        stack.glow(x, y, 0.62 * narrow, 0.50 + 0.15 * pose.values["mouth_open"], white, 1.6)
+        masks[few] = np.clip(stack.frames[0], 0, 1)
     return masks
 
 
@@ -69,13 +65,18 @@ class EyesAndMouth:
         return 1 + self.weight * regions(face[None], self.appearance, size)[0]
 
 
-def _check(face: Array, size: int) -> None:
+def _poses(face: Array, size: int) -> Iterator[tuple[slice, layers.Pose]]:
+    """As many frames at a time as are drawn together: which, and their poses. Raises ValueError as `render` does."""
     if face.ndim != 2 or face.shape[1] != len(FACE_NAMES):
         raise ValueError(f"face parameters are (T, {len(FACE_NAMES)}), got {face.shape}")
     if not np.isfinite(face).all():
         raise ValueError("face parameters must be finite")
     if size < 8:
         raise ValueError(f"a face needs at least 8 pixels, got {size}")
+    step = max(1, _STACK_PIXELS // (size * size))
+    for start in range(0, len(face), step):
+        few = slice(start, start + step)
+        yield few, layers.Pose.of(face[few])
 
 
 def _background(appearance: Appearance, size: int) -> Array:
@@ -85,9 +86,8 @@ def _background(appearance: Appearance, size: int) -> Array:
     return np.minimum(colour[:, None, None] * light, 255).astype(np.float32)
 
 
-def _draw(face: Array, a: Appearance, background: Array) -> Array:
+def _draw(pose: layers.Pose, a: Appearance, background: Array) -> Array:
     """All layers from back to front; returns the planes (3,T,Y,X), 0–255."""
-    pose = layers.Pose.of(face)
     stack = pose.stack(background)
     paint = layers.Palette.of(a)
     layers.hair_behind(stack, pose, a, paint)

@@ -34,8 +34,8 @@ _SPREAD = np.array([0.25, 0.3, 0.3, 0.3, 0.3, 0.4, 0.4, 0.15, 0.1, 0.12, 0.02, 0
 def wide_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T P"]:
     """Parameters over all of their ranges, independent; many faces have open eyes, shut mouths or no smile."""
     face = rng.uniform(_LOW, _HIGH, (frames, len(FACE_NAMES))).astype(np.float32)
-    for name, share in (("blink", 0.5), ("mouth_open", 0.25), ("smile", 0.3), ("mouth_width", 0.2)):
-        face[rng.uniform(size=frames) < share, FACE_INDEX[name]] = 0
+    for name, rate in (("blink", 0.5), ("mouth_open", 0.25), ("smile", 0.3), ("mouth_width", 0.2)):
+        face[rng.uniform(size=frames) < rate, FACE_INDEX[name]] = 0
     return face
 
 
@@ -66,8 +66,8 @@ def degrade(images: Float[Tensor, "B 3 Y X"], generator: torch.Generator) -> Flo
     def uniform(low: float, high: float, *shape: int, n: int = count) -> Tensor:
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
-    def some(share: float) -> Tensor:
-        return torch.nonzero(torch.rand(count, generator=generator) < share).flatten()
+    def some(probability: float) -> Tensor:
+        return torch.nonzero(torch.rand(count, generator=generator) < probability).flatten()
 
     images = images * uniform(0.9, 1.1, 3, 1, 1) * uniform(0.88, 1.12, 1, 1, 1) + uniform(-0.08, 0.08, 3, 1, 1)
     if len(chosen := some(0.6)):
@@ -183,25 +183,26 @@ def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int =
     """Measure a tracker on held-out people (their seeds are apart from those of training)."""
     rng = np.random.default_rng([seed, 2])
     generator = torch.Generator().manual_seed(seed)
-    true: dict[str, list[np.ndarray]] = {"conversation": [], "wide": []}
+    true: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}
     found: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}
     for _ in range(people):
         person = Appearance.sample(rng)
         session = simulate(int(rng.integers(1 << 40)), voices=False)
         face = session.a.face[np.sort(rng.choice(session.frames, frames_each, replace=False))]
         images = render(face, person, IMAGE_SIZE)
-        true["conversation"].append(face)
-        found["clean"].append(tracker.track(images))
-        found["degraded"].append(tracker.track(image_array(degrade(image_tensor(images), generator))))
-        face = wide_faces(rng, frames_each)
-        true["wide"].append(face)
-        found["wide"].append(tracker.track(render(face, person, IMAGE_SIZE)))
-    talk, wide = np.concatenate(true["conversation"]), np.concatenate(true["wide"])
-    scores = {k: r_squared(wide if k == "wide" else talk, np.concatenate(v)) for k, v in found.items()}
-    return TrackerCheck(FACE_NAMES, scores["clean"], scores["degraded"], scores["wide"], len(talk))
+        wide = wide_faces(rng, frames_each)
+        for kind, shown, faces in (
+            ("clean", images, face),
+            ("degraded", image_array(degrade(image_tensor(images), generator)), face),
+            ("wide", render(wide, person, IMAGE_SIZE), wide),
+        ):
+            true[kind].append(faces)
+            found[kind].append(tracker.track(shown))
+    scores = {kind: r_squared(np.concatenate(true[kind]), np.concatenate(found[kind])) for kind in found}
+    return TrackerCheck(FACE_NAMES, **scores, frames=people * frames_each)
 
 
 def r_squared(true: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
-    """Share of the variance explained, per column; 1 is perfect, 0 as good as the mean."""
+    """Fraction of the variance explained, per column; 1 is perfect, 0 as good as the mean."""
     true, found = true.astype(np.float64), found.astype(np.float64)
     return 1 - ((true - found) ** 2).sum(0) / ((true - true.mean(0)) ** 2).sum(0)

@@ -17,7 +17,8 @@ from af.ingest.options import FACES, IngestOptions
 from af.ingest.run import run_ingest
 from af.ingest.sources import Source, from_manifest
 from af.ingest.tracks import faces_in
-from af.synth import SessionConfig, render, simulate
+from af.synth.render import render
+from af.synth.session import SessionConfig, simulate
 
 SMALL, LARGE = 48, 96
 OPTIONS = IngestOptions(size=32, detect_every=5)

@@ -17,7 +17,8 @@ from af.ingest.quality import lip_lag, mouth_changes, shared_lag, voice_changes
 from af.ingest.run import run_ingest
 from af.ingest.sources import Source, from_manifest
 from af.ingest.tracks import faces_in
-from af.synth import SessionConfig, render, simulate
+from af.synth.render import render
+from af.synth.session import SessionConfig, simulate
 
 SIZE, SECONDS = 64, 16
 OPTIONS = IngestOptions(size=32, detect_every=5)

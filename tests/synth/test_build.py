@@ -9,7 +9,10 @@ from af.data.index import Index
 from af.data.shards import ShardReader
 from af.data.validate import validate
 from af.errors import UserError
-from af.synth import FACE_SPEC, SessionConfig, SynthSettings, appearance_of, build, render, simulate
+from af.synth.build import SynthSettings, appearance_of, build
+from af.synth.face import FACE_SPEC
+from af.synth.render import render
+from af.synth.session import SessionConfig, simulate
 
 SETTINGS = SynthSettings(
     train=5, val=1, test=2, size=32, seed=1, session=SessionConfig(seconds=2.0), sessions_per_shard=2
@@ -64,9 +67,9 @@ def test_same_settings_same_bytes_with_any_number_of_workers(root, tmp_path):
 
 
 def test_a_stopped_build_goes_on_and_gives_the_same_bytes(root, tmp_path, monkeypatch):
-    import sys
 
-    module = sys.modules["af.synth.build"]
+    import af.synth.build as module
+
     real, made = module.write_part, []
 
     def stops(path, *args):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from af.synth import FACE_INDEX, FACE_NAMES, FACE_RANGES, Appearance, regions, render
+from af.synth.appearance import Appearance
+from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES
+from af.synth.render import regions, render
 
 PERSON = Appearance.sample(np.random.default_rng(0))
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from af.clock import SAMPLES_PER_FRAME
-from af.synth import FACE_INDEX, FACE_NAMES, FACE_RANGES, REACTION_LAG_FRAMES, SessionConfig, simulate
-from af.synth.session import REACTION_RANGE_FRAMES
+from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES
+from af.synth.session import REACTION_LAG_FRAMES, REACTION_RANGE_FRAMES, SessionConfig, simulate
 
 COUNT = 60
 
