@@ -10,7 +10,7 @@ Images inside the models are RGB in [-1, 1], channels first; images in files and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -65,11 +65,13 @@ class Condition(_TensorRecord):
         """Number of frames T."""
         return self.avatar_audio.shape[1]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """The condition with `change` applied to every signal."""
+        return Condition(*map(change, vars(self).values()))
+
     def window(self, start: int, stop: int) -> Condition:
         """Frames [start, stop) of every signal."""
-        return Condition(
-            self.avatar_audio[:, start:stop], self.user_audio[:, start:stop], self.user_motion[:, start:stop]
-        )
+        return self.map(lambda signal: signal[:, start:stop])
 
     def last(self, frames: int) -> Condition:
         """The newest `frames` frames, or all."""
@@ -77,20 +79,20 @@ class Condition(_TensorRecord):
 
     def then(self, other: Condition) -> Condition:
         """This one and `other` after it."""
-        return Condition(
-            torch.cat((self.avatar_audio, other.avatar_audio), 1),
-            torch.cat((self.user_audio, other.user_audio), 1),
-            torch.cat((self.user_motion, other.user_motion), 1),
-        )
+        return _joined((self, other), 1)
 
     def beside(self, *others: Condition) -> Condition:
         """One batch of this and `others`, which have equally many frames."""
-        every = (self, *others)
-        return Condition(
-            torch.cat([c.avatar_audio for c in every]),
-            torch.cat([c.user_audio for c in every]),
-            torch.cat([c.user_motion for c in every]),
-        )
+        return _joined((self, *others), 0)
+
+    def filled(self, frames: int) -> Condition:
+        """The condition with its last frame repeated up to `frames`."""
+        return self.map(lambda x: torch.cat((x, x[:, -1:].expand(-1, frames - x.shape[1], -1)), 1))
+
+
+def _joined(conditions: Sequence[Condition], dim: int) -> Condition:
+    signals = zip(*(vars(condition).values() for condition in conditions), strict=True)
+    return Condition(*(torch.cat(parts, dim) for parts in signals))
 
 
 @dataclass(frozen=True)

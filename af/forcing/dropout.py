@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from af.errors import UserError, require_choice
-from af.forcing.guidance import drop_condition
 from af.types import Condition
 
 SIGNALS: Final = tuple(f.name for f in fields(Condition))
@@ -130,13 +129,12 @@ def drop(
     condition: Condition, reference: Float[Tensor, "B D"], dropped: Dropped
 ) -> tuple[Condition, Float[Tensor, "B D"]]:
     """The condition and reference with the dropped signals replaced by zeros."""
-    present = drop_condition(
-        condition,
-        avatar_audio=dropped.avatar_audio,
-        user_audio=dropped.user_audio,
-        user_motion=dropped.user_motion,
-    )
-    return present, torch.where(dropped.reference[:, None], torch.zeros_like(reference), reference)
+
+    def kept(x: Tensor, drops: Tensor) -> Tensor:
+        return torch.where(drops[..., None], torch.zeros_like(x), x)
+
+    present = {name: kept(getattr(condition, name), getattr(dropped, name)) for name in SIGNALS}
+    return Condition(**present), kept(reference, dropped.reference)
 
 
 def signal_subsets() -> list[tuple[str, ...]]:

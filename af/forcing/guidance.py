@@ -1,4 +1,4 @@
-"""Classifier-free guidance over the two voices of a conversation, and the dropping of conditions."""
+"""Classifier-free guidance over the two voices of a conversation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from af.types import Condition
@@ -51,15 +51,16 @@ class Guidance:
 
 def branch_conditions(condition: Condition, branches: Sequence[Branch]) -> Condition:
     """The condition of every branch, batched branch by branch: (len(branches)·B, …); dropped signals are zeros."""
-
-    def kept(signal: Tensor, present: list[bool]) -> Tensor:
-        nothing = torch.zeros_like(signal)
-        return torch.cat([signal if p else nothing for p in present])
-
-    avatar, user = [b.avatar for b in branches], [b.user for b in branches]
-    return Condition(
-        kept(condition.avatar_audio, avatar), kept(condition.user_audio, user), kept(condition.user_motion, user)
-    )
+    dropped = condition.map(torch.zeros_like)
+    every = [
+        Condition(
+            (condition if branch.avatar else dropped).avatar_audio,
+            (condition if branch.user else dropped).user_audio,
+            (condition if branch.user else dropped).user_motion,
+        )
+        for branch in branches
+    ]
+    return every[0].beside(*every[1:])
 
 
 def combine(velocities: Float[Tensor, "R T D"], branches: Sequence[Branch]) -> Float[Tensor, "B T D"]:
@@ -70,22 +71,3 @@ def combine(velocities: Float[Tensor, "R T D"], branches: Sequence[Branch]) -> F
     for part in rest:
         total = total + part
     return total
-
-
-def drop_condition(
-    condition: Condition,
-    *,
-    avatar_audio: Bool[Tensor, "B T"] | None = None,
-    user_audio: Bool[Tensor, "B T"] | None = None,
-    user_motion: Bool[Tensor, "B T"] | None = None,
-) -> Condition:
-    """Zero the signals in the frames marked True. Selection, not branching: every parameter stays in the graph."""
-
-    def dropped(signal: Tensor, drop: Tensor | None) -> Tensor:
-        return signal if drop is None else torch.where(drop[..., None], torch.zeros_like(signal), signal)
-
-    return Condition(
-        dropped(condition.avatar_audio, avatar_audio),
-        dropped(condition.user_audio, user_audio),
-        dropped(condition.user_motion, user_motion),
-    )

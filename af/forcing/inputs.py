@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,44 +38,6 @@ class SpeechStream:
         return math.ceil(stop / self.block_frames) * self.block_frames + self.right_context_frames
 
 
-class Queue:
-    """Frames waiting to be used."""
-
-    def __init__(self) -> None:
-        self.frames = 0
-        self._pieces: deque[Float[Tensor, "1 t C"]] = deque()
-
-    def copy(self) -> Queue:
-        """The same frames waiting, of which this one's user takes none."""
-        other = Queue()
-        other.frames, other._pieces = self.frames, self._pieces.copy()
-        return other
-
-    def put(self, piece: Float[Tensor, "1 t C"]) -> None:
-        """Add the newest frames."""
-        self._pieces.append(piece)
-        self.frames += piece.shape[1]
-
-    def take(self, count: int) -> Float[Tensor, "1 t C"]:
-        """The oldest `count` frames."""
-        self.frames -= count
-        taken = []
-        while count:
-            piece = self._pieces.popleft()
-            taken.append(piece[:, :count])
-            if piece.shape[1] > count:
-                self._pieces.appendleft(piece[:, count:])
-            count -= taken[-1].shape[1]
-        return torch.cat(taken, 1)
-
-    def cut(self, count: int) -> None:
-        """Keep the oldest `count` frames only."""
-        kept = self.take(min(count, self.frames)) if count else None
-        self.frames, self._pieces = 0, deque()
-        if kept is not None:
-            self.put(kept)
-
-
 @dataclass(frozen=True)
 class Bounds:
     """Where the clock stands and how far from it a signal may end, in the signal's own units."""
@@ -99,20 +60,21 @@ class Voice:
 
     def __init__(self, speech: SpeechStream, rate: int) -> None:
         self.speech = speech
-        self.features = Queue()
+        self.used = 0  # frames
         self.received = 0  # samples, since the start; what was filled up counts
         self.slack = 0  # samples by which it was moved towards the clock, and from which it may be moved back
         self.expected = 0  # where the next samples belong: before `received` when that was filled up
         self._resampler = Resampler(rate)
+        self._features: Float[Tensor, "1 t F"] | None = None  # those that wait to be used
         self._sound = torch.zeros(0)
         self._first = 0  # number of the first sample held
         self._blocks = 0
-        self._used = 0  # samples before this one are in features already
+        self._heard = 0  # samples before this one are in features already
 
     @property
     def ready_frames(self) -> int:
         """Frames of features that wait to be used."""
-        return self.features.frames
+        return 0 if self._features is None else self._features.shape[1]
 
     @property
     def received_frames(self) -> int:
@@ -137,8 +99,15 @@ class Voice:
     def copy(self) -> Voice:
         """The same voice, which what happens to this one does not change."""
         other = copy.copy(self)
-        other.features, other._resampler = self.features.copy(), copy.copy(self._resampler)
+        other._resampler = copy.copy(self._resampler)
         return other
+
+    def take(self, count: int) -> Float[Tensor, "1 t F"]:
+        """The oldest `count` frames of features."""
+        assert self._features is not None
+        taken, self._features = self._features[:, :count], self._features[:, count:]
+        self.used += count
+        return taken
 
     def push(self, samples: Float32[np.ndarray, " S"], bounds: Bounds | None = None) -> int:
         """Take samples, all of them finite; returns how many came too late to be heard.
@@ -165,6 +134,8 @@ class Voice:
         if excess > 0:
             self._sound, self.received = self._sound[: len(self._sound) - excess], self.received - excess
         self.fill(self.speech.needed_frames(frames))
+        if self._features is not None:
+            self._features = self._features[:, : frames - self.used]
 
     def _place(self, samples: np.ndarray, bounds: Bounds | None) -> int:
         start = self.expected
@@ -172,9 +143,9 @@ class Voice:
             shift = max(-self.slack, bounds.shift(start + len(samples), start < self.received))
             start, self.slack = start + shift, self.slack + shift
         self.expected = start + len(samples)
-        late = min(len(samples), max(0, self._used - start))
+        late = min(len(samples), max(0, self._heard - start))
         new = torch.from_numpy(samples[late:])
-        start = max(start, self._used) - self._first
+        start = max(start, self._heard) - self._first
         gap = torch.zeros(max(0, start - len(self._sound)))  # moved forward
         self._sound = torch.cat((self._sound[:start], gap, new, self._sound[start + len(new) :]))
         self.received = self._first + len(self._sound)
@@ -183,11 +154,14 @@ class Voice:
 
     def _extract(self) -> None:
         start, stop = self.speech.window(self._blocks)
+        new: list[Tensor] = []
         while stop <= self.received:
             window = self._sound[start - self._first : stop - self._first]
-            self.features.put(self.speech.extract(window[None]))
-            self._blocks, self._used = self._blocks + 1, stop
+            new.append(self.speech.extract(window[None]))
+            self._blocks, self._heard = self._blocks + 1, stop
             start, stop = self.speech.window(self._blocks)
+        if new:
+            self._features = torch.cat(new if self._features is None else [self._features, *new], 1)
         drop = min(start - self._first, len(self._sound))
         if drop > 0:
             self._sound, self._first = self._sound[drop:].clone(), self._first + drop

@@ -85,6 +85,12 @@ class Faults:
     furthest_behind_frames: int = 0
 
 
+def unfit(name: str, expected: str, found: Any) -> UserError:
+    """The error for a value that is not what was expected, saying what it is instead."""
+    numbers = f" {found.dtype} {tuple(found.shape)}" if hasattr(found, "dtype") else ""
+    return UserError(f"{name}: expected {expected}, got {type(found).__name__}{numbers}")
+
+
 def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
     """UserError for the first name that is not known, with the nearest that is."""
     for name in given:
@@ -99,16 +105,16 @@ def check_settings(
     """UserError for what no session can be made with."""
     for name, value, kind in (("signals", signals, Signals), ("rates", rates, Rates)):
         if not isinstance(value, kind):
-            raise UserError(f"{name}: expected af.{kind.__name__}(...), got {type(value).__name__}")
+            raise unfit(name, f"af.{kind.__name__}(...)", value)
     heard = signals.avatar_audio or signals.user_audio
     if not heard and not signals.user_motion:
         raise UserError("signals: a session needs the avatar's audio, the user's audio or the user's motion")
     if heard and speech is None:
         raise UserError("speech: audio signals need speech features")
     if encode_user is not None and not callable(encode_user):
-        raise UserError(f"encode_user: expected a function of one frame, got {type(encode_user).__name__}")
+        raise unfit("encode_user", "a function of one frame", encode_user)
     if generator is not None and not hasattr(generator, "set_state"):
-        raise UserError(f"generator: expected torch.Generator().manual_seed(NUMBER), got {type(generator).__name__}")
+        raise unfit("generator", "torch.Generator().manual_seed(NUMBER)", generator)
     whole = isinstance(patience_frames, numbers.Integral) and not isinstance(patience_frames, bool)
     if patience_frames is not None and (not whole or patience_frames < 0):
         raise UserError(f"patience_frames: {patience_frames!r}; give a number of frames that is not negative, or None")
@@ -138,9 +144,7 @@ def mono_samples(name: str, sound: Any) -> Float32[np.ndarray, " S"]:
     array = _array(name, sound)
     kind, shape = array.dtype, tuple(array.shape)
     if array.ndim != 1 or not (kind.kind == "f" or (kind.kind == "i" and kind.itemsize in (2, 4))):
-        raise UserError(
-            f"{name}: expected mono samples (S,), floating-point in [-1, 1] or integers of 16 or 32 bits, got {kind} {shape}"
-        )
+        raise unfit(name, "mono samples (S,), floating-point in [-1, 1] or integers of 16 or 32 bits", array)
     if kind.kind == "i":
         return (array / float(2 ** (8 * kind.itemsize - 1))).astype(np.float32)
     level = np.abs(array, where=np.isfinite(array), out=np.zeros(shape, kind)).max(initial=0)
@@ -157,9 +161,7 @@ def motion_rows(name: str, motion: Any, width: int) -> Float[Tensor, "t L"]:
     found = motion.detach() if isinstance(motion, Tensor) else _array(name, motion)
     floating = found.is_floating_point() if isinstance(found, Tensor) else found.dtype.kind == "f"
     if not floating or found.ndim != 2 or found.shape[1] != width:
-        raise UserError(
-            f"{name}: expected floating-point latents (frames, {width}), got {found.dtype} {tuple(found.shape)}"
-        )
+        raise unfit(name, f"floating-point latents (frames, {width})", found)
     # a copy of its own, whatever view or byte order the caller had
     return found if isinstance(found, Tensor) else torch.from_numpy(found.astype(np.float64, "C"))
 
@@ -167,9 +169,7 @@ def motion_rows(name: str, motion: Any, width: int) -> Float[Tensor, "t L"]:
 def frame_list(frames: Any) -> list[Any]:
     """The pushed frames one by one. UserError for what holds no frames."""
     if isinstance(frames, (str, bytes)) or not isinstance(frames, Iterable) or getattr(frames, "ndim", 1) == 0:
-        raise UserError(
-            f"user_frames: expected a list of frames (None for one without a face), got {type(frames).__name__}"
-        )
+        raise unfit("user_frames", "a list of frames (None for one without a face)", frames)
     if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim == 3:
         raise UserError(f"user_frames: expected a list of frames, got a single one {tuple(frames.shape)}: give [frame]")
     return list(frames)
@@ -179,9 +179,7 @@ def frame_times(times: Any, count: int, known_s: float) -> list[Fraction]:
     """Times in seconds as frames of the clock, exactly. UserError for a leap of a minute from `known_s` or each other."""
     array = _array("user_times", times)
     if array.shape != (count,) or (count and array.dtype.kind not in "fiu"):
-        raise UserError(
-            f"user_times: expected a time in seconds for each of {count} frames, got {array.dtype} {array.shape}"
-        )
+        raise unfit("user_times", f"a time in seconds for each of {count} frames", array)
     if not np.isfinite(array).all():
         raise UserError("user_times: not a finite number of seconds")
     leaps = np.diff(np.concatenate(([known_s], array.astype(np.float64))))
@@ -243,10 +241,7 @@ class Resampler:
 def checked_reference(reference: Float[Tensor, "1 L"], width: int) -> Float[Tensor, "1 L"]:
     """UserError unless it is one finite latent."""
     if not isinstance(reference, Tensor) or reference.shape != (1, width) or not reference.is_floating_point():
-        kind, shape = type(reference).__name__, tuple(getattr(reference, "shape", ()))
-        raise UserError(
-            f"reference: expected the motion of one portrait (1, {width}) as a floating-point tensor, got {kind} {shape}"
-        )
+        raise unfit("reference", f"the motion of one portrait (1, {width}) as a floating-point tensor", reference)
     if not torch.isfinite(reference).all():
         raise UserError("reference: holds numbers that are not finite")
     return reference

@@ -24,7 +24,6 @@ __all__ = [
     "Guidance",
     "block_sizes",
     "draw_noise",
-    "filled",
     "rollout",
     "rollout_blocks",
 ]
@@ -156,13 +155,4 @@ def _blocks(pieces: Iterable[Condition], first: int, rest: int) -> Iterator[tupl
             start, size = start + size, rest
         held = held.window(start, held.frames)
     if held is not None and held.frames:
-        yield filled(held, size), held.frames
-
-
-def filled(condition: Condition, frames: int) -> Condition:
-    """The condition with its last frame repeated up to `frames`."""
-
-    def fill(x: Tensor) -> Tensor:
-        return torch.cat((x, x[:, -1:].expand(-1, frames - x.shape[1], -1)), 1)
-
-    return Condition(fill(condition.avatar_audio), fill(condition.user_audio), fill(condition.user_motion))
+        yield held.filled(size), held.frames

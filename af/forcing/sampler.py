@@ -239,14 +239,8 @@ class BlockSampler:
 
     def _pin(self, condition: Condition) -> None:
         """The anchor's frames: the portrait's motion with every signal dropped, the oldest in the cache for ever."""
-        count = self._anchor.sink_frames
-
-        def nothing(signal: Tensor) -> Tensor:
-            return signal.new_zeros(len(self.branches) * signal.shape[0], count, signal.shape[2])
-
-        dropped = Condition(
-            nothing(condition.avatar_audio), nothing(condition.user_audio), nothing(condition.user_motion)
-        )
+        count, branches = self._anchor.sink_frames, len(self.branches)
+        dropped = condition.map(lambda signal: signal.new_zeros(branches * len(signal), count, signal.shape[2]))
         keys = self.denoiser.condition_keys(self.denoiser.encode_condition(dropped))
         plans, _ = self._geometry(count, 0, count)
         held = self.state.portrait[:, None].expand(-1, count, -1)

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Final, Protocol
 
@@ -24,23 +24,11 @@ from torch import Tensor
 from af.clock import FRAME_MS, SAMPLE_RATE, frames_to_samples, frames_to_seconds
 from af.devices import synchronize
 from af.errors import UserError
-from af.forcing.batching import commit_together, step_together
+from af.forcing import pieces
+from af.forcing.batching import commit_batch, step_batch
 from af.forcing.inputs import Bounds, Face, SpeechStream, Voice
-from af.forcing.pieces import (
-    RESAMPLING_S,
-    Faults,
-    Rates,
-    Signals,
-    check_names,
-    check_settings,
-    checked_reference,
-    frame_list,
-    frame_times,
-    mono_samples,
-    motion_rows,
-    pushed,
-)
-from af.forcing.rollout import draw_noise, filled
+from af.forcing.pieces import Faults, Rates, Signals
+from af.forcing.rollout import draw_noise
 from af.forcing.sampler import BlockSampler, Denoiser
 from af.types import Condition
 
@@ -106,30 +94,40 @@ class LiveSession:
         patience_frames: int | None = None,
         **sampling: Any,
     ) -> None:
-        check_settings(signals, rates, encode_user, generator, patience_frames, speech)
-        check_names(sampling, SAMPLING, "a session")
+        pieces.check_settings(signals, rates, encode_user, generator, patience_frames, speech)
+        pieces.check_names(sampling, SAMPLING, "a session")
         heard = signals.avatar_audio or signals.user_audio
         self._denoiser, self._speech, self._encode_user = denoiser, speech if heard else None, encode_user
         self._generator, self._patience = generator, patience_frames
         with torch.no_grad():
             width = denoiser.motion_space.latent_dim
-            self._reference = denoiser.motion_space.to_model(checked_reference(reference, width))
+            self._reference = denoiser.motion_space.to_model(pieces.checked_reference(reference, width))
             self._sampler = BlockSampler(denoiser, self._reference, **sampling)
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
         self._faults, self._unseen = Faults(), torch.zeros((), dtype=torch.long, device=rest.device)
-        self._voices = {
+        self._signals: dict[str, Voice | Face] = {
             name: Voice(speech, getattr(rates, name))
             for name in ("avatar_audio", "user_audio")
             if getattr(signals, name) and speech is not None
         }
-        self._face = Face(rest, rates.frame_step) if signals.user_motion else None
-        converting = [RESAMPLING_S * 1000] * any(getattr(rates, name) != SAMPLE_RATE for name in self._voices)
+        if signals.user_motion:
+            self._signals["user_motion"] = Face(rest, rates.frame_step)
+        converting = [pieces.RESAMPLING_S * 1000] * any(getattr(rates, name) != SAMPLE_RATE for name in self._voices)
         if self._face is not None:  # the nearest frame may end after the one that it is shown for
             converting.append(max(0.0, float(1.5 * rates.frame_step - 1)) * FRAME_MS * (rates.frame_step != 1))
         self._converting_ms = max(converting, default=0.0)
         self._width = width
         self._end: int | None = None  # frames that the session has lasted, when it is finished
         self._lock = threading.RLock()  # camera and microphone may have a thread each
+
+    @property
+    def _voices(self) -> dict[str, Voice]:
+        return {name: signal for name, signal in self._signals.items() if isinstance(signal, Voice)}
+
+    @property
+    def _face(self) -> Face | None:
+        face = self._signals.get("user_motion")
+        return face if isinstance(face, Face) else None
 
     @property
     def frames(self) -> int:
@@ -141,7 +139,7 @@ class LiveSession:
         """Frames that the session has lasted: those of the sound (of the user's motion where there is none)."""
         if self._end is not None:
             return self._end
-        return max(signal.received_frames for signal in (self._voices or self._all()).values())
+        return max(signal.received_frames for signal in (self._voices or self._signals).values())
 
     @property
     def faults(self) -> Faults:
@@ -171,8 +169,8 @@ class LiveSession:
             return {}
         stop = self._sampler.frames + self._sampler.layout.block_frames
         heard = stop if self._speech is None else self._speech.needed_frames(stop)
-        needed = {name: heard if name in self._voices else stop for name in self._all()}
-        lacking = {name: needed[name] - signal.received_frames for name, signal in self._all().items()}
+        needed = {name: heard if name in self._voices else stop for name in self._signals}
+        lacking = {name: needed[name] - signal.received_frames for name, signal in self._signals.items()}
         return {name: frames for name, frames in lacking.items() if frames > 0}
 
     def push(self, **signals: Any) -> list[LiveBlock]:
@@ -184,7 +182,7 @@ class LiveSession:
         UserError for other shapes and types, floats that are no sound in [-1, 1], a signal the session was not made
         for, and after `finish`.
         """
-        return push_together([self], [signals])[0]
+        return push_batch([self], [signals])[0]
 
     @torch.no_grad()
     def change_reference(self, reference: Float[Tensor, "1 L"]) -> None:
@@ -194,24 +192,24 @@ class LiveSession:
         """
         if self._end is not None:
             raise UserError("the session is finished; start a new one")
-        reference = checked_reference(reference, self._width).to(self._reference.device)
+        reference = pieces.checked_reference(reference, self._width).to(self._reference.device)
         with self._lock:
             self._sampler.change_reference(self._denoiser.motion_space.to_model(reference))
 
     def _take(self, given: Mapping[str, Any]) -> None:
         """Take what was pushed; whoever calls puts the session back as it was after an error."""
         given = self._checked(given)
-        sounds = {name: mono_samples(name, given[name]) for name in self._voices if name in given}
+        sounds = {name: pieces.mono_samples(name, given[name]) for name in self._voices if name in given}
         motion: Tensor | None = None
         frames: list[Any] = []
         if self._face is not None and "user_motion" in given:
-            motion = motion_rows("user_motion", given["user_motion"], len(self._face.last))
+            motion = pieces.motion_rows("user_motion", given["user_motion"], len(self._face.last))
         elif "user_frames" in given:
-            frames = frame_list(given["user_frames"])
+            frames = pieces.frame_list(given["user_frames"])
         times = None
         if self._face is not None and "user_times" in given:
             known = max(self._face.newest or 0, self.clock_frames)
-            times = frame_times(
+            times = pieces.frame_times(
                 given["user_times"], len(frames) if motion is None else len(motion), frames_to_seconds(float(known))
             )
         self._hear(sounds)
@@ -264,12 +262,9 @@ class LiveSession:
         self._sampler.commit()
         for voice in self._voices.values():
             voice.end()
-        end = max(self._sampler.frames, *(signal.whole_frames for signal in self._all().values()))
-        for voice in self._voices.values():
-            voice.end_at(end)
-            voice.features.cut(end - self._sampler.frames)
-        if self._face is not None:
-            self._face.end_at(end)
+        end = max(self._sampler.frames, *(signal.whole_frames for signal in self._signals.values()))
+        for signal in self._signals.values():
+            signal.end_at(end)
         blocks = _ready_blocks([self], start)[0]
         left = end - self._sampler.frames
         if left > 0:
@@ -280,18 +275,14 @@ class LiveSession:
 
     def _due(self) -> bool:
         """Whether the input of a whole block is there."""
-        return all(signal.ready_frames >= self._sampler.layout.block_frames for signal in self._all().values())
+        return all(signal.ready_frames >= self._sampler.layout.block_frames for signal in self._signals.values())
 
     def _next(self, frames: int) -> tuple[Condition, Float[Tensor, "1 T D"]]:
         """Condition and noise of the next block, of which `frames` are wanted."""
-        avatar, user = (self._voices.get(name) for name in ("avatar_audio", "user_audio"))
-        condition = self._denoiser.condition(
-            None if avatar is None else avatar.features.take(frames),
-            None if user is None else user.features.take(frames),
-            None if self._face is None else self._face.take(frames),
-        )
+        taken = {name: signal.take(frames) for name, signal in self._signals.items()}
+        condition = self._denoiser.condition(*(taken.get(field.name) for field in fields(Condition)))
         size = self._sampler.layout.block_frames
-        return filled(condition, size), draw_noise(self._generator, self._reference, size)
+        return condition.filled(size), draw_noise(self._generator, self._reference, size)
 
     def _block(self, motion: Float[Tensor, "1 t D"], start: float) -> LiveBlock:
         first = self._sampler.frames - self._sampler.layout.block_frames
@@ -305,27 +296,22 @@ class LiveSession:
         if motion is None:
             return None
         if not (isinstance(motion, Tensor) and motion.is_floating_point() and motion.shape == face.last.shape):
-            kind, shape = getattr(motion, "dtype", ""), tuple(getattr(motion, "shape", ()))
-            raise UserError(
-                f"encode_user: expected a latent {tuple(face.last.shape)} as a floating-point tensor, or None; got "
-                f"{type(motion).__name__} {kind} {shape}"
+            raise pieces.unfit(
+                "encode_user", f"a latent {tuple(face.last.shape)} as a floating-point tensor, or None", motion
             )
         return motion.to(face.last, non_blocking=True, copy=True)  # the encoder may write to it again
 
     def _fill_the_late(self) -> None:
         clock = self.clock_frames
-        behind = (clock - signal.expected_frames for signal in self._all().values())
+        behind = (clock - signal.expected_frames for signal in self._signals.values())
         self._faults.furthest_behind_frames = max(self._faults.furthest_behind_frames, *behind)
         if self._patience is None:
             return
         due = clock - self._patience
-        for signal in self._all().values():
+        for signal in self._signals.values():
             if signal.received_frames < due:
                 self._faults.filled_frames += due - signal.received_frames
                 signal.fill(due)
-
-    def _all(self) -> dict[str, Voice | Face]:
-        return {**self._voices, **({} if self._face is None else {"user_motion": self._face})}
 
     def _cycle(self) -> list[tuple[int, int, int]]:
         """(start, stop, frames of input needed) of the blocks until motion and feature blocks meet again."""
@@ -339,9 +325,9 @@ class LiveSession:
         """What was pushed, without what is None. UserError for what this session does not take."""
         if self._end is not None:
             raise UserError("the session is finished; start a new one")
-        found = pushed(given)
+        found = pieces.pushed(given)
         for name in found:
-            if name not in self._voices if name.endswith("audio") else self._face is None:
+            if (name if name.endswith("audio") else "user_motion") not in self._signals:
                 raise UserError(f"{name}: this session was made without it")
         if "user_frames" in found and self._encode_user is None:
             raise UserError("user_frames: give the session an encode_user, or push user_motion")
@@ -352,8 +338,7 @@ class LiveSession:
         return {
             "_faults": replace(self._faults),
             "_unseen": self._unseen,
-            "_voices": {name: voice.copy() for name, voice in self._voices.items()},
-            "_face": None if self._face is None else self._face.copy(),
+            "_signals": {name: signal.copy() for name, signal in self._signals.items()},
             "_end": self._end,
             "sampler": self._sampler.saved(),
             "generator": None if self._generator is None else self._generator.get_state(),
@@ -384,7 +369,7 @@ def _all_or_nothing(sessions: Sequence[LiveSession]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def push_together(sessions: Sequence[LiveSession], signals: Sequence[Mapping[str, Any]]) -> list[list[LiveBlock]]:
+def push_batch(sessions: Sequence[LiveSession], signals: Sequence[Mapping[str, Any]]) -> list[list[LiveBlock]]:
     """`push` of many sessions, each with its own signals: blocks that are due together are computed in one batch.
 
     The blocks are those that each session alone would give, up to rounding. After an error all are as they were before.
@@ -394,7 +379,7 @@ def push_together(sessions: Sequence[LiveSession], signals: Sequence[Mapping[str
         for session, new in zip(sessions, signals, strict=True):
             session._take(new)
         # the blocks before: there was no time for them when they were due
-        commit_together([session._sampler for session in sessions])
+        commit_batch([session._sampler for session in sessions])
         return _ready_blocks(sessions, start)
 
 
@@ -403,7 +388,7 @@ def _ready_blocks(sessions: Sequence[LiveSession], start: float) -> list[list[Li
     while due := [i for i, session in enumerate(sessions) if session._due()]:
         inputs = [sessions[i]._next(sessions[i]._sampler.layout.block_frames) for i in due]
         samplers = [sessions[i]._sampler for i in due]
-        motions = step_together(samplers, [c for c, _ in inputs], [noise for _, noise in inputs])
+        motions = step_batch(samplers, [c for c, _ in inputs], [noise for _, noise in inputs])
         for i, motion in zip(due, motions, strict=True):
             blocks[i].append(sessions[i]._block(motion, start))
     return blocks

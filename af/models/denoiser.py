@@ -18,12 +18,11 @@ from af.devices import widest_float
 from af.errors import UserError
 from af.models.condition import AudioProjection, DualMotionEncoder
 from af.models.motion_space import MotionSpace
-from af.nn.attention import head_size
+from af.nn.attention import head_size, repeat_rows
 from af.nn.kv_cache import KeysValues, WindowLayout
 from af.nn.masks import BLOCK_RULES, attention_mask, cross_window, mask_rule
 from af.nn.precision import without_autocast
 from af.nn.rope import rotary_table
-from af.nn.rows import repeat_rows
 from af.nn.transformer import AttentionPlan, ForcingBlock, Modulation, modulate, norm
 from af.types import Condition
 from af.values import require_number

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from af.errors import UserError
 from af.nn.kv_cache import KeysValues
 from af.nn.rope import RotaryTable, rotate
-from af.nn.rows import repeat_rows
 
 
 def head_size(hidden: int, heads: int) -> int:
@@ -28,6 +27,11 @@ def split_heads(x: Float[Tensor, "B T C"], heads: int) -> Float[Tensor, "B H T c
 def merge_heads(x: Float[Tensor, "B H T c"]) -> Float[Tensor, "B T C"]:
     """Heads into channels."""
     return x.transpose(1, 2).flatten(2)
+
+
+def repeat_rows(x: Float[Tensor, "B ..."], rows: int) -> Float[Tensor, "R ..."]:
+    """The batch over and over until there are `rows` (a multiple of B), as for guidance branches; x itself when there are."""
+    return x if x.shape[0] == rows else x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
 
 
 class SelfAttention(nn.Module):

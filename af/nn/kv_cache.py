@@ -14,7 +14,6 @@ from torch import Tensor
 from af.clock import FPS
 from af.errors import UserError
 from af.nn.rope import RotaryTable, rotate
-from af.nn.rows import divide_rows, join_rows
 
 LONGEST_WINDOW: Final = 3600 * FPS
 
@@ -72,6 +71,7 @@ class WindowLayout:
         return self.window_frames - self.current_frames
 
 
+@dataclass(eq=False)
 class RollingCache:
     """Newest `capacity` frames of keys (before rotation) and values of every self-attention layer.
 
@@ -79,40 +79,34 @@ class RollingCache:
     The first `pinned` frames are never forgotten (attention sinks, Xiao et al. 2023); they count as held.
     """
 
-    def __init__(self, capacity: int, pinned: int = 0) -> None:
-        if not 0 <= pinned <= capacity:
-            raise UserError(f"pinned frames (anchor.sink_frames): {pinned}; the cache holds {capacity}")
-        self.capacity, self.pinned = capacity, pinned
-        self._keys: Float[Tensor, "L B H T C"] | None = None
-        self._values: Float[Tensor, "L B H T C"] | None = None
+    capacity: int
+    pinned: int = 0
+    held: Float[Tensor, "R L 2 H T C"] | None = None  # keys and values
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pinned <= self.capacity:
+            raise UserError(f"pinned frames (anchor.sink_frames): {self.pinned}; the cache holds {self.capacity}")
 
     @property
     def frames(self) -> int:
         """Frames held now."""
-        return 0 if self._keys is None else self._keys.shape[-2]
+        return 0 if self.held is None else self.held.shape[-2]
 
     def append(self, layers: Sequence[KeysValues], *, drop_last: int = 0) -> None:
         """Add the frames of `layers` except the last `drop_last`, then forget the oldest above `capacity`."""
-        self._keys = self._grown(self._keys, [layer.keys for layer in layers], drop_last)
-        self._values = self._grown(self._values, [layer.values for layer in layers], drop_last)
+        added = _stacked(layers)
+        added = added[..., : added.shape[-2] - drop_last, :]
+        whole = added if self.held is None else torch.cat((self.held, added), -2)
+        forgotten = max(0, whole.shape[-2] - self.capacity)
+        if forgotten and self.pinned:
+            self.held = torch.cat((whole[..., : self.pinned, :], whole[..., self.pinned + forgotten :, :]), -2)
+        else:  # a slice would keep the dropped frames alive (and, in a graph, their history)
+            self.held = whole[..., forgotten:, :].contiguous()
 
     def pin(self, layers: Sequence[KeysValues]) -> None:
         """Other frames in place of the pinned ones, of which the cache holds as many."""
-        assert self._keys is not None
-        assert self._values is not None
-        kept = slice(self.pinned, None)
-        self._keys = torch.cat((torch.stack([layer.keys for layer in layers]), self._keys[..., kept, :]), -2)
-        self._values = torch.cat((torch.stack([layer.values for layer in layers]), self._values[..., kept, :]), -2)
-
-    def _grown(self, held: Tensor | None, new: list[Tensor], drop_last: int) -> Tensor:
-        added = torch.stack(new)
-        added = added[..., : added.shape[-2] - drop_last, :]
-        grown = added if held is None else torch.cat((held, added), -2)
-        forgotten = max(0, grown.shape[-2] - self.capacity)
-        if forgotten and self.pinned:
-            return torch.cat((grown[..., : self.pinned, :], grown[..., self.pinned + forgotten :, :]), -2)
-        # a slice would keep the dropped frames alive (and, in a graph, their history)
-        return grown[..., forgotten:, :].contiguous()
+        assert self.held is not None
+        self.held = torch.cat((_stacked(layers), self.held[..., self.pinned :, :]), -2)
 
     def rotated(self, table: RotaryTable, room: int = 0) -> list[KeysValues] | None:
         """What attention reads: keys turned to the positions of `table` (one row a held frame); None when empty.
@@ -120,31 +114,14 @@ class RollingCache:
         With `room` for the frames of a pass nothing is copied in the passes that follow, but they cannot be
         differentiated.
         """
-        if self._keys is None or self._values is None or self.frames == 0:
+        if self.held is None or self.frames == 0:
             return None
-        keys, values = rotate(self._keys, table), self._values
+        keys, values = self.held.unbind(2)
+        keys = rotate(keys, table)
         if room:
             keys, values = F.pad(keys, (0, 0, 0, room)), F.pad(values, (0, 0, 0, room))
-        return [KeysValues(k, v, room) for k, v in zip(keys.unbind(), values.unbind(), strict=True)]
+        return [KeysValues(k, v, room) for k, v in zip(keys.unbind(1), values.unbind(1), strict=True)]
 
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(t.nbytes for t in (self._keys, self._values) if t is not None)
 
-    @staticmethod
-    def join(caches: Sequence[RollingCache], branches: int) -> RollingCache:
-        """One cache of the sequences of all, which hold equally many frames."""
-        whole = RollingCache(caches[0].capacity, caches[0].pinned)
-        if caches[0].frames:
-            whole._keys = join_rows([c._keys for c in caches if c._keys is not None], branches, 1)
-            whole._values = join_rows([c._values for c in caches if c._values is not None], branches, 1)
-        return whole
-
-    def divide(self, sizes: Sequence[int], branches: int) -> list[RollingCache]:
-        """The inverse of `join`: `sizes` sequences each."""
-        parts = [RollingCache(self.capacity, self.pinned) for _ in sizes]
-        if self._keys is not None and self._values is not None:
-            keys, values = (divide_rows(t, sizes, branches, 1) for t in (self._keys, self._values))
-            for part, k, v in zip(parts, keys, values, strict=True):
-                part._keys, part._values = k, v
-        return parts
+def _stacked(layers: Sequence[KeysValues]) -> Float[Tensor, "R L 2 H T C"]:
+    return torch.stack([torch.stack((layer.keys, layer.values), 1) for layer in layers], 1)

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from af.nn.attention import CrossAttention, SelfAttention
+from af.nn.attention import CrossAttention, SelfAttention, repeat_rows
 from af.nn.kv_cache import KeysValues
 from af.nn.rope import RotaryTable
-from af.nn.rows import repeat_rows
 
 NORM_EPS = 1e-6
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from af.forcing.anchor import Anchor
-from af.forcing.batching import commit_together, step_together
+from af.forcing.batching import commit_batch, step_batch
 from af.forcing.guidance import Guidance
 from af.forcing.sampler import BlockSampler
 
@@ -32,9 +32,9 @@ def test_roll_outs_that_started_at_different_times_are_what_they_are_alone(
                 condition, _, noise = inputs[i]
                 n = 3 * (turn - starts[i])
                 blocks.append((condition.window(n, n + 3), noise[:, n : n + 3]))
-            got = step_together([together[i] for i in active], [c for c, _ in blocks], [n for _, n in blocks])
+            got = step_batch([together[i] for i in active], [c for c, _ in blocks], [n for _, n in blocks])
             if turn % 2:  # otherwise the next step commits
-                commit_together([together[i] for i in active])
+                commit_batch([together[i] for i in active])
             for i, motion, (condition, noise) in zip(active, got, blocks, strict=True):
                 torch.testing.assert_close(motion, alone[i].step(condition, noise))
     assert [s.frames for s in together] == [s.frames for s in alone]
@@ -53,5 +53,5 @@ def test_states_that_fit_take_one_pass(small_denoiser, random_inputs, monkeypatc
         rows = []
         velocity = denoiser.velocity
         monkeypatch.setattr(denoiser, "velocity", lambda x, *rest: rows.append(x.shape[0]) or velocity(x, *rest))
-        step_together(samplers, [condition] * 4, [noise] * 4)
+        step_batch(samplers, [condition] * 4, [noise] * 4)
     assert rows == [2, 2, 1, 1, 1, 1, 1]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from af.forcing.guidance import Guidance, branch_conditions, combine, drop_condition
+from af.forcing.guidance import Guidance, branch_conditions, combine
 from af.forcing.rollout import rollout
 from af.types import Condition
 
@@ -42,15 +42,6 @@ def test_dropped_signals_are_zeros_in_their_branch(random_inputs) -> None:
         assert torch.equal(batch.avatar_audio[rows], condition.avatar_audio * avatar)
         assert torch.equal(batch.user_audio[rows], condition.user_audio * user)
         assert torch.equal(batch.user_motion[rows], condition.user_motion * user)
-
-
-def test_drop_condition_by_frame(random_inputs) -> None:
-    condition, _, _ = random_inputs(4, 0)
-    dropped = drop_condition(condition, user_motion=torch.tensor([[True], [False]]).expand(2, 4))
-    assert torch.equal(dropped.avatar_audio, condition.avatar_audio)
-    assert torch.equal(dropped.user_audio, condition.user_audio)
-    assert (dropped.user_motion[0] == 0).all()
-    assert torch.equal(dropped.user_motion[1], condition.user_motion[1])
 
 
 def test_a_branch_without_the_user_is_a_roll_out_with_a_silent_user(small_denoiser, random_inputs) -> None:

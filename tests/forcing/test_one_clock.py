@@ -19,7 +19,7 @@ from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.pieces import Rates, Resampler, mono_samples
 from af.forcing.rollout import rollout
-from af.forcing.stream import LiveSession, Signals, push_together
+from af.forcing.stream import LiveSession, Signals, push_batch
 from af.models.speech import LogMel
 from af.pipeline.live import speech_stream
 from af.types import Condition
@@ -77,7 +77,7 @@ def session(denoiser, speech: LogMel, *, seed: int = 3, **options) -> LiveSessio
 
 
 def received(running: LiveSession, name: str = "user_motion") -> int:
-    return running._all()[name].received_frames
+    return running._signals[name].received_frames
 
 
 def joined(blocks) -> torch.Tensor:
@@ -395,10 +395,10 @@ def test_an_exception_anywhere_leaves_all_sessions_as_they_were(denoiser, speech
         if frame in (0, 3, 4):
             fails = True
             with pytest.raises((RuntimeError, KeyboardInterrupt)):
-                push_together(failed, [new(frame), new(frame + 1)])
+                push_batch(failed, [new(frame), new(frame + 1)])
             fails = False
-        got.append(push_together(failed, [new(frame), new(frame + 1)]))
-        plain.append(push_together(expected, [new(frame), new(frame + 1)]))
+        got.append(push_batch(failed, [new(frame), new(frame + 1)]))
+        plain.append(push_batch(expected, [new(frame), new(frame + 1)]))
     for mine, theirs in zip(got, plain, strict=True):
         for blocks, others in zip(mine, theirs, strict=True):
             assert torch.equal(joined(blocks), joined(others))
@@ -463,9 +463,9 @@ def test_one_bad_session_of_many_leaves_the_others_as_they_were(denoiser, speech
     first, second = (session(denoiser, speech, signals=LISTENS) for _ in range(2))
     good = {"user_audio": voice(3), "user_motion": numbered(0, 3)}
     with pytest.raises(UserError, match="user_audio"):
-        push_together([first, second], [good, {"user_audio": "hello"}])
+        push_batch([first, second], [good, {"user_audio": "hello"}])
     assert first.clock_frames == 0
-    assert [len(blocks) for blocks in push_together([first, second], [good, good])] == [1, 1]
+    assert [len(blocks) for blocks in push_batch([first, second], [good, good])] == [1, 1]
 
 
 # --- what is taken and what is refused ----------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_any_view_of_the_same_numbers_is_the_same_input(denoiser, speech) -> Non
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"user_audio": 0.5}, r"user_audio: expected mono samples .* got float64 \(\)"),
+        ({"user_audio": 0.5}, r"user_audio: expected mono samples .* got ndarray float64 \(\)"),
         ({"user_audio": "hello"}, "user_audio: expected mono"),
         ({"user_audio": [[1.0], [1.0, 2.0]]}, "user_audio: cannot be read as numbers"),
         ({"user_audio": np.zeros((640, 2), np.float32)}, r"user_audio: .*\(640, 2\)"),
@@ -506,8 +506,8 @@ def test_any_view_of_the_same_numbers_is_the_same_input(denoiser, speech) -> Non
         ({"user_frames": torch.zeros(6)[0]}, "user_frames"),
         ({"user_frames": np.zeros((16, 16, 3))}, "give .frame."),
         ({"user_frames": [torch.zeros(4)]}, r"encode_user: expected a latent \(6,\)"),
-        ({"user_frames": [np.zeros(6)]}, r"encode_user: .* tensor.*; got ndarray float64"),
-        ({"user_frames": [torch.zeros(6, dtype=torch.long)]}, r"encode_user: .*floating-point.*; got Tensor torch.int64"),
+        ({"user_frames": [np.zeros(6)]}, r"encode_user: .* tensor.*, got ndarray float64"),
+        ({"user_frames": [torch.zeros(6, dtype=torch.long)]}, r"encode_user: .*floating-point.*, got Tensor torch.int64"),
         ({"user_audio": b"\0\0"}, r"user_audio: bytes .*numpy.frombuffer"),
         ({"user_times": [0.1]}, "no user_frames or user_motion that they belong to"),
         ({"user_adio": [0.0]}, "user_adio: .*did you mean user_audio"),

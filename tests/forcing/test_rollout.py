@@ -139,7 +139,7 @@ def test_memory_and_speed_do_not_depend_on_the_position(small_denoiser, random_i
             block = sampler.step(condition, noise)
             if i > 5:
                 sampler.commit()
-                sizes.add((sampler.state.cache.nbytes(), sampler.state.history.frames, len(sampler._geometries)))
+                sizes.add((sampler.state.cache.held.nbytes, sampler.state.history.frames, len(sampler._geometries)))
         assert sampler.frames == 5_400
     assert torch.isfinite(block).all()
     assert len(sizes) == 1
@@ -235,7 +235,7 @@ def test_the_anchor_pins_the_portrait_and_changes_what_follows(small_denoiser, r
         for n in range(0, 30, 3):
             block = sampler.step(condition.window(n, n + 3), noise[:, n : n + 3])
             sampler.commit()
-            held.append(sampler.state.cache._keys[..., :2, :])
+            held.append(sampler.state.cache.held[..., :2, :])
             assert sampler.state.cache.frames <= denoiser.layout.cached_frames
     assert all(torch.equal(h, held[0]) for h in held)
     assert not torch.allclose(block, plain[:, 27:], atol=1e-4)

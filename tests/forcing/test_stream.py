@@ -11,7 +11,7 @@ from af.errors import UserError
 from af.forcing.guidance import Guidance
 from af.forcing.inputs import SpeechStream
 from af.forcing.rollout import rollout
-from af.forcing.stream import LiveSession, Signals, push_together
+from af.forcing.stream import LiveSession, Signals, push_batch
 from af.models.speech import LogMel
 from af.pipeline.live import speech_stream
 
@@ -282,7 +282,7 @@ def test_many_sessions_together_are_each_alone(denoiser, speech, talk) -> None:
             if i != 2:
                 new["user_motion"] = signals["user_motion"][3 * turn : 3 * turn + 3]
             pushed.append(new)
-        for i, blocks, new in zip(active, push_together([together[i] for i in active], pushed), pushed, strict=True):
+        for i, blocks, new in zip(active, push_batch([together[i] for i in active], pushed), pushed, strict=True):
             got[i] += blocks
             expected[i] += alone[i].push(**new)
     for blocks, theirs in zip(got, expected, strict=True):
@@ -315,7 +315,7 @@ def test_an_hour_of_conversation(small_denoiser, speech) -> None:
         assert torch.isfinite(block.motion).all()
         if n > 10 and n % 100 == 0:
             voice, sampler = running._voices["user_audio"], running._sampler
-            held.add((len(voice._sound), voice.features.frames, sampler.state.cache.nbytes(), len(sampler._geometries)))
+            held.add((len(voice._sound), voice.ready_frames, sampler.state.cache.held.nbytes, len(sampler._geometries)))
             resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert running.frames == 90_000
     assert len(held) == 1
@@ -334,7 +334,7 @@ def test_memory_does_not_grow(denoiser, speech, talk) -> None:
     for i in range(6):
         running.push(**signals)
         voice = running._voices["user_audio"]
-        held.append((len(voice._sound), voice.features.frames, running._face.ready_frames))
+        held.append((len(voice._sound), voice.ready_frames, running._face.ready_frames))
         assert running.frames == 30 * (i + 1)
     assert len(set(held[1:])) == 1
 

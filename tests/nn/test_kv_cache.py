@@ -45,7 +45,7 @@ def test_keeps_the_newest_frames_and_drops_the_unfinished_ones(capacity: int, dr
     for i, layer in enumerate(held):
         assert layer.keys[0, 0, :, 0].tolist() == [k + 1000 * i for k in kept]
         assert layer.values[1, 2, :, 3].tolist() == [-k - 1000 * i for k in kept]
-    assert cache.nbytes() == 2 * 2 * 2 * 3 * len(kept) * 4 * 4
+    assert cache.held.untyped_storage().nbytes() == 2 * 2 * 2 * 3 * len(kept) * 4 * 4
 
 
 def test_pinned_frames_are_never_forgotten() -> None:
@@ -66,20 +66,6 @@ def test_room_for_the_frames_of_a_pass() -> None:
         assert roomy.keys.shape[2] == 8
         assert torch.equal(roomy.keys[:, :, :5], plain.keys)
         assert torch.equal(roomy.values[:, :, :5], plain.values)
-
-
-def test_joined_caches_are_their_sequences_and_divide_again(generator: torch.Generator) -> None:
-    """Rows are branch by branch: two branches of one and of two sequences."""
-    parts = []
-    for sequences in (1, 2):
-        parts.append(RollingCache(4))
-        parts[-1].append([KeysValues(*torch.randn(2, 2 * sequences, 3, 4, 6, generator=generator)) for _ in range(2)])
-    table = rotary_table(torch.arange(4), 6)
-    alone = [part.rotated(table)[1].keys.unflatten(0, (2, -1)) for part in parts]
-    whole = RollingCache.join(parts, 2)
-    assert torch.equal(whole.rotated(table)[1].keys.unflatten(0, (2, -1)), torch.cat(alone, 1))
-    for part, again in zip(alone, whole.divide([1, 2], 2), strict=True):
-        assert torch.equal(again.rotated(table)[1].keys.unflatten(0, (2, -1)), part)
 
 
 def test_keys_turn_values_do_not(generator: torch.Generator) -> None:
