@@ -26,7 +26,7 @@ from af.cli.options import count
 from af.clock import FRAME_MS, frames_to_seconds
 from af.devices import synchronize
 from af.forcing.guidance import Guidance
-from af.forcing.rollout import BlockSampler
+from af.forcing.sampler import BlockSampler
 from af.metrics.latency import Latency, latency
 from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser

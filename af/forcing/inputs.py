@@ -1,6 +1,6 @@
 """What a live session has heard and seen and not used yet: samples, their features, the user's motion.
 
-Everything lies on one timeline that the sound counts: sample n is n / 16,000 s after the start, slot n of the motion
+Everything lies on one timeline that the audio counts: sample n is n / 16,000 s after the start, slot n of the motion
 n / 25 s. A signal that paused is filled up; what comes of it later replaces what was filled and not used yet. States are
 never changed in place, so that a copy of `Voice` or `Face` is as it was whatever happens to the original.
 """
@@ -24,7 +24,7 @@ from af.forcing.pieces import Resampler
 
 @dataclass(frozen=True)
 class SpeechStream:
-    """Streaming speech features: `extract` gives the newest `block_frames` frames of a window of sound, `window(i)` the
+    """Streaming speech features: `extract` gives the newest `block_frames` frames of a window of audio, `window(i)` the
     samples [start, stop) that feature block i is made of, `right_context_frames` of them after the block's end.
     """
 
@@ -34,7 +34,7 @@ class SpeechStream:
     right_context_frames: int = 0
 
     def needed_frames(self, stop: int) -> int:
-        """Frames of sound that must have arrived before features of the frames up to `stop` exist."""
+        """Frames of audio that must have arrived before features of the frames up to `stop` exist."""
         return math.ceil(stop / self.block_frames) * self.block_frames + self.right_context_frames
 
 
@@ -56,7 +56,7 @@ class Bounds:
 
 
 class Voice:
-    """Samples of one speaker and the features they give; keeps the sound that later feature blocks still need."""
+    """Samples of one speaker and the features they give; keeps the audio that later feature blocks still need."""
 
     def __init__(self, speech: SpeechStream, rate: int) -> None:
         self.speech = speech
@@ -78,17 +78,17 @@ class Voice:
 
     @property
     def received_frames(self) -> int:
-        """Frames of sound, since the start; what was filled up counts."""
+        """Frames of audio, since the start; what was filled up counts."""
         return samples_to_frames(self.received)
 
     @property
     def whole_frames(self) -> int:
-        """Frames that the sound lasts (a part of a frame is not a frame)."""
+        """Frames that the audio lasts (a part of a frame is not a frame)."""
         return self.received_frames
 
     @property
     def expected_frames(self) -> int:
-        """Frames of sound that came, or where the next sample belongs."""
+        """Frames of audio that came, or where the next sample belongs."""
         return samples_to_frames(self.expected)
 
     @property
@@ -129,7 +129,7 @@ class Voice:
         self._place(self._resampler.push(np.zeros(0, np.float32), last=True), None)
 
     def end_at(self, frames: int) -> None:
-        """The end: exactly `frames` of sound, a last feature block being completed with silence."""
+        """The end: exactly `frames` of audio, a last feature block being completed with silence."""
         excess = self.received - frames_to_samples(frames)  # a part of a frame
         if excess > 0:
             self._sound, self.received = self._sound[: len(self._sound) - excess], self.received - excess
@@ -182,6 +182,18 @@ class Spans:
     end: int | None = None  # what was known after this slot goes
     dropped: int = 0
     held: int = 0  # slots of a gap
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Frames before it is known which slots are too late: (frame, start, stop, where the frame before it ends)."""
+
+    slots: list[tuple[int, int, int, int]]
+    expected: Fraction
+    newest: Fraction | None
+    last: int  # the newest frame that counts, -1 when none does
+    dropped: int
+    end: int | None = None
 
 
 class Face:
@@ -239,54 +251,56 @@ class Face:
     def spans(self, count: int, times: Sequence[Fraction] | None, bounds: Bounds | None) -> Spans:
         """Where `count` frames belong, taken at `times` or one `step` after the other; nothing changes yet.
 
-        `bounds`: of the sound, where nothing is waited for. Frames without times are moved as a whole to end at the
+        `bounds`: of the audio, where nothing is waited for. Frames without times are moved as a whole to end at the
         clock when they would end out of bounds; frames with times that are too far ahead are dropped.
         """
-        end, dropped, newest = None, 0, self.newest
-        slots: list[tuple[int, int, int, int]] = []  # frame, [start, stop), where the reach of the frame before ends
-        last = count - 1 if times is None else -1
-        if times is None:
-            first, half = self.expected, self.step / 2
-            if bounds is not None and count:
-                stop = math.floor(first + (count - 1) * self.step + half) + 1
-                shift = bounds.shift(stop, math.floor(first - half) + 1 < self.received_frames)
-                if shift < 0:  # known slots that are known anew, later
-                    before = math.floor(first - half) + 1
-                    dropped += max(0, min(before, self.received_frames) - max(before + shift, self.used))
-                    end = stop + shift
-                first += shift
-            for i in range(count):
-                time = first + i * self.step
-                slots.append((i, math.floor(time - half) + 1, math.floor(time + half) + 1, 0))
-            expected = first + count * self.step
-            newest = expected - self.step if count else newest
-        else:
-            for i, time in enumerate(times):
-                if newest is not None and time <= newest:
-                    dropped += 1  # repeated, or out of order: the first frame of an instant counts
-                    continue
-                after = time - self.step if newest is None else max((newest + time) / 2, time - self.step)
-                start, stop = math.floor(after) + 1, math.floor(time + self.step / 2) + 1
-                if bounds is not None and start >= bounds.clock + bounds.patience:
-                    dropped += 1
-                    continue
-                reach = 0 if newest is None else math.floor(min((newest + time) / 2, newest + self.step)) + 1
-                stop = stop if bounds is None else min(stop, bounds.clock + bounds.patience)
-                slots.append((i, start, stop, reach))
-                newest, last = time, i
-            expected = self.expected if newest is None else newest + self.step
-        first_slot, owners, held = self.received_frames, list[int](), 0
-        for i, begin, stop, reach in slots:
+        placed = self._in_step(count, bounds) if times is None else self._at_times(times, bounds)
+        start, owners, held, dropped = self.received_frames, list[int](), 0, placed.dropped
+        for frame, begin, stop, reach in placed.slots:
             dropped += begin < stop <= self.used  # all of it is too late
             begin = max(begin, self.used)
             if begin >= stop:
                 continue
-            first_slot = first_slot if owners else min(begin, self.received_frames)
-            gap = begin - first_slot - len(owners)
-            held += max(0, begin - max(first_slot + len(owners), reach))
-            owners[begin - first_slot :] = [*[owners[-1] if owners else -1] * gap, *[i] * (stop - begin)]
-        needed = sorted({*owners, last} - {-1})
-        return Spans(first_slot, owners, needed, expected, newest, end, dropped, held)
+            start = start if owners else min(begin, self.received_frames)
+            gap = begin - start - len(owners)
+            held += max(0, begin - max(start + len(owners), reach))
+            owners[begin - start :] = [*[owners[-1] if owners else -1] * gap, *[frame] * (stop - begin)]
+        needed = sorted({*owners, placed.last} - {-1})
+        return Spans(start, owners, needed, placed.expected, placed.newest, placed.end, dropped, held)
+
+    def _in_step(self, count: int, bounds: Bounds | None) -> _Placed:
+        """Frames one `step` after the other, from where the next one is expected."""
+        first, half, dropped, end = self.expected, self.step / 2, 0, None
+        if bounds is not None and count:
+            start, stop = math.floor(first - half) + 1, math.floor(first + (count - 1) * self.step + half) + 1
+            shift = bounds.shift(stop, start < self.received_frames)
+            if shift < 0:  # known slots that are known anew, later
+                dropped = max(0, min(start, self.received_frames) - max(start + shift, self.used))
+                end = stop + shift
+            first += shift
+        times = [first + i * self.step for i in range(count)]
+        slots = [(i, math.floor(time - half) + 1, math.floor(time + half) + 1, 0) for i, time in enumerate(times)]
+        expected = first + count * self.step
+        return _Placed(slots, expected, times[-1] if times else self.newest, count - 1, dropped, end)
+
+    def _at_times(self, times: Sequence[Fraction], bounds: Bounds | None) -> _Placed:
+        """Frames at their own times, those that are not later than the one before or too far ahead dropped."""
+        newest, last, dropped = self.newest, -1, 0
+        slots: list[tuple[int, int, int, int]] = []
+        limit = None if bounds is None else bounds.clock + bounds.patience
+        for i, time in enumerate(times):
+            if newest is not None and time <= newest:
+                dropped += 1  # repeated, or out of order: the first frame of an instant counts
+                continue
+            after = time - self.step if newest is None else max((newest + time) / 2, time - self.step)
+            start, stop = math.floor(after) + 1, math.floor(time + self.step / 2) + 1
+            if limit is not None and start >= limit:
+                dropped += 1
+                continue
+            reach = 0 if newest is None else math.floor(min((newest + time) / 2, newest + self.step)) + 1
+            slots.append((i, start, stop if limit is None else min(stop, limit), reach))
+            newest, last = time, i
+        return _Placed(slots, self.expected if newest is None else newest + self.step, newest, last, dropped)
 
     def push(self, spans: Spans, rows: Float[Tensor, "n L"], seen: Bool[Tensor, " n"]) -> None:
         """Take `spans.needed` frames; those in which no face was seen show the last motion before them."""

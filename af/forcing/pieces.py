@@ -19,19 +19,19 @@ from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_samples
 from af.errors import UserError, did_you_mean
 
 PUSHED: Final = ("avatar_audio", "user_audio", "user_motion", "user_frames", "user_times")
-#: Float sound beyond this is no sound in [-1, 1] (16-bit numbers in floats, most likely).
+#: Floats beyond this are not audio in [-1, 1] (16-bit numbers in floats, most likely).
 LOUDEST: Final = 8.0
 #: No camera's next frame is further ahead: such times are counted from elsewhere.
 LONGEST_LEAP_S: Final = 60.0
-#: What a resampled frame of sound depends on after its end: the reach of the filter.
+#: What a resampled frame of audio depends on after its end: the reach of the filter.
 RESAMPLING_S: Final = 0.01
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a session is given: sound in samples a second, the user's frames a second (motion latents likewise).
+    """What a session is given: audio in samples a second, the user's frames a second (motion latents likewise).
 
-    Anything else than 16,000 and 25 is converted while it comes in: sound by a linear-phase filter, which waits 10 ms
+    Anything else than 16,000 and 25 is converted while it comes in: audio by a linear-phase filter, which waits 10 ms
     for its last samples; frames by taking, at each instant, the nearest in time. UserError for rates that nobody has.
     """
 
@@ -74,7 +74,7 @@ class Faults:
 
     NaN samples (silenced); user frames without a face (last motion held); frames filled up because a signal paused, or
     in a gap between times; samples and user frames that came too late, too early or too many, and were dropped; the
-    furthest that a signal has been behind the sound (one that is ever further behind: its rate is not the one said).
+    furthest that a signal has been behind the audio (one that is ever further behind: its rate is not the one said).
     """
 
     bad_samples: int = 0
@@ -136,12 +136,12 @@ def pushed(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def mono_samples(name: str, sound: Any) -> Float32[np.ndarray, " S"]:
+def mono_samples(name: str, audio: Any) -> Float32[np.ndarray, " S"]:
     """Samples in about [-1, 1] as float32 of the caller's array, tensor or list; 16- and 32-bit integers are scaled.
 
-    Numbers that are not finite stay. UserError for other shapes and types, and for floats that are no sound in [-1, 1].
+    Numbers that are not finite stay. UserError for other shapes and types, and for floats that are not audio in [-1, 1].
     """
-    array = _array(name, sound)
+    array = _array(name, audio)
     kind, shape = array.dtype, tuple(array.shape)
     if array.ndim != 1 or not (kind.kind == "f" or (kind.kind == "i" and kind.itemsize in (2, 4))):
         raise unfit(name, "mono samples (S,), floating-point in [-1, 1] or integers of 16 or 32 bits", array)
@@ -150,7 +150,7 @@ def mono_samples(name: str, sound: Any) -> Float32[np.ndarray, " S"]:
     level = np.abs(array, where=np.isfinite(array), out=np.zeros(shape, kind)).max(initial=0)
     if level > LOUDEST:
         raise UserError(
-            f"{name}: samples up to {level:.5g}, where sound lies in [-1, 1]; divide 16-bit numbers by 32,768, or push "
+            f"{name}: samples up to {level:.5g}, where audio lies in [-1, 1]; divide 16-bit numbers by 32,768, or push "
             "them as int16"
         )
     return np.ascontiguousarray(array, np.float32)
@@ -185,7 +185,7 @@ def frame_times(times: Any, count: int, known_s: float) -> list[Fraction]:
     leaps = np.diff(np.concatenate(([known_s], array.astype(np.float64))))
     if count and leaps.max() > LONGEST_LEAP_S:
         raise UserError(
-            f"user_times: {array[leaps.argmax()]:.10g} s is far ahead of the sound and of the time before; give seconds "
+            f"user_times: {array[leaps.argmax()]:.10g} s is far ahead of the audio and of the time before; give seconds "
             "since the session's start (not since 1970, and no milliseconds)"
         )
     return [Fraction(float(time)) * FPS for time in array]
@@ -209,9 +209,9 @@ def _array(name: str, values: Any) -> np.ndarray:
 
 
 class Resampler:
-    """Sound of another rate to 16 kHz, one frame of the clock at a time; equal output for any way of cutting the input.
+    """Audio of another rate to 16 kHz, one frame of the clock at a time; equal output for any way of cutting the input.
 
-    Each frame is resampled by itself with enough sound around it: equal to the whole recording resampled at once, up to
+    Each frame is resampled by itself with enough audio around it: equal to the whole recording resampled at once, up to
     float32's rounding, 10 ms after its end. (soxr's own stream waits 35 to 115 ms and cannot be set back.)
     """
 
@@ -221,7 +221,7 @@ class Resampler:
         self._raw = np.zeros(self._per_frame, np.float32)  # the frame before the first is silence
 
     def push(self, samples: Float32[np.ndarray, " S"], *, last: bool = False) -> Float32[np.ndarray, " S"]:
-        """What of the sound can be given now; the `last` push gives all whole frames and what is left of one."""
+        """What of the audio can be given now; the `last` push gives all whole frames and what is left of one."""
         if self.rate == SAMPLE_RATE:
             return samples
         whole, frame = np.concatenate((self._raw, samples)), self._per_frame

@@ -17,17 +17,6 @@ from af.forcing.sampler import BlockSampler, Denoiser
 from af.nn.kv_cache import WindowLayout
 from af.types import Condition
 
-__all__ = [
-    "Anchor",
-    "BlockSampler",
-    "Denoiser",
-    "Guidance",
-    "block_sizes",
-    "draw_noise",
-    "rollout",
-    "rollout_blocks",
-]
-
 PRIMES = ("block", "joint")
 
 

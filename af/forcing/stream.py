@@ -67,9 +67,9 @@ class LiveBlock:
 class LiveSession:
     """One conversation with an avatar. `push` what was recorded, in pieces of any size; take the blocks it returns.
 
-    The sound is the clock: it counts the time since the session's start, and all signals lie on it. What comes at other
+    The audio is the clock: it counts the time since the session's start, and all signals lie on it. What comes at other
     rates than 16,000 samples and 25 frames a second is declared (`rates`). A block comes when all `signals` have reached
-    its end. With `patience_frames` a signal that falls further behind the sound than that is filled up (silence; its
+    its end. With `patience_frames` a signal that falls further behind the audio than that is filled up (silence; its
     last motion), so that nothing waits for ever (`waiting_for` says what is waited for): what comes late replaces what
     was filled and not used yet, or is dropped. A source that goes on after a pause without what it missed goes on at
     the clock, and user frames that run ahead by more than the patience are dropped likewise. So push what belongs
@@ -136,7 +136,7 @@ class LiveSession:
 
     @property
     def clock_frames(self) -> int:
-        """Frames that the session has lasted: those of the sound (of the user's motion where there is none)."""
+        """Frames that the session has lasted: those of the audio (of the user's motion where there is none)."""
         if self._end is not None:
             return self._end
         return max(signal.received_frames for signal in (self._voices or self._signals).values())
@@ -179,7 +179,7 @@ class LiveSession:
         `avatar_audio`, `user_audio`: mono samples, floats in [-1, 1] or integers of 16 or 32 bits; `user_motion`:
         latents, or `user_frames`: what `encode_user` takes, None for a frame without a face; both may come with
         `user_times`, when they were taken, in seconds since the session's start. Arrays, tensors or lists. Raises
-        UserError for other shapes and types, floats that are no sound in [-1, 1], a signal the session was not made
+        UserError for other shapes and types, floats that are not audio in [-1, 1], a signal the session was not made
         for, and after `finish`.
         """
         return push_batch([self], [signals])[0]
@@ -199,7 +199,7 @@ class LiveSession:
     def _take(self, given: Mapping[str, Any]) -> None:
         """Take what was pushed; whoever calls puts the session back as it was after an error."""
         given = self._checked(given)
-        sounds = {name: pieces.mono_samples(name, given[name]) for name in self._voices if name in given}
+        audio = {name: pieces.mono_samples(name, given[name]) for name in self._voices if name in given}
         motion: Tensor | None = None
         frames: list[Any] = []
         if self._face is not None and "user_motion" in given:
@@ -212,21 +212,21 @@ class LiveSession:
             times = pieces.frame_times(
                 given["user_times"], len(frames) if motion is None else len(motion), frames_to_seconds(float(known))
             )
-        self._hear(sounds)
+        self._hear(audio)
         if self._face is not None:
             self._see(self._face, frames if motion is None else motion, times)
         self._fill_the_late()
 
-    def _hear(self, sounds: Mapping[str, Float32[np.ndarray, " S"]]) -> None:
+    def _hear(self, audio: Mapping[str, Float32[np.ndarray, " S"]]) -> None:
         # of two voices the one that was filled up follows the other
         leader = min(self._voices, key=lambda n: self._voices[n].precedence, default=None)
-        for name in sorted(sounds, key=lambda name: name != leader):
-            finite = np.isfinite(sounds[name])
+        for name in sorted(audio, key=lambda name: name != leader):
+            finite = np.isfinite(audio[name])
             self._faults.bad_samples += len(finite) - int(finite.sum())
             bounds = None
             if self._patience is not None and leader is not None and name != leader:
                 bounds = Bounds(self._voices[leader].received, frames_to_samples(self._patience))
-            samples = np.where(finite, sounds[name], np.float32(0))
+            samples = np.where(finite, audio[name], np.float32(0))
             self._faults.dropped_samples += self._voices[name].push(samples, bounds)
 
     def _see(self, face: Face, new: list[Any] | Tensor, times: list[Fraction] | None) -> None:

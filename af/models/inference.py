@@ -21,11 +21,11 @@ def for_inference(denoiser: MotionDenoiser, precision: str = "fp32") -> MotionDe
     """
     dtype = choose(precision, denoiser.input.weight.device).dtype
     shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in denoiser.parameters()}
-    fast = copy.deepcopy(denoiser, shared)
-    for block in fast.blocks:
+    packed = copy.deepcopy(denoiser, shared)
+    for block in packed.blocks:
         assert isinstance(block, ForcingBlock)
         for name, linear in list(block.named_modules()):
             if isinstance(linear, nn.Linear):
                 block.set_submodule(name, PackedLinear(linear, dtype, gelu=name == "mlp.fc1"))
         block.set_submodule("mlp.activation", nn.Identity())  # it is a part of fc1 now
-    return fast.eval()
+    return packed.eval()

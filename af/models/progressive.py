@@ -2,7 +2,7 @@
 
 Channels go by resolution, so all but the outermost layers have the smaller model's shapes and are copied. The new
 outermost layers begin as what they replace: the encoder hands the colours on, halved, to the smaller model's first
-layer, and the decoder's new level adds nothing to the enlarged picture. So the larger model begins with the pictures and
+layer, and the decoder's new level adds nothing to the enlarged image. So the larger model begins with the images and
 the motion of the smaller one instead of noise, and learns the details only.
 """
 
@@ -43,7 +43,7 @@ def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
             f"{folder} has other layers than the model it is to start (first: {(wrong + new)[0]}): "
             "latent_dim, directions, channel_base, max_channels, motion_layers, normalised and variational must agree"
         )
-    if _paints(model) != _paints(small):  # the same layers, but another picture
+    if _paints(model) != _paints(small):  # the same layers, but another image
         raise UserError(f"{folder} has paint={_paints(small)}, the model it is to start {_paints(model)} (model.paint)")
     model.load_state_dict(known, strict=False)
     if grown:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from af.data.checks import ShardError, check_values
 from af.errors import UserError
-from af.forcing.rollout import Guidance
+from af.forcing.guidance import Guidance
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.rolling import Scene, cached_denoiser

@@ -21,8 +21,9 @@ from af.data.shards import ShardReader
 from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.dropout import SIGNALS, keep_signals
+from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.forcing.rollout import block_sizes, rollout
 from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
 from af.types import Clip

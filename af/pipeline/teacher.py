@@ -20,8 +20,8 @@ from af.data.parts import WHOLE, Share
 from af.data.schema import ROLES, ClipMeta
 from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
+from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.rollout import Guidance
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.derived import derive, derived_meta, splits_of

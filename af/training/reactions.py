@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from af.data.provenance import drawn
 from af.evaluation.faces import TrackedFaces
 from af.evaluation.split import evaluate_split
-from af.forcing.rollout import Guidance
+from af.forcing.guidance import Guidance
 from af.metrics import evaluate_clips
 from af.metrics.records import Protocol
 from af.models.artifact import load_as

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from af.forcing.guidance import Guidance
-from af.forcing.rollout import BlockSampler
+from af.forcing.sampler import BlockSampler
 from af.models.artifact import build
 from af.models.released.denoiser import ReleasedSizes
 from benchmarks import rollout

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from af.errors import UserError
+from af.forcing.anchor import Anchor
+from af.forcing.guidance import Guidance
 from af.forcing.path import pyramid, step_matrix
-from af.forcing.rollout import Anchor, BlockSampler, Guidance, block_sizes, draw_noise, rollout, rollout_blocks
+from af.forcing.rollout import block_sizes, draw_noise, rollout, rollout_blocks
+from af.forcing.sampler import BlockSampler
 from af.types import Condition
 
 SIGNALS = [f.name for f in fields(Condition)]

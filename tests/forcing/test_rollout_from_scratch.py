@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from af.forcing.rollout import Guidance, block_sizes, rollout
+from af.forcing.guidance import Guidance
+from af.forcing.rollout import block_sizes, rollout
 from af.nn.masks import RULES, attention_mask
 from af.nn.rope import rotary_table
 from af.nn.transformer import AttentionPlan

@@ -220,7 +220,7 @@ def test_wrong_use_is_said_and_changes_nothing(denoiser, speech, talk) -> None:
         ({"avatar_audio": (voice * 30_000).to(torch.int64)}, "int64"),
         ({"avatar_audio": voice.reshape(2, -1)}, "mono"),
         ({"user_audio": voice}, "user_audio: this session was made without it"),
-        ({"user_motion": face[:, :3]}, r"\(frames, 6\), got torch.float32 \(6, 3\)"),
+        ({"user_motion": face[:, :3]}, r"\(frames, 6\), got Tensor torch.float32 \(6, 3\)"),
         ({"user_frames": [face]}, "encode_user"),
     ):
         with pytest.raises(UserError, match=message):

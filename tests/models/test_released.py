@@ -146,7 +146,8 @@ def test_golden_projection_and_velocity(golden, released) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param("roll", marks=pytest.mark.slow), "roll2"])
 def test_golden_roll_out(golden, released, name: str) -> None:
-    from af.forcing.rollout import Guidance, rollout
+    from af.forcing.guidance import Guidance
+    from af.forcing.rollout import rollout
 
     frames, audio, user, evaluations = golden[f"{name}_settings"].tolist()
     with torch.inference_mode():

@@ -11,8 +11,9 @@ import torch
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
+from af.forcing.guidance import Guidance
 from af.forcing.noise import FlowTimes, Steps
-from af.forcing.rollout import Guidance, rollout
+from af.forcing.rollout import rollout
 from af.models.artifact import load_model
 from af.training.randomness import Draws
 
