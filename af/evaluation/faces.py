@@ -14,6 +14,7 @@ from torch import Tensor
 from af.data.index import Index
 from af.data.shards import ShardReader
 from af.errors import UserError
+from af.metrics.ridge import fit_ridge
 from af.pipeline.avatar import Avatar
 from af.types import Clip, FaceSpec, MotionSpec, Person
 
@@ -133,12 +134,7 @@ class LatentReadout:
         read = [reader.read(i, {"motion", "face"}) for i in range(count)]
         split = (3 * count) // 4
         x, y = _stacked(read[:split])
-        mean_x, mean_y = x.mean(0), y.mean(0)
-        centred = x - mean_x
-        gram = centred.T @ centred / len(x)
-        gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-        weights = np.linalg.solve(gram, centred.T @ (y - mean_y) / len(x))
-        offset = mean_y - mean_x @ weights
+        weights, offset = fit_ridge(x, y, ridge)
         x, y = _stacked(read[split:])
         error, spread = np.square(y - x @ weights - offset).mean(0), y.var(0)
         face, motion_spec = (spec.from_json(index.specs[n]) for spec, n in ((FaceSpec, "face"), (MotionSpec, "motion")))

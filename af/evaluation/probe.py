@@ -19,12 +19,12 @@ from af.data.shards import ShardReader
 from af.errors import UserError
 from af.evaluation.transfer import COLOURS, SHAPES, explained
 from af.images import image_array, image_tensor
+from af.metrics.ridge import fit_ridge
 from af.models.autoencoder import MotionAutoencoder
 from af.synth.build import appearance_of
 from af.types import Identity
 
 _FOLDS = 4
-_RIDGE = 1e-3  # of the inputs' mean variance
 _BATCH = 32
 
 
@@ -75,22 +75,14 @@ def read_people(
     return people
 
 
-def ridge(x: Float[np.ndarray, "N I"], y: Float[np.ndarray, "N O"]) -> Callable[[np.ndarray], np.ndarray]:
-    """The affine map of least squares with a small penalty."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    gram = (x - mean_x).T @ (x - mean_x) / len(x)
-    gram += _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    weights = np.linalg.solve(gram, (x - mean_x).T @ (y - mean_y) / len(x))
-    return lambda new: (new - mean_x) @ weights + mean_y
-
-
 def probe_r2(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Float[np.ndarray, " O"]:
     """R² of each target on people left out of the fit, people dealt into folds; one array of rows a person."""
     found = []
     for fold in range(_FOLDS):
         fitted = [n for n in range(len(inputs)) if n % _FOLDS != fold]
-        predict = ridge(np.concatenate([inputs[n] for n in fitted]), np.concatenate([targets[n] for n in fitted]))
-        found += [(n, predict(inputs[n])) for n in range(fold, len(inputs), _FOLDS)]
+        x, y = (np.concatenate([side[n] for n in fitted]) for side in (inputs, targets))
+        weights, offset = fit_ridge(x, y)
+        found += [(n, inputs[n] @ weights + offset) for n in range(fold, len(inputs), _FOLDS)]
     predictions = [rows for _, rows in sorted(found, key=lambda pair: pair[0])]
     return explained(np.concatenate(list(targets)), np.concatenate(predictions))
 
@@ -109,9 +101,9 @@ def recognised(inputs: Sequence[np.ndarray]) -> float:
     names = np.eye(len(inputs))
     everything = np.concatenate(first)
     scale = everything.std(0) + 1e-12
-    predict = ridge(everything / scale, np.repeat(names, [len(rows) for rows in first], 0))
+    weights, offset = fit_ridge(everything / scale, np.repeat(names, [len(rows) for rows in first], 0))
     truth: Int[np.ndarray, " N"] = np.repeat(np.arange(len(inputs)), [len(rows) for rows in last])
-    return float((predict(np.concatenate(last) / scale).argmax(1) == truth).mean())
+    return float(((np.concatenate(last) / scale @ weights + offset).argmax(1) == truth).mean())
 
 
 def _first_half(frames: int) -> slice:

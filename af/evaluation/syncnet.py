@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME
 from af.errors import UserError
 from af.evaluation.extractors import require_file, require_state_dict, to_tensor
+from af.mel import mel_edges
 from af.metrics.arrays import as_array, undefined
 
 WINDOW, MFCC_WINDOW, MFCC_PER_FRAME, MAX_OFFSET, SIZE = 5, 20, 4, 15, 224
@@ -113,9 +114,7 @@ def mfcc(audio: Float[np.ndarray, " S"]) -> Float[np.ndarray, "N 13"]:
 
 def _mel_filters(count: int = 26, size: int = 512) -> Float[np.ndarray, "F M"]:
     """Triangles between FFT bins (edges rounded down to bins), 0 … 8 kHz."""
-    top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
-    edges_hz = 700 * (10 ** (np.linspace(0, top, count + 2) / 2595) - 1)
-    edges = np.floor((size + 1) * edges_hz / SAMPLE_RATE).astype(int)
+    edges = np.floor((size + 1) * mel_edges(count, 0, SAMPLE_RATE / 2) / SAMPLE_RATE).astype(int)
     filters = np.zeros((size // 2 + 1, count))
     for j in range(count):
         low, middle, high = edges[j : j + 3]

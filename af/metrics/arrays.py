@@ -1,4 +1,4 @@
-"""What every metric does with its input: clips as float64 arrays, checked against each other; NaN with a reason."""
+"""Numbers that may be missing: NaN with a reason, and means that leave it out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor
 
 Array = Float[np.ndarray, "..."]
 Clip = Float[np.ndarray, "T D"]
-#: What callers may pass: a list of (T_i, D) or (T_i,) arrays or tensors, or one such array.
-Clips = Sequence[np.ndarray | Tensor] | np.ndarray | Tensor
 
 
 class UndefinedMetricWarning(UserWarning):
@@ -30,67 +28,6 @@ def as_array(values: np.ndarray | Tensor | Sequence[float]) -> Array:
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()  # bfloat16 has no NumPy type
     return np.asarray(values, dtype=np.float64)
-
-
-def as_clips(clips: Clips, name: str = "clips") -> list[Clip]:
-    """A list of float64 (T_i, D) arrays. A single array is one clip (2-D) or a batch of clips (3-D); 1-D series get D = 1.
-
-    Raises ValueError, naming `name` and the clip, when a clip is not 1-D or 2-D or when D differs between clips.
-    """
-    if isinstance(clips, np.ndarray | Tensor):
-        array = as_array(clips)
-        clips = list(array) if array.ndim == 3 else [array]
-    result: list[Clip] = []
-    for i, clip in enumerate(clips):
-        array = as_array(clip)
-        if array.ndim == 1:
-            array = array[:, None]
-        if array.ndim != 2:
-            raise ValueError(f"{name}[{i}] must be (frames, dims), got shape {array.shape}")
-        if result and array.shape[1] != result[0].shape[1]:
-            raise ValueError(f"{name}[{i}] has {array.shape[1]} dims where {name}[0] has {result[0].shape[1]}")
-        result.append(array)
-    return result
-
-
-def as_paired(**named: Clips) -> list[list[Clip]]:
-    """`as_clips` of several arguments that belong together frame by frame.
-
-    Raises ValueError naming argument and clip when the number of clips or of frames differs.
-    """
-    lists = {name: as_clips(clips, name) for name, clips in named.items()}
-    first, reference = next(iter(lists.items()))
-    for name, clips in lists.items():
-        if len(clips) != len(reference):
-            raise ValueError(f"{name} has {len(clips)} clips where {first} has {len(reference)}")
-        for i, (clip, other) in enumerate(zip(clips, reference, strict=True)):
-            if len(clip) != len(other):
-                raise ValueError(f"{name}[{i}] has {len(clip)} frames where {first}[{i}] has {len(other)}")
-    return list(lists.values())
-
-
-def same_dims(**named: list[Clip]) -> None:
-    """Raises ValueError naming the argument whose clips have another number of dims than the first argument's."""
-    (first, reference), *others = named.items()
-    for name, clips in others:
-        if clips and reference and clips[0].shape[1] != reference[0].shape[1]:
-            raise ValueError(f"{name} has {clips[0].shape[1]} dims where {first} has {reference[0].shape[1]}")
-
-
-def left_out(metric: str, missing: int, count: int, reason: str, what: str = "clips") -> None:
-    """A warning that the metric's value is that of the others."""
-    warnings.warn(f"{metric}: {missing} of {count} {what} left out: {reason}", UndefinedMetricWarning, stacklevel=3)
-
-
-def mean_of_defined(metric: str, values: Array, reason: str, what: str = "clips") -> float:
-    """Mean of the values that are not NaN; a warning says how many are left out, or why there is none at all."""
-    values = np.asarray(values, np.float64)
-    missing = int(np.isnan(values).sum())
-    if missing == len(values):
-        return undefined(metric, reason if missing else f"no {what}")
-    if missing:
-        left_out(metric, missing, len(values), reason, what)
-    return float(np.nanmean(values))
 
 
 def safe_divide(numerator: Array, denominator: Array, fill: float = np.nan) -> Array:

@@ -1,36 +1,22 @@
 """Does the avatar move with the user: residual Pearson correlation and time-lagged cross-correlation.
 
-x = user, y = true avatar, ŷ = generated avatar, clips as lists of (T_i, D).
+x = user, y = true avatar, ŷ = generated avatar.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from af.clock import FPS
-from af.metrics.arrays import (
-    Array,
-    Clip,
-    Clips,
-    as_paired,
-    left_out,
-    mean_of_defined,
-    nan_max,
-    nan_mean,
-    safe_divide,
-    same_dims,
-    undefined,
-)
+from af.metrics.arrays import Array, Clip, nan_max, nan_mean, safe_divide
 from af.metrics.base import FACES, ClipMetric, ClipTable, Sums
 from af.metrics.bootstrap import finish_mean, mean_sums
 from af.metrics.records import Better, Curve, EvaluationClip
 
-Pooling = Literal["pooled", "clip", "dim"]
 #: Below this share of its mean square a variance computed from power sums is rounding noise: the series is constant.
 CONSTANT = 1e-13
 
@@ -58,67 +44,6 @@ def pearson(a: Array, b: Array) -> float:
         return float("nan")
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def pcc(user: Clips, avatar: Clips, pooling: Pooling = "pooled") -> float:
-    """Signed zero-lag Pearson correlation of avatar and user, the half of `rpcc` that must be logged beside it.
-
-    "pooled": all clips, frames x dims, flattened. "clip": per clip (frames x dims flattened), then mean.
-    "dim": per dimension over all clips' frames, then mean. NaN with a warning where nothing varies.
-    """
-    users, avatars = as_paired(user=user, avatar=avatar)
-    same_dims(user=users, avatar=avatars)
-    values = _pccs(users, avatars, pooling)
-    return mean_of_defined(f"pcc ({pooling})", values, _CONSTANT_REASON, "dims" if pooling == "dim" else "clips")
-
-
-_CONSTANT_REASON = "no clips, or a series is constant, not finite or shorter than 2 frames"
-
-
-def _pccs(users: list[Clip], avatars: list[Clip], pooling: Pooling) -> Float[np.ndarray, " N"]:
-    """The correlations whose mean is the metric: one (pooled), one per clip, or one per dimension."""
-    if pooling not in ("pooled", "clip", "dim"):
-        raise ValueError(f"pooling must be 'pooled', 'clip' or 'dim', got {pooling!r}")
-    if not users:
-        return np.full(1, np.nan)
-    if pooling == "clip":
-        return np.array([pearson(x, a) for x, a in zip(users, avatars, strict=True)])
-    if pooling == "dim":
-        x, a = np.concatenate(users), np.concatenate(avatars)
-        return np.array([pearson(x[:, d], a[:, d]) for d in range(x.shape[1])])
-    flat_users, flat_avatars = (np.concatenate([c.ravel() for c in clips]) for clips in (users, avatars))
-    return np.array([pearson(flat_users, flat_avatars)])
-
-
-def rpcc(user: Clips, true: Clips, generated: Clips, pooling: Pooling = "pooled") -> float:
-    """|PCC(y, x) − PCC(ŷ, x)|: how far the avatar's zero-lag correlation with the user is from the true one.
-
-    0 is best; range [0, 2]. `pooling` as in `pcc`; for "clip" and "dim" the absolute difference is taken first and
-    averaged after. Blind to reactions that come late: read `tlcc` and `reaction_gain` beside it.
-    NaN with a warning where a correlation has no value. Source: DIM (pooled), DualTalk and R-DGG (clip).
-    """
-    users, trues, generateds = as_paired(user=user, true=true, generated=generated)
-    same_dims(user=users, true=trues, generated=generateds)
-    residuals = np.abs(_pccs(users, trues, pooling) - _pccs(users, generateds, pooling))
-    return mean_of_defined(f"rpcc ({pooling})", residuals, _CONSTANT_REASON, "dims" if pooling == "dim" else "clips")
-
-
-@dataclass(frozen=True)
-class LagCurve:
-    """Correlation by lag in frames (positive: the second series follows the first) and its highest point."""
-
-    lags: Int[np.ndarray, " L"]
-    correlation: Float[np.ndarray, " L"]
-
-    @property
-    def lag(self) -> float:
-        """Lag of the highest correlation, frames; NaN where nothing varies."""
-        return float(self.lags[np.nanargmax(self.correlation)]) if np.isfinite(self.correlation).any() else np.nan
-
-    @property
-    def peak(self) -> float:
-        """Highest correlation."""
-        return float(np.nanmax(self.correlation)) if np.isfinite(self.correlation).any() else np.nan
 
 
 def _spread(series: Clip) -> Float[np.ndarray, " D"]:
@@ -190,25 +115,6 @@ def curve_from_sums(sums: Float[np.ndarray, "... S"]) -> Float[np.ndarray, "... 
     return safe_divide(sums[..., :-1], sums[..., -1:])
 
 
-def tlcc(user: Clips, avatar: Clips, max_lag: int = 49) -> LagCurve:
-    """Time-lagged cross-correlation: Pearson per lag, mean over dims, then over clips; its peak's lag and height.
-
-    Positive lag: the avatar follows the user. Only the frames that overlap at a lag are used. Clips shorter than
-    max_lag + 3 frames or without variation are left out with a warning. Source: REACT2024.
-    """
-    users, avatars = as_paired(user=user, avatar=avatar)
-    same_dims(user=users, avatar=avatars)
-    curves = tlcc_curves(users, avatars, max_lag)
-    bad = int(np.isnan(curves).any(axis=1).sum())
-    reason = f"constant, not finite or shorter than {max_lag + 3} frames"
-    if bad == len(curves):
-        undefined("tlcc", f"every clip is {reason}" if users else "no clips")
-    elif bad:
-        left_out("tlcc", bad, len(curves), reason)
-    mean = curve_from_sums(curve_sums(curves).sum(axis=0))
-    return LagCurve(np.arange(-max_lag, max_lag + 1), mean)
-
-
 def lag_rows(
     table: ClipTable,
     tag: str,
@@ -242,7 +148,14 @@ def lag_rows(
 
 
 class Coupling(ClipMetric):
-    """`rpcc` in three poolings with both signed correlations, and `tlcc`; null: another conversation's user."""
+    """`rpcc` in three poolings with the signed correlations behind it, and `tlcc`; null: another conversation's user.
+
+    rPCC = |PCC(y, x) − PCC(ŷ, x)|: how far the avatar's zero-lag correlation with the user is from the true one; 0 is
+    best, range [0, 2]. Pooled over all clips, frames and dims flattened; by clip; by dim (the difference first, then
+    the mean). It is blind to reactions that come late: read `tlcc` and `reaction_gain` beside it. TLCC is Pearson by
+    lag, mean over dims, then over clips; a positive lag says that the avatar follows the user.
+    Source: DIM (pooled), DualTalk and R-DGG (clip), REACT2024 (TLCC).
+    """
 
     needs: ClassVar = {"rpcc": FACES, "tlcc": FACES}
     headline = ("rpcc/exp", "rpcc/pose")

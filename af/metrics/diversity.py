@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from af.metrics.arrays import (
-    Array,
-    Clip,
-    Clips,
-    UndefinedMetricWarning,
-    as_clips,
-    mean_of_defined,
-    nan_mean,
-    safe_divide,
-    same_dims,
-    undefined,
-)
+from af.metrics.arrays import Array, Clip, UndefinedMetricWarning, nan_mean, safe_divide, undefined
 from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.records import EvaluationClip, MetricRow, digest
 
 
-def fit_clusters(true: Clips, clusters: int, name: str = "sid") -> Float[np.ndarray, "K D"] | None:
+def fit_clusters(true: Sequence[Clip], clusters: int, name: str = "sid") -> Float[np.ndarray, "K D"] | None:
     """k-means centres on the pooled true frames, in clip order (scikit-learn, random_state 0, n_init "auto").
 
     None, with a warning, when there are fewer distinct frames than clusters or frames are not finite.
     """
     from sklearn.cluster import KMeans
 
-    if not (clips := as_clips(true, "true")):
-        undefined(name, "no true clips")
-        return None
-    frames = np.concatenate(clips)
+    frames = np.concatenate(true)
     if not np.isfinite(frames).all():
         undefined(name, "true frames are not finite")
         return None
@@ -58,25 +44,9 @@ def entropy_bits(counts: Float[np.ndarray, "... K"]) -> Float[np.ndarray, ...]:
     return -np.sum(np.where(p > 0, p * np.log2(np.where(p > 0, p, 1.0)), p * 0.0), axis=-1) + 0.0  # no −0
 
 
-def sid(true: Clips, generated: Clips, clusters: int) -> float:
-    """Shannon index for diversity: entropy (bits) of the generated frames over k-means clusters of the true frames.
-
-    Bound: log2(clusters). Higher is richer; compare with `sid(true, true, clusters)`. NaN with a warning when the
-    clusters cannot be fitted. Source: DIM (40 clusters for expression, 20 for pose); the paper states 15 and 9.
-    """
-    true, generated = as_clips(true, "true"), as_clips(generated, "generated")
-    same_dims(true=true, generated=generated)
-    centres = fit_clusters(true, clusters)
-    if centres is None:
-        return float("nan")
-    if not generated or not all(np.isfinite(c).all() for c in generated):
-        return undefined("sid", "generated frames are missing or not finite")
-    return float(entropy_bits(np.sum([cluster_counts(c, centres) for c in generated], axis=0)))
-
-
-def clip_variances(clips: list[Clip]) -> Float[np.ndarray, "N D"]:
-    """Variance over time (ddof 0) of each clip and feature; NaN rows for clips of fewer than 2 frames."""
-    return np.array([c.var(axis=0) if len(c) > 1 else np.full(c.shape[1], np.nan) for c in clips])
+def clip_variance(clip: Clip) -> Float[np.ndarray, " D"]:
+    """Variance over time (ddof 0) of each feature; NaN below 2 frames."""
+    return clip.var(axis=0) if len(clip) > 1 else np.full(clip.shape[1], np.nan)
 
 
 def variance_ratio(own: Float[np.ndarray, "... D"], true: Float[np.ndarray, "... D"]) -> Array:
@@ -85,40 +55,15 @@ def variance_ratio(own: Float[np.ndarray, "... D"], true: Float[np.ndarray, "...
     return safe_divide(np.where(varies, own, 0.0), np.where(varies, true, 0.0))
 
 
-def variance(clips: Clips, pooling: Literal["clip", "pooled"] = "clip") -> float:
-    """Variance of motion (ddof 0), in squared units of the parameters; closeness to the true value is good, not size.
-
-    "clip": over time per feature, mean over features, then clips (paper, DualTalk). "pooled": of everything flattened
-    (DIM). NaN with a warning without a clip of 2 frames.
-    """
-    if pooling not in ("clip", "pooled"):
-        raise ValueError(f"pooling must be 'clip' or 'pooled', got {pooling!r}")
-    arrays = as_clips(clips)
-    if not any(len(c) > 1 for c in arrays):
-        return undefined("var", "no clip has 2 frames")
-    if not all(np.isfinite(c).all() for c in arrays) and pooling == "pooled":
-        return undefined("var (pooled)", "values are not finite")
-    if pooling == "pooled":
-        return float(np.concatenate([c.ravel() for c in arrays]).var())
-    values = [v.mean() if np.isfinite(v).all() else np.nan for v in clip_variances(arrays)]
-    return mean_of_defined("var", np.array(values), "fewer than 2 frames, or values are not finite")
-
-
-def var_ratio(true: Clips, generated: Clips) -> Float[np.ndarray, " D"]:
-    """Generated over true variance (over time, mean over clips) for each parameter: 1 is right, 0 is stiff.
-
-    NaN, with a warning, for parameters that do not vary in the true clips.
-    """
-    trues, generateds = as_clips(true, "true"), as_clips(generated, "generated")
-    same_dims(true=trues, generated=generateds)
-    ratio = variance_ratio(*(nan_mean(clip_variances(side).T) for side in (generateds, trues)))
-    if np.isnan(ratio).any():
-        undefined("var_ratio", f"parameters {np.flatnonzero(np.isnan(ratio)).tolist()} do not vary in the true clips")
-    return ratio
-
-
 class Diversity(ClipMetric):
-    """`sid` with every number of clusters, `var` in both poolings and `var_ratio` by parameter."""
+    """`sid` with every number of clusters, `var` in both poolings and `var_ratio` by parameter.
+
+    SID is the entropy (bits, at most log2 K) of the generated frames over k-means clusters of the true frames; higher is
+    richer. Variance is over time per feature, mean over features, then clips (the paper, DualTalk), or of everything
+    flattened (DIM), in squared units of the parameters. Closeness to the truth is good, not size: var_ratio is
+    generated over true variance, 1 right and 0 stiff. Source: DIM (40 clusters for expression, 20 for pose); the paper
+    states 15 and 9.
+    """
 
     needs: ClassVar = {"sid": FACES, "var": FACES}
     headline = ("sid/exp", "sid/pose", "var/exp", "var/pose")
@@ -135,7 +80,7 @@ class Diversity(ClipMetric):
         for name, part in clip.parts.items():
             for side in ("true", "generated"):
                 series = clip.side(side, part)
-                kept[f"variance/{side}/{name}"] = clip_variances([series])[0]
+                kept[f"variance/{side}/{name}"] = clip_variance(series)
                 kept[f"flat/{side}/{name}"] = [series.size, series.sum(), np.square(series).sum()]
         return kept
 

@@ -7,18 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from af.metrics.arrays import (
-    Array,
-    Clip,
-    Clips,
-    as_array,
-    as_clips,
-    as_paired,
-    mean_of_defined,
-    safe_divide,
-    same_dims,
-    undefined,
-)
+from af.metrics.arrays import Array, Clip, as_array, safe_divide, undefined
 from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.bootstrap import mean_sums
 from af.metrics.records import EvaluationClip
@@ -95,37 +84,6 @@ def clip_frechet(first: Clip, second: Clip) -> float:
     return frechet_distance(*gaussian(first), *gaussian(second))
 
 
-#: Why a clip has no distance.
-_NO_DISTANCE = "fewer than 2 frames, or values are not finite"
-
-
-def fd(true: Clips, generated: Clips) -> float:
-    """Fréchet distance between true and generated parameter frames, per clip, then mean over clips; 0 is best.
-
-    Covariances with ddof 1. NaN with a warning when no clip has 2 frames. Source: DIM.
-    """
-    trues, generateds = as_clips(true, "true"), as_clips(generated, "generated")
-    if len(trues) != len(generateds):
-        raise ValueError(f"generated has {len(generateds)} clips where true has {len(trues)}")
-    same_dims(true=trues, generated=generateds)
-    values = [clip_frechet(t, g) for t, g in zip(trues, generateds, strict=True)]
-    return mean_of_defined("fd", np.array(values), _NO_DISTANCE)
-
-
-def pfd(user: Clips, true: Clips, generated: Clips) -> float:
-    """Paired FD: Fréchet distance between the per-frame vectors [x, y] and [x, ŷ], per clip, then mean; 0 is best.
-
-    Sees whether the avatar's covariance with the user (at lag 0) is the true one. Source: DIM.
-    """
-    users, trues, generateds = as_paired(user=user, true=true, generated=generated)
-    same_dims(true=trues, generated=generateds)
-    values = [
-        clip_frechet(np.concatenate([x, y], 1), np.concatenate([x, g], 1))
-        for x, y, g in zip(users, trues, generateds, strict=True)
-    ]
-    return mean_of_defined("pfd", np.array(values), _NO_DISTANCE)
-
-
 def kernel_distance(
     first: Float[np.ndarray, "N D"],
     second: Float[np.ndarray, "M D"],
@@ -162,7 +120,11 @@ def kernel_distance(
 
 
 class FaceDistances(ClipMetric):
-    """`fd` and `pfd` of face parameters. The null of P-FD shifts the user by half the clip: same users, coupling broken."""
+    """`fd` and `pfd`: Fréchet distance of a clip's parameter frames, and of the pairs [x, y] against [x, ŷ]; 0 is best.
+
+    Per clip, then mean. P-FD sees whether the avatar's covariance with the user (at lag 0) is the true one; its null
+    shifts the user by half the clip: same users, coupling broken. Source: DIM.
+    """
 
     needs: ClassVar = {"fd": FACES, "pfd": FACES}
     on_card = ("fd/exp", "fd/pose")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from af.metrics.arrays import UndefinedMetricWarning, as_array, undefined
+from af.metrics.arrays import as_array
 from af.metrics.base import ClipMetric, ClipTable
-from af.metrics.coupling import LagCurve, curve_sums, lag_rows, lagged_pearson
+from af.metrics.coupling import curve_sums, lag_rows, lagged_pearson
 from af.metrics.records import EvaluationClip
 from af.types import FaceSpec
 
@@ -74,41 +73,12 @@ def lip_curve(mouth: Series, audio: Series, max_lag: int = 10) -> Float[np.ndarr
     return lagged_pearson(envelope[:, None], mouth[:, None], max_lag, valid=voiced)[:, 0]
 
 
-def lip_sync(mouth: Series, audio: Series, max_lag: int = 10) -> LagCurve:
-    """`lip/corr` (peak) and `lip/lag` (its lag in frames, positive: the mouth is late) of one clip.
-
-    Mouth opening (any unit, rising with opening) against the 0 – 10 Hz envelope of 16 kHz audio, voiced frames only.
-    The best of 21 lags is above 0 for unrelated sound too: read a control with shifted audio beside it.
-    """
-    curve = lip_curve(mouth, audio, max_lag)
-    if np.isnan(curve).all():
-        undefined("lip", "the mouth is constant, nothing is voiced or the clip is too short")
-    return LagCurve(np.arange(-max_lag, max_lag + 1), curve)
-
-
-def lip_corr(mouth: Series, audio: Series, max_lag: int = 10) -> float:
-    """Height of `lip_sync`'s peak."""
-    return lip_sync(mouth, audio, max_lag).peak
-
-
-def lip_lag(mouth: Series, audio: Series, max_lag: int = 10) -> float:
-    """Lag of `lip_sync`'s peak in frames (1/25 s), positive: the mouth is late."""
-    return lip_sync(mouth, audio, max_lag).lag
-
-
-def mouth_corr(true: Series, generated: Series, max_lag: int = 5) -> LagCurve:
-    """Generated against true mouth opening: correlation by lag in frames (positive: the generated mouth is late)."""
+def mouth_curve(true: Series, generated: Series, max_lag: int = 5) -> Float[np.ndarray, " L"]:
+    """Pearson of generated[t + lag] with true[t], mouth openings, for lags −max_lag … max_lag; NaN if undefined."""
     true, generated = as_array(true).ravel(), as_array(generated).ravel()
-    if len(true) != len(generated):
-        raise ValueError(f"generated has {len(generated)} frames where true has {len(true)}")
-    lags = np.arange(-max_lag, max_lag + 1)
     if len(true) < max_lag + 3 or not (np.isfinite(true).all() and np.isfinite(generated).all()):
-        undefined("mouth", f"fewer than {max_lag + 3} frames, or values that are not finite")
-        return LagCurve(lags, np.full(len(lags), np.nan))
-    curve = lagged_pearson(true[:, None], generated[:, None], max_lag)[:, 0]
-    if np.isnan(curve).all():
-        undefined("mouth", "a mouth opening is constant")
-    return LagCurve(lags, curve)
+        return np.full(2 * max_lag + 1, np.nan)
+    return lagged_pearson(true[:, None], generated[:, None], max_lag)[:, 0]
 
 
 def shifted(audio: Series, seconds: float | None = None) -> Float[np.ndarray, " S"]:
@@ -120,7 +90,11 @@ def shifted(audio: Series, seconds: float | None = None) -> Float[np.ndarray, " 
 
 
 class Lips(ClipMetric):
-    """`lip`: the mouth against the avatar's sound (null: half a clip off); `mouth`: against the true mouth."""
+    """`lip`: the mouth against the avatar's sound (null: half a clip off); `mouth`: against the true mouth.
+
+    `corr` is the height of the mean curve's peak, `lag` its place in frames (positive: the mouth is late). The best of
+    several lags is above 0 for unrelated sound too: read the null beside it.
+    """
 
     needs: ClassVar = {
         "lip": f"a parameter called {' or '.join(MOUTH_NAMES)}, and the avatar's sound",
@@ -147,9 +121,7 @@ class Lips(ClipMetric):
         return kept | {"mouth/true": self._mouth(true, true), "mouth/generated": self._mouth(true, own)}
 
     def _mouth(self, true: Series, generated: Series) -> Float[np.ndarray, " S"]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UndefinedMetricWarning)
-            return curve_sums(mouth_corr(true, generated, self.mouth_max_lag).correlation[None])[0]
+        return curve_sums(mouth_curve(true, generated, self.mouth_max_lag)[None])[0]
 
     def tabulate(self, table: ClipTable) -> None:
         """`lip/corr`, `lip/lag`, `mouth/corr`, `mouth/lag`."""

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from af.clock import FPS, seconds_to_frames
-from af.metrics.arrays import Array, Clip, Clips, as_clips, as_paired, safe_divide, undefined
-from af.metrics.audio import log_mel
+from af.clock import FPS, SAMPLES_PER_FRAME, seconds_to_frames
+from af.mel import mel_filters
+from af.metrics.arrays import Array, Clip, as_array, safe_divide, undefined
 from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
 from af.metrics.records import LAG_BANDS, Curve, EvaluationClip, MetricRow, digest
@@ -25,6 +25,19 @@ from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ri
 STRENGTHS = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
 #: Columns and the strength of their penalty.
 Blocks = list[tuple[Int[np.ndarray, " C"], float]]
+
+
+def log_mel(audio: Float[np.ndarray, " S"], frames: int, bands: int = 8) -> Float[np.ndarray, "T M"]:
+    """ln(mel energy + 1e-6) of each video frame's own 640 samples (Hann, 1024-point FFT), 80 – 7600 Hz.
+
+    Audio is cut, or padded with silence, to `frames`. A frame's value uses no sample outside the frame.
+    """
+    padded = np.zeros(frames * SAMPLES_PER_FRAME)
+    audio = as_array(audio).ravel()[: len(padded)]
+    padded[: len(audio)] = audio
+    windowed = padded.reshape(frames, SAMPLES_PER_FRAME) * np.hanning(SAMPLES_PER_FRAME)
+    power = np.abs(np.fft.rfft(windowed, 1024, axis=1)) ** 2 / SAMPLES_PER_FRAME
+    return np.log(power @ mel_filters(bands, 1024, low_hz=80.0) + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -82,18 +95,21 @@ class ReactionModel:
     _bands: dict[tuple[int, int], list[Array]] = field(default_factory=dict, init=False)
 
     def fit(
-        self, user: Clips, true: Clips, user_audio: Clips, avatar_audio: Clips, identities: Sequence[str]
+        self,
+        user: Sequence[Clip],
+        true: Sequence[Clip],
+        user_audio: Sequence[Clip],
+        avatar_audio: Sequence[Clip],
+        identities: Sequence[str],
     ) -> ReactionModel:
         """Fit on true clips: motion (T, P), audio as log-mel frames (T, M), `identities` of the avatars.
 
-        Clips below `min_frames` are left out. Raises ValueError on unequal lengths; `usable` is False when fewer than
-        two identities, or no variation, remain.
+        Clips below `min_frames` are left out; `usable` is False when fewer than
+        two identities remain.
         """
-        users, trues, user_mels, avatar_mels = as_paired(
-            user=user, true=true, user_audio=user_audio, avatar_audio=avatar_audio
+        users, trues, user_mels, avatar_mels = (
+            [as_array(c) for c in side] for side in (user, true, user_audio, avatar_audio)
         )
-        if len(identities) != len(users):
-            raise ValueError(f"{len(identities)} identities for {len(users)} clips")
         self._kept = [
             i
             for i, parts in enumerate(zip(users, trues, user_mels, avatar_mels, strict=True))
@@ -149,12 +165,12 @@ class ReactionModel:
         total = sum(self._grams[1:], self._grams[0])
         return [solve_ridge(total - held, blocks) for held in self._grams]
 
-    def errors(self, avatar: Clips) -> Float[np.ndarray, "N E"]:
+    def errors(self, avatar: Sequence[Clip]) -> Float[np.ndarray, "N E"]:
         """Per kept clip: squared error of (a), of (b), and of (b) with each shifted user; sums over frames and dims.
 
         Raises ValueError naming a clip that is not of the shape of the true clip it was fitted beside.
         """
-        clips = as_clips(avatar, "avatar")
+        clips = [as_array(clip) for clip in avatar]
         if len(clips) != len(self._shapes):
             raise ValueError(f"avatar has {len(clips)} clips where the model was fitted on {len(self._shapes)}")
         for i, (clip, shape) in enumerate(zip(clips, self._shapes, strict=True)):
@@ -185,7 +201,7 @@ class ReactionModel:
             )
         return np.asarray(rows)
 
-    def gain(self, avatar: Clips, resamples: int = 1000) -> Gain:
+    def gain(self, avatar: Sequence[Clip], resamples: int = 1000) -> Gain:
         """Reaction gain of `avatar` (true or generated), with a bootstrap interval over identities."""
         grouped, names = group_sums(self.errors(avatar), self.identities)
         total = grouped.sum(axis=0)
@@ -197,7 +213,9 @@ class ReactionModel:
         strengths = (self.strength_a, self.strength_b)
         return Gain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
 
-    def gain_by_lag(self, avatar: Clips, bands: Sequence[tuple[int, int]] = LAG_BANDS) -> list[tuple[int, int, float]]:
+    def gain_by_lag(
+        self, avatar: Sequence[Clip], bands: Sequence[tuple[int, int]] = LAG_BANDS
+    ) -> list[tuple[int, int, float]]:
         """Gain when (b) sees the user only at lags lo … hi − 1, for each band (lo, hi), frames."""
         channels = self._own[0].shape[1] + self._other[0].shape[1]
         lag_of = np.repeat(np.arange(1, self.lags + 1), channels)
@@ -236,39 +254,12 @@ def _standardise(clips: list[Clip]) -> list[Clip]:
     return [(c - c.mean(0)) / scale for c in clips]
 
 
-def reaction_gain(
-    user: Clips,
-    true: Clips,
-    generated: Clips,
-    user_audio: Clips,
-    avatar_audio: Clips,
-    identities: Sequence[str],
-    *,
-    lags: int = 50,
-    folds: int = 5,
-    shifts: int = 20,
-    shift: Literal["increment", "user"] = "increment",
-    seed: int = 0,
-    resamples: int = 1000,
-) -> Gain:
-    """Reaction gain of `generated` in nats: fit on (user, true), judge the generated motion; 0 = blind to the user.
-
-    E = squared error over standardised dims on clips of at least 8 s; ln(E_a/E_b) minus its mean over `shifts`
-    circular shifts by at least 2 s of what the user adds (`ReactionModel`); 95 % interval over identities. Audio is given as log-mel frames
-    (`af.metrics.audio.log_mel`). NaN, with a warning, with fewer than two identities that have such clips.
-    Source: the idea of R-DGG. To judge several systems fit `ReactionModel` once.
-    """
-    model = ReactionModel(lags=lags, folds=folds, shifts=shifts, shift=shift, seed=seed)
-    model.fit(user, true, user_audio, avatar_audio, identities)
-    if not model.usable:
-        undefined("reaction_gain", f"fewer than two identities with clips of {model.min_frames} frames or more")
-        nan = float("nan")
-        return Gain(nan, None, nan, nan, np.zeros((0, 2 + shifts)), (), (nan, nan))
-    return model.gain(generated, resamples)
-
-
 class ReactionGain(ClipMetric):
-    """`reaction_gain` of generated and true motion, and by lag; null: the avatar shifted by half the clip."""
+    """`reaction_gain` (nats) of generated and true motion, and by lag; null: the avatar shifted by half the clip.
+
+    Fitted on (user, true), judged on the generated motion; 0 = blind to the user. NaN with fewer than two identities
+    that have clips of at least 8 s. Source: the idea of R-DGG.
+    """
 
     needs: ClassVar = {"reaction_gain": f"{FACES} and the sound of both, avatar and user"}
     headline = ("reaction_gain",)

@@ -1,4 +1,4 @@
-"""Ridge regression on lagged inputs whose Gram matrix is built without ever laying the lags side by side."""
+"""Ridge regression; on lagged inputs with a Gram matrix that is built without ever laying the lags side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from af.metrics.arrays import Clip
+
+
+def fit_ridge(
+    x: Float[np.ndarray, "N I"], y: Float[np.ndarray, "N O"], strength: float = 1e-3
+) -> tuple[Float[np.ndarray, "I O"], Float[np.ndarray, " O"]]:
+    """Weights and offset of the affine map x -> y; the penalty is `strength` times the inputs' mean variance."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    centred = x - mean_x
+    gram = centred.T @ centred / len(x)
+    gram += strength * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = np.linalg.solve(gram, centred.T @ (y - mean_y) / len(x))
+    return weights, mean_y - mean_x @ weights
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from af.clock import FPS, seconds_to_frames
-from af.metrics.arrays import Clip, Clips, UndefinedMetricWarning, as_array, as_clips, safe_divide, undefined
+from af.metrics.arrays import Clip, UndefinedMetricWarning, as_array, safe_divide
 from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.frechet import frechet_distance, gaussian
 from af.metrics.records import EvaluationClip
@@ -30,34 +30,15 @@ def border_sums(clip: Clip, block: int, first: int | None = None) -> Float[np.nd
 
 
 def border_from_sums(sums: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, ...]:
-    """Mean at borders over mean elsewhere, from `border_sums`."""
+    """Mean at borders over mean elsewhere, from `border_sums`; 1 = seamless."""
     at, off = safe_divide(sums[..., 0], sums[..., 1]), safe_divide(sums[..., 2], sums[..., 3])
     return safe_divide(at, off)
-
-
-def border_ratio(clips: Clips, block: int, first: int | None = None) -> float:
-    """Mean |second difference| across block borders over that elsewhere, all clips and dims; 1 = seamless.
-
-    The blocks begin at frame 0, or, when the first window is longer, the first border is at frame `first`. NaN with a
-    warning when no border lies inside a clip or nothing moves.
-    """
-    sums = sum((border_sums(c, block, first) for c in as_clips(clips)), np.zeros(4))
-    value = float(border_from_sums(sums))
-    return value if np.isfinite(value) else undefined("border_ratio", "no border inside a clip, or no motion elsewhere")
 
 
 def jerk_sums(clip: Clip) -> Float[np.ndarray, " 2"]:
     """Σ norm of the third difference in units/s³, and the count of differences."""
     norms = np.linalg.norm(np.diff(clip, n=3, axis=0), axis=1) * FPS**3 if len(clip) > 3 else np.zeros(0)
     return np.array([norms.sum(), norms.size], np.float64)
-
-
-def jerk(clips: Clips) -> float:
-    """Mean norm (over dims) of the third difference, units/s³ at 25 fps; compare with the true motion's."""
-    total, count = sum((jerk_sums(c) for c in as_clips(clips)), np.zeros(2))
-    if not np.isfinite(total):
-        return undefined("jerk", "values are not finite")
-    return float(total / count) if count else undefined("jerk", "no clip has 4 frames")
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,7 @@ def drift(
 
 
 class Smoothness(ClipMetric):
-    """`border_ratio`, where the block size is known, and `jerk` of face parameters."""
+    """`border_ratio`, where the block size is known, and `jerk`, the mean norm (over dims) of the third difference."""
 
     needs: ClassVar = {"border_ratio": f"{FACES} or videos, and the generator's block size", "jerk": FACES}
     headline = ("border_ratio/pose",)

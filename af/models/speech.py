@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
+from af.clock import SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
 from af.errors import UserError
+from af.mel import mel_filters
 from af.models.artifact import weights_digest
 from af.types import FeatureSpec
 
@@ -178,7 +178,8 @@ class LogMel(SpeechFeatures):
         spec = FeatureSpec("logmel", f"1-{mels}x{hops}", dim, mode, **windows)
         super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet instead of being blown up to speech
         self.hops, self.n_fft = hops, _FFT
-        self.register_buffer("filters", mel_filters(mels, self.n_fft), persistent=False)
+        filters = torch.from_numpy(mel_filters(mels, self.n_fft, low_hz=60.0).T.copy()).float()
+        self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("taper", torch.hann_window(self.n_fft, periodic=True), persistent=False)
 
     filters: Tensor
@@ -191,17 +192,6 @@ class LogMel(SpeechFeatures):
         power = torch.fft.rfft(past * self.taper).abs().square() / self.n_fft
         energy = torch.log((power @ self.filters.T) + 1e-4)
         return ((energy + 4) / 4).unflatten(1, (-1, self.hops)).flatten(2)
-
-
-def mel_filters(bands: int, n_fft: int, low_hz: float = 60.0, high_hz: float = 7600.0) -> Float[Tensor, "M Y"]:
-    """Triangular filters equally spaced on the mel scale 2595·log10(1 + f/700), unit peak."""
-    low, high = 2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)
-    mel = np.linspace(float(low), float(high), bands + 2)
-    edges = torch.tensor(700 * (10 ** (mel / 2595) - 1), dtype=torch.float32)
-    bins = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1)
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(rising, falling).clamp_min(0)
 
 
 class Wav2Vec2Features(SpeechFeatures):

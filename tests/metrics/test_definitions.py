@@ -8,19 +8,37 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.linalg import sqrtm
 
+from af.metrics import evaluate_clips
 from af.metrics.arrays import UndefinedMetricWarning
-from af.metrics.coupling import pcc, rpcc, tlcc
-from af.metrics.diversity import sid, var_ratio, variance
-from af.metrics.frechet import fd, frechet_distance, kernel_distance, pfd
+from af.metrics.base import ClipMetric
+from af.metrics.coupling import Coupling, tlcc_curves
+from af.metrics.diversity import Diversity
+from af.metrics.frechet import FaceDistances, clip_frechet, frechet_distance, kernel_distance
 from af.metrics.latency import latency, real_time_factor
 from af.metrics.likeness import csim, psnr, ssim
-from af.metrics.reaction import reaction_gain
-from af.metrics.smoothness import border_ratio, drift, jerk
+from af.metrics.records import EvaluationClip, MetricRow
+from af.metrics.smoothness import Smoothness, drift
+from af.types import FaceSpec
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def rows(metric: ClipMetric, user, true, generated) -> dict[str, MetricRow]:
+    """The rows of one family for clips whose parameters are all expressions."""
+    dims = user[0].shape[1]
+    face = FaceSpec(tuple(f"p{d}" for d in range(dims)), dims, "test/1")
+    sides = enumerate(zip(user, true, generated, strict=True))
+    return {
+        row.tag: row
+        for row in evaluate_clips([EvaluationClip(str(i), str(i), *s, face) for i, s in sides], metrics=[metric]).rows
+    }
+
+
+def values(metric: ClipMetric, user, true, generated) -> dict[str, float]:
+    return {tag: row.value for tag, row in rows(metric, user, true, generated).items()}
 
 
 X = [np.array([[0.0], [1.0], [2.0]]), np.array([[3.0], [1.0]])]
@@ -30,87 +48,52 @@ G = [np.array([[1.0], [0.0], [0.0]]), np.array([[3.0], [0.0]])]
 
 def test_rpcc_by_hand():
     # clip 1: r(x, y) = 1, r(x, ŷ) = -√3/2; clip 2: r = -1, r = 1
-    assert_allclose(rpcc(X, Y, G, "clip"), ((1 + np.sqrt(3) / 2) + 2) / 2)
+    found = values(Coupling(), X, Y, G)
+    assert_allclose(found["rpcc/exp/clip"], ((1 + np.sqrt(3) / 2) + 2) / 2)
     x, y, g = (np.concatenate(c)[:, 0] for c in (X, Y, G))
     expected = abs(np.corrcoef(x, y)[0, 1] - np.corrcoef(x, g)[0, 1])
-    assert_allclose(rpcc(X, Y, G), expected)
-    assert_allclose(rpcc(X, Y, G, "dim"), expected)  # one dimension: the same
-    assert_allclose(pcc(X, Y), np.corrcoef(x, y)[0, 1])
+    assert_allclose(found["rpcc/exp"], expected)
+    assert_allclose(found["rpcc/exp/dim"], expected)  # one dimension: the same
+    assert_allclose(found["pcc/exp"], np.corrcoef(x, g)[0, 1])
 
 
 def test_rpcc_poolings_differ_where_they_should(rng):
-    clips = [rng.normal(size=(30, 3)) * [1, 5, 9] + [0, 10, -4] for _ in range(4)]
-    others = [rng.normal(size=(30, 3)) for _ in range(4)]
-    flat = [np.concatenate([c.ravel() for c in side]) for side in (clips, others)]
-    assert_allclose(pcc(clips, others), np.corrcoef(*flat)[0, 1])
-    dims = [np.corrcoef(np.concatenate(clips)[:, d], np.concatenate(others)[:, d])[0, 1] for d in range(3)]
-    assert_allclose(pcc(clips, others, "dim"), np.mean(dims))
-    with pytest.raises(ValueError, match="pooling"):
-        pcc(clips, others, "frame")  # type: ignore[arg-type]
+    x = [rng.normal(size=(30, 3)) * [1, 5, 9] + [0, 10, -4] for _ in range(4)]
+    y, g = ([rng.normal(size=(30, 3)) for _ in range(4)] for _ in range(2))
+    found = values(Coupling(), x, y, g)
+    flat = [np.concatenate([c.ravel() for c in side]) for side in (x, y, g)]
+    expected = abs(np.corrcoef(flat[0], flat[1])[0, 1] - np.corrcoef(flat[0], flat[2])[0, 1])
+    assert_allclose(found["rpcc/exp"], expected)
+    a, b, c = (np.concatenate(side) for side in (x, y, g))
+    dims = [abs(np.corrcoef(a[:, d], b[:, d])[0, 1] - np.corrcoef(a[:, d], c[:, d])[0, 1]) for d in range(3)]
+    assert_allclose(found["rpcc/exp/dim"], np.mean(dims))
 
 
-def test_perfect_copy_is_zero_and_tensors_equal_arrays(rng):
-    user, true = ([rng.normal(size=(n, 4)) for n in (20, 31)] for _ in range(2))
-    assert rpcc(user, true, true) == 0
-    assert_allclose(pfd(user, true, true), 0, atol=1e-9)
-    assert_allclose(fd(true, true), 0, atol=1e-9)
-    tensors = [[torch.from_numpy(c) for c in side] for side in (user, true)]
-    assert rpcc(*tensors, tensors[0]) == rpcc(user, true, user)
-
-
-DEFINITIONS = {
-    "rpcc": lambda x, y, g: rpcc(x, y, g),
-    "rpcc clip": lambda x, y, g: rpcc(x, y, g, pooling="clip"),
-    "rpcc dim": lambda x, y, g: rpcc(x, y, g, pooling="dim"),
-    "sid": lambda x, y, g: sid(y, g, clusters=4),
-    "variance": lambda x, y, g: variance(g),
-    "variance pooled": lambda x, y, g: variance(g, pooling="pooled"),
-    "var_ratio": lambda x, y, g: var_ratio(y, g),
-    "fd": lambda x, y, g: fd(y, g),
-    "pfd": lambda x, y, g: pfd(x, y, g),
-    "tlcc": lambda x, y, g: tlcc(x, g, max_lag=20).correlation,
-    "jerk": lambda x, y, g: jerk(g),
-    "border_ratio": lambda x, y, g: border_ratio(g, block=10),
-    "reaction_gain": lambda x, y, g: reaction_gain(x, y, g, y, g, ["a", "b", "c"], lags=5, shifts=3).value,
-}
-
-
-@pytest.mark.parametrize("call", DEFINITIONS.values(), ids=DEFINITIONS)
-def test_every_kind_of_array_gives_the_same_value(rng, call):
-    sides = [[rng.normal(size=(n, 3)).astype(np.float32) for n in (210, 225, 240)] for _ in range(3)]
-    expected = call(*sides)
-    assert np.isfinite(expected).all()
-    # clips of unequal lengths, float32 values: float64 arithmetic whatever the container
-    assert_allclose(call(*([c.astype(np.float64) for c in side] for side in sides)), expected, rtol=1e-12)
-    assert_allclose(call(*([torch.from_numpy(c) for c in side] for side in sides)), expected, rtol=1e-12)
-    graph = [[torch.from_numpy(c).double().requires_grad_() for c in side] for side in sides]
-    assert_allclose(call(*graph), expected, rtol=1e-12)
-    halves = [[torch.from_numpy(c).bfloat16() for c in side] for side in sides]
-    assert_allclose(call(*halves), call(*([c.float() for c in side] for side in halves)), rtol=1e-12)
-
-
-def test_one_array_is_one_clip_and_three_axes_are_several(rng):
-    x, y, g = rng.normal(size=(3, 4, 60, 2))
-    assert rpcc(x[0], y[0], g[0]) == rpcc([x[0]], [y[0]], [g[0]])
-    assert rpcc(x, y, g, "clip") == rpcc(list(x), list(y), list(g), "clip")
-    assert variance(torch.from_numpy(g)) == variance(list(g))
+def test_perfect_copy_is_zero_whatever_the_floats(rng):
+    user, true = ([rng.normal(size=(n, 4)).astype(np.float32) for n in (60, 71)] for _ in range(2))
+    for metric in (Coupling(), FaceDistances()):
+        for tag, row in rows(metric, user, true, true).items():
+            assert row.value == pytest.approx(row.ground_truth, abs=1e-9), tag
+    other = [rng.normal(size=c.shape).astype(np.float32) for c in true]
+    single, double = (
+        values(Coupling(), *([c.astype(kind) for c in s] for s in (user, true, other))) for kind in ("f4", "f8")
+    )
+    assert single == double
 
 
 @pytest.mark.parametrize("delay", [-7, 0, 11, 49])
 def test_tlcc_finds_the_delay(rng, delay):
     user = [rng.normal(size=(200, 3)) for _ in range(3)]
     avatar = [np.roll(c, delay, axis=0) for c in user]
-    curve = tlcc(user, avatar)
-    assert curve.lag == delay
-    assert_allclose(curve.peak, 1.0)
-    assert curve.lags[0] == -49
-    assert curve.lags[-1] == 49
+    found = rows(Coupling(), user, user, avatar)
+    assert found["tlcc/exp/lag"].value == delay
+    assert found["tlcc/exp/lag"].ground_truth == 0
+    assert_allclose(found["tlcc/exp/peak"].value, 1.0)
 
 
 def test_tlcc_equals_plain_pearson_at_every_lag(rng):
     user, avatar = rng.normal(size=(60, 2)) + 100, rng.normal(size=(60, 2)).cumsum(0) - 1e3
-    curve = tlcc([user], [avatar], max_lag=9)
-    for lag, value in zip(curve.lags, curve.correlation, strict=True):
+    for lag, value in zip(range(-9, 10), tlcc_curves([user], [avatar], 9)[0], strict=True):
         first, second = (user[: 60 - lag], avatar[lag:]) if lag >= 0 else (user[-lag:], avatar[: 60 + lag])
         expected = np.mean([np.corrcoef(first[:, d], second[:, d])[0, 1] for d in range(2)])
         assert_allclose(value, expected, rtol=1e-9)
@@ -119,9 +102,10 @@ def test_tlcc_equals_plain_pearson_at_every_lag(rng):
 def test_sid_by_hand():
     # two clusters at 0 and 10: three quarters of the generated frames in one of them
     true = [np.array([[0.0], [0.1], [10.0], [10.1]])]
-    generated = [np.array([[0.0], [1.0]]), np.array([[2.0], [9.0]])]
-    assert_allclose(sid(true, generated, 2), -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)))
-    assert_allclose(sid(true, true, 2), 1.0)
+    generated = [np.array([[0.0], [1.0], [2.0], [9.0]])]
+    row = rows(Diversity(((2, 2),)), true, true, generated)["sid/exp"]
+    assert_allclose(row.value, -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)))
+    assert_allclose(row.ground_truth, 1.0)
 
 
 def test_sid_equals_scikit_learn(rng):
@@ -130,15 +114,16 @@ def test_sid_equals_scikit_learn(rng):
     true, generated = ([rng.normal(size=(n, 5)) * s for n in (70, 90)] for s in (1.0, 0.5))
     model = KMeans(7, random_state=0, n_init="auto").fit(np.concatenate(true))
     p = np.bincount(model.predict(np.concatenate(generated)), minlength=7) / 160
-    assert_allclose(sid(true, generated, 7), -(p[p > 0] * np.log2(p[p > 0])).sum())
+    found = values(Diversity(((7, 7),)), true, true, generated)
+    assert_allclose(found["sid/exp"], -(p[p > 0] * np.log2(p[p > 0])).sum())
 
 
 def test_variance_by_hand():
     clips = [np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[0.0, 0.0], [4.0, 2.0]])]
-    assert_allclose(variance(clips), ((1 + 0) / 2 + (4 + 1) / 2) / 2)
-    assert_allclose(variance(clips, "pooled"), np.var([0, 1, 2, 1, 0, 0, 4, 2]))
-    half = [c / 2 for c in clips]
-    assert_allclose(var_ratio(clips, half), [0.25, 0.25])
+    found = rows(Diversity(()), clips, clips, [c / 2 for c in clips])
+    assert_allclose(found["var/exp"].ground_truth, ((1 + 0) / 2 + (4 + 1) / 2) / 2)
+    assert_allclose(found["var/exp/pooled"].ground_truth, np.var([0, 1, 2, 1, 0, 0, 4, 2]))
+    assert_allclose([found[f"var_ratio/{name}"].value for name in ("p0", "p1", "exp")], [0.25, 0.25, 0.25])
 
 
 def test_frechet_closed_forms(rng):
@@ -171,25 +156,25 @@ def test_fd_by_hand():
     # one dim, ddof 1: means 1 and 4, variances 1 and 4; the second clip pair is equal
     true = [np.array([[0.0], [1.0], [2.0]]), np.array([[5.0], [7.0]])]
     generated = [np.array([[2.0], [4.0], [6.0]]), np.array([[5.0], [7.0]])]
-    assert_allclose(fd(true, generated), ((4 - 1) ** 2 + (2 - 1) ** 2 + 0) / 2)
-    # the user adds a dim that both sides share
-    assert_allclose(pfd([np.zeros((3, 1)), np.ones((2, 1))], true, generated), (9 + 1) / 2)
+    found = values(FaceDistances(), [np.zeros((3, 1)), np.ones((2, 1))], true, generated)
+    assert_allclose(found["fd/exp"], ((4 - 1) ** 2 + (2 - 1) ** 2 + 0) / 2)
+    assert_allclose(found["pfd/exp"], (9 + 1) / 2)  # the user adds a dim that both sides share
 
 
 def test_frechet_of_singular_covariances_is_finite_and_symmetric(rng):
     first, second = rng.normal(size=(8, 20)), rng.normal(size=(5, 20))  # fewer frames than dims
-    forth, back = fd([first], [second]), fd([second], [first])
+    forth, back = clip_frechet(first, second), clip_frechet(second, first)
     assert np.isfinite(forth)
     assert_allclose(forth, back, rtol=1e-9)
-    assert_allclose(fd([first], [first + 3.0]), 20 * 9.0, rtol=1e-9)  # a shift alone
+    assert_allclose(clip_frechet(first, first + 3.0), 20 * 9.0, rtol=1e-9)  # a shift alone
 
 
 def test_pfd_sees_broken_coupling_that_fd_cannot(rng):
     user = [rng.normal(size=(400, 2)) for _ in range(3)]
     true = [u + 0.1 * rng.normal(size=u.shape) for u in user]
-    shuffled = [rng.permutation(t) for t in true]
-    assert_allclose(fd(true, shuffled), 0, atol=1e-9)
-    assert pfd(user, true, shuffled) > 0.5
+    found = values(FaceDistances(), user, true, [rng.permutation(t) for t in true])
+    assert_allclose(found["fd/exp"], 0, atol=1e-9)
+    assert found["pfd/exp"] > 0.5
 
 
 def test_kernel_distance_is_unbiased_and_sees_a_shift(rng):
@@ -201,20 +186,26 @@ def test_kernel_distance_is_unbiased_and_sees_a_shift(rng):
     assert_allclose(value, kernel_distance(first, second + 1)[0], rtol=0.2)
 
 
+def border_ratio(series, block: int, first: int | None = None) -> float:
+    return values(Smoothness(block, first), *[[np.reshape(series, (-1, 1))]] * 3)["border_ratio/exp"]
+
+
 def test_border_ratio_by_hand():
     # second differences: 1 everywhere, 3 in the two that touch the border between frames 4 and 5
     second = np.ones(8)
     second[[3, 4]] = 3.0
     series = np.concatenate([[0.0, 0.0], np.cumsum(np.cumsum(second))])
-    assert_allclose(border_ratio([series], block=5), 3.0)
-    assert_allclose(border_ratio([np.arange(30.0) ** 2], block=5), 1.0)  # constant bend: seamless
-    assert_allclose(border_ratio([series], block=5, first=9), 1.0, atol=0.6)  # the border is elsewhere
+    assert_allclose(border_ratio(series, 5), 3.0)
+    assert_allclose(border_ratio(np.arange(30.0) ** 2, 5), 1.0)  # constant bend: seamless
+    assert_allclose(border_ratio(series, 5, first=9), 1.0, atol=0.6)  # the border is elsewhere
 
 
 def test_jerk_by_hand():
     t = np.arange(10.0) / 25
-    assert_allclose(jerk([np.stack([t**3, 0 * t], 1)]), 6.0)
-    assert_allclose(jerk([np.stack([t**3, t**3], 1)]), 6.0 * np.sqrt(2))
+    one, two = [np.stack([t**3, 0 * t], 1)], [np.stack([t**3, t**3], 1)]
+    row = rows(Smoothness(), one, two, one)["jerk/exp"]
+    assert_allclose(row.value, 6.0)
+    assert_allclose(row.ground_truth, 6.0 * np.sqrt(2))
 
 
 def test_drift_by_hand(rng):
@@ -255,78 +246,36 @@ def test_latency_by_hand():
     }
 
 
-CONSTANT = [np.full((60, 2), 0.1)]  # 0.1 has no exact mean: rounding must not pass for motion
-ONE_FRAME = [np.ones((1, 2))]
+ALL = (Coupling(max_lag=20), Diversity(((4, 4),)), FaceDistances(), Smoothness(10))
 
 
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("pcc", lambda c: pcc(c, c)),
-        ("rpcc", lambda c: rpcc(c, c, c)),
-        ("rpcc", lambda c: rpcc(c, c, c, "clip")),
-        ("tlcc", lambda c: tlcc(c, c).peak),
-        ("sid", lambda c: sid(c, c, 4)),
-        ("border_ratio", lambda c: border_ratio(c, 10)),
-    ],
-)
-@pytest.mark.parametrize("clips", [CONSTANT, ONE_FRAME], ids=["constant", "one frame"])
-def test_undefined_is_nan_with_a_reason(name, call, clips):
-    with pytest.warns(UndefinedMetricWarning, match=name):
-        assert np.isnan(call(clips))
+@pytest.mark.parametrize("frames", [60, 1])
+def test_a_constant_or_a_single_frame_has_no_value_and_says_so(frames):
+    """0.1 has no exact mean: rounding must not pass for motion."""
+    still = [np.full((frames, 2), 0.1)]
+    found = {tag: row for metric in ALL for tag, row in rows(metric, still, still, still).items()}
+    undefined = {
+        "rpcc/exp",
+        "rpcc/exp/clip",
+        "rpcc/exp/dim",
+        "tlcc/exp/peak",
+        "sid/exp",
+        "border_ratio/exp",
+        "var_ratio/exp",
+    }
+    for tag in undefined | ({"fd/exp", "pfd/exp", "var/exp", "jerk/exp"} if frames == 1 else set()):
+        assert np.isnan(found[tag].value), tag
+        assert found[tag].note, tag
 
 
-@pytest.mark.parametrize("call", [lambda c: fd(c, c), lambda c: pfd(c, c, c), variance, jerk])
-def test_one_frame_has_no_value(call):
-    with pytest.warns(UndefinedMetricWarning):
-        assert np.isnan(call(ONE_FRAME))
-
-
-@pytest.mark.parametrize(("name", "call"), list(DEFINITIONS.items())[:-1])
-def test_no_clips_have_no_value(name, call):
-    with pytest.warns(UndefinedMetricWarning):
-        assert np.isnan(call([], [], [])).all()
-
-
-@pytest.mark.parametrize("name", ["rpcc clip", "variance", "fd", "pfd", "tlcc"])
-def test_a_clip_with_nan_is_left_out_and_counted(rng, name):
+def test_a_clip_with_nan_is_left_out_and_counted(rng):
     x, y, g = ([rng.normal(size=(80, 2)) for _ in range(3)] for _ in range(3))
-    expected = DEFINITIONS[name](x[:2], y[:2], g[:2])
+    tags = ("rpcc/exp/clip", "tlcc/exp/peak", "fd/exp", "pfd/exp", "var/exp")
+    without = {tag: row for metric in ALL for tag, row in rows(metric, x[:2], y[:2], g[:2]).items()}
     g[2][7, 1] = np.nan
-    with pytest.warns(UndefinedMetricWarning, match="1 of 3 clips left out"):
-        assert_allclose(DEFINITIONS[name](x, y, g), expected)
-
-
-def test_nan_in_is_nan_out_never_a_number(rng):
-    bad = [np.full((60, 2), np.nan)]
-    for name in ("rpcc", "rpcc dim", "variance pooled", "sid", "jerk", "border_ratio"):
-        with pytest.warns(UndefinedMetricWarning):
-            assert np.isnan(DEFINITIONS[name]([rng.normal(size=(60, 2))], [rng.normal(size=(60, 2))], bad)), name
-    with pytest.warns(UndefinedMetricWarning):
-        assert np.isnan(rpcc(bad, bad, bad))
-    with pytest.warns(UndefinedMetricWarning):
-        assert np.isnan(sid(CONSTANT, bad, 1))
-
-
-def test_shapes_that_do_not_match_name_the_clip():
-    with pytest.raises(ValueError, match=r"generated\[1\] has 2 frames where user\[1\] has 3"):
-        rpcc([np.ones((2, 1)), np.ones((3, 1))], [np.ones((2, 1)), np.ones((3, 1))], [np.ones((2, 1))] * 2)
-    with pytest.raises(ValueError, match=r"clips\[1\] has 2 dims"):
-        variance([np.ones((2, 1)), np.ones((3, 2))])
-    three, two = [np.ones((9, 3))], [np.ones((9, 2))]
-    for call in (lambda: rpcc(three, three, two), lambda: fd(three, two), lambda: pfd(two, three, two),
-                 lambda: sid(three, two, 2), lambda: var_ratio(three, two)):  # fmt: skip
-        with pytest.raises(ValueError, match="generated has 2 dims where"):
-            call()
-    with pytest.raises(ValueError, match="avatar has 2 dims where user has 3"):
-        tlcc(three, two)
-    with pytest.raises(ValueError, match="generated has 2 clips where true has 1"):
-        fd(three, three * 2)
-    with pytest.raises(ValueError, match=r"user\[0\] must be \(frames, dims\), got shape \(2, 2, 2\)"):
-        tlcc([np.ones((2, 2, 2))], three)
-    assert fd([rng_clip(9)], [rng_clip(12)]) > 0  # distributions need no equal lengths
-
-
-def rng_clip(frames: int) -> np.ndarray:
-    return np.random.default_rng(frames).normal(size=(frames, 2))
+    found = {tag: row for metric in ALL for tag, row in rows(metric, x, y, g).items()}
+    for tag in tags:
+        assert_allclose(found[tag].value, without[tag].value, err_msg=tag)
+        assert found[tag].n == 2, tag
+    for tag in ("rpcc/exp", "var/exp/pooled", "jerk/exp", "border_ratio/exp"):
+        assert np.isnan(found[tag].value), tag  # of all frames at once: never a number

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from af.metrics.arrays import UndefinedMetricWarning
-from af.metrics.known_reactions import react_correlation, react_nod
-from af.metrics.reaction import ReactionModel, reaction_gain
+from af.metrics import evaluate_clips
+from af.metrics.known_reactions import correlation_at_lag, mean_and_error, nod_response
+from af.metrics.reaction import ReactionGain, ReactionModel, log_mel
+from af.metrics.records import EvaluationClip
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
+from af.types import FaceSpec
 
 
 def smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
@@ -73,7 +75,6 @@ def test_gain_sees_reactions_and_does_not_reward_a_blind_avatar(world):
 @pytest.mark.slow
 def test_gain_on_synthetic_conversations():
     """Turn-taking makes the two voices depend on each other: neither a blind talker nor a stranger may gain from it."""
-    from af.metrics.audio import log_mel
     from af.synth.session import SessionConfig, simulate
 
     sessions = [simulate(i) for i in range(60)]
@@ -114,28 +115,31 @@ def test_shifting_the_filter_output_is_shifting_the_user(world):
 
 
 def test_one_identity_has_no_gain(world):
-    _, user, true, _, user_audio, avatar_audio, _ = world
-    with pytest.warns(UndefinedMetricWarning, match="two identities"):
-        gain = reaction_gain(user, true, true, user_audio, avatar_audio, ["one"] * len(user))
-    assert np.isnan(gain.value)
-    assert gain.interval is None
+    _, user, true, *_ = world
+    sound, face = np.random.default_rng(0).normal(size=300 * 640), FaceSpec(("a", "b", "c"), 3, "test/1")
+    clips = [
+        EvaluationClip(str(i), "one", u, t, t, face, sound, sound)
+        for i, (u, t) in enumerate(zip(user, true, strict=True))
+    ]
+    (row,) = evaluate_clips(clips, metrics=[ReactionGain()]).rows
+    assert np.isnan(row.value)
+    assert row.interval is None
+    assert "two identities" in row.note
 
 
-def test_react_correlation_reads_the_lag_and_skips_constant_sessions():
+def test_known_reactions_read_the_lag_and_skip_constant_sessions():
     rng = np.random.default_rng(0)
     user = [rng.normal(size=100) for _ in range(3)]
     avatar = [np.roll(user[0], 11), np.roll(user[1], 11), np.zeros(100)]
-    result = react_correlation(user, avatar, 11)
-    assert_allclose(result.values, [1, 1, np.nan])
-    assert result.mean == 1
-    assert result.standard_error == pytest.approx(0, abs=1e-12)
+    found = np.array([correlation_at_lag(u, a, 11) for u, a in zip(user, avatar, strict=True)])
+    assert_allclose(found, [1, 1, np.nan])
+    assert_allclose(mean_and_error(found), (1, 0), atol=1e-12)
+    assert np.isnan(mean_and_error(found[2:])).all()
 
 
-def test_react_nod_by_hand():
+def test_nods_by_hand():
     pitch = np.zeros(100)
     pitch[11:36] = 2.0  # the second after frame 10
     pitch[60] = 1.5
-    assert_allclose(react_nod([pitch], [[10]]).mean, 2.0 - 1.5 / 75)
-    assert_allclose(react_nod([pitch], [[10]], sign=-1.0).mean, -2.0 + 1.5 / 75)
-    with pytest.warns(UndefinedMetricWarning):
-        assert np.isnan(react_nod([pitch], [[]]).mean)
+    assert_allclose(nod_response(pitch, [10]), 2.0 - 1.5 / 75)
+    assert np.isnan(nod_response(pitch, []))
