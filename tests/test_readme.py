@@ -86,7 +86,8 @@ def parsed(words: list[str]) -> argparse.Namespace:
 def test_every_command_is_taken(words, denoiser_folder):
     args = parsed(words)
     if words[1] == "train":  # a model to start from is not there yet
-        overrides = [f"start={denoiser_folder}" if o.startswith("start=") else o for o in args.overrides]
+        words = [f"start={denoiser_folder}" if o.startswith("start=") else o for o in args.overrides]
+        overrides = [first_value(word) for word in words] if args.multirun else words
         config = resolve(compose("train", overrides, args.config_dir))
         assert all(str(place).startswith(("data/", "s3://")) for place in roots(config["data"]["root"]))
     if words[1] == "encode":

@@ -35,10 +35,11 @@ def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     if find_ranks().launcher is not None:
         raise UserError("a multirun is started once, not by every rank: run `af train -m` without torchrun or srun")
-    first = [_first(word) for word in overrides]
+    first = [first_value(word) for word in overrides]
     config = compose("train", [word for word in first if word], config_dir, hydra_too=True)
     flags = {word[2:] for word in config.hydra.overrides.task if word.startswith("++")}  # of Lightning's Trainer
     words = [f"++{word}" if one in flags else word for word, one in zip(overrides, first, strict=True)]
@@ -53,6 +54,12 @@ def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
     try:
         with sigterm_ends():
             hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="train")(job)()
+    except (
+        HydraException,
+        RuntimeError,
+        ValueError,
+    ) as error:  # what a launcher or sweeper cannot do, or has nowhere to
+        raise UserError(f"the multirun: {' '.join(str(error).split())}") from error
     finally:
         sys.argv = argv
 
@@ -107,7 +114,13 @@ def _train(file: Path, folder: Path) -> None:
         code = process.wait()
     if code:
         said = (folder / LOG).read_text("utf-8", "replace").strip().splitlines() if code > 0 else []
-        last = said[-1] if said else f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        last = (
+            said[-1].removeprefix("af train: ")
+            if said
+            else f"ended by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with {code}"
+        )
         raise UserError(
             f"{folder}: {last} ({folder / LOG} has all of it; jobs that are done are kept, the same command goes on with "
             "the others)"
@@ -128,7 +141,7 @@ def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def _first(word: str) -> str | None:
+def first_value(word: str) -> str | None:
     """An override with the first of its values; None for a pattern, whose values Hydra alone knows."""
     override = _parsed(word)
     if override is None or not override.is_sweep_override():

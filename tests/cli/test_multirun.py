@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from af.cli import multirun
+from af.cli.config import config_folder
 from af.cli.main import main
 from af.errors import UserError
 from af.files import read_json, read_lines, write_json
@@ -79,6 +80,8 @@ def test_flags_of_lightnings_trainer_pass(words, asked):
         ("experiment=denoiser_dmo,vae_demo", "did you mean denoiser_demo?"),
         ("hydra/launcher=jblib", "did you mean joblib?"),
         ("nonsense", "expected KEY=VALUE"),
+        ("module.lr=interval(0,1)", "does not support sweep type"),
+        ("hydra/launcher=slurm", "slurm cluster?"),
     ],
 )
 def test_what_does_not_compose_is_said_before_any_job(word, said, words, asked, capsys):
@@ -90,6 +93,19 @@ def test_what_does_not_compose_is_said_before_any_job(word, said, words, asked, 
 def test_several_values_without_m_are_refused(words, capsys):
     assert main(["train", *words, "seed=0,1"]) == 1
     assert "af train -m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (config_folder() / "sweep").glob("*.yaml")))
+def test_every_sweep_of_ours_has_jobs_that_compose(name, denoiser_folder, asked, tmp_path, monkeypatch):
+    """The first values of what is swept; folders tell all jobs apart."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("af.cli.multirun.objective", lambda *_: 0.0)
+    short = ["trainer.max_steps=1", "hydra.sweeper.n_trials=2"] if "search" in name else ["trainer.max_steps=1"]
+    start = [f"start={denoiser_folder}"] if name in ("losers", "preference", "reactions_preference") else []
+    assert main(["train", f"sweep={name}", *start, *short, "-m", "seed=0,1"]) == 0
+    folders = {config["run"] for config in asked}
+    assert len(folders) == len(asked) >= 2
+    assert all(Path(folder).parts[:2] == ("runs", asked[0]["name"]) for folder in folders)
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
@@ -190,6 +206,7 @@ def undisturbed(words: list[str], folder: Path, *values: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launcher, words, tmp_path):
     words = [*words, "trainer.max_steps=60", "launch.checkpoint_every_n_steps=5"]
