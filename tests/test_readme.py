@@ -18,6 +18,7 @@ import pytest
 
 from af.cli.config import compose, resolve
 from af.cli.main import VERBS, main
+from af.cli.multirun import first_value
 from af.data.mixture import roots
 
 ROOT = Path(__file__).resolve().parents[1]
