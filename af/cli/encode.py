@@ -18,55 +18,35 @@ import argparse
 from pathlib import Path
 
 from af.cli.config import add_config_arguments, compose, resolve
-from af.cli.devices import add_device_argument, device_of
-from af.cli.options import add_share, count, out_folder
-from af.data.parts import clear
-from af.data.stores import location
+from af.cli.derived import WHEN_INTERRUPTED, add_derived_arguments, derived_options
+from af.cli.typed import require_types
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+__all__ = ["WHEN_INTERRUPTED", "configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af encode`."""
-    parser.add_argument(
-        "--data", type=location, required=True, help="folder or URL of shards (with train/, val/, test/)"
-    )
+    add_derived_arguments(parser, "shards (with train/, val/, test/)", workers=2)
     parser.add_argument(
         "--autoencoder", type=Path, required=True, help="model folder, run or checkpoint of a motion VAE"
     )
-    parser.add_argument("--out", type=out_folder, required=True, help="folder for the new shards")
-    parser.add_argument("--workers", type=count, default=2, help="processes (default 2)")
     parser.add_argument("--no-video", action="store_true", help="leave the face videos out of the new shards")
     parser.add_argument(
         "--precision",
         default="fp32",
         help="of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
     )
-    add_device_argument(parser)
-    add_share(parser)
-    parser.add_argument("--overwrite", action="store_true", help="delete what --out holds first")
     add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Encode every split."""
-    device = device_of(args)
     features = resolve(compose("encode", args.overrides, args.config_dir))["features"]
+    require_types(features, "features")
+    options = derived_options(args, args.autoencoder)
     from af.pipeline.encode import encode
 
-    clear(args.out, args.overwrite, args.share, (args.data, args.autoencoder))
-    indices = encode(
-        args.data,
-        args.out,
-        args.autoencoder,
-        features,
-        keep_video=not args.no_video,
-        precision=args.precision,
-        device=device,
-        workers=args.workers,
-        share=args.share,
-    )
-    for index in indices:
+    how = {"keep_video": not args.no_video, "precision": args.precision, **options}
+    for index in encode(args.data, args.out, args.autoencoder, features, **how):
         print(f"{index.folder}: {len(index.samples)} clips, {index.frames} frames")
     return 0

@@ -22,16 +22,15 @@ from __future__ import annotations
 import argparse
 
 from af.cli.config import add_config_arguments, compose, resolve
-from af.cli.derived import add_derived_arguments, derived_options
+from af.cli.derived import WHEN_INTERRUPTED, add_rolling_arguments, rolling_options
 from af.cli.typed import require_types
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+__all__ = ["WHEN_INTERRUPTED", "configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af losers`."""
-    add_derived_arguments(parser, "the denoiser that makes them")
+    add_rolling_arguments(parser, "the denoiser that makes them")
     add_config_arguments(parser)
 
 
@@ -41,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
     require_types(losers, "losers")
     from af.pipeline.losers import make_losers
 
-    for index in make_losers(args.data, args.out, losers, denoiser=args.denoiser, **derived_options(args)):
+    for index in make_losers(args.data, args.out, losers, denoiser=args.denoiser, **rolling_options(args)):
         print(f"{index.folder}: losers of {len(index.samples)} clips, {index.frames} frames")
     return 0

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 
-from af.cli.derived import add_derived_arguments, derived_options
+from af.cli.derived import WHEN_INTERRUPTED, add_rolling_arguments, rolling_options
 from af.cli.options import count, scale
 from af.errors import UserError
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+__all__ = ["WHEN_INTERRUPTED", "configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af teacher`."""
-    add_derived_arguments(parser, "the teacher")
+    add_rolling_arguments(parser, "the teacher")
     parser.add_argument("--guidance-audio", type=scale, default=2.0, help="scale of the avatar's audio (default 2)")
     parser.add_argument("--guidance-user", type=scale, default=1.0, help="scale of the user's signals (default 1)")
     parser.add_argument("--steps", type=count, default=8, help="Euler steps a block (default 8)")
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the teacher's motion for every split asked for."""
     if args.denoiser is None:
         raise UserError("--denoiser is needed: the model that teaches")
-    options = derived_options(args)
+    options = rolling_options(args)
     from af.forcing.guidance import Guidance
     from af.pipeline.teacher import make_teacher
 

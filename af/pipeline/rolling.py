@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -59,12 +59,18 @@ class Turn:
         return replace(self, **parts)
 
 
-def turn_of(clip: Clip, role: str) -> Turn:
-    """A clip with latents and audio features, `role` as the avatar; its first frame is the reference."""
-    own, user = clip.person(role), clip.person(other_role(role))
+def turn_of(clip: Clip, role: str, heard: Clip | None = None, *, name: str | None = None, reference: int = 0) -> Turn:
+    """A clip with latents and audio features, `role` as the avatar and frame `reference` as its portrait.
+
+    The user is that of the clip `heard` (None: this one), cut to length, or begun again.
+    """
+    own, user = clip.person(role), (heard or clip).person(other_role(role))
     assert own.audio_features is not None and user.audio_features is not None  # noqa: PT018
     assert own.motion is not None and user.motion is not None  # noqa: PT018
-    return Turn(clip.key, own.audio_features, user.audio_features, user.motion, own.motion[0])
+    again = np.arange(len(own.motion)) % len(user.motion)
+    return Turn(
+        name or clip.key, own.audio_features, user.audio_features[again], user.motion[again], own.motion[reference]
+    )
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
     )
 
 
+#: What a roll-out reads of a clip.
+PARTS: Final = ("motion", "audio_features")
 #: Makes motion latents for the avatars of a scene: (denoiser, scene, noise) -> (B, T, D).
 Maker = Callable[[Any, Scene, Tensor], Tensor]
 
@@ -144,37 +152,27 @@ def shard_motions(
     by_length: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for i, entry in enumerate(reader.index.samples):
         if entry.shard == shard:
+            if set(entry.roles) != set(ROLES):
+                raise UserError(f"{reader.index.folder}/{entry.key} has one side only, and a roll-out needs both")
             by_length[entry.frames] += [(i, role) for role in ROLES]
     device = "cpu" if denoiser is None else next(denoiser.parameters()).device
+
+    def turn(i: int, role: str) -> Turn:
+        entry = reader.index.samples[i]
+        clip = reader.read(i, PARTS)
+        heard = reader.read(another_conversation(reader.index, i, seed), PARTS) if other_users else None
+        first = next((first for first, _ in entry.valid[role]), 0)
+        return turn_of(clip, role, heard, name=turn_name(entry.key, role), reference=first)
+
     motions: dict[tuple[int, str], np.ndarray] = {}
     for group in by_length.values():
         for start in range(0, len(group), batch):
             chosen = group[start : start + batch]
-            heard = [another_conversation(reader.index, i, seed) if other_users else i for i, _ in chosen]
-            turns = [_turn(reader, i, role, user) for (i, role), user in zip(chosen, heard, strict=True)]
-            scene = Scene.of(turns, device)
+            scene = Scene.of([turn(i, role) for i, role in chosen], device)
             noise = torch.empty(0) if denoiser is None else scene.noise(denoiser, seed)
             made = make(denoiser, scene, noise)
             motions.update(zip(chosen, made.float().cpu().numpy(), strict=True))
     return motions
-
-
-def _turn(reader: ShardReader, i: int, role: str, heard: int) -> Turn:
-    entry = reader.index.samples[i]
-
-    def signal(j: int, whose: str, part: str) -> np.ndarray:
-        rows = reader.read_rows(j, f"{whose}.{part}.npy", 0, reader.index.samples[j].frames)
-        return rows[np.arange(entry.frames) % len(rows)]  # another clip is cut, or begins again
-
-    user = other_role(role)
-    frame = next((first for first, _ in entry.valid[role]), 0)
-    return Turn(
-        turn_name(entry.key, role),
-        avatar_audio=signal(i, role, "audio"),
-        user_audio=signal(heard, user, "audio"),
-        user_motion=signal(heard, user, "motion"),
-        reference=reader.read_rows(i, f"{role}.motion.npy", frame, frame + 1)[0],
-    )
 
 
 def turn_name(key: str, role: str) -> str:
