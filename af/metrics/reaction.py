@@ -49,11 +49,7 @@ class Gain:
 
     value: float
     interval: Interval | None
-    raw: float
-    null: float
     errors: Float[np.ndarray, "I E"]
-    identities: tuple[str, ...]
-    strengths: tuple[float, float]
 
     def draws(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
         """Bootstrap values over identities; same seed and identities, same draws (for paired differences)."""
@@ -165,10 +161,10 @@ class ReactionModel:
         total = sum(self._grams[1:], self._grams[0])
         return [solve_ridge(total - held, blocks) for held in self._grams]
 
-    def errors(self, avatar: Sequence[Clip]) -> Float[np.ndarray, "N E"]:
+    def errors(self, avatar: Sequence[Clip], filters_b: Sequence[Array] | None = None) -> Float[np.ndarray, "N E"]:
         """Per kept clip: squared error of (a), of (b), and of (b) with each shifted user; sums over frames and dims.
 
-        Raises ValueError naming a clip that is not of the shape of the true clip it was fitted beside.
+        `filters_b`: those of (b) by fold, the fitted ones by default. Raises ValueError naming a clip that is not of the shape of the true clip it was fitted beside.
         """
         clips = [as_array(clip) for clip in avatar]
         if len(clips) != len(self._shapes):
@@ -176,15 +172,14 @@ class ReactionModel:
         for i, (clip, shape) in enumerate(zip(clips, self._shapes, strict=True)):
             if clip.shape != shape:
                 raise ValueError(f"avatar[{i}] has shape {clip.shape} where the true clip has {shape}")
-        targets = self._targets(clips)
-        rng = np.random.default_rng(self.seed)
-        rows = []
-        dims = self._own[0].shape[1]
-        for i, target in enumerate(targets):
-            only_own = lagged_filter(self._own[i], _part(self._filters_a[self.fold[i]], self.lags, slice(0, dims)))
-            weights = self._filters_b[self.fold[i]]
-            own = lagged_filter(self._own[i], _part(weights, self.lags, slice(0, dims)))
-            other = lagged_filter(self._other[i], _part(weights, self.lags, slice(dims, None)))
+        rng, rows, dims = np.random.default_rng(self.seed), [], self._own[0].shape[1]
+        for i, target in enumerate(self._targets(clips)):
+            alone, both = (
+                filters[self.fold[i]].reshape(self.lags, -1, target.shape[1])
+                for filters in (self._filters_a, self._filters_b if filters_b is None else filters_b)
+            )
+            only_own, own = (lagged_filter(self._own[i], weights[:, :dims]) for weights in (alone, both))
+            other = lagged_filter(self._other[i], both[:, dims:])
             # Filters run round the clip's end, so shifting the input is shifting the filter's output. Frames before
             # `lags` would look round the end and are not judged.
             frames = len(target)
@@ -203,15 +198,12 @@ class ReactionModel:
 
     def gain(self, avatar: Sequence[Clip], resamples: int = 1000) -> Gain:
         """Reaction gain of `avatar` (true or generated), with a bootstrap interval over identities."""
-        grouped, names = group_sums(self.errors(avatar), self.identities)
-        total = grouped.sum(axis=0)
-        raw = float(np.log(total[0] / total[1])) if total[0] > 0 and total[1] > 0 else float("nan")
-        value = float(gain_from_errors(total))
+        grouped, _ = group_sums(self.errors(avatar), self.identities)
+        value = float(gain_from_errors(grouped.sum(axis=0)))
         interval = bootstrap(grouped, gain_from_errors, resamples=resamples, seed=self.seed)
         if not np.isfinite(value):
             undefined("reaction_gain", "the avatar's motion is not finite, or never changes")
-        strengths = (self.strength_a, self.strength_b)
-        return Gain(value, interval, raw, raw - value, grouped, tuple(names), strengths)
+        return Gain(value, interval, grouped)
 
     def gain_by_lag(
         self, avatar: Sequence[Clip], bands: Sequence[tuple[int, int]] = LAG_BANDS
@@ -221,26 +213,19 @@ class ReactionModel:
         lag_of = np.repeat(np.arange(1, self.lags + 1), channels)
         user = np.zeros(lag_of.size, bool)
         user[self._columns[1]] = True
-        full, result = self._filters_b, []
-        try:
-            for low, high in bands:
-                if (low, high) not in self._bands:
-                    columns = np.flatnonzero(user & (lag_of >= low) & (lag_of < high))
-                    self._bands[low, high] = self._fit_folds(self._blocks(self.strength_b, columns))
-                self._filters_b = self._bands[low, high]
-                result.append((low, high, float(gain_from_errors(self.errors(avatar).sum(axis=0)))))
-        finally:
-            self._filters_b = full
+        result = []
+        for low, high in bands:
+            if (low, high) not in self._bands:
+                columns = np.flatnonzero(user & (lag_of >= low) & (lag_of < high))
+                self._bands[low, high] = self._fit_folds(self._blocks(self.strength_b, columns))
+            errors = self.errors(avatar, self._bands[low, high])
+            result.append((low, high, float(gain_from_errors(errors.sum(axis=0)))))
         return result
 
 
 def _without(part: Clip, base: Clip) -> Clip:
     """`part` without its projection on `base`, dimension by dimension."""
     return part - base * safe_divide((part * base).sum(0), (base * base).sum(0), fill=0.0)
-
-
-def _part(weights: Float[np.ndarray, "LC P"], lags: int, channels: slice) -> Float[np.ndarray, "L C P"]:
-    return weights.reshape(lags, -1, weights.shape[1])[:, channels]
 
 
 def _deviation(clips: list[Clip]) -> Float[np.ndarray, " D"]:

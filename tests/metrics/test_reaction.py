@@ -67,7 +67,8 @@ def test_gain_sees_reactions_and_does_not_reward_a_blind_avatar(world):
     assert reactive.interval.low > 0.1
     assert none.interval.low < 0.02
     assert abs(none.value) < 0.06 * reactive.value
-    assert_allclose(reactive.value, reactive.raw - reactive.null)
+    gains = np.log(reactive.errors.sum(0)[0] / reactive.errors.sum(0)[1:])
+    assert_allclose(reactive.value, gains[0] - gains[1:].mean())
     lags = model.gain_by_lag(true, bands=[(1, 6), (8, 15), (16, 21)])
     assert max(lags, key=lambda band: band[2])[:2] == (8, 15)
 
