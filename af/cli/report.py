@@ -21,7 +21,7 @@ from af.cli.options import out_folder
 from af.console import show
 
 if TYPE_CHECKING:
-    from af.evaluation.runs import Group, Run
+    from af.evaluation.runs import Run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,24 +38,35 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from af.evaluation.comparison import Comparison, Setting, write_comparison
-    from af.evaluation.runs import find_runs, grouped, require_one_tracker
+    from af.evaluation.runs import distinguishing, find_runs, grouped, require_one_tracker
 
     runs = find_runs(args.runs, args.tag)
     require_one_tracker(runs)
     groups = grouped(runs)
     tags = [tag.strip() for tag in args.metrics.split(",")] if args.metrics else None
-    settings = [Setting(g.name, tuple(r.metrics for r in g.runs if r.metrics is not None)) for g in groups]
+    settings = [Setting(name, tuple(r.metrics for r in group if r.metrics)) for name, group in groups.items()]
     comparison = Comparison.of(settings, tags)
     title = args.title or f"Report on {', '.join(map(str, args.runs))}"
     missing = [run for run in runs if run.metrics is None]
     out = args.out or args.runs[0] / "report"
-    differences = config_differences(groups)
-    content = {
-        "runs": [_record(group, run) for group in groups for run in group.runs],
-        "config_differences": differences,
-    }
-    text = _missing_text(missing, len(runs)) + _differences_text(groups, differences) + _commands_text(groups)
-    write_comparison(out, comparison, title, text=text, content=content)
+    differences = {key: {name: _values(group, key) for name, group in groups.items()} for key in distinguishing(runs)}
+    records = [_record(name, run) for name, group in groups.items() for run in group]
+    text = ""
+    if missing:
+        text += f"\n## Without numbers yet: {len(missing)} of {len(runs)}\n\n"
+        text += "".join(f"- `{run.folder}`\n" for run in missing)
+    if differences:
+        text += f"\n## What differs\n\n| | {' | '.join(groups)} |\n| --- |{' --- |' * len(groups)}\n"
+        for key, found in differences.items():
+            cells = (", ".join(map(str, found[name])) or "–" for name in groups)
+            text += f"| `{key}` | {' | '.join(cells)} |\n"
+    commands = [
+        f"{record['setting']}, seed {record['seed']}:\n\n```sh\n" + "\n".join(record["commands"]) + "\n```\n"
+        for record in records
+        if record["commands"]
+    ]
+    text += "\n## Commands\n\n" + "\n".join(commands) if commands else ""
+    write_comparison(out, comparison, title, text=text, content={"runs": records, "config_differences": differences})
     console = Console()
     show(comparison.console(title), console)
     if missing:
@@ -64,56 +75,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
-    """{key: {group: its runs' values}} for the keys that are not the same in all runs (seeds and folders left out)."""
-    from af.evaluation.runs import distinguishing, telling
-
-    return {
-        key: {g.name: _distinct([telling(r).get(key) for r in g.runs if r.has_come_to(key)]) for g in groups}
-        for key in distinguishing([run for group in groups for run in group.runs], telling)
-    }
-
-
-def _distinct(values: Sequence[Any]) -> list[Any]:
+def _values(runs: Sequence[Run], key: str) -> list[Any]:
+    values = [run.config.get(key) for run in runs if run.has_come_to(key)]
     return [value for i, value in enumerate(values) if value not in values[:i]]
 
 
-def _record(group: Group, run: Run) -> dict[str, Any]:
+def _record(setting: str, run: Run) -> dict[str, Any]:
     return {
-        "setting": group.name,
+        "setting": setting,
         "folder": str(run.folder),
         "seed": run.seed,
         "swept": dict(run.swept),
         "commands": list(run.commands),
         "metrics": None if run.metrics is None else dict(run.metrics),
     }
-
-
-def _missing_text(missing: Sequence[Run], total: int) -> str:
-    if not missing:
-        return ""
-    lines = "".join(f"- `{run.folder}`\n" for run in missing)
-    return f"\n## Without numbers yet: {len(missing)} of {total}\n\n{lines}"
-
-
-def _differences_text(groups: Sequence[Group], differences: dict[str, dict[str, list[Any]]]) -> str:
-    if not differences:
-        return ""
-    lines = [
-        "| setting | " + " | ".join(f"`{key}`" for key in differences) + " |",
-        "| --- |" + " --- |" * len(differences),
-    ]
-    for group in groups:
-        cells = (", ".join(map(str, values.get(group.name, []))) or "–" for values in differences.values())
-        lines.append(f"| {group.name} | " + " | ".join(cells) + " |")
-    return "\n## What differs\n\n" + "\n".join(lines) + "\n"
-
-
-def _commands_text(groups: Sequence[Group]) -> str:
-    blocks = []
-    for group in groups:
-        for run in group.runs:
-            if run.commands:
-                commands = "\n".join(run.commands)
-                blocks.append(f"{group.name}, seed {run.seed}:\n\n```sh\n{commands}\n```\n")
-    return "\n## Commands\n\n" + "\n".join(blocks) if blocks else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,14 +40,6 @@ class Run:
         return key in self.config or (bool(self.config) and self.metrics is not None)
 
 
-@dataclass
-class Group:
-    """Runs that differ in their seed alone, under the name of what they share."""
-
-    name: str
-    runs: list[Run] = field(default_factory=list)
-
-
 def find_runs(places: Sequence[Path], tag: str | None = None) -> list[Run]:
     """Every evaluation below `places`, and every job of a multirun there that has none. With `tag`, runs that carry it.
 
@@ -75,58 +67,47 @@ def find_runs(places: Sequence[Path], tag: str | None = None) -> list[Run]:
     return runs
 
 
-def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Runs by what they share: what is swept but the seed, and what else differs between runs of one name.
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """{name: runs that differ in their seed alone}; the name is what is swept, and what else differs between its runs.
 
     Folders and hashes, which differ between seeds, tell nothing unless they differ between runs of one seed, too.
     """
-    by_name: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
+    for name, members in _by(runs, lambda run: _name(run.swept) or run.folder.as_posix()).items():
+        keys = distinguishing(members)
+        for full, alike in _by(members, lambda run: _with_values(name, run, keys)).items():  # noqa: B023
+            same_seed = _by(alike, lambda run: json.dumps(run.seed)).values()
+            places = sorted({key for same in same_seed for key in distinguishing(same, places=True)})
+            for run in alike:
+                groups.setdefault(_with_values(full, run, places), []).append(run)
+    return groups
+
+
+def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        by_name.setdefault(_name(run.swept) or run.folder.as_posix(), []).append(run)
-    groups: dict[str, Group] = {}
-    for name, members in by_name.items():
-        keys = distinguishing(members, telling)
-        alike: dict[str, list[Run]] = {}
-        for run in members:
-            alike.setdefault(_with_values(name, run, keys), []).append(run)
-        for full, repeated in alike.items():
-            places = _contradictions(repeated)
-            for run in repeated:
-                whole = _with_values(full, run, places)
-                groups.setdefault(whole, Group(whole)).runs.append(run)
-    return list(groups.values())
+        found.setdefault(key(run), []).append(run)
+    return found
 
 
 def _with_values(name: str, run: Run, keys: Sequence[str]) -> str:
     return ", ".join([name, *(f"{key}={_short(run.config.get(key))}" for key in keys if run.has_come_to(key))])
 
 
-def _contradictions(runs: Sequence[Run]) -> list[str]:
-    """Keys, of folders too, whose values differ between runs of one seed: such runs do not repeat each other."""
-    by_seed: dict[str, list[Run]] = {}
+def distinguishing(runs: Sequence[Run], *, places: bool = False) -> list[str]:
+    """Keys that are not the same in all runs, but seeds and names of runs; folders and hashes too with `places`. Of a job
+    that has not ended, what it has not come to yet tells nothing.
+    """
+    found: dict[str, set[str]] = {}
     for run in runs:
-        by_seed.setdefault(json.dumps(run.seed), []).append(run)
-    return sorted({key for same in by_seed.values() for key in distinguishing(same, _but_seed)})
+        for key in {key for other in runs for key in other.config}:
+            if run.has_come_to(key) and (places or not _is_place(key, run.config.get(key))):
+                found.setdefault(key, set()).add(json.dumps(run.config.get(key)))
+    return sorted(k for k, values in found.items() if len(values) > 1 and _last(k) not in ("seed", "run", "denoiser"))
 
 
-def _but_seed(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if _last(key) not in ("seed", "run", "denoiser")}
-
-
-def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys whose values are not the same in all configurations."""
-    keys = sorted({key for config in configs for key in config})
-    return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
-
-
-def distinguishing(runs: Sequence[Run], config: Callable[[Run], Mapping[str, Any]]) -> list[str]:
-    """Keys that are not the same in all runs. Of a job that has not ended, what it has not come to yet tells nothing."""
-    keys = set(differing([config(run) for run in runs if run.config and run.metrics is not None]))
-    values: dict[str, set[str]] = {}
-    for run in runs:
-        for key, value in config(run).items():
-            values.setdefault(key, set()).add(json.dumps(value))
-    return sorted(keys | {key for key, found in values.items() if len(found) > 1})
+def _is_place(key: str, value: Any) -> bool:
+    return _last(key) in ("autoencoder", "data") or (isinstance(value, str) and "/" in value)
 
 
 def _is_evaluation(folder: Path) -> bool:
@@ -143,11 +124,9 @@ def _home(evaluation: Path) -> Path | None:
 
 def _run(folder: Path, home: Path | None, more: Mapping[str, Any]) -> Run:
     """A run by its files; an evaluation outside of a run has the configurations and commands of the runs beside it."""
-    homes = (
-        {"": home}
-        if home is not None
-        else {f"{f.parent.name}/": f.parent for f in sorted(folder.parent.glob("*/config.json"))}
-    )
+    homes = {f"{file.parent.name}/": file.parent for file in sorted(folder.parent.glob("*/config.json"))}
+    if home is not None:
+        homes = {"": home}
     config: dict[str, Any] = {}
     commands = []
     for prefix, run in homes.items():
@@ -170,16 +149,6 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         found |= flat(inner, f"{prefix}{key}.")
     return found
-
-
-def telling(run: Run) -> dict[str, Any]:
-    """The configuration without what always differs: seeds, folders, hashes."""
-    return {
-        key: value
-        for key, value in run.config.items()
-        if _last(key) not in ("seed", "run", "denoiser", "autoencoder", "data")
-        and not (isinstance(value, str) and "/" in value)
-    }
 
 
 def _last(key: str) -> str:
