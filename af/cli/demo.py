@@ -16,7 +16,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +51,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the demo: a short name, what it is for in one line, and the arguments of `af`."""
-
-    name: str
-    purpose: str
-    arguments: tuple[str, ...]
+#: One step of the demo: a short name, what it is for in one line, and the arguments of `af`.
+Stage = tuple[str, str, list[str]]
 
 
 def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[str, Any]:
@@ -67,29 +61,25 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
     Returns for each what it took: {arguments, done, seconds (of all its starts), peak_memory_gb (of all its processes)}.
     Raises UserError when a stage fails, naming it and its command, `Stopped` when SIGTERM ended it.
     """
-    done = read_json(record) if record.is_file() else {}
-    for number, stage in enumerate(stages, 1):
-        console.print(Rule(f"[bold]{number}/{len(stages)} {stage.name}[/bold]: {stage.purpose}", align="left"))
-        arguments = list(stage.arguments)
-        if stage.name in done and done[stage.name]["arguments"] != arguments:
-            done = {earlier.name: done[earlier.name] for earlier in stages[: number - 1]}
-        entry = done.setdefault(
-            stage.name, {"arguments": arguments, "done": False, "seconds": 0.0, "peak_memory_gb": 0.0}
-        )
+    known = read_json(record) if record.is_file() else {}
+    done: dict[str, Any] = {}
+    for number, (name, purpose, arguments) in enumerate(stages, 1):
+        console.print(Rule(f"[bold]{number}/{len(stages)} {name}[/bold]: {purpose}", align="left"))
+        if name not in known or known[name]["arguments"] != arguments:
+            known = {name: {"arguments": arguments, "done": False, "seconds": 0.0, "peak_memory_gb": 0.0}}
+        entry = done[name] = known[name]
         if entry["done"]:
             console.print(f"done before, in {entry['seconds']:.0f} s")
             continue
         try:
-            code = _run(stage.arguments, entry)
+            code = _run(arguments, entry)
+            entry["done"] = not code
         except SystemExit as error:
-            told = f"stopped in stage {stage.name}: the same command goes on with it"
-            raise Stopped(signal.SIGTERM, told) from error
+            raise Stopped(signal.SIGTERM, f"stopped in stage {name}: the same command goes on with it") from error
         finally:
             write_json(record, done)
         if code:
-            raise UserError(f"stage {stage.name} failed (exit {code}): af {' '.join(arguments)}")
-        entry["done"] = True
-        write_json(record, done)
+            raise UserError(f"stage {name} failed (exit {code}): af {' '.join(arguments)}")
     return done
 
 
@@ -117,59 +107,56 @@ def resident_gb(pid: int) -> float:
 
 def stages(config: dict[str, Any]) -> list[Stage]:
     """The commands of the demo, in order."""
-    folder, data = Path(config["run"]), config["data_folder"]
-    latents, example = config["latents_folder"], folder / "example"
-    vae, denoiser = folder / "vae", folder / "denoiser"
+    folder, data, latents = config["run"], config["data_folder"], config["latents_folder"]
+    vae, denoiser, example = f"{folder}/vae", f"{folder}/denoiser", f"{folder}/example"
+    models = ["--autoencoder", f"{vae}/export", "--denoiser", f"{denoiser}/export"]
 
-    def overrides(values: dict[str, Any]) -> list[str]:
-        return [f"{key}={value}" for key, value in values.items()]
+    def overrides(stage: str) -> list[str]:
+        return [f"{key}={value}" for key, value in config[stage].items()]
 
-    def flags(values: dict[str, Any]) -> list[str]:
-        return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    def flags(stage: str) -> list[str]:
+        return [word for key, value in config[stage].items() for word in (f"--{key}", str(value))]
 
-    models = ["--autoencoder", str(vae / "export"), "--denoiser", str(denoiser / "export")]
-    commands = [
-        ("synth", "conversations whose causes are known", ["synth", "--out", data, *flags(config["synth"])]),
+    return [
+        ("synth", "conversations whose causes are known", ["synth", "--out", data, *flags("synth")]),
         (
             "vae",
             "learn to take faces apart into identity and motion",
-            ["train", "experiment=vae_demo", f"run={vae}", f"data.root={data}", *overrides(config["vae"])],
+            ["train", "experiment=vae_demo", f"run={vae}", f"data.root={data}", *overrides("vae")],
         ),
         (
             "encode",
             "every frame becomes a motion latent, every sound a feature",
-            ["encode", "--data", data, "--autoencoder", str(vae / "export"), "--out", latents, *flags(config["encode"])],
+            ["encode", "--data", data, "--autoencoder", f"{vae}/export", "--out", latents, *flags("encode")],
         ),
         (
             "denoiser",
             "learn to move from voices and the user's face, block by block",
             [
                 "train", "experiment=denoiser_demo", f"run={denoiser}", f"data.root={latents}",
-                f"callbacks.previews.autoencoder={vae / 'export'}", *overrides(config["denoiser"]),
+                f"callbacks.previews.autoencoder={vae}/export", *overrides("denoiser"),
             ],
         ),
         (
             "evaluate",
             "generate the held-out conversations and measure them",
-            ["evaluate", *models, "--data", f"{latents}/test", "--out", str(folder / "evaluation"), *flags(config["evaluate"])],
+            ["evaluate", *models, "--data", f"{latents}/test", "--out", f"{folder}/evaluation", *flags("evaluate")],
         ),
         (
             "extract",
             "one held-out conversation as files: portrait, voices, user video",
-            ["shards", "extract", f"{latents}/test", "--sample", "0", "--out", str(example)],
+            ["shards", "extract", f"{latents}/test", "--sample", "0", "--out", example],
         ),
         (
             "generate",
             "film the avatar in that conversation from those files",
             [
-                "generate", *models, "--portrait", str(example / "avatar.png"), "--avatar-audio",
-                str(example / "avatar.wav"), "--user-video", str(example / "user.mp4"), "--no-crop",
-                "--out", str(folder / "videos" / "avatar.mp4"), "--side-by-side",
-                str(folder / "videos" / "conversation.mp4"), *flags(config["generate"]),
+                "generate", *models, "--portrait", f"{example}/avatar.png", "--avatar-audio", f"{example}/avatar.wav",
+                "--user-video", f"{example}/user.mp4", "--no-crop", "--out", f"{folder}/videos/avatar.mp4",
+                "--side-by-side", f"{folder}/videos/conversation.mp4", *flags("generate"),
             ],
         ),
     ]  # fmt: skip
-    return [Stage(name, purpose, tuple(map(str, arguments))) for name, purpose, arguments in commands]
 
 
 def report(config: dict[str, Any], results: dict[str, Any], console: Console) -> None:
@@ -185,41 +172,36 @@ def report(config: dict[str, Any], results: dict[str, Any], console: Console) ->
     metrics["machine"] = machine()
     write_json(folder / "metrics.json", metrics)
     paths = {
-        "videos": f"{folder / 'videos'}, {evaluation / 'videos'}",
+        "videos": f"{folder}/videos, {evaluation}/videos",
         "TensorBoard": f"tensorboard --logdir {folder}",
-        "motion VAE": str(folder / "vae" / "export"),
-        "denoiser": str(folder / "denoiser" / "export"),
-        "checkpoints": f"{folder / 'vae' / 'checkpoints'}, {folder / 'denoiser' / 'checkpoints'}",
-        "numbers": str(folder / "metrics.json"),
+        "motion VAE": f"{folder}/vae/export",
+        "denoiser": f"{folder}/denoiser/export",
+        "checkpoints": f"{folder}/vae/checkpoints, {folder}/denoiser/checkpoints",
+        "numbers": f"{folder}/metrics.json",
     }
     table = (evaluation / "metrics.md").read_text().partition("\n")[2].partition("\n## ")[0].strip()
-    times = "\n".join(f"| {k} | {r['seconds']:.0f} | {r['peak_memory_gb']:.2f} |" for k, r in results.items())
-    total = f"| total | {metrics['seconds/total']:.0f} | {metrics['peak_memory_gb']:.2f} |"
-    listing = "\n".join(f"- {name}: `{path}`" for name, path in paths.items())
+    took = {**results, "total": {"seconds": metrics["seconds/total"], "peak_memory_gb": metrics["peak_memory_gb"]}}
+    times = "".join(f"| {k} | {r['seconds']:.0f} | {r['peak_memory_gb']:.2f} |\n" for k, r in took.items())
+    listing = "".join(f"- {name}: `{path}`\n" for name, path in paths.items())
     worse, people = worse_than_null(metrics), metrics.get("people", "unknown whether held out")
     remark = f"Worse than the null: {', '.join(f'`{tag}`' for tag in worse)}.\n\n" if worse else ""
     text = (
         f"# Demo: {config['name']}\n\nPeople: {people}. Null: the user of another conversation "
         f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n{remark}## Time and memory\n\n"
-        f"| stage | seconds | peak memory of all processes, GiB |\n| --- | ---: | ---: |\n{times}\n{total}\n\n"
-        f"## Where things are\n\n{listing}\n"
+        f"| stage | seconds | peak memory of all processes, GiB |\n| --- | ---: | ---: |\n{times}\n"
+        f"## Where things are\n\n{listing}"
     )
     write_text(folder / "report.md", text)
     summary = Table("result", "generated", "ground truth", "null", title=f"Demo; people: {people}")
     for tag in config["summary"]:
-        cells = [metrics.get(tag), metrics.get(f"{tag}/true"), metrics.get(f"{tag}/null")]
-        errors = [metrics.get(f"{tag}/se"), metrics.get(f"{tag}/true/se"), metrics.get(f"{tag}/null/se")]
-        summary.add_row(
-            f"[yellow]{tag} ![/yellow]" if tag in worse else tag,
-            *(_cell(v, e) for v, e in zip(cells, errors, strict=True)),
-        )
+        name = f"[yellow]{tag} ![/yellow]" if tag in worse else tag
+        summary.add_row(name, *(_cell(metrics, f"{tag}{side}") for side in ("", "/true", "/null")))
     show(summary, console)
     if worse:
         console.print(f"! worse than the null: {', '.join(worse)}", style="yellow", highlight=False)
-    console.print(
-        f"{metrics['seconds/total'] / 60:.1f} minutes, at most {metrics['peak_memory_gb']:.2f} GiB in all processes"
-    )
-    for name, path in {**paths, "report": str(folder / "report.md")}.items():
+    minutes = metrics["seconds/total"] / 60
+    console.print(f"{minutes:.1f} minutes, at most {metrics['peak_memory_gb']:.2f} GiB in all processes")
+    for name, path in {**paths, "report": f"{folder}/report.md"}.items():
         console.print(f"{name:>12}: {path}", highlight=False, soft_wrap=True)
 
 
@@ -255,7 +237,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _cell(value: float | None, error: float | None) -> str:
+def _cell(metrics: dict[str, Any], tag: str) -> str:
+    value, error = metrics.get(tag), metrics.get(f"{tag}/se")
     if value is None:
         return "–"
     return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
