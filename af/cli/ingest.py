@@ -78,16 +78,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--pair", **two, help="two videos (repeatable)")
     add("--side-by-side", action="append", default=[], metavar="VIDEO", help="one video with both (repeatable)")
     add("--manifest", metavar="FILE", help="list of conversations: .csv, .json or .jsonl")
-    text = "audio files, once for each conversation in order; - for the video's own, 'silence' for none"
-    add("--audio", **two, help=text)
+    add("--audio", **two, help="audio files, a pair a conversation in order; - for the video's own, 'silence' for none")
     add("--participants", **two, help="ids of the people, once for each conversation in order")
     add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
     add("--out", type=out_folder, required=True, metavar="DIR", help="folder for train/, val/, test/ and the report")
     where = parser.add_mutually_exclusive_group()
     text = "where all goes (default train)"
     where.add_argument("--split", choices=("train", "val", "test"), default="train", help=text)
-    text = "fractions, by hash of the people"
-    where.add_argument("--split-by-identity", type=fractions, metavar="TRAIN,VAL,TEST", help=text)
+    where.add_argument("--split-by-identity", type=fractions, metavar="TRAIN,VAL,TEST", help="by hash of the people")
     add("--workers", type=count, default=1, help="processes (default 1)")
     add_share(parser)
     add_settings(parser, IngestOptions, SETTINGS)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -15,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from af.data.dataset import PlanDataset
+from af.data.parts import end_with_parent
 from af.data.plan import OnceBatchSampler, PlanBatchSampler
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -42,14 +41,7 @@ def _outlast_signals(worker: int) -> None:
     for number in _SIGNALS:
         signal.signal(number, lambda *_: signal.alarm(60))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Torch looks for the fork server, which lives as long as its workers do: killed trainings left both behind."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()  # torch's own watch is on the fork server, which lives as long as its workers do
 
 
 def make_loader(dataset: Dataset, workers: int, seed: int, **options: Any) -> DataLoader:

@@ -176,14 +176,20 @@ def tell_unfinished(share: Share, missing: int, total: int) -> None:
 def _worker() -> None:
     """Begin a worker process: one thread in every library, and an end with the process that started it."""
     one_thread_each()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """Else a worker whose parent was killed waits for work for ever, and holds its memory."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+def end_with_parent() -> None:
+    """End this worker process when the one that started it ends: if that is killed, the worker would wait for work for
+    ever, and hold its memory.
+    """
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def one_thread_each() -> None:

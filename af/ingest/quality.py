@@ -15,6 +15,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import gaussian_filter1d
 
 from af.clock import FPS, SAMPLE_RATE, frames_to_samples, frames_to_seconds, samples_to_seconds
+from af.data.audio import fit_audio
 from af.data.container import MediaError
 from af.data.notes import Notes
 from af.data.schema import ROLES, spans
@@ -47,8 +48,7 @@ class Lag:
 
 def voice_changes(audio: Float32[np.ndarray, " S"], frames: int) -> Float64[np.ndarray, " T"]:
     """How much the loudness (log) changes around each frame: syllables begin and end when lips move."""
-    fitted = np.pad(audio[: frames_to_samples(frames)], (0, max(0, frames_to_samples(frames) - len(audio))))
-    energy = (fitted.reshape(frames, -1).astype(np.float64) ** 2).mean(1)
+    energy = (fit_audio(audio, frames).reshape(frames, -1).astype(np.float64) ** 2).mean(1)
     return np.abs(np.gradient(np.log10(energy + 1e-6))) if frames > 1 else np.zeros(frames)
 
 

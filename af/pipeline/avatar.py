@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from af.clock import frames_to_samples, samples_to_frames
+from af.clock import samples_to_frames
+from af.data.audio import fit_audio
 from af.errors import UserError
 from af.forcing.pieces import mono_samples
 from af.forcing.rollout import rollout_blocks
@@ -158,10 +159,7 @@ class Avatar:
     def _audio_pieces(self, name: str, audio: np.ndarray | None, frames: int) -> Iterator[Tensor]:
         if audio is None:
             return iter(())
-        samples = frames_to_samples(frames)
-        audio = mono_samples(name, audio)
-        padded = np.pad(audio[:samples], (0, max(0, samples - len(audio))))
-        return self.features.pieces(torch.from_numpy(padded))
+        return self.features.pieces(torch.from_numpy(fit_audio(mono_samples(name, audio), frames)))
 
 
 def longest(*, audio: Iterable[np.ndarray | None], video_frames: int = 0) -> int:
