@@ -85,8 +85,8 @@ class Appearance:
         hue = rng.uniform()
         background = _hsv(hue, rng.uniform(0.10, 0.34), rng.uniform(0.62, 0.92))
         clothes = _hsv(hue + rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.58), rng.uniform(0.3, 0.85))
-        style = rng.choice(["short", "parted", "long", "fringe", "bun", "round", "shaved"], p=_STYLE_ODDS)
-        hairline, sides, part, volume, drop, length, bun = _STYLES[style]
+        style = rng.choice(list(_STYLES), p=[odds for odds, *_ in _STYLES.values()])
+        _, hairline, sides, part, volume, drop, length, bun = _STYLES[style]
         bearded = style in ("short", "parted", "shaved") and rng.uniform() < 0.35
         return cls(
             skin=_colour(skin),
@@ -120,16 +120,15 @@ class Appearance:
         )
 
 
-_STYLE_ODDS = (0.22, 0.18, 0.2, 0.15, 0.09, 0.1, 0.06)
-#           hairline sides part volume drop length bun
+#: Probability, hairline, sides, part, volume, drop, length, bun.
 _STYLES = {
-    "short": (-0.58, 0.55, 0.05, 0.07, -0.02, -1.0, 0.0),
-    "parted": (-0.54, 0.60, 0.22, 0.09, 0.02, -1.0, 0.0),
-    "long": (-0.56, 0.80, 0.10, 0.13, 0.75, 1.15, 0.0),
-    "fringe": (-0.38, 0.26, 0.00, 0.13, 0.60, 0.75, 0.0),
-    "bun": (-0.62, 0.50, 0.00, 0.08, -0.02, -1.0, 0.34),
-    "round": (-0.62, 0.46, 0.00, 0.28, 0.28, 0.62, 0.0),
-    "shaved": (-0.74, 0.45, 0.00, 0.03, -0.15, -1.0, 0.0),
+    "short": (0.22, -0.58, 0.55, 0.05, 0.07, -0.02, -1.0, 0.0),
+    "parted": (0.18, -0.54, 0.60, 0.22, 0.09, 0.02, -1.0, 0.0),
+    "long": (0.2, -0.56, 0.80, 0.10, 0.13, 0.75, 1.15, 0.0),
+    "fringe": (0.15, -0.38, 0.26, 0.00, 0.13, 0.60, 0.75, 0.0),
+    "bun": (0.09, -0.62, 0.50, 0.00, 0.08, -0.02, -1.0, 0.34),
+    "round": (0.1, -0.62, 0.46, 0.00, 0.28, 0.28, 0.62, 0.0),
+    "shaved": (0.06, -0.74, 0.45, 0.00, 0.03, -0.15, -1.0, 0.0),
 }
 
 

@@ -247,7 +247,7 @@ def _face(
     )
     shift_x, shift_y = (_slow(rng, frames, s, 1.6) + rng.normal(0, r) for s, r in ((0.008, 0.008), (0.004, 0.006)))
     scale = _slow(rng, frames, 0.018, 1.6) + rng.normal(0, 0.03)
-    mouth = lips(phrases, frames)
+    opening, width = lips(phrases, frames)
     beat, lift = _beats(stream(seed, "beats", role), phrases, frames)
     nod = _nod_curve(nods, frames)
     smile = 1 - np.prod([1 - np.clip(e.amplitude, 0, 0.98) * _swell(e, frames) for e in smiles], axis=0)
@@ -255,8 +255,8 @@ def _face(
     gaze_x, gaze_y = _gaze(stream(seed, "gaze", role), speaking, partner_starts)
     turn = gaussian_filter1d(gaze_x, 3) * 0.10  # the head follows the eyes a little
     values = {
-        "mouth_open": mouth.opening,
-        "mouth_width": mouth.width,
+        "mouth_open": opening,
+        "mouth_width": width,
         "smile": smile + _slow(rng, frames, 0.012),
         "brow": lift + _slow(rng, frames, 0.06, 0.8) + 0.15 * smile,
         "blink": _blinks(stream(seed, "blinks", role), config.blink_every_s, frames),

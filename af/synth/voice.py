@@ -40,24 +40,16 @@ class VoiceType:
         )
 
 
-@dataclass(frozen=True)
-class Lips:
-    """Per video frame: opening 0–1 (first formant × envelope), width -1–1 (second formant), stress 0–1."""
-
-    opening: Float32[np.ndarray, " T"]
-    width: Float32[np.ndarray, " T"]
-
-
 def openness(vowel: Vowel) -> float:
     """How far a vowel opens the mouth, 0–1: its first formant."""
     return float(np.clip((vowel.f1 - 240) / 540, 0, 1))
 
 
-def lips(phrases: Sequence[Phrase], frames: int) -> Lips:
-    """Lip movement of the phrases. Opening follows F1 under the vowel's envelope, width follows F2."""
+def lips(phrases: Sequence[Phrase], frames: int) -> tuple[Float32[np.ndarray, " T"], Float32[np.ndarray, " T"]]:
+    """How the lips move with the phrases, per video frame: opening 0–1 (F1 under the vowel's envelope), width -1–1 (F2)."""
     steps = int(frames_to_seconds(frames) * CONTROL_HZ)
     opening, width, weight = np.zeros(steps), np.zeros(steps), np.zeros(steps)
-    for syllable in _syllables(phrases):
+    for syllable in (syllable for phrase in phrases for syllable in phrase.syllables):
         start, window = _vowel_window(syllable, CONTROL_HZ)
         place, window = _clip(start + 2, window, steps)  # never ahead of the audio
         opening[place] += window * (0.12 + 0.88 * openness(syllable.vowel)) * (0.55 + 0.45 * syllable.level)
@@ -70,8 +62,8 @@ def lips(phrases: Sequence[Phrase], frames: int) -> Lips:
     width /= np.maximum(weight, 1)  # overlapping vowels share
     opening = gaussian_filter1d(np.minimum(opening, 1), 0.018 * CONTROL_HZ)
     width = gaussian_filter1d(width, 0.030 * CONTROL_HZ)
-    per_frame = steps // frames
-    return Lips(*(curve.reshape(frames, per_frame).mean(1).astype(np.float32) for curve in (opening, width)))
+    opening, width = (curve.reshape(frames, -1).mean(1).astype(np.float32) for curve in (opening, width))
+    return opening, width
 
 
 def speech(
@@ -93,10 +85,6 @@ def speech(
                 _add_consonant(audio, noise, source, syllable.consonant, syllable.start_s, syllable.level)
     audio *= np.float32(voice.peak / max(float(np.abs(audio).max()), 1e-6))
     return audio + floor
-
-
-def _syllables(phrases: Sequence[Phrase]) -> list[Syllable]:
-    return [syllable for phrase in phrases for syllable in phrase.syllables]
 
 
 def _vowel_window(syllable: Syllable, rate: int) -> tuple[int, np.ndarray]:
@@ -210,9 +198,4 @@ def _add_consonant(
     audio[place] += (hiss * (kind.level * level * 2.0)).astype(np.float32)
 
 
-def _bands() -> dict[Consonant, np.ndarray]:
-    nyquist = SAMPLE_RATE / 2
-    return {c: butter(2, (c.low_hz / nyquist, c.high_hz / nyquist), "band", output="sos") for c in CONSONANTS}
-
-
-_BANDS = _bands()
+_BANDS = {c: butter(2, (c.low_hz, c.high_hz), "band", fs=SAMPLE_RATE, output="sos") for c in CONSONANTS}
