@@ -1,4 +1,4 @@
-"""Any sound as 16 kHz mono: which track, which channels, at which level, and what is wrong with it.
+"""Any audio as 16 kHz mono: which track, which channels, at which level, and what is wrong with it.
 
 A track is heard twice: once to measure its channels, once to mix them. Memory holds the mix alone.
 """
@@ -22,18 +22,18 @@ from af.data.chunks import announced_bytes, uncounted_bytes
 from af.data.container import MediaError, damaged_packet, opened, ranked, refuse_still, says_s, start_s
 from af.data.notes import Notes
 
-#: Sound that starts later than the clock says by more than this gets silence before it (dropped packets).
+#: Audio that starts later than the clock says by more than this gets silence before it (dropped packets).
 _GAP_S: Final = 0.04
 #: Shares of the channels in one, where there is a centre: ITU-R BS.775's, the centre (where speech is) at full level.
 _SHARES: Final = {"FC": 1.0, "FL": 0.5**0.5, "FR": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SURROUND_SHARE: Final = 0.5
-#: A channel this much weaker in energy than the strongest carries no sound (30 dB).
+#: A channel this much weaker in energy than the strongest carries no audio (30 dB).
 _CARRIES: Final = 1e-3
 #: A channel as unlike the strongest as this (correlation) would cancel it.
 _OPPOSITE: Final = -0.5
 #: Below this level (RMS, full scale = 1) the loudest second counts as silence: -50 dB.
 _SILENT: Final = 10 ** (-50 / 20)
-#: Mean of a sound, a part of full scale, that is worth a word.
+#: Mean of the audio, a part of full scale, that is worth a word.
 _CONSTANT: Final = 0.02
 #: Floating-point samples above this are not loud but whole numbers: 16, 24 or 32 bits without their scale.
 _LOUD: Final = 32.0
@@ -95,7 +95,7 @@ class _Heard:
 
 
 def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Iterator[_Block]:
-    """The decoded sound of track `number`, in float; damaged packets are left out, and counted in `heard`."""
+    """The decoded audio of track `number`, in float; damaged packets are left out, and counted in `heard`."""
     with opened(path) as container:
         stream, start = container.streams.audio[number], start_s(container)
         described, resampler, follows = None, None, None
@@ -111,7 +111,7 @@ def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Itera
             for raw in decoded:
                 layout = tuple(channel.name for channel in raw.layout.channels)
                 if len(layout) > _MOST_CHANNELS:
-                    text = f"has {len(layout)} sound channels; at most {_MOST_CHANNELS} can be read: give a mix of them"
+                    text = f"has {len(layout)} audio channels; at most {_MOST_CHANNELS} can be read: give a mix of them"
                     raise MediaError(path, "channels", text)
                 if described != (described := (raw.format.name, layout, raw.sample_rate)):
                     # packed: more than seven planes of samples end the process in PyAV
@@ -152,7 +152,7 @@ def _hear(path: Path | str, number: int) -> _Heard:
 def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float64[np.ndarray, " C"], str]:
     """Shares of the channels in a mono mix, and what is unusual about them ("" if nothing).
 
-    `products`: sums over time of products of two channels. Channels without sound have no share; with a centre, the
+    `products`: sums over time of products of two channels. Channels without audio have no share; with a centre, the
     shares are `_SHARES`, without one the rest is averaged; channels that would cancel each other are turned around.
     """
     names, energy = np.array(layout), np.diag(products)
@@ -165,7 +165,7 @@ def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float6
     else:
         shares = carries / carries.sum()
     if len(layout) > 1 and not carries.all():
-        said.append(f"sound in {_named(layout, carries)} of {len(layout)} channels")
+        said.append(f"audio in {_named(layout, carries)} of {len(layout)} channels")
     elif len(layout) > 2:
         said.append(f"{len(layout)} channels mixed")
     strongest = int(np.argmax(energy * carries))
@@ -191,7 +191,7 @@ def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
         numbers = [tracks.index(stream) for stream in order]
         default = any(stream.disposition & Disposition.default for stream in order[:1])
     if not numbers:
-        raise MediaError(path, "no_audio", "has no sound")
+        raise MediaError(path, "no_audio", "has no audio")
     first, heard = numbers[0], _hear(path, numbers[0])
     why = "the first" if first == 0 else "the default one" if default else "the first that is no commentary"
     chosen, best = first, heard
@@ -202,7 +202,7 @@ def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
         if other.rms > 0.1 * _SILENT:
             chosen, best, why = number, other, f"the first that is not silent (number {first + 1} is)"
     if len(numbers) > 1:
-        notes.add("tracks", f"{path}: {len(numbers)} sound tracks: number {chosen + 1} is taken, {why}")
+        notes.add("tracks", f"{path}: {len(numbers)} audio tracks: number {chosen + 1} is taken, {why}")
     return chosen, best
 
 
@@ -222,7 +222,7 @@ def _scale(path: Path | str, peak: float, notes: Notes) -> float:
 
 
 def _announced_s(path: Path | str, number: int, ends_s: float) -> float | None:
-    """Declared duration in seconds. Of uncompressed sound, the size that the header announces: FFmpeg takes the file's."""
+    """Declared duration in seconds. Of uncompressed audio, the size that the header announces: FFmpeg takes the file's."""
     with opened(path) as container:
         stream = container.streams.audio[number]
         declared, context = says_s(path, container, stream, ends_s), stream.codec_context
@@ -233,19 +233,19 @@ def _announced_s(path: Path | str, number: int, ends_s: float) -> float | None:
 def read_audio(
     path: Path | str, *, channel: int | None = None, notes: Notes | None = None
 ) -> Float32[np.ndarray, " S"]:
-    """The sound of a file as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
+    """The audio of a file as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
 
     Of several tracks the default one, or the one that is not silent. Channels are mixed by `mixing`, or `channel` (0
     left, 1 right) is taken alone. Gaps in the time stamps become silence; other rates or channels from some time on are
     followed. `notes` gets what is noteworthy but usable. Raises `MediaError` for unreadable and cut off files, files
-    without sound, and samples that are no numbers or far beyond full scale.
+    without audio, and samples that are no numbers or far beyond full scale.
     """
     notes = Notes() if notes is None else notes
     number, heard = _choose(path, notes)
     if not heard.samples:
         if (empty_s := _announced_s(path, number, 0.0) or 0.0) > 0.5:
-            raise MediaError(path, "truncated", f"cut off: says {empty_s:.2f} s but its sound track holds no samples")
-        raise MediaError(path, "no_audio", "its sound track holds no samples")
+            raise MediaError(path, "truncated", f"cut off: says {empty_s:.2f} s but its audio track holds no samples")
+        raise MediaError(path, "no_audio", "its audio track holds no samples")
     if 2 * heard.not_finite > heard.samples:
         text = f"{heard.not_finite} of {heard.samples} samples are not numbers (NaN or infinity)"
         raise MediaError(path, "not_finite", text)
@@ -256,7 +256,7 @@ def read_audio(
             if said:
                 notes.add("channels", f"{path}: {said}")
         elif channel >= len(layout):
-            raise MediaError(path, "no_audio", f"has {len(layout)} sound channel, not {channel + 1}")
+            raise MediaError(path, "no_audio", f"has {len(layout)} audio channel, not {channel + 1}")
         else:
             shares[layout] = np.eye(len(layout))[channel]
     loudest = max(float((m.peaks * (shares[n] != 0)).max()) for n, m in heard.channels.items())
@@ -264,7 +264,7 @@ def read_audio(
     out, missing_s = _mixed(path, number, {n: (s * scale).astype(np.float32) for n, s in shares.items()})
     declared = _announced_s(path, number, samples_to_seconds(len(out)))
     missing = 0 if declared is None else seconds_to_samples(declared) - len(out)
-    text = f"says {declared or 0:.2f} s but the sound ends at {samples_to_seconds(len(out)):.2f} s"
+    text = f"says {declared or 0:.2f} s but the audio ends at {samples_to_seconds(len(out)):.2f} s"
     if missing > SAMPLE_RATE // 2:
         raise MediaError(path, "truncated", f"cut off: {text}")
     if missing > SAMPLE_RATE // 10:
@@ -318,23 +318,23 @@ def _mixed(path: Path | str, number: int, shares: dict[Layout, np.ndarray]) -> t
 def _note_faults(path: Path | str, heard: _Heard, missing_s: float, notes: Notes) -> None:
     if len(heard.rates) > 1:
         seen = ", ".join(f"{rate} Hz from {float(time or 0):.2f} s" for rate, time in heard.rates.items())
-        notes.add("rate", f"{path}: the sound's rate changes and was followed: {seen}")
+        notes.add("rate", f"{path}: the audio's rate changes and was followed: {seen}")
     if heard.damaged or missing_s > 0:
         packets = f" ({heard.damaged} damaged packets)" if heard.damaged else ""
-        notes.add("corruption", f"{path}: {missing_s:.2f} s of sound are missing{packets}: silence in their place")
+        notes.add("corruption", f"{path}: {missing_s:.2f} s of audio is missing{packets}: silence in their place")
     if heard.not_finite:
         notes.add(
             "corruption", f"{path}: {heard.not_finite} of {heard.samples} samples are no numbers: silence instead"
         )
     clipped = sum(c.at_full_scale for c in heard.channels.values())
     if heard.peak <= 2 and clipped > 1e-3 * heard.samples:
-        notes.add("clipping", f"{path}: {clipped / heard.samples:.1%} of the sound is at full scale (clipped)")
+        notes.add("clipping", f"{path}: {clipped / heard.samples:.1%} of the audio is at full scale (clipped)")
 
 
-def _note_level(path: Path | str, sound: Float32[np.ndarray, " S"], notes: Notes) -> None:
-    second = min(len(sound), SAMPLE_RATE)
-    whole = sound[: len(sound) // second * second].reshape(-1, second)
-    loudest, constant = float(whole.std(1, dtype=np.float64).max()), float(sound.mean(dtype=np.float64))
+def _note_level(path: Path | str, audio: Float32[np.ndarray, " S"], notes: Notes) -> None:
+    second = min(len(audio), SAMPLE_RATE)
+    whole = audio[: len(audio) // second * second].reshape(-1, second)
+    loudest, constant = float(whole.std(1, dtype=np.float64).max()), float(audio.mean(dtype=np.float64))
     if abs(constant) > _CONSTANT:
         notes.add(
             "level", f"{path}: around {constant:.2f} instead of 0: a fault of the recording; remove the DC offset"

@@ -1,4 +1,4 @@
-"""Sizes that the headers of uncompressed sound files announce: FFmpeg takes what there is, or no more than they say."""
+"""Sizes that the headers of uncompressed audio files announce: FFmpeg takes what there is, or no more than they say."""
 
 from __future__ import annotations
 

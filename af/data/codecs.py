@@ -22,7 +22,7 @@ from af.clock import FPS, SAMPLE_RATE
 from af.data.video_writer import VideoSink
 
 _MAX_SIDE: Final = 8192
-_LOUDEST: Final = 2.0  # resampled sound may overshoot
+_LOUDEST: Final = 2.0  # resampled audio may overshoot
 _MAX_FRAMES: Final = 60 * 60 * FPS
 _MAX_JSON_BYTES: Final = 64 * 2**20
 
@@ -98,9 +98,9 @@ def encode_audio(audio: Float32[np.ndarray, " S"]) -> bytes:
     """16 kHz mono in [-1, 1] as 16-bit FLAC (rounding error at most 2^-16; louder samples are clipped)."""
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1 or len(audio) == 0:
-        raise CodecError(f"sound must be (samples,), got {audio.shape}")
+        raise CodecError(f"audio must be (samples,), got {audio.shape}")
     if not np.isfinite(audio).all():
-        raise CodecError("sound has NaN or infinite samples")
+        raise CodecError("audio has NaN or infinite samples")
     whole = np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
     soundfile.write(buffer, whole, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
@@ -112,21 +112,21 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.format not in ("FLAC", "WAV"):
-                raise CodecError(f"sound format {file.format}: only FLAC and WAV are allowed")
+                raise CodecError(f"audio format {file.format}: only FLAC and WAV are allowed")
             if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
                 raise CodecError(
-                    f"sound is {file.samplerate} Hz with {file.channels} channels, not {SAMPLE_RATE} Hz mono"
+                    f"audio is {file.samplerate} Hz with {file.channels} channels, not {SAMPLE_RATE} Hz mono"
                 )
             if file.frames > _MAX_FRAMES * SAMPLE_RATE // FPS:
-                raise CodecError(f"sound of {file.frames} samples")
+                raise CodecError(f"audio of {file.frames} samples")
             announced, samples = file.frames, file.read(dtype="float32")
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise CodecError(f"not a readable FLAC or WAV ({error})") from None
     if len(samples) != announced:
-        raise CodecError(f"sound cut off: {len(samples)} of {announced} samples")
+        raise CodecError(f"audio cut off: {len(samples)} of {announced} samples")
     loudest = np.abs(samples).max(initial=0.0)
     if not loudest <= _LOUDEST:  # a WAV may hold floating-point numbers of any kind
-        raise CodecError(f"sound of samples up to {loudest:.3g}, expected -1 to 1")
+        raise CodecError(f"audio of samples up to {loudest:.3g}, expected -1 to 1")
     return samples
 
 
@@ -229,15 +229,15 @@ class _Mp4:
         """Continue decoding from the last key frame at or before frame n."""
         self.container.seek(self.origin + int(n * self.ticks), stream=self.stream, backward=True)
 
-    def pictures(self) -> Any:
-        """(frame number, picture) from here on."""
-        for picture in self.container.decode(self.stream):
-            if picture.pts is None:
+    def images(self) -> Any:
+        """(frame number, image) from here on."""
+        for image in self.container.decode(self.stream):
+            if image.pts is None:
                 raise CodecError("mp4 without time stamps")
-            yield round((picture.pts - self.origin) / self.ticks), picture
+            yield round((image.pts - self.origin) / self.ticks), image
 
-    def rgb(self, picture: Any) -> np.ndarray:
-        return self.reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+    def rgb(self, image: Any) -> np.ndarray:
+        return self.reformatter.reformat(image, format="rgb24", threads=1).to_ndarray()
 
 
 def video_shape(data: bytes) -> tuple[int, int, int]:
@@ -260,17 +260,17 @@ def decode_frames(data: bytes | io.RawIOBase, indices: Sequence[int]) -> UInt8[n
             wanted: dict[int, list[int]] = {}
             for place, n in enumerate(indices):
                 wanted.setdefault(int(n), []).append(place)
-            at, pictures, picture = -1, mp4.pictures(), None
+            at, images, image = -1, mp4.images(), None
             for n in sorted(wanted):
                 if n - at > 2 * FPS:  # a jump: start over from the nearest key frame
                     mp4.seek(n)
-                    pictures = mp4.pictures()
-                for at, picture in pictures:  # noqa: B007
+                    images = mp4.images()
+                for at, image in images:  # noqa: B007
                     if at >= n:
                         break
                 if at != n:
                     raise CodecError(f"mp4 cut off or broken at frame {n} of {mp4.frames}")
-                out[wanted[n]] = mp4.rgb(picture)
+                out[wanted[n]] = mp4.rgb(image)
             return out
     except (av.error.FFmpegError, OSError) as error:
         raise CodecError(f"broken mp4 ({getattr(error, 'strerror', error)})") from None

@@ -1,4 +1,4 @@
-"""Pictures of high dynamic range or wide gamut as BT.709: tables of colours, applied by FFmpeg.
+"""Images of high dynamic range or wide gamut as BT.709: tables of colours, applied by FFmpeg.
 
 Brightness up to a knee is kept (BT.2408: diffuse white at 203 cd/m², 75 % of an HLG signal); highlights above it are bent
 so that they stay below white instead of ending there.
@@ -17,7 +17,7 @@ from av.filter import Graph
 from jaxtyping import Float64, UInt8
 
 _PQ, _HLG = 16, 18  # transfer characteristics (ITU-T H.273)
-#: White in cd/m²: that of a graphic in an HDR picture, and the peak of an HLG one.
+#: White in cd/m²: that of a graphic in an HDR image, and the peak of an HLG one.
 _WHITE, _HLG_PEAK = 203.0, 1000.0
 _KNEE: Final = 0.6
 _DISPLAY_GAMMA: Final = 2.4  # BT.1886
@@ -32,7 +32,7 @@ _PRIMARIES: Final = {
 
 
 def is_standard(primaries: int, transfer: int) -> bool:
-    """Whether a picture's colours are shown as they are (what is not said counts as such)."""
+    """Whether an image's colours are shown as they are (what is not said counts as such)."""
     return primaries not in _PRIMARIES.keys() - {1} and transfer not in (_PQ, _HLG)
 
 
@@ -85,7 +85,7 @@ def _cube(primaries: int, transfer: int) -> str:
 
 
 class ToBt709:
-    """Converts pictures (`rgb48le` frames of one size) of one kind of colour to RGB arrays of BT.709."""
+    """Converts images (`rgb48le` frames of one size) of one kind of colour to RGB arrays of BT.709."""
 
     def __init__(self, width: int, height: int, time_base: Any, primaries: int, transfer: int) -> None:
         self._graph = Graph()
@@ -96,8 +96,8 @@ class ToBt709:
             table = self._graph.add("lut3d", file=str(file))
             self._graph.link_nodes(source, table, self._graph.add("buffersink")).configure()
 
-    def __call__(self, picture: Any) -> UInt8[np.ndarray, "Y X 3"]:
-        """One picture."""
-        self._graph.push(picture)
+    def __call__(self, image: Any) -> UInt8[np.ndarray, "Y X 3"]:
+        """One image."""
+        self._graph.push(image)
         wide: np.ndarray = self._graph.pull().to_ndarray()
         return ((wide.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

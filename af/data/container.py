@@ -16,7 +16,7 @@ from av.stream import Disposition
 from af.data.notes import Notes
 from af.errors import UserError
 
-#: Pictures that never are "the video" of a file: covers, previews, tiles of a larger picture.
+#: Images that never are "the video" of a file: covers, previews, tiles of a larger image.
 _NOT_VIDEO: Final = (
     Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
 )
@@ -25,7 +25,7 @@ _ASIDE: Final = (
     Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.descriptions
 )
 _NEAR_S: Final = 0.1
-#: ISO media brands of still pictures (HEIF, AVIF); their sequences ("msf1", "avis") are videos.
+#: ISO media brands of still images (HEIF, AVIF); their sequences ("msf1", "avis") are videos.
 STILL_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"})
 
 
@@ -60,7 +60,7 @@ def opened(path: Path | str) -> Iterator[Any]:
         if not path.exists():
             raise MediaError(path, "missing", "no such file")
         if path.is_dir():
-            raise MediaError(path, "not_media", "is a folder, not a video or sound file")
+            raise MediaError(path, "not_media", "is a folder, not a video or audio file")
         if path.stat().st_size == 0:
             raise MediaError(path, "empty", "the file is empty (0 bytes)")
     except OSError as error:  # too long a name, a folder without permission
@@ -72,12 +72,12 @@ def opened(path: Path | str) -> Iterator[Any]:
         raise MediaError(path, "unreadable", f"cannot be read ({error.strerror})") from error
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         text = getattr(error, "strerror", error)
-        raise MediaError(path, "not_media", f"not a video or sound file, or cut off ({text})") from error
+        raise MediaError(path, "not_media", f"not a video or audio file, or cut off ({text})") from error
     with container:
         try:
             yield container
         except MemoryError as error:  # FFmpeg's own, too
-            text = "reading it needs more memory than there is: scale its picture down, or read it on a larger machine"
+            text = "reading it needs more memory than there is: scale its image down, or read it on a larger machine"
             raise MediaError(path, "memory", text) from error
         except av.error.FFmpegError as error:
             raise MediaError(path, "damaged", f"damaged or cut off: decoding failed ({error.strerror})") from error
@@ -118,21 +118,21 @@ def damaged_packet(error: av.error.FFmpegError) -> bool:
 
 
 def refuse_still(path: Path | str, container: Any) -> None:
-    """Raises `MediaError` for a still picture: FFmpeg opens it as a video of one frame, or of one tile."""
+    """Raises `MediaError` for a still image: FFmpeg opens it as a video of one frame, or of one tile."""
     brand = str(container.metadata.get("major_brand", "")).strip()
     names = container.format.name.split(",")
     if brand in STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
-        raise MediaError(path, "still", "is a still picture (or an animation that is read as one), not a video")
+        raise MediaError(path, "still", "is a still image (or an animation that is read as one), not a video")
 
 
 def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
-    """The video stream that counts: the default one, else the largest; never a cover or a single picture. Raises `MediaError`."""
+    """The video stream that counts: the default one, else the largest; never a cover or a single image. Raises `MediaError`."""
     refuse_still(path, container)
     moving = [s for s in container.streams.video if not s.disposition & _NOT_VIDEO]
     if not moving:
-        cover = " but a cover or a still picture" if container.streams.video else ""
+        cover = " but a cover or a still image" if container.streams.video else ""
         raise MediaError(path, "no_video", f"has no video stream{cover}")
-    first, *others = sorted(  # an animation may come with a still picture for those who show no animations
+    first, *others = sorted(  # an animation may come with a still image for those who show no animations
         moving, key=lambda s: (s.frames == 1, not _preferred(s), -s.codec_context.width * s.codec_context.height)
     )
     if others:
@@ -153,13 +153,13 @@ def _preferred(stream: Any) -> bool:
 def probe(path: Path | str) -> MediaInfo:
     """Sizes, rate and durations as the file declares them. Raises `MediaError` for anything that is not a video."""
     with opened(path) as container:
-        stream, sound = main_video(path, container, Notes()), ranked(container.streams.audio)
+        stream, audio = main_video(path, container, Notes()), ranked(container.streams.audio)
         context = stream.codec_context
         return MediaInfo(
             width=context.width,
             height=context.height,
             rate=float(stream.average_rate) if stream.average_rate else None,
             video_s=stream_s(container, stream),
-            audio_s=stream_s(container, sound[0]) if sound else None,
-            has_audio=bool(sound),
+            audio_s=stream_s(container, audio[0]) if audio else None,
+            has_audio=bool(audio),
         )

@@ -22,7 +22,7 @@ NAMES = {"a": "user", "b": "avatar"}
 def extract(folder: Location, sample: int, out: Path) -> list[Path]:
     """Write `user.mp4`, `user.wav`, `user.png` (first frame) and the same for `avatar`; returns the paths.
 
-    Raises UserError when there is no such sample, ShardError when it holds no video or sound.
+    Raises UserError when there is no such sample, ShardError when it holds no video or audio.
     """
     reader = ShardReader(folder)
     if not 0 <= sample < len(reader):

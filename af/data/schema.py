@@ -28,7 +28,7 @@ from af.specs import (
 SCHEMA_VERSION: Final = 1
 SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("a", "b")
-#: Parts a person can have in a shard, by file suffix: video, sound, motion latents, audio features, face
+#: Parts a person can have in a shard, by file suffix: video, audio, motion latents, audio features, face
 #: parameters, and motion latents that a teacher made.
 PERSON_PARTS: Final = ("mp4", "flac", "motion.npy", "audio.npy", "face.npy", "teacher.npy")
 FIELDS: Final = ("json", *(f"{role}.{part}" for role in ROLES for part in PERSON_PARTS))
@@ -65,7 +65,7 @@ class ClipMeta:
     frames with a tracked face, by role (None: all). `crop_boxes`, where known, hold x, y and side in pixels of the
     source, one a frame. `separation` says how the two voices were told apart (tracks, synthetic, the tool's name).
     `source` and `time_range_s` say where the clip was cut from; `extra` is free JSON. A `one_sided` clip shows person a
-    alone, whose id stands twice; there is no video, sound or motion of b.
+    alone, whose id stands twice; there is no video, audio or motion of b.
     Raises `SchemaError` naming the field when a value is not allowed.
     """
 

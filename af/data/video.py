@@ -22,30 +22,30 @@ from af.data.container import MediaError, damaged_packet, main_video, opened, sa
 from af.data.notes import Notes
 
 _UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
-#: Pictures come regularly when this share of their steps differs by at most this part from the usual one; a hole is a
+#: Images come regularly when this share of their steps differs by at most this part from the usual one; a hole is a
 #: step of so many usual ones.
 _REGULAR, _IRREGULAR, _HOLE = 0.9, 0.25, 2.5
 _FIRST_STEPS: Final = 50  # of them tell how long a step is at the start
-#: So few pictures a second show lips in jumps.
+#: So few images a second show lips in jumps.
 _FEW: Final = 20
 
 
 @dataclass
 class _Losses:
-    """Which times show what was never received: from a damaged packet, or a hole, to the next whole key picture.
+    """Which times show what was never received: from a damaged packet, or a hole, to the next whole key image.
 
-    Pictures in between are predicted from what is missing, though the decoder calls them good. Times are in seconds from
+    Images in between are predicted from what is missing, though the decoder calls them good. Times are in seconds from
     `start`, the file's first time stamp.
     """
 
     start: Fraction
-    _lost: list[tuple[float, float]] = field(default_factory=list)  # (from when on, time of its own key picture)
+    _lost: list[tuple[float, float]] = field(default_factory=list)  # (from when on, time of its own key image)
     _key: float = -1.0  # of the packets that come now
-    _times: list[float] = field(default_factory=list)  # of the pictures
+    _times: list[float] = field(default_factory=list)  # of the images
     _keys: list[float] = field(default_factory=list)  # of those that need no other
 
     def saw(self, packet: Any) -> None:
-        """A packet, in order of decoding: from a key picture on, the ones that follow are predicted from it."""
+        """A packet, in order of decoding: from a key image on, the ones that follow are predicted from it."""
         if packet.is_keyframe and not packet.is_corrupt and packet.pts is not None:
             self._key = float(packet.pts * packet.time_base - self.start)
 
@@ -55,16 +55,16 @@ class _Losses:
         if at is not None:
             self._lost.append((float(at * packet.time_base - self.start), self._key))
 
-    def shown(self, picture: Any, time: Fraction) -> None:
-        """A decoded picture, in order of time."""
+    def shown(self, image: Any, time: Fraction) -> None:
+        """A decoded image, in order of time."""
         self._times.append(float(time))
-        if picture.is_corrupt:
+        if image.is_corrupt:
             self._lost.append((float(time), float(time)))
-        elif picture.key_frame:
+        elif image.key_frame:
             self._keys.append(float(time))
 
     def _holes(self) -> Iterator[tuple[float, float]]:
-        """Long gaps between pictures that otherwise come regularly (a camera that leaves out one or two is no loss)."""
+        """Long gaps between images that otherwise come regularly (a camera that leaves out one or two is no loss)."""
         steps = np.diff(self._times)
         if len(steps) == 0:
             return
@@ -75,14 +75,14 @@ class _Losses:
 
     @property
     def begins(self) -> float:
-        """When the pictures begin, if that is so much later than the file does that some are missing; else 0."""
+        """When the images begin, if that is so much later than the file does that some are missing; else 0."""
         steps = np.diff(self._times[:_FIRST_STEPS])
         step = float(np.median(steps)) if len(steps) else 1 / FPS
         return self._times[0] if self._times and self._times[0] > _HOLE * step else 0.0
 
     @property
     def rate(self) -> float:
-        """Pictures a second, from the first to the last; 0 when there are too few to say."""
+        """Images a second, from the first to the last; 0 when there are too few to say."""
         lasts = self._times[-1] - self._times[0] if self._times else 0.0
         return (len(self._times) - 1) / lasts if lasts > 0 else 0.0
 
@@ -92,29 +92,29 @@ class _Losses:
         keys = np.array([*self._keys, count / FPS + 1])
         for at, own_key in [*self._lost, *self._holes()]:
             end = keys[np.searchsorted(keys, max(at, own_key), side="right")]
-            # each frame is the nearest picture: half a frame early, half a frame late
+            # each frame is the nearest image: half a frame early, half a frame late
             spoilt.update(range(max(0, math.floor(at * FPS)), min(count, math.ceil(end * FPS))))
         return spoilt
 
 
 class _Whole:
-    """Interlaced pictures made whole (bwdif, one frame a frame); others pass unchanged until the first such one."""
+    """Interlaced images made whole (bwdif, one frame a frame); others pass unchanged until the first such one."""
 
     def __init__(self) -> None:
         self._graph: Any = None
         self._kind: Any = None
         self.used = False
 
-    def __call__(self, picture: Any) -> Iterator[Any]:
-        kind = (picture.width, picture.height, picture.format.name)
+    def __call__(self, image: Any) -> Iterator[Any]:
+        kind = (image.width, image.height, image.format.name)
         if self._graph is not None and kind != self._kind:
             yield from self.end()
-        if self._graph is None and not picture.interlaced_frame:
-            yield picture
+        if self._graph is None and not image.interlaced_frame:
+            yield image
             return
         if self._graph is None:
-            self._make(kind, picture.time_base)
-        self._graph.push(picture)
+            self._make(kind, image.time_base)
+        self._graph.push(image)
         yield from self._pull()
 
     def _make(self, kind: tuple[int, int, str], time_base: Fraction) -> None:
@@ -129,7 +129,7 @@ class _Whole:
                 yield self._graph.pull()
 
     def end(self) -> Iterator[Any]:
-        """The pictures that are still on their way."""
+        """The images that are still on their way."""
         if self._graph is not None:
             self._graph.push(None)
             yield from self._pull()
@@ -143,18 +143,18 @@ def _strict(decoder: Any) -> Any:
     return decoder
 
 
-def _pictures(path: Path | str, container: Any, stream: Any, losses: _Losses, whole: _Whole) -> Iterator[Any]:
-    """Decoded pictures; a damaged packet costs itself, not the ones after it."""
+def _images(path: Path | str, container: Any, stream: Any, losses: _Losses, whole: _Whole) -> Iterator[Any]:
+    """Decoded images; a damaged packet costs itself, not the ones after it."""
     decoder, spoilt, again = _strict(stream.codec_context), False, contextlib.ExitStack()
     with again:
         for packet in container.demux(stream):
             losses.saw(packet)
             if spoilt and packet.is_keyframe:
-                # strict decoders carry traces of an error into the next key picture, even when flushed: a new one, then,
+                # strict decoders carry traces of an error into the next key image, even when flushed: a new one, then,
                 # of the same file, because it also holds what the container says (matrix, colours)
-                for picture in decoder.decode(None):
-                    picture.time_base = packet.time_base
-                    yield from whole(picture)
+                for image in decoder.decode(None):
+                    image.time_base = packet.time_base
+                    yield from whole(image)
                 again.close()
                 fresh = again.enter_context(opened(path)).streams[stream.index]
                 decoder, spoilt = _strict(fresh.codec_context), False
@@ -169,50 +169,50 @@ def _pictures(path: Path | str, container: Any, stream: Any, losses: _Losses, wh
             if damaged:
                 losses.lost(packet)
                 spoilt = True
-            for picture in decoded:
-                yield from whole(picture)
+            for image in decoded:
+                yield from whole(image)
     yield from whole.end()
 
 
-def _timed_pictures(
+def _timed_images(
     path: Path | str, container: Any, stream: Any, losses: _Losses, whole: _Whole
 ) -> Iterator[tuple[Fraction, Fraction, Any]]:
-    """(time, duration, decoded picture) in increasing time, in seconds from the start of the file."""
+    """(time, duration, decoded image) in increasing time, in seconds from the start of the file."""
     start, last = start_s(container), None
     step = 1 / Fraction(stream.average_rate or stream.guessed_rate or FPS)
-    for picture in _pictures(path, container, stream, losses, whole):
-        if picture.pts is None:
+    for image in _images(path, container, stream, losses, whole):
+        if image.pts is None:
             time = last + step if last is not None else Fraction(0)
         else:
-            time = picture.pts * picture.time_base - start
-        losses.shown(picture, time)
+            time = image.pts * image.time_base - start
+        losses.shown(image, time)
         if last is not None and time <= last:
-            continue  # repeated or disordered time stamps: the first picture of an instant counts
-        duration = picture.duration * picture.time_base if picture.duration else step
-        yield time, duration, picture
+            continue  # repeated or disordered time stamps: the first image of an instant counts
+        duration = image.duration * image.time_base if image.duration else step
+        yield time, duration, image
         last = time
 
 
-def _at_constant_rate(pictures: Iterable[tuple[Fraction, Fraction, Any]]) -> Iterator[Any]:
-    """The picture nearest in time to each instant n/25, n = 0, 1, ... (ties: the earlier one), as long as they last."""
+def _at_constant_rate(images: Iterable[tuple[Fraction, Fraction, Any]]) -> Iterator[Any]:
+    """The image nearest in time to each instant n/25, n = 0, 1, ... (ties: the earlier one), as long as they last."""
     current, time, end, n = None, Fraction(0), Fraction(0), 0
-    for next_time, duration, picture in pictures:
+    for next_time, duration, image in images:
         while current is not None and Fraction(n, FPS) <= (time + next_time) / 2:
             yield current
             n += 1
-        current, time, end = picture, next_time, next_time + duration
-    # the last picture stays as long as it lasts; half a frame of rounding either way
+        current, time, end = image, next_time, next_time + duration
+    # the last image stays as long as it lasts; half a frame of rounding either way
     while current is not None and Fraction(n, FPS) < end - Fraction(1, 2 * FPS):
         yield current
         n += 1
 
 
-def display_matrix(picture: Any) -> Int32[np.ndarray, "2 2"]:
-    """How a picture is to be shown: (a, b), (c, d) of its display matrix as signs; (1, 0), (0, 1) without one.
+def display_matrix(image: Any) -> Int32[np.ndarray, "2 2"]:
+    """How an image is to be shown: (a, b), (c, d) of its display matrix as signs; (1, 0), (0, 1) without one.
 
     A pixel at (x, y) is shown at (a x + c y, b x + d y). Angles in between are rounded to a quarter turn.
     """
-    for data in picture.side_data:
+    for data in image.side_data:
         if data.type.name == "DISPLAYMATRIX":
             matrix = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].astype(np.int64)
             swapped = abs(matrix[0, 1]) > abs(matrix[0, 0])
@@ -222,7 +222,7 @@ def display_matrix(picture: Any) -> Int32[np.ndarray, "2 2"]:
 
 
 def shown_upright(array: UInt8[np.ndarray, "Y X C"], matrix: Int32[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "Y2 X2 C"]:
-    """A picture turned and mirrored as its display matrix says: one of eight ways."""
+    """An image turned and mirrored as its display matrix says: one of eight ways."""
     if matrix[0, 1]:
         array, across, down = array.transpose(1, 0, 2), matrix[1, 0], matrix[0, 1]
     else:
@@ -231,7 +231,7 @@ def shown_upright(array: UInt8[np.ndarray, "Y X C"], matrix: Int32[np.ndarray, "
 
 
 class _ToRgb:
-    """Decoded pictures to upright RGB arrays with square pixels, scaled so that no side exceeds `max_side`.
+    """Decoded images to upright RGB arrays with square pixels, scaled so that no side exceeds `max_side`.
 
     All have the size of the first one: later ones of another size but the same shape are scaled to it.
     """
@@ -240,24 +240,24 @@ class _ToRgb:
         self.path, self.max_side, self.notes = path, max_side, notes
         self._reformatter = VideoReformatter()
         self._last: tuple[Any, np.ndarray] = (None, np.empty(0))
-        self._natural: tuple[int, int] | None = None  # height and width of the first picture, upright
+        self._natural: tuple[int, int] | None = None  # height and width of the first image, upright
         self._size = (0, 0)
         self._colours: dict[tuple[int, ...], colour.ToBt709] = {}
 
-    def __call__(self, picture: Any, aspect: Fraction | None) -> UInt8[np.ndarray, "Y X 3"]:
-        if self._last[0] is picture:  # shown again
+    def __call__(self, image: Any, aspect: Fraction | None) -> UInt8[np.ndarray, "Y X 3"]:
+        if self._last[0] is image:  # shown again
             return self._last[1]
-        matrix = display_matrix(picture)
+        matrix = display_matrix(image)
         if (matrix != np.eye(2)).any():
             self.notes.add("matrix", f"{self.path}: turned or mirrored by its display matrix")
-        height, width = self._fitted(picture, aspect, bool(matrix[0, 1]))
-        array = shown_upright(self._rgb(picture, height, width), matrix)
-        self._last = (picture, array)
+        height, width = self._fitted(image, aspect, bool(matrix[0, 1]))
+        array = shown_upright(self._rgb(image, height, width), matrix)
+        self._last = (image, array)
         return array
 
-    def _fitted(self, picture: Any, aspect: Fraction | None, swapped: bool) -> tuple[int, int]:
-        """Height and width before turning. Raises `MediaError` when the shape differs from the first picture's."""
-        natural = (picture.height, max(1, round(picture.width * (aspect or 1))))
+    def _fitted(self, image: Any, aspect: Fraction | None, swapped: bool) -> tuple[int, int]:
+        """Height and width before turning. Raises `MediaError` when the shape differs from the first image's."""
+        natural = (image.height, max(1, round(image.width * (aspect or 1))))
         natural = natural[::-1] if swapped else natural
         if self._natural is None:
             shrink = min(1.0, (self.max_side or max(natural)) / max(natural))
@@ -266,18 +266,18 @@ class _ToRgb:
         elif natural != self._natural:
             before, now = (f"{w} x {h}" for h, w in (self._natural, natural))
             if abs(natural[0] * self._natural[1] / (natural[1] * self._natural[0]) - 1) > 0.02:
-                text = f"its picture changes from {before} to {now} pixels: cut the file there and give the parts"
+                text = f"its image changes from {before} to {now} pixels: cut the file there and give the parts"
                 raise MediaError(self.path, "size_change", text)
-            self.notes.add("size", f"{self.path}: the picture changes from {before} to {now} pixels: scaled")
+            self.notes.add("size", f"{self.path}: the image changes from {before} to {now} pixels: scaled")
         return self._size[::-1] if swapped else self._size
 
-    def _rgb(self, picture: Any, height: int, width: int) -> UInt8[np.ndarray, "Y X 3"]:
-        high = picture.width >= 1280 or picture.height > 576  # what does not say its colour space: as players do it
-        source = Colorspace.ITU709 if picture.colorspace == _UNSPECIFIED and high else None
+    def _rgb(self, image: Any, height: int, width: int) -> UInt8[np.ndarray, "Y X 3"]:
+        high = image.width >= 1280 or image.height > 576  # what does not say its colour space: as players do it
+        source = Colorspace.ITU709 if image.colorspace == _UNSPECIFIED and high else None
 
         def reformat(pixels: str) -> Any:
             return self._reformatter.reformat(
-                picture,
+                image,
                 width=width,
                 height=height,
                 format=pixels,
@@ -286,21 +286,21 @@ class _ToRgb:
                 threads=1,
             )
 
-        kind = (int(picture.color_primaries), int(picture.color_trc))
+        kind = (int(image.color_primaries), int(image.color_trc))
         if not colour.is_standard(*kind):
             self.notes.add("colour", f"{self.path}: {colour.name(*kind)} converted to BT.709")
             wide = reformat("rgb48le")
             if (key := (width, height, *kind)) not in self._colours:
                 self._colours[key] = colour.ToBt709(width, height, wide.time_base, *kind)
             return self._colours[key](wide)
-        if any(component.is_alpha for component in picture.format.components):
+        if any(component.is_alpha for component in image.format.components):
             return on_white(reformat("rgba").to_ndarray())
         array: np.ndarray = reformat("rgb24").to_ndarray()
         return array
 
 
 def on_white(rgba: UInt8[np.ndarray, "Y X 4"]) -> UInt8[np.ndarray, "Y X 3"]:
-    """A picture over white: what is hidden under transparent places is of any colour, often black."""
+    """An image over white: what is hidden under transparent places is of any colour, often black."""
     opaque = rgba[..., 3:].astype(np.float32) / 255
     return np.rint(rgba[..., :3] * opaque + 255 * (1 - opaque)).astype(np.uint8)
 
@@ -312,7 +312,7 @@ def iter_video(
 
     `max_side` scales down while converting (cheap previews). `notes` gets what is noteworthy but usable; when the frames
     end, `bad` gets the numbers of those that the decoder could not restore: they are no faces to learn from. Raises
-    `MediaError` for unreadable files, files without video, still pictures, a change of shape, and at the end when the
+    `MediaError` for unreadable files, files without video, still images, a change of shape, and at the end when the
     file stops more than half a second before its declared end (truncated).
     """
     notes = Notes() if notes is None else notes
@@ -320,22 +320,20 @@ def iter_video(
         stream = main_video(path, container, notes)
         losses, whole, n = _Losses(start_s(container)), _Whole(), 0
         convert = _ToRgb(path, max_side, notes)
-        for picture in _at_constant_rate(_timed_pictures(path, container, stream, losses, whole)):
-            yield convert(picture, stream.sample_aspect_ratio)
+        for image in _at_constant_rate(_timed_images(path, container, stream, losses, whole)):
+            yield convert(image, stream.sample_aspect_ratio)
             n += 1
         if n == 0:
-            raise MediaError(path, "no_frames", "no picture could be decoded")
+            raise MediaError(path, "no_frames", "no image could be decoded")
         declared = says_s(path, container, stream, n / FPS)
         if declared is not None and n / FPS < declared - 0.5:
-            raise MediaError(
-                path, "truncated", f"cut off: says {declared:.2f} s but the pictures end at {n / FPS:.2f} s"
-            )
+            raise MediaError(path, "truncated", f"cut off: says {declared:.2f} s but the images end at {n / FPS:.2f} s")
         if whole.used:
-            notes.add("interlaced", f"{path}: interlaced: its pictures were made whole (bwdif)")
+            notes.add("interlaced", f"{path}: interlaced: its images were made whole (bwdif)")
         if losses.begins:
-            notes.add("corruption", f"{path}: its pictures begin at {losses.begins:.2f} s: before that nothing is seen")
+            notes.add("corruption", f"{path}: its images begin at {losses.begins:.2f} s: before that nothing is seen")
         if n > FPS and 0 < losses.rate < _FEW:
-            notes.add("rate", f"{path}: {losses.rate:.3g} pictures a second: what it shows moves in jumps")
+            notes.add("rate", f"{path}: {losses.rate:.3g} images a second: what it shows moves in jumps")
         spoilt = losses.frames(n)
         if damaged := sum(number >= losses.begins * FPS for number in spoilt):
             text = f"{damaged / FPS:.2f} of {n / FPS:.2f} s could not be restored (damaged packets), from"

@@ -1,4 +1,4 @@
-"""Videos out, frame by frame, whole or not at all: H.264 in mp4 with sound, or an animated GIF, as the name says."""
+"""Videos out, frame by frame, whole or not at all: H.264 in mp4 with audio, or an animated GIF, as the name says."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from jaxtyping import Float32, UInt8
 from af.clock import FPS, SAMPLE_RATE
 from af.files import atomic_path, require_suffix
 
-#: What a video may be called. A GIF has no sound and 256 colours a frame.
+#: What a video may be called. A GIF has no audio and 256 colours a frame.
 VIDEO_SUFFIXES: Final = (".mp4", ".gif")
 
 
 def require_video_name(path: Path | str, option: str = "") -> Path:
     """`path`, whose suffix says what to write. Raises UserError naming it (and `option`) unless in `VIDEO_SUFFIXES`."""
-    return require_suffix(path, VIDEO_SUFFIXES, option, "a GIF has no sound")
+    return require_suffix(path, VIDEO_SUFFIXES, option, "a GIF has no audio")
 
 
 class _Sink(Protocol):
@@ -100,20 +100,20 @@ class VideoSink:
             raise ValueError(f"frame {self.frames} is {frame.shape[:2]}, the first one was {self._size}")
         if any(self._pad):
             frame = np.pad(frame, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = self._reformatter.reformat(
-            picture,
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        image = self._reformatter.reformat(
+            image,
             format=self._video.pix_fmt,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
             threads=1,
         )
-        picture.pts, picture.time_base = self.frames, Fraction(1, FPS)
-        self._container.mux(self._video.encode(picture))
+        image.pts, image.time_base = self.frames, Fraction(1, FPS)
+        self._container.mux(self._video.encode(image))
         self.frames += 1
 
     def write_audio(self, samples: Float32[np.ndarray, " S"]) -> None:
-        """Append sound in [-1, 1] at the declared rate."""
+        """Append audio in [-1, 1] at the declared rate."""
         if len(samples) == 0:
             return
         block = av.AudioFrame.from_ndarray(
@@ -165,19 +165,19 @@ class GifSink:
         """Append one frame; all have the size of the first one."""
         if self._stream is None:
             self._open(*frame.shape[:2])
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture.pts, picture.time_base = self.frames, Fraction(1, FPS)
-        self._graph.push(picture)
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        image.pts, image.time_base = self.frames, Fraction(1, FPS)
+        self._graph.push(image)
         self.frames += 1
         self._drain()
 
     def _drain(self) -> None:
         while True:
             try:
-                picture = self._graph.pull()
+                image = self._graph.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
-            self._container.mux(self._stream.encode(picture))
+            self._container.mux(self._stream.encode(image))
 
     def close(self) -> None:
         """Flush the filters and finish the file."""
@@ -205,7 +205,7 @@ class VideoWriter:
         return self._sink.frames
 
     def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append a frame, and the sound that belongs to it."""
+        """Append a frame, and the audio that belongs to it."""
         self._sink.write(frame)
         if self._audio is not None and isinstance(self._sink, VideoSink):
             due = self._audio[(self.frames - 1) * self._per_frame : self.frames * self._per_frame]
@@ -222,9 +222,9 @@ def video_writer(
     preset: str = "veryfast",
     threads: int = 1,
 ) -> Iterator[VideoWriter]:
-    """A `VideoWriter` for H.264 + AAC in mp4, or for a GIF (without sound), as the suffix says; mono sound in [-1, 1].
+    """A `VideoWriter` for H.264 + AAC in mp4, or for a GIF (without audio), as the suffix says; mono audio in [-1, 1].
 
-    The sound starts with the first frame and is cut or padded with silence to the length of the frames. The file appears
+    The audio starts with the first frame and is cut or padded with silence to the length of the frames. The file appears
     under its name only when the block ends without an error. Raises UserError for other suffixes, ValueError without
     frames.
     """
@@ -264,7 +264,7 @@ def write_video(
     fps: int = FPS,
     **options: Any,
 ) -> int:
-    """Write frames and sound as `video_writer` does, which `options` are for; returns the number of frames.
+    """Write frames and audio as `video_writer` does, which `options` are for; returns the number of frames.
 
     Frames are taken one by one: memory does not grow with length. Raises ValueError when `fps` is not the clock's.
     """

@@ -89,7 +89,7 @@ def test_what_is_odd_about_the_inputs_is_said(generate, files, tmp_path, capsys)
     soundfile.write(tmp_path / "both.wav", np.stack([voice, voice], 1), 16000)
     soundfile.write(tmp_path / "left.wav", np.stack([voice, 0 * voice], 1), 16000)
     assert generate("--avatar-audio", str(tmp_path / "left.wav"), "--seconds", "0.4") == 0
-    assert "left.wav: sound in left of 2 channels" in capsys.readouterr().err
+    assert "left.wav: audio in left of 2 channels" in capsys.readouterr().err
     assert generate("--avatar-audio", str(tmp_path / "both.wav"), "--seconds", "0.4") == 0
     assert "note:" not in capsys.readouterr().err
 

@@ -115,7 +115,7 @@ def test_channels_without_names_are_heard(tmp_path, channels):
 
 def test_too_many_channels_are_refused_by_name(tmp_path):
     soundfile.write(tmp_path / "in.wav", np.zeros((1600, 100)), 16000)
-    with pytest.raises(MediaError, match=r"in\.wav.*100 sound channels"):
+    with pytest.raises(MediaError, match=r"in\.wav.*100 audio channels"):
         read_audio(tmp_path / "in.wav")
 
 
@@ -262,7 +262,7 @@ def test_sound_that_is_cut_off_says_both_lengths(tmp_path, ending, subtype):
     assert len(read_audio(tmp_path / f"whole.{ending}")) == 64000
     data = (tmp_path / f"whole.{ending}").read_bytes()
     (tmp_path / f"in.{ending}").write_bytes(data[: len(data) // 2])
-    with pytest.raises(MediaError, match=r"says 4\.00 s but the sound ends at (2\.0|1\.9)\d s") as caught:
+    with pytest.raises(MediaError, match=r"says 4\.00 s but the audio ends at (2\.0|1\.9)\d s") as caught:
         read_audio(tmp_path / f"in.{ending}")
     assert caught.value.reason == "truncated"
     (tmp_path / f"in.{ending}").write_bytes(data[: int(0.94 * len(data))])
@@ -298,7 +298,7 @@ def test_sound_that_the_header_does_not_count_is_noted(tmp_path, more):
 def test_a_track_without_any_of_its_samples_is_cut_off(tmp_path):
     soundfile.write(tmp_path / "in.wav", voice(3.0), 16000, subtype="PCM_16")
     (tmp_path / "in.wav").write_bytes((tmp_path / "in.wav").read_bytes()[:44])
-    with pytest.raises(MediaError, match=r"says 3\.00 s but its sound track holds no samples"):
+    with pytest.raises(MediaError, match=r"says 3\.00 s but its audio track holds no samples"):
         read_audio(tmp_path / "in.wav")
 
 

@@ -173,7 +173,7 @@ def test_heic_of_tiles_is_whole(tmp_path):
     found = read_image(tmp_path / "a.heic")
     assert found.shape == large.shape
     assert np.abs(found.astype(int) - large).mean() < 6
-    with pytest.raises(MediaError, match="still picture"):
+    with pytest.raises(MediaError, match="still image"):
         next(iter(iter_video(tmp_path / "a.heic")))
 
 

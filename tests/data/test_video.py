@@ -359,7 +359,7 @@ def test_pictures_that_begin_after_the_sound_are_not_seen_before(tmp_path, late_
     shown = list(iter_video(tmp_path / "in.mkv", notes=notes, bad=bad))
     assert len(shown) == 30 + round(25 * late_s)
     assert bad == (set(range(25)) if late_s == 1 else set())
-    assert ["its pictures begin at 1.00 s" in note.text for note in notes] == [True] * (late_s == 1)
+    assert ["its images begin at 1.00 s" in note.text for note in notes] == [True] * (late_s == 1)
 
 
 @pytest.mark.parametrize(("every", "noted"), [(1, False), (3, True)])
@@ -369,7 +369,7 @@ def test_few_pictures_a_second_are_noted(tmp_path, every, noted):
     notes = Notes()
     assert len(list(iter_video(tmp_path / "in.mp4", notes=notes))) == pytest.approx(40, abs=3)
     assert [note.text.split(": ", 1)[1] for note in notes] == [
-        "8.33 pictures a second: what it shows moves in jumps"
+        "8.33 images a second: what it shows moves in jumps"
     ] * noted
 
 
@@ -379,10 +379,10 @@ def test_few_pictures_a_second_are_noted(tmp_path, every, noted):
 @pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "tif", "webp", "avif", "tga", "ppm", "jp2"])
 def test_a_still_picture_is_no_video(tmp_path, ending):
     Image.fromarray(corners(64, 64)).save(tmp_path / f"in.{ending}")
-    with pytest.raises(MediaError, match=rf"in\.{ending}: .*still picture") as caught:
+    with pytest.raises(MediaError, match=rf"in\.{ending}: .*still image") as caught:
         list(iter_video(tmp_path / f"in.{ending}"))
     assert caught.value.reason == "still"
-    with pytest.raises(MediaError, match="still picture"):
+    with pytest.raises(MediaError, match="still image"):
         read_audio(tmp_path / f"in.{ending}")
 
 

@@ -245,7 +245,7 @@ def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_p
     assert set(json.loads((tmp_path / "out" / "clips.json").read_text())) == {"good"}
     printed = capsys.readouterr().out.replace("\n", "")
     assert all(f"left out {name}:" in printed for name in expected)
-    assert "left.wav: sound in left of 2 channels" in printed
+    assert "left.wav: audio in left of 2 channels" in printed
 
 
 def test_a_stopped_evaluation_goes_on_and_a_changed_file_is_measured_again(folder, tmp_path, monkeypatch):

@@ -260,7 +260,7 @@ def test_scene_cuts_and_gaps_make_clips(tmp_path):
 
 
 BAD = {
-    "no sound": (lambda f: disc_video(f / "a.mp4", 60, None), "no_audio", "a.mp4: has no sound"),
+    "no sound": (lambda f: disc_video(f / "a.mp4", 60, None), "no_audio", "a.mp4: has no audio"),
     "no face": (lambda f: disc_video(f / "b.mp4", 60, face=lambda t: None), "no_face", "b.mp4: no face found in 2.4 s"),
     "0 bytes": (lambda f: (f / "a.mp4").write_bytes(b""), "empty", "a.mp4: the file is empty"),
     "missing": (lambda f: (f / "b.mp4").unlink(), "missing", "b.mp4: no such file"),
@@ -268,7 +268,7 @@ BAD = {
     "cut off": (
         lambda f: (f / "a.mp4").write_bytes((f / "a.mp4").read_bytes()[:-4000]),
         "not_media",
-        "a.mp4: not a video or sound file, or cut off",
+        "a.mp4: not a video or audio file, or cut off",
     ),
     "too long": (lambda f: disc_video(f / "b.mp4", 120), "length_mismatch", "a.mp4: lasts 2.40 s, but"),
     "too short": (
