@@ -130,61 +130,41 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
     return samples
 
 
-class VideoEncoder:
-    """`encode_video` frame by frame: `add` each frame, then `finish` gives the bytes. Memory holds only those."""
+class VideoEncoder(VideoSink):
+    """`encode_video` frame by frame: `write` each frame, then `finish` gives the bytes. Memory holds only those."""
 
     def __init__(
-        self,
-        *,
-        crf: int = 12,
-        keyframe_interval: int = 12,
-        preset: str = "superfast",
-        pixel_format: str | None = None,
-        threads: int = 1,
+        self, *, crf: int = 12, keyframe_interval: int = 12, preset: str = "superfast", pixel_format: str | None = None
     ) -> None:
         self._buffer = io.BytesIO()
-        self._sink = VideoSink(
+        super().__init__(
             self._buffer,
             crf=crf,
             keyframe_interval=keyframe_interval,
             preset=preset,
             b_frames=0,
             pixel_format=pixel_format,
-            threads=threads,
+            threads=1,
         )
-
-    def add(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append one RGB frame."""
-        self._sink.write(frame)
 
     def finish(self) -> bytes:
         """The mp4. Raises `CodecError` without frames."""
-        if self._sink.frames == 0:
+        if self.frames == 0:
             raise CodecError("no frames to encode")
-        self._sink.close()
+        self.close()
         return self._buffer.getvalue()
 
 
-def encode_video(
-    frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray, "T Y X 3"],
-    *,
-    crf: int = 12,
-    keyframe_interval: int = 12,
-    preset: str = "superfast",
-    pixel_format: str | None = None,
-    threads: int = 1,
-) -> bytes:
+def encode_video(frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray, "T Y X 3"], **options: Any) -> bytes:
     """RGB frames as H.264 mp4 bytes at 25 fps; any iterable of frames, taken one by one.
 
     Key frames come every `keyframe_interval` frames and no frame refers to a later one, so any frame can be decoded
-    from at most `keyframe_interval` others. `pixel_format` None: yuv444p below 256 pixels, else yuv420p.
-    The same frames and settings give the same bytes (one thread). Raises ValueError without frames.
+    from at most `keyframe_interval` others. `pixel_format` None: yuv444p below 256 pixels, else yuv420p. `options` are
+    those of `VideoEncoder`. The same frames and settings give the same bytes. Raises ValueError without frames.
     """
-    encoder = VideoEncoder(
-        crf=crf, keyframe_interval=keyframe_interval, preset=preset, pixel_format=pixel_format, threads=threads
-    )
+    encoder = VideoEncoder(**options)
     for frame in frames:
-        encoder.add(frame)
+        encoder.write(frame)
     return encoder.finish()
 
 

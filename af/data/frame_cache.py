@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import UInt8
 
 from af.data.disk_cache import make_room
+from af.data.open_files import OpenFiles
 from af.errors import UserError
 from af.files import atomic_path, exclusive, remove_stale
 
@@ -38,16 +38,7 @@ class FrameCache:
             remove_stale(self.folder)
         except OSError as error:
             raise UserError(f"{folder}: the cache of decoded frames cannot be written ({error.strerror})") from None
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._pid = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "max_bytes": self.max_bytes, "_files": OrderedDict(), "_pid": -1}
-
-    def __del__(self) -> None:
-        if getattr(self, "_pid", -1) == os.getpid():
-            for descriptor in self._files.values():
-                os.close(descriptor)
+        self._files = OpenFiles()
 
     def read(
         self,
@@ -59,7 +50,7 @@ class FrameCache:
         """Frames `indices` of the video `name` of (frames, height, width); `decode` is called when it is not there."""
         frames, height, width = shape
         size = height * width * 3
-        descriptor = self._open(name, frames * size)
+        descriptor = self._files.get(name, lambda: self._open(name, frames * size), _OPEN_FILES)
         if descriptor is None:
             whole = decode()
             if whole.shape != (frames, height, width, 3):
@@ -73,25 +64,18 @@ class FrameCache:
         return out
 
     def _open(self, name: str, size: int) -> int | None:
-        if self._pid != os.getpid():  # forked: the parent closes its own
-            self._files, self._pid = OrderedDict(), os.getpid()
-        if name not in self._files:
-            path = self.folder / (name + _SUFFIX)
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return None
-            if os.fstat(descriptor).st_size != size:
-                os.close(descriptor)
-                path.unlink(missing_ok=True)
-                return None
-            with contextlib.suppress(PermissionError):  # somebody else's
-                os.utime(descriptor)
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[name] = descriptor
-        self._files.move_to_end(name)
-        return self._files[name]
+        path = self.folder / (name + _SUFFIX)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        if os.fstat(descriptor).st_size != size:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.utime(descriptor)
+        return descriptor
 
     def _store(self, name: str, frames: np.ndarray) -> None:
         if frames.nbytes > self.max_bytes:

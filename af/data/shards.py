@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from af.clock import frames_to_samples
 from af.data import codecs
 from af.data.checks import ShardError, check_array, check_fields, check_values
 from af.data.index import Index, SampleEntry, read_meta
+from af.data.open_files import OpenFiles
 from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location, RemotePath
 from af.files import atomic_path
@@ -123,38 +123,24 @@ class ShardReader:
 
     def __init__(self, folder: Location | str | Index) -> None:
         self.index = folder if isinstance(folder, Index) else Index.load(folder)
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files = OpenFiles()
         self._broken: dict[int, ShardError] = {}  # remote shards that need not be fetched again to know
-        self._pid = os.getpid()
 
     def __len__(self) -> int:
         return len(self.index.samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_files": OrderedDict(), "_broken": {}, "_pid": -1}
+        return {**vars(self), "_broken": {}}
 
     def close(self) -> None:
         """Close the files of this process."""
-        if self._pid == os.getpid():
-            for descriptor in self._files.values():
-                os.close(descriptor)
-        self._files.clear()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):
-            self.close()
+        self._files.close()
 
     def _descriptor(self, shard: int) -> int:
-        # a fork shares descriptors, which is fine for pread, but each process closes only what it opened
-        if self._pid != os.getpid():
-            self._files, self._pid = OrderedDict(), os.getpid()
-        if shard not in self._files:
-            remote = isinstance(self.index.path(shard), RemotePath)
-            if len(self._files) >= (_OPEN_COPIES if remote else _OPEN_FILES):
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = self._open(shard)
-        self._files.move_to_end(shard)
-        return self._files[shard]
+        limit = _OPEN_COPIES if isinstance(self.index.path(shard), RemotePath) else _OPEN_FILES
+        descriptor = self._files.get(shard, lambda: self._open(shard), limit)
+        assert descriptor is not None
+        return descriptor
 
     def _open(self, shard: int) -> int:
         if shard in self._broken:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 import av
 import numpy as np
@@ -25,17 +25,31 @@ def require_video_name(path: Path | str, option: str = "") -> Path:
     return require_suffix(path, VIDEO_SUFFIXES, option, "a GIF has no audio")
 
 
-class _Sink(Protocol):
-    frames: int
+class _Sink:
+    """A file being encoded frame by frame, whatever its format."""
 
-    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None: ...
+    def __init__(self, file: IO[bytes] | str, format: str, **options: Any) -> None:
+        self._container = av.open(file, "w", format=format, **options)
+        self._streams: list[Any] = []
+        self.frames = 0
 
-    def close(self) -> None: ...
+    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
+        """Append one frame (RGB); all have the size of the first one."""
+        raise NotImplementedError
 
-    def abort(self) -> None: ...
+    def close(self) -> None:
+        """Flush the encoders and finish the file."""
+        for stream in self._streams:
+            self._container.mux(stream.encode(None))
+        self._container.close()
+
+    def abort(self) -> None:
+        """Release the file after an error; what was written is of no use."""
+        with contextlib.suppress(Exception):
+            self._container.close()
 
 
-class VideoSink:
+class VideoSink(_Sink):
     """Encodes RGB frames one by one to H.264 in mp4: constant 25 fps, BT.709 limited range, tagged so.
 
     `pixel_format` None chooses full colour (yuv444p) below 256 pixels, where halved colour would blur lips and eyes,
@@ -53,7 +67,7 @@ class VideoSink:
         pixel_format: str | None,
         threads: int,
     ) -> None:
-        self._container = av.open(file, "w", format="mp4")
+        super().__init__(file, "mp4")
         self._options = {
             "crf": str(crf),
             "preset": preset,
@@ -66,10 +80,8 @@ class VideoSink:
         self._reformatter = VideoReformatter()
         self._video: Any = None
         self._audio: Any = None
-        self._resampler: Any = None
         self._size = (0, 0)
         self._samples = 0
-        self.frames = 0
 
     def add_audio(self, rate: int) -> None:
         """Declare a mono AAC track. Must be called before the first frame."""
@@ -77,6 +89,7 @@ class VideoSink:
         self._audio.bit_rate = 96_000 if rate <= 24_000 else 128_000
         self._audio.layout = "mono"
         self._audio.time_base = Fraction(1, rate)
+        self._streams.append(self._audio)
 
     def _open(self, height: int, width: int) -> None:
         chosen = self._pixel_format or ("yuv444p" if min(height, width) < 256 else "yuv420p")
@@ -89,6 +102,7 @@ class VideoSink:
         context.thread_count = self._threads
         context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
         self._video = video
+        self._streams.insert(0, video)
 
     def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
         """Append one frame. Raises ValueError when its size or type differs from the first one's."""
@@ -123,31 +137,19 @@ class VideoSink:
         self._samples += len(samples)
         self._container.mux(self._audio.encode(block))
 
-    def close(self) -> None:
-        """Flush the encoders and finish the file."""
-        for stream in (self._video, self._audio):
-            if stream is not None:
-                self._container.mux(stream.encode(None))
-        self._container.close()
 
-    def abort(self) -> None:
-        """Release the file after an error; what was written is not a valid video."""
-        with contextlib.suppress(Exception):
-            self._container.close()
-
-
-class GifSink:
+class GifSink(_Sink):
     """Encodes RGB frames one by one to an endless animated GIF at 25 fps, each with a palette of its own 256 colours."""
 
     def __init__(self, file: IO[bytes] | str) -> None:
-        self._container = av.open(file, "w", format="gif", options={"loop": "0"})
+        super().__init__(file, "gif", options={"loop": "0"})
         self._stream: Any = None
         self._graph: Any = None
-        self.frames = 0
 
     def _open(self, height: int, width: int) -> None:
         self._stream = self._container.add_stream("gif", rate=FPS)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "pal8"
+        self._streams.append(self._stream)
         graph = self._graph = av.filter.Graph()
         source = graph.add_buffer(
             width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, FPS)
@@ -184,13 +186,7 @@ class GifSink:
         if self._stream is not None:
             self._graph.push(None)
             self._drain()
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def abort(self) -> None:
-        """Release the file after an error; what was written is not a valid image."""
-        with contextlib.suppress(Exception):
-            self._container.close()
+        super().close()
 
 
 class VideoWriter:

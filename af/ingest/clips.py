@@ -161,7 +161,7 @@ def cut_out(
                     continue
                 for role, full in zip(ROLES, pair, strict=True):
                     face = crop(half_of(full, source.half(role)), recording.tracks[role].boxes[n], options.size)
-                    encoders[role].add(face)
+                    encoders[role].write(face)
                 if watch is not None and n % FPS == 0:
                     watch(f"cutting clips: {Path(files['b']).name}", n)
             if at != stop:

@@ -77,13 +77,12 @@ def test_both_readers_end_with_the_same_loss(caused, tmp_path):
     for reader, found in losses.items():
         for seed in range(2):
             run = tmp_path / f"{reader}-{seed}"
-            sizes = ["data.batch_size=8", "data.workers=0", "trainer.max_steps=120", "trainer.val_check_interval=120"]
+            sizes = ["data.batch_size=16", "data.workers=0", "trainer.max_steps=400", "trainer.val_check_interval=400"]
             where = [f"data.root={caused}", f"data/reader={reader}", f"seed={seed}"]
             assert train([*DENOISER, *sizes, *where], run) == 0
             scalars = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("val/loss")
             found.append(scalars[-1].value)
-            first = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/loss")[0].value
-            assert scalars[-1].value < 0.9 * first  # it has learnt something
+            assert scalars[-1].value < 1.8  # of 2 for a model that predicts nothing
     planned, stream = (np.array(losses[name]) for name in ("planned", "stream"))
     print(f"\nfinal losses: planned {planned}, stream {stream}, ratio of means {stream.mean() / planned.mean():.4f}")
     spread = max(np.ptp(planned), np.ptp(stream))
