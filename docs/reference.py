@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 INTRO = """# Configuration reference
 
 Made from `conf/` by `make docs`; do not edit. Every value can be set on the command line (`af train experiment=vae_demo
-module.lr=1e-3`), a file of a group is chosen by its name (`trainer=ddp`); a key that is not there yet needs a plus
+optimizer.lr=1e-3`), a file of a group is chosen by its name (`trainer=ddp`); a key that is not there yet needs a plus
 (`+trainer.limit_val_batches=4`). `--print-config` shows what comes out, `--config-dir FOLDER` adds files of your own.
 `???` must be given, `null` is nothing, `${key}` is the value of another key. Keys below `trainer` that are not listed are
 Lightning's `Trainer` arguments.

@@ -342,7 +342,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_a_step_later_and_spoils_not
     fake_device.register_accelerator()
     arguments = [*test_resume.DENOISER, f"data.root={latents}", f"run={tmp_path}", "trainer.accelerator=fake"]
     options = ["data.batch_size=2", "data.workers=0", "trainer.max_steps=5", f"trainer.val_check_interval={validate}"]
-    quiet = ["callbacks.previews.clips=0", f"launch.checkpoint_every_n_steps={save}"]
+    quiet = ["callbacks.previews.clips=0", f"checkpoints.every_n_steps={save}"]
     assert main(["train", *arguments, *options, *quiet]) == 1
     assert "step 2: the gradient is not finite in" in capsys.readouterr().err
     saved = torch.load(tmp_path / "nonfinite" / "step00000002_rank0.pt", weights_only=True)
@@ -364,7 +364,7 @@ def test_a_training_step_does_not_wait_for_the_device(
     arguments = stage(name, dyads, latents, losers, teacher, denoiser_folder)
     options = [
         "data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=4",
-        "trainer.log_every_n_steps=3", "launch.checkpoint_every_n_steps=100", "trainer.accelerator=fake",
+        "trainer.log_every_n_steps=3", "checkpoints.every_n_steps=100", "trainer.accelerator=fake",
         "~callbacks.throughput", "~callbacks.progress",
         "~callbacks.heartbeat" if name in ("vae", "adversarial") else "callbacks.previews.clips=0",
         "+callbacks.waits._target_=tests.test_devices.Waits",

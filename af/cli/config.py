@@ -9,8 +9,8 @@ from typing import Any
 
 import af
 from af.cli.keys import explained, refuse_unread, require_form
-from af.cli.typed import require_types, settings_of
-from af.errors import UserError, did_you_mean
+from af.cli.typed import require_types
+from af.errors import UserError
 
 
 def config_folder() -> Path:
@@ -20,10 +20,13 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments every configured verb shares."""
+def add_config_arguments(parser: argparse.ArgumentParser, listed: str | None = None) -> None:
+    """The arguments every configured verb shares. The help lists the choices of the group `listed`."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values and choices to override")
     parser.add_argument("--config-dir", type=Path, help="folder with configurations of your own, searched first")
+    if listed is not None:
+        about = "show this and the choices (of --config-dir too, given before)"
+        parser.add_argument("-h", "--help", action=_Help, nargs=0, const=listed, help=about)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 
@@ -32,6 +35,25 @@ def searched(config_dir: Path | None) -> list[str]:
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder")
     return [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+
+
+class _Help(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        lines = choices(str(self.const), namespace.config_dir)
+        width = max(map(len, lines))
+        parser.epilog = "\n".join([f"{self.const}=", *(f"  {name:<{width}}  {said}" for name, said in lines.items())])
+        parser.print_help()
+        parser.exit()
+
+
+def choices(group: str, config_dir: Path | None = None) -> dict[str, str]:
+    """Names of a group's configurations, each with its first comment; those in `config_dir` come before ours."""
+    found: dict[str, str] = {}
+    for folder in (*([config_dir] if config_dir else []), config_folder()):
+        for file in sorted((folder / group).glob("*.yaml")):
+            comments = (line.lstrip("# ") for line in file.read_text("utf-8").splitlines() if line.startswith("#"))
+            found.setdefault(file.stem, next((c for c in comments if not c.startswith("@package")), ""))
+    return found
 
 
 def compose(name: str, overrides: list[str], config_dir: Path | None = None, *, hydra_too: bool = False) -> Any:
@@ -122,23 +144,32 @@ def instantiate(config: Any, key: str = "", **extra: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | ArithmeticError):
+        if isinstance(cause, ValueError | TypeError | ArithmeticError | ImportError):
             place = str(error).partition("full_key: ")[2]
             where = ".".join(part for part in (key, place) if part) or "configuration"
-            if foreign := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause)):
-                near = did_you_mean(foreign[2], settings_of(_target(config, place)))
-                what = f"{foreign[1]} has no setting {foreign[2]!r}{near}; does an override or a choice belong to another stage?"
-                raise UserError(f"{where}: {what}") from error
-            raise UserError(f"{where}: {cause}") from error
+            raise UserError(f"{where}: {' '.join(str(cause).split())}") from error
         if cause is None:  # Hydra's own: what stands there is nothing to call
             raise UserError(f"{key or 'configuration'}: {' '.join(str(error).split())}") from error
         raise
 
 
-def _target(config: Any, place: str) -> str:
-    for part in filter(None, place.split(".")):
-        config = config[part]
-    return config["_target_"]
+def instantiate_each(configs: Any, key: str, method: str) -> list[Any]:
+    """The objects that a configuration names below `key`, each of which has `method`; null ones are left out. UserError
+    for what is none.
+    """
+    if not isinstance(configs, dict):
+        raise UserError(f"{key}={configs}: they are given by name; {key}.NAME=null leaves one out")
+    found = []
+    for name, config in configs.items():
+        if config is None:
+            continue
+        made = instantiate(config, f"{key}.{name}") if isinstance(config, dict) and "_target_" in config else None
+        if not hasattr(made, method):
+            raise UserError(
+                f"{key}.{name}: give the _target_ of a Lightning {key.rstrip('s')} and its settings, or null"
+            )
+        found.append(made)
+    return found
 
 
 def to_yaml(config: Any) -> str:

@@ -11,9 +11,12 @@ from af.errors import UserError, did_you_mean
 #: Composes some overrides; raises what Hydra raises.
 Compose = Callable[[list[str]], Any]
 #: What a training's configuration is made of; and values that nothing else stands for.
-PARTS: Final = ("trainer", "launch", "model", "module", "data")
-NEEDED: Final = ("run", "seed", "stage", "part", "matmul_precision", "callbacks")
-NEEDED_WITHIN: Final = ("trainer.max_steps", "launch.checkpoint_every_n_steps")
+PARTS: Final = ("trainer", "checkpoints", "model", "module", "data")
+NEEDED: Final = (
+    *("run", "seed", "stage", "part", "matmul_precision", "callbacks", "logger"),
+    *("compile", "activation_checkpointing"),
+)
+NEEDED_WITHIN: Final = ("trainer.max_steps", "checkpoints._target_")
 
 
 def require_form(overrides: Sequence[str]) -> None:
@@ -72,7 +75,7 @@ def explained(error: Exception, overrides: Sequence[str], compose: Compose) -> s
         composed = _tolerant([w for w in overrides if w != word], compose)
         if key in (known := _keys(composed)):
             return f"{word}: {key} is no choice of its own; change {key}.NAME=VALUE, or choose by GROUP@{key}=NAME (conf/train.yaml)"
-        return f"{key}: there is no such key{did_you_mean(key, _nearest_first(key, known))}"
+        return f"{key}: there is no such key{_near(key, known)}"
     if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         options = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
         near = did_you_mean(found[2], options)
@@ -110,11 +113,12 @@ def _tolerant(overrides: list[str], compose: Compose) -> Any:
             words = [w for w in words if w not in wrong]
 
 
-def _nearest_first(key: str, keys: Sequence[str]) -> list[str]:
-    """Keys in the same place, if that is there: `module.lrr` is rather `module.lr` than another module's."""
-    place = key.rpartition(".")[0]
-    beside = [k for k in keys if k.rpartition(".")[0] == place]
-    return beside if did_you_mean(key, beside) else [*keys]
+def _near(key: str, keys: Sequence[str]) -> str:
+    """The key that was meant: one of the same name elsewhere, then one in the same place, then any."""
+    place, _, name = key.rpartition(".")
+    if same := [k for k in keys if k.rpartition(".")[2] == name]:
+        return f"; did you mean {min(same, key=len)}?"
+    return did_you_mean(key, [k for k in keys if k.rpartition(".")[0] == place]) or did_you_mean(key, keys)
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

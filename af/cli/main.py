@@ -39,14 +39,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="af",
         description="Avatar Forcing: train and run head avatars that talk and listen.",
-        epilog=f"verbs:\n{listing}\n\n`af VERB --help` explains a verb.",
+        epilog=f"verbs:\n{listing}\n\n`af VERB --help` explains a verb. A verb ends with 0 when all is well, with 1 and a line on stderr\n"
+        "for what is wrong with values, files or data, with 2 for wrong usage, with 130 after Ctrl-C.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     args = parser.parse_args(argv[:1])
     module = importlib.import_module(f"af.cli.{args.verb.replace('-', '_')}")
     sub = Parser(
-        prog=f"af {args.verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"af {args.verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # a verb may say more in its help
     )
     module.configure(sub)
     try:

@@ -1,17 +1,19 @@
-"""Train one stage: the motion VAE or the denoiser.
+"""Train one stage: the motion VAE, the denoiser, its preference stage or a student of few steps.
 
-An experiment of conf/experiment/ says everything; any value can be overridden:
+An experiment says everything; any value can be overridden, any group be chosen by its name:
 
   af train experiment=vae_demo run=runs/vae data.root=data/demo
-  af train experiment=denoiser_demo run=runs/denoiser data.root=data/demo-latents module.lr=3e-4
+  af train experiment=denoiser_demo run=runs/denoiser data.root=data/demo-latents optimizer.lr=3e-4
+  af train experiment=denoiser_demo logger=[tensorboard,csv] callbacks.ema=null debug=limit
 
-The run folder holds the resolved configuration, checkpoints, TensorBoard files and, at the end, export/ (the model that
-`af encode`, `af generate` and `af evaluate` read). Ctrl-C (or SIGTERM) finishes the step at hand and saves it; the same
-command goes on from there. What does not change the training may change then, and a larger trainer.max_steps makes it
-longer, a finished one too; history.jsonl in the folder has a line for each start. start=FOLDER begins a new training
-with the weights of a model. trainer.fast_dev_run=true tries a few steps and leaves nothing behind.
+The run folder holds the resolved configuration, checkpoints, what the loggers write and, at the end, export/ (the model
+that `af encode`, `af generate` and `af evaluate` read). Ctrl-C (or SIGTERM) finishes the step at hand and saves it; the
+same command goes on from there. What does not change the training may change then, and a larger trainer.max_steps makes
+it longer, a finished one too (a schedule then follows the new length); history.jsonl in the folder has a line for each
+start. start=FOLDER begins a new training with the weights of a model. trainer.NAME=VALUE takes any option of Lightning's
+Trainer; debug=fast tries a few steps and keeps nothing.
 
-Several trainings, a process each: `af train experiment=denoiser_demo -m seed=0,1,2 module.lr=1e-4,3e-4` is a multirun of
+Several trainings, a process each: `af train experiment=denoiser_demo -m seed=0,1,2 optimizer.lr=1e-4,3e-4` is a multirun of
 Hydra's (docs/cluster.md). Each job has a folder in runs/NAME, named after its values. The same command goes on with what
 is not finished; `af report runs/NAME` puts the numbers into one table.
 
@@ -31,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from af.cli.config import add_config_arguments, compose, instantiate, resolve, to_yaml
+from af.cli.config import add_config_arguments, compose, instantiate, instantiate_each, resolve, to_yaml
 from af.cli.keys import require_parts
 from af.cli.multirun import multirun, sweeps
 from af.cli.typed import require_types
@@ -45,7 +47,7 @@ WHEN_INTERRUPTED = "a run with a checkpoint goes on from it, another one starts 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af train`."""
-    add_config_arguments(parser)
+    add_config_arguments(parser, listed="experiment")
     parser.add_argument("-m", "--multirun", action="store_true", help="a training for each combination of values (a,b)")
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)  # what started ranks and jobs read
 
@@ -98,91 +100,79 @@ def train(config: dict[str, Any], command: Sequence[str], held: bool = False) ->
         return _train(config, command)
 
 
+def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) -> int:
+    import torch
+
+    from af.models.checkpoint import FOLDER
+    from af.training.callbacks import Export, ValidationLog
+    from af.training.claim import Claim, finished
+    from af.training.compile import prepare
+    from af.training.launch import finish, fit, make_trainer
+
+    folder = Path(config["run"])
+    if finished(folder, config):
+        print(_what_now(config, folder))
+        return 0
+    start = config.get("start") or config["module"].get("start")
+    info: dict[str, Any] = {key: config[key] for key in ("stage", "features") if key in config}
+    export = Export(config["part"], config["model"], info, start)
+    callbacks = [
+        Claim(folder, config, command),
+        *instantiate_each(config["callbacks"], "callbacks", "on_train_batch_end"),
+        export,
+        ValidationLog(folder / "validation.jsonl"),
+        *instantiate(config["checkpoints"], "checkpoints", folder=folder / FOLDER),
+    ]
+    loggers = instantiate_each(config["logger"], "logger", "log_metrics")
+    trainer = make_trainer(instantiate(config["trainer"], "trainer"), folder, callbacks=callbacks, loggers=loggers)
+    torch.set_float32_matmul_precision(config["matmul_precision"])
+    # weights start from the seed, under a forked random state: nothing else is reseeded
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        module = instantiate(config["module"], "module")
+    prepare(
+        module, config["part"], compile=config["compile"], activation_checkpointing=config["activation_checkpointing"]
+    )
+    data = instantiate(config["data"], "data")
+    seconds = fit(trainer, module, data, folder)
+    if trainer.global_rank == 0:
+        export.write(trainer, module, folder / "export")
+        done = finish(trainer, folder, seconds)
+        where = f"model in {folder / 'export'}" if kept else "a smoke run (trainer.fast_dev_run): nothing is kept"
+        print(f"trained to step {trainer.global_step}; {where}")
+        if not done:
+            print("its time was over (trainer.max_time); the same command goes on")
+    return 0
+
+
 def _smoke(config: dict[str, Any], command: Sequence[str]) -> int:
     """A few steps that claim nothing, and leave nothing that looks trained."""
     with tempfile.TemporaryDirectory() as folder:
-        return _train({**config, "run": folder}, command, kept=False)
+        return _train({**config, "run": folder, "logger": {}}, command, kept=False)
 
 
 def _check(config: dict[str, Any]) -> None:
     """UserError for values that can be judged before anything is made."""
-    from af.training import launch
     from af.training.ranks import check_ranks, find_ranks
 
     check_ranks(config["trainer"], find_ranks())
-    launch.check(config)
     try:
         require_number("seed", config["seed"], least=0, most=LARGEST_SEED, whole=True)
     except ValueError as error:
         raise UserError(str(error)) from error
     if config["matmul_precision"] not in ("highest", "high", "medium"):
         raise UserError(f"matmul_precision={config['matmul_precision']}: give highest, high or medium")
-    for name in ("model", "features", "loss"):  # under the names that people give them, not where they are put
+    # under the names that people give them, not where they are put
+    for name in ("model", "features", "loss", "optimizer", "scheduler"):
         require_types(config.get(name), name)
 
 
-def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) -> int:
-    import torch
-
-    from af.data.provenance import with_earlier_people
-    from af.models.artifact import model_info
-    from af.training import launch
-    from af.training.callbacks import Export
-    from af.training.claim import finished
-
-    folder = Path(config["run"])
-    if finished(folder, config):
-        longer = f"trainer.max_steps={2 * config['trainer']['max_steps']}"
-        made = folder / "export"
-        again = "" if made.is_dir() else f"; af export {folder} --out {made} makes its model folder again"
-        print(f"{folder} is finished; {longer}, say, trains it on, start={made} another run=FOLDER{again}")
-        return 0
-    callbacks = _callbacks(config["callbacks"])
-    torch.set_float32_matmul_precision(config["matmul_precision"])
-    # weights start from the seed, under a forked random state: nothing else is reseeded
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config["seed"])
-        module = instantiate(config["module"], "module")
-    if not isinstance(getattr(module, config["part"], None), torch.nn.Module):
-        raise UserError(f"part={config['part']}: {type(module).__name__} has no network of this name")
-    data = instantiate(config["data"], "data")
-    info = {"stage": config["stage"], **{k: config[k] for k in ("features",) if k in config}, **data.provenance()}
-    start = config.get("start") or config["module"].get("start")
-    info = with_earlier_people(info, model_info(start) if start else None)
-    export = Export(folder / "export", config["part"], config["model"], info)
-    trainer = launch.fit(
-        folder,
-        module,
-        data,
-        config=config,
-        command=command,
-        callbacks=[*callbacks, export],
-        **config["launch"],
-        **instantiate(config["trainer"], "trainer"),
-    )
-    if trainer.global_rank == 0:
-        where = f"model in {folder / 'export'}" if kept else "a smoke run (trainer.fast_dev_run): nothing is kept"
-        print(f"trained to step {trainer.global_step}; {where}")
-        if kept and not finished(folder, config):
-            print("its time was over (trainer.max_time); the same command goes on")
-    return 0
-
-
-def _callbacks(configs: Any) -> list[Any]:
-    """The callbacks of a configuration; those that are null are left out. UserError for what is none."""
-    if not isinstance(configs, dict):
-        raise UserError(f"callbacks={configs}: give callbacks by name; callbacks.NAME=null leaves one out")
-    found = []
-    for name, config in configs.items():
-        if config is None:
-            continue
-        callback = (
-            instantiate(config, f"callbacks.{name}") if isinstance(config, dict) and "_target_" in config else None
-        )
-        if not hasattr(callback, "on_train_batch_end"):
-            raise UserError(f"callbacks.{name}: give the _target_ of a Lightning callback and its settings, or null")
-        found.append(callback)
-    return found
+def _what_now(config: dict[str, Any], folder: Path) -> str:
+    """What may be done with a finished training."""
+    made = folder / "export"
+    again = "" if made.is_dir() else f"; af export {folder} --out {made} makes its model folder again"
+    longer = f"trainer.max_steps={2 * config['trainer']['max_steps']}"
+    return f"{folder} is finished; {longer}, say, trains it on, start={made} another run=FOLDER{again}"
 
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:

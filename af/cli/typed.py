@@ -1,4 +1,4 @@
-"""Plain values of a configuration against the types that constructors name: `module.lr=abc` is said before any work."""
+"""Plain values of a configuration against the types that constructors name: `optimizer.lr=abc` is said before any work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from af.errors import UserError
+from af.errors import UserError, did_you_mean
 
 
 def require_types(config: Any, key: str) -> None:
@@ -30,19 +30,18 @@ def require_types(config: Any, key: str) -> None:
     for name, inner in config.items():
         require_types(inner, f"{key}.{name}" if key else str(name))
     if isinstance(target := config.get("_target_"), str):
-        parameters = _parameters(target, key)
+        parameters, more = _parameters(target, key)
         for name, value in config.items():
+            where = f"{key}.{name}" if key else name
+            if name not in parameters and not more and not name.startswith("_"):
+                what = f"{target.rpartition('.')[2]} has no setting {name!r}{did_you_mean(name, list(parameters))}"
+                raise UserError(f"{where}: {what}; does an override or a choice belong to another stage?")
             if name in parameters and not _fits(value, hint := parameters[name]):
-                where = f"{key}.{name}" if key else name
                 raise UserError(f"{where}={_shown(value)}: give {_described(hint)}")
 
 
-def settings_of(target: str) -> list[str]:
-    """Names of what a class or function takes."""
-    return list(_parameters(target, target))
-
-
-def _parameters(target: str, key: str) -> dict[str, Any]:
+def _parameters(target: str, key: str) -> tuple[dict[str, Any], bool]:
+    """{what a class or function takes: its type}, and whether it may take more."""
     from hydra.utils import get_object
 
     logging.getLogger("hydra").addHandler(logging.NullHandler())  # what it logs is in its error, too
@@ -52,19 +51,17 @@ def _parameters(target: str, key: str) -> dict[str, Any]:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}._target_={target}: cannot be imported ({reason})") from error
     hints: dict[str, Any] = {}
-    for cls in reversed(inspect.getmro(found)) if inspect.isclass(found) else [found]:
+    for cls in inspect.getmro(found) if inspect.isclass(found) else [found]:
         call = cls.__dict__.get("__init__") if inspect.isclass(found) else cls
         if call is None or not inspect.isfunction(inspect.unwrap(call)):
             continue
         names = vars(sys.modules[inspect.unwrap(call).__module__])
-        try:
-            signature = inspect.signature(call)
-        except (TypeError, ValueError):
-            continue
-        for name, parameter in signature.parameters.items():
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name != "self":
-                hints[name] = _hint(parameter.annotation, names)
-    return hints
+        parameters = inspect.signature(call).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        hints |= {p.name: _hint(p.annotation, names) for p in named if p.name not in hints}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return hints, False
+    return hints, True
 
 
 def _hint(annotation: Any, names: Mapping[str, Any]) -> Any:
@@ -103,7 +100,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _is_object(hint: Any) -> bool:
     """Whether a class is meant that a configuration builds by `_target_`."""
     callables = get_origin(hint) is collections.abc.Callable
-    return callables or (inspect.isclass(hint) and hint.__module__.startswith(("af.", "torch.")))
+    return callables or (inspect.isclass(hint) and hint.__module__.startswith(("af.", "torch")))
 
 
 def _described(hint: Any) -> str:

@@ -122,7 +122,7 @@ def find_model(path: str | Path) -> Path:
         return path
     if (path / DESCRIPTION).is_file():
         return path
-    export, checkpoint = path / "export", newest(path)
+    export, checkpoint = path / "export", newest(path / FOLDER)
     exported = (export / DESCRIPTION).is_file()
     if checkpoint is not None and not (exported and _steps(export) >= step_of(checkpoint)):
         return checkpoint

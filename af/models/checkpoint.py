@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,9 +59,13 @@ def sound(path: Path) -> bool:
         return False
 
 
-def newest(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is sound; None without any."""
-    return next(filter(sound, checkpoint_files(run / FOLDER)), None)
+def newest(folder: Path, broken: Callable[[Path], object] = lambda path: None) -> Path | None:
+    """The checkpoint of the highest step in a folder that is sound, or None; `broken` is told of those before it."""
+    for path in checkpoint_files(folder):
+        if sound(path):
+            return path
+        broken(path)
+    return None
 
 
 def step_of(path: Path) -> float:

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from af.console import progress_bar
+from af.data.provenance import with_earlier_people
 from af.files import append_line
-from af.models.artifact import save_model
+from af.models.artifact import model_info, save_model
 from af.training.ema import Ema
 
 #: Steps before the pace of a training is taken, and over which it is.
@@ -121,33 +122,39 @@ class ValidationLog(Callback):
 
 
 class Export(Callback):
-    """Write the trained part as a model folder at the end (averaged weights when an `Ema` is among the callbacks), and
-    into every checkpoint what model it holds (`af.models.checkpoint` reads it).
+    """Says in every checkpoint what model it holds (`af.models.checkpoint` reads it), and writes that at the end as a model
+    folder: the trained `part`, with averaged weights when an `Ema` is among the callbacks.
+
+    `config` describes the model, `info` what it is for; what the data say of themselves is added.
     """
 
-    def __init__(self, folder: Path, part: str, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-        self.folder, self.part, self.config, self.info = Path(folder), part, config, info
+    def __init__(self, part: str, config: Mapping[str, Any], info: Mapping[str, Any], start: str | None = None) -> None:
+        self.part, self.config, self.info = part, dict(config), dict(info)
+        self.earlier = model_info(start) if start else None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """What `af.models.artifact.load_model` needs to know beside the weights."""
         averages = [c.state_key for c in _averages(trainer) if c.part == self.part]
         checkpoint["model"] = {
             "part": self.part,
-            "config": dict(self.config),
-            "info": dict(self.info),
+            "config": self.config,
+            "info": self._about(trainer),
             "averages": averages,
         }
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rank 0 writes."""
-        if trainer.global_rank:
-            return
+    def write(self, trainer: Trainer, module: LightningModule, folder: Path) -> None:
+        """The model folder."""
         averages = _averages(trainer)
         for average in averages:
-            average.swap_in(pl_module)
-        save_model(self.folder, getattr(pl_module, self.part), self.config, {**self.info, "steps": trainer.global_step})
+            average.swap_in(module)
+        info = {**self._about(trainer), "steps": trainer.global_step}
+        save_model(folder, getattr(module, self.part), self.config, info)
         for average in averages:
-            average.swap_out(pl_module)
+            average.swap_out(module)
+
+    def _about(self, trainer: Trainer) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return with_earlier_people({**self.info, **data.provenance()}, self.earlier)
 
 
 def _averages(trainer: Trainer) -> list[Ema]:

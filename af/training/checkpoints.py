@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
 from af.errors import UserError, did_you_mean
 from af.files import atomic_path, remove_stale
-from af.models.checkpoint import checkpoint_files, sound
+from af.models.checkpoint import checkpoint_files, newest, sound
 from af.training.sigterm import GO_ON, STOP, Stops
 from af.values import require_number
 
@@ -23,7 +23,7 @@ from af.values import require_number
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes under a temporary name in the same folder, syncs, checks every checksum, and only then renames.
 
-    Loading a folder loads its newest sound checkpoint: rank 0 looks, the others take the same.
+    Loading a folder loads its newest sound checkpoint: rank 0 looks (and sets broken ones aside), the others take the same.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -46,7 +46,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         chosen = [path]
         if Path(path).is_dir():
             if not dist.is_initialized() or dist.get_rank() == 0:
-                chosen = [newest_sound(Path(path))]
+                remove_stale(Path(path))  # what killed writers have left behind
+                chosen = [newest(Path(path), broken=_set_aside)]
             if dist.is_initialized():
                 dist.broadcast_object_list(chosen)
             if chosen[0] is None:
@@ -94,7 +95,7 @@ class _Newest(ModelCheckpoint):
         if self.best_by is not None and not trainer.sanity_checking and self.best_by not in known:
             near = did_you_mean(self.best_by, known)
             raise UserError(
-                f"launch.keep_best: monitor {self.best_by} is not logged{near}; there are {', '.join(sorted(known))}"
+                f"checkpoints.keep_best: monitor {self.best_by} is not logged{near}; there are {', '.join(sorted(known))}"
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -115,40 +116,45 @@ class _Newest(ModelCheckpoint):
 
 
 def checkpointers(
-    folder: Path, every_n_steps: int, best: Mapping[str, Any] | None, stops: Stops
-) -> list[ModelCheckpoint]:
-    """Callbacks that keep the two newest checkpoints (`last.ckpt` is a link to the newest) and, when asked, the best.
+    folder: Path,
+    every_n_steps: int = 500,
+    every_minutes: float | None = 10.0,
+    grace_s: float = 20.0,
+    keep_best: Mapping[str, Any] | None = None,
+) -> list[Callback]:
+    """Callbacks that keep the two newest checkpoints (`last.ckpt` is a link to the newest) and, when asked, the best: every
+    n steps, when the last one is `every_minutes` old (None: never for that reason), and when a signal stops the training,
+    for which it has `grace_s` seconds.
 
-    `best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
+    `keep_best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
     """
-    require_number("checkpoint_every_n_steps", every_n_steps, least=1, whole=True)
-    if best is None:
-        return [_Newest(folder, every_n_steps, stops)]
-    if not isinstance(best, Mapping) or set(best) != {"monitor", "mode", "count"} or best["mode"] not in ("min", "max"):
-        raise ValueError(f"keep_best must be {{monitor: METRIC, mode: min or max, count: N}} or null, got {best!r}")
+    require_number("every_n_steps", every_n_steps, least=1, whole=True)
+    stops = Stops(grace_s, every_minutes)
+    if keep_best is None:
+        return [stops, _Newest(folder, every_n_steps, stops)]
+    if (
+        not isinstance(keep_best, Mapping)
+        or set(keep_best) != {"monitor", "mode", "count"}
+        or keep_best["mode"] not in ("min", "max")
+    ):
+        raise ValueError(
+            f"keep_best must be {{monitor: METRIC, mode: min or max, count: N}} or null, got {keep_best!r}"
+        )
+    require_number("keep_best.count", keep_best["count"], least=-1, whole=True)
     kept = ModelCheckpoint(
         folder,
         filename="best-{step:08d}",
-        monitor=best["monitor"],
-        mode=best["mode"],
-        save_top_k=best["count"],
+        monitor=keep_best["monitor"],
+        mode=keep_best["mode"],
+        save_top_k=keep_best["count"],
         save_on_train_epoch_end=False,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    return [_Newest(folder, every_n_steps, stops, best["monitor"]), kept]
+    return [stops, _Newest(folder, every_n_steps, stops, keep_best["monitor"]), kept]
 
 
-def newest_sound(folder: Path) -> Path | None:
-    """The checkpoint of the highest step that is whole, or None; broken ones are told of and set aside as NAME.broken.
-
-    Also clears what killed writers left behind.
-    """
-    remove_stale(folder)
-    for path in checkpoint_files(folder):
-        if sound(path):
-            return path
-        aside = path.with_name(path.name + ".broken")
-        path.rename(aside)
-        Console(stderr=True).print(f"{path} is broken, set aside as {aside.name}", style="yellow", soft_wrap=True)
-    return None
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(path.name + ".broken")
+    path.rename(aside)
+    Console(stderr=True).print(f"{path} is broken, set aside as {aside.name}", style="yellow", soft_wrap=True)

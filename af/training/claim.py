@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -27,31 +28,28 @@ from af.models.checkpoint import FOLDER, checkpoint_files, read_checkpoint
 
 #: Keys that say how a run is carried out and not what comes out of it: they may change when it goes on.
 FREE: Final = (
-    "name",
-    "run",
-    "tags",
-    "objective",
-    "launch",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.log_every_n_steps",
-    "trainer.val_check_interval",
-    "trainer.num_sanity_val_steps",
-    "trainer.limit_val_batches",
-    "trainer.max_time",
-    "trainer.profiler",
-    "trainer.logger",
-    "trainer.inference_mode",
-    "data.workers",
-    "data.cache_gb",
-    "data.validation",
-    "callbacks.gradients",
+    *(
+        "name",
+        "run",
+        "tags",
+        "objective",
+        "logger",
+        "checkpoints",
+        "compile",
+        "activation_checkpointing",
+        "callbacks.gradients",
+    ),
+    *("data.workers", "data.cache_gb", "data.validation"),
+    *(
+        f"trainer.{name}"
+        for name in ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler")
+    ),
+    *(f"trainer.{name}" for name in ("val_check_interval", "num_sanity_val_steps", "limit_val_batches", "max_time")),
+    *("trainer.inference_mode", "trainer.detect_anomaly"),
 )
-#: Callbacks that have a part in what comes out; all others watch. Classes of Lightning's are known by their parents too.
-ACTING: Final = ("af.training.ema.Ema", "af.training.preference.StopOnDrift")
-_ACTING_CLASSES: Final = (
+#: Callbacks of Lightning's that have a part in what comes out, as have those that say so of themselves (`acts = True`).
+#: All others watch.
+_ACTING: Final = (
     callbacks.EarlyStopping,
     callbacks.WeightAveraging,
     callbacks.StochasticWeightAveraging,
@@ -62,19 +60,46 @@ _ACTING_CLASSES: Final = (
     callbacks.LearningRateFinder,
 )
 STEPS: Final = "trainer.max_steps"
+_TOTAL: Final = "total_steps"
 #: `auto` stands for the others, by what a machine is fast in: a run may go on on another one, and may have been begun with one.
 _AUTOMATIC: Final = ("auto", "bf16-mixed", "32-true")
 
 
 class Claim(Callback):
-    """Puts the configuration into every checkpoint, as `config`."""
+    """Puts the configuration into every checkpoint, as `config`, and writes at each start what that is into the folder:
+    `config.json` is the configuration now, `history.jsonl` has a line a start: when, from which step, what changed.
+    """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = plain(config)
+    def __init__(self, folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> None:
+        self.folder, self.config, self.command = folder, plain(config), list(command)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """What the state was made with."""
         checkpoint["config"] = self.config
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank 0 writes once everything is ready to train, and says what has changed."""
+        if trainer.global_rank:
+            return
+        before = known(self.folder)
+        different = {} if before is None else changed(before, self.config)
+        (self.folder / "done.json").unlink(missing_ok=True)
+        write_json(self.folder / "config.json", self.config)
+        about = {**environment(self.command), "precision": str(trainer.precision)}
+        write_json(self.folder / "environment.json", about)
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        line = {"time": time, "from_step": trainer.global_step, "command": self.command, "changed": different}
+        append_line(self.folder / "history.jsonl", json.dumps(line))
+        if told := {key: values for key, values in different.items() if key not in ("run", "name")}:
+            print(f"goes on from step {trainer.global_step} with {_told(told)}")
+        if STEPS in told:
+            print(f"what is planned over the whole training ends at step {trainer.max_steps}; {self._rate()}")
+
+    def _rate(self) -> str:
+        """What a longer training does to the learning rate."""
+        if _TOTAL not in self.config.get("scheduler", {}):
+            return "the learning rate stays as it is"
+        return "the learning rate follows its schedule over the new length, and rises now if it had fallen"
 
 
 def known(folder: Path) -> dict[str, Any] | None:
@@ -91,11 +116,20 @@ def known(folder: Path) -> dict[str, Any] | None:
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the run in `folder` has ended, with this configuration (but for what may change) and with all its steps."""
-    if not (folder / "done.json").is_file():
-        return False
+    """Whether the run in `folder` has ended, with this configuration (but for what may change) and with all its steps.
+
+    UserError when `folder` holds a run of another configuration.
+    """
     before = known(folder)
-    return before is not None and not refused(before, config) and not _longer(before, config)
+    if before is None:
+        return False
+    if different := refused(before, config):
+        more = "a training gets longer, never shorter; " if STEPS in different else ""
+        raise UserError(
+            f"{folder} holds a run with another configuration (different: {_told(different)}); {more}"
+            "give the same values, choose another run=FOLDER, or delete that one"
+        )
+    return (folder / "done.json").is_file() and not _longer(before, config)
 
 
 def changed(before: Any, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -108,35 +142,6 @@ def refused(before: Any, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]
     return {
         key: (old, new) for key, (old, new) in changed(before, config).items() if not _may_change(key, before, config)
     }
-
-
-def check(folder: Path, config: Mapping[str, Any]) -> None:
-    """UserError when `folder` holds a run of another configuration."""
-    before = known(folder)
-    if before is None or not (different := refused(before, config)):
-        return
-    more = "a training gets longer, never shorter; " if STEPS in different else ""
-    raise UserError(
-        f"{folder} holds a run with another configuration (different: {_told(different)}); {more}"
-        "give the same values, choose another run=FOLDER, or delete that one"
-    )
-
-
-def begin(folder: Path, config: Mapping[str, Any], command: Sequence[str], step: int, precision: str) -> str | None:
-    """Write what this start is into the folder; returns a line on what has changed, if a run goes on with changes.
-
-    `config.json` is the configuration now, `history.jsonl` has a line a start: when, from which step, what changed.
-    """
-    before = known(folder)
-    different = {} if before is None else changed(before, config)
-    (folder / "done.json").unlink(missing_ok=True)
-    write_json(folder / "config.json", plain(config))
-    write_json(folder / "environment.json", {**environment(command), "precision": precision})
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    line = {"time": time, "from_step": step, "command": list(command), "changed": different}
-    append_line(folder / "history.jsonl", json.dumps(line))
-    told = {key: values for key, values in different.items() if key not in ("run", "name")}
-    return f"goes on from step {step} with {_told(told)}" if told else None
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
@@ -168,6 +173,8 @@ def _may_change(key: str, before: Any, config: Mapping[str, Any]) -> bool:
         return True
     if key == STEPS:
         return _longer(before, config)
+    if key.endswith(f"scheduler.{_TOTAL}"):  # what follows from the number of steps may change with it
+        return all(_at(c, key) == c["trainer"]["max_steps"] for c in (before, config))
     if key == "trainer.precision":
         names = [str(c["trainer"].get("precision")) for c in (before, config)]
         return "auto" in names and all(name in _AUTOMATIC for name in names)
@@ -184,23 +191,38 @@ def _longer(before: Any, config: Mapping[str, Any]) -> bool:
 
 def _acts(callback: Any) -> bool:
     target = callback.get("_target_", "") if isinstance(callback, Mapping) else ""
-    if not target or target in ACTING:
-        return bool(target)
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError):
         return False  # what cannot be built is said when it is
-    return inspect.isclass(found) and issubclass(found, _ACTING_CLASSES)
+    return inspect.isclass(found) and (issubclass(found, _ACTING) or getattr(found, "acts", False))
+
+
+def _at(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for k in a.keys() | b.keys():
-            found |= _differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)
-        return found
-    return {} if a == b else {prefix: (a, b)}
+    if _from_root(a) == _from_root(b):
+        return {}
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return {prefix: (a, b)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for k in a.keys() | b.keys():
+        found |= _differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)
+    return found
+
+
+def _from_root(value: Any) -> Any:
+    """A value with its texts as absolute paths: however a folder is written, it is the same one (other texts stay apart)."""
+    if isinstance(value, dict):
+        return {_from_root(k): _from_root(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [*map(_from_root, value)]
+    return os.path.abspath(value) if isinstance(value, str) else value
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,17 @@ class Stage(Protocol):
     def compile_networks(self, **how: Any) -> None: ...  # noqa: D102
 
 
+def prepare(stage: Stage, part: str, *, compile: bool | str, activation_checkpointing: bool) -> None:
+    """Switch compilation on for a stage, and activation checkpointing for its trained `part`. UserError if `part` is none."""
+    network = getattr(stage, part, None)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"part={part}: {type(stage).__name__} has no network of this name")
+    if activation_checkpointing:
+        recompute(network)
+    if compile:
+        compiled(stage, compile)
+
+
 def recompute(part: nn.Module) -> None:
     """Activation checkpointing: blocks are computed again in the backward pass instead of keeping what they had."""
     for block in repeated(part):
@@ -38,10 +49,10 @@ def compiled(stage: Stage, how: bool | str) -> None:
     backend = "inductor" if how is True else str(how)
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         usual = ", ".join(torch.compiler.list_backends())
-        raise UserError(f"launch.compile: {how!r}; allowed: true, false, or a backend of torch.compile ({usual} …)")
+        raise UserError(f"compile: {how!r}; allowed: true, false, or a backend of torch.compile ({usual} …)")
     missing = not any(map(shutil.which, ("g++", "clang++", "c++", "cl")))
     if backend == "inductor" and missing and not torch.cuda.is_available():
-        raise UserError("launch.compile: no C++ compiler is found; install g++, or set launch.compile=false")
+        raise UserError("compile: no C++ compiler is found; install g++, or set compile=false")
     from torch import _dynamo  # slow to import
 
     # a roll-out in a step (losers made on line) calls its blocks with as many shapes as a window has blocks, and more

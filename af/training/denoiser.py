@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.optim import AdamW
 
 from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, Dropped, drop
@@ -19,17 +19,17 @@ from af.specs import MotionSpec, require_spec
 from af.training.callbacks import writes_logs
 from af.training.randomness import Draws, training_draws, validation_draws
 from af.training.reference import start_from
+from af.training.schedules import MakeOptimizer, MakeScheduler, constant, optimization
 from af.training.validation import RankMeans
 from af.types import Condition, DyadBatch
-from af.values import require_fraction, require_number
 
 
 class DenoiserModule(LightningModule):
     """Train a `MotionDenoiser` on `DyadBatch`es with diffusion forcing.
 
     `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` takes signals
-    away. `start` is the model folder of a denoiser of the same layers, whose weights this one begins with. Learning rate: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step
-    (1 = constant, the paper's choice).
+    away. `optimizer` and `scheduler` are given what they lack: parameters and optimiser. `start` is the model folder of a
+    denoiser of the same layers, whose weights this one begins with.
     """
 
     def __init__(
@@ -39,25 +39,16 @@ class DenoiserModule(LightningModule):
         flow_times: FlowTimes,
         loss: FrameError,
         dropout: ConditionDropout,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        final_lr_ratio: float = 1.0,
+        optimizer: MakeOptimizer = AdamW,
+        scheduler: MakeScheduler = constant,
         start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require_number("lr", lr, above=0)
-        for beta in betas:
-            require_number("betas", beta, least=0, below=1)
-        require_number("weight_decay", weight_decay, least=0)
-        require_number("warmup_steps", warmup_steps, least=0, whole=True)
-        require_fraction("final_lr_ratio", final_lr_ratio)
+        optimization(denoiser.parameters(), optimizer, scheduler)  # a wrong value fails now
         self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
         self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
-        self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
-        self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.seed = seed
         self.batches_seen = 0
         self.validation = RankMeans()
@@ -177,13 +168,8 @@ class DenoiserModule(LightningModule):
             self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Adam at weight decay 0) with warm-up and cosine by step."""
-        optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
-        )
-        schedule = warmup_cosine(self.warmup_steps, self.trainer.max_steps, self.final_lr_ratio)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """Of the denoiser alone."""
+        return optimization(self.denoiser.parameters(), self.optimizer, self.scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The number of batches seen fixes both the next noise and the next data."""
@@ -213,17 +199,3 @@ def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws, progre
     """What a batch does without at `progress` (0 … 1) of the training."""
     frames = batch.valid.shape[1]
     return draws.of_rows(lambda rows: dropout(rows, frames, generator=draws.generator, progress=progress))
-
-
-def warmup_cosine(warmup: int, total: int, final: float):
-    """Factor on the learning rate by step: linear from 1/warmup to 1, then cosine to `final` at `total`."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if final == 1.0 or total <= warmup:
-            return 1.0
-        progress = min((step - warmup) / (total - warmup), 1.0)
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor

@@ -19,6 +19,8 @@ class Ema(Callback):
     `part` names the attribute of the LightningModule whose weights are averaged ("denoiser", "autoencoder").
     """
 
+    acts = True  # what is exported depends on it
+
     def __init__(self, part: str, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")

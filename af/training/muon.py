@@ -15,18 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from af.nn.precision import choose
+from af.values import require_number
 
 _SMALLEST = 8  # a weight with fewer rows or columns has no directions worth balancing
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen for speed near zero
 
 
-def orthogonalised(matrix: Float[Tensor, "M N"], steps: int = 5) -> Float[Tensor, "M N"]:
-    """U Vᵀ of the matrix' singular value decomposition, roughly (singular values 0.7 … 1.2).
-
-    Its products are in bf16 where that is fast, which changes little: emulated, they would take longer than the rest.
+def orthogonalised(
+    matrix: Float[Tensor, "M N"], steps: int = 5, dtype: torch.dtype | None = None
+) -> Float[Tensor, "M N"]:
+    """U Vᵀ of the matrix' singular value decomposition, roughly (singular values 0.7 … 1.2), by products in `dtype`
+    (None: the matrix' own).
     """
     a, b, c = _COEFFICIENTS
-    x = matrix if matrix.dtype == torch.float64 else matrix.to(choose("auto", matrix.device).dtype)
+    x = matrix if dtype is None or matrix.dtype == torch.float64 else matrix.to(dtype)
     x = x / (x.norm() + 1e-7)
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
@@ -63,7 +65,12 @@ class Muon(torch.optim.Optimizer):
             {"params": others, "lr": adam_lr, "balanced": False},  # first: this rate is the one that is logged
             {"params": [p for p in found if is_matrix(p)], "lr": lr, "balanced": True},
         ]
+        require_number("adam_lr", adam_lr, above=0)
+        require_number("lr", lr, above=0)
+        for beta in (*betas, momentum):
+            require_number("betas and momentum", beta, least=0, below=1)
         super().__init__(groups, {"betas": betas, "momentum": momentum, "eps": eps})
+        self._dtypes: dict[torch.device, torch.dtype] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -85,7 +92,10 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].mul_(group["momentum"]).add_(gradient)
         update = gradient.add(state["momentum"], alpha=group["momentum"])  # type: ignore[union-attr]
         rows = update.flatten(1)
-        balanced = orthogonalised(rows) * (rows.numel() / min(rows.shape)) ** 0.5  # root mean square about 1
+        if rows.device not in self._dtypes:  # bf16 where that is fast, which changes little; emulated it is slow
+            self._dtypes[rows.device] = choose("auto", rows.device).dtype
+        balanced = orthogonalised(rows, dtype=self._dtypes[rows.device])
+        balanced *= (rows.numel() / min(rows.shape)) ** 0.5  # root mean square about 1
         balanced *= max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5
         parameter.sub_(balanced.view(parameter.shape), alpha=group["lr"])
 

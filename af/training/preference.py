@@ -250,6 +250,8 @@ class StopOnDrift(Callback):
     batches with a preference term in a row: the margin then grows by unlearning the loser and the winner alike.
     """
 
+    acts = True  # when a training ends depends on it
+
     def __init__(self, steps: int = 200, tolerance: float = 0.05) -> None:
         if steps < 1 or tolerance < 0:
             raise ValueError(f"steps must be at least 1 and tolerance not negative, got {steps} and {tolerance}")

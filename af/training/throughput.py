@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 from af.devices import synchronize
 from af.errors import UserError
@@ -62,6 +62,12 @@ class Throughput(Callback):
         self._last = 0.0
         self._counter: FlopCounter | None = None
         self._eager: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning tells its profiler what it waits for: where there is none, this one's clock is it."""
+        if isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
+            trainer.profiler = self.data  # type: ignore[attr-defined]
+        self.waits = trainer.profiler is self.data  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Adam
 
 from af.errors import UserError
 from af.images import image_array
@@ -20,13 +20,12 @@ from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.progressive import start_from
 from af.pipeline.encode import require_videos
 from af.training.callbacks import tensorboard, writes_logs
-from af.training.denoiser import warmup_cosine
 from af.training.images import add_image
-from af.training.muon import Muon
 from af.training.randomness import training_draws
+from af.training.schedules import MakeOptimizer, MakeScheduler, constant, optimization
 from af.training.validation import RankMeans
 from af.types import PairBatch
-from af.values import require_fraction, require_number
+from af.values import require_number
 
 GRID_ROWS = 8
 
@@ -41,8 +40,7 @@ class VaeModule(LightningModule):
     one there are two optimisers, and both are this module's: `accumulate` batches a step, gradients clipped to
     `gradient_clip` (None: not). `trainer.global_step` counts the autoencoder's steps in both cases.
 
-    The autoencoder's optimiser is Adam, with `muon_lr` (root mean square of a step) `Muon` for its convolutions.
-    Learning rates: linear warm-up over `warmup_steps`, then cosine to `final_lr_ratio` at the trainer's last step.
+    `optimizer`, `discriminator_optimizer` and `scheduler` (of both) are given what they lack: parameters and optimiser.
     Raises ValueError if a term has a weight but not what it needs, and for options that would do nothing.
     """
 
@@ -53,13 +51,9 @@ class VaeModule(LightningModule):
         loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
         adversarial: AdversarialLoss | None = None,
         discriminator: nn.Module | None = None,
-        lr: float = 2e-3,
-        muon_lr: float | None = None,
-        betas: tuple[float, float] = (0.9, 0.99),
-        warmup_steps: int = 0,
-        final_lr_ratio: float = 1.0,
-        discriminator_lr: float = 2e-3,
-        discriminator_betas: tuple[float, float] = (0.0, 0.99),
+        optimizer: MakeOptimizer = Adam,
+        scheduler: MakeScheduler = constant,
+        discriminator_optimizer: MakeOptimizer = Adam,
         accumulate: int = 1,
         gradient_clip: float | None = None,
         both_ways: bool = False,
@@ -67,14 +61,10 @@ class VaeModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, rate in (("lr", lr), ("muon_lr", muon_lr), ("discriminator_lr", discriminator_lr)):
-            require_number(name, rate, above=0, optional=name == "muon_lr")
-        for beta in (*betas, *discriminator_betas):
-            require_number("betas", beta, least=0, below=1)
-        require_number("warmup_steps", warmup_steps, least=0, whole=True)
+        for make in (optimizer, discriminator_optimizer):  # a wrong value fails now
+            optimization(autoencoder.parameters(), make, scheduler)
         require_number("accumulate", accumulate, least=1, whole=True)
         require_number("gradient_clip", gradient_clip, above=0, optional=True)
-        require_fraction("final_lr_ratio", final_lr_ratio)
         if (adversarial is None) != (discriminator is None):
             raise ValueError("`adversarial` and `discriminator` go together: give both or neither")
         if discriminator is None and (accumulate != 1 or gradient_clip is not None):
@@ -86,10 +76,7 @@ class VaeModule(LightningModule):
             start_from(autoencoder, start)
         self.autoencoder, self.loss = autoencoder, loss
         self.adversarial, self.discriminator = adversarial, discriminator
-        self.lr, self.muon_lr, self.betas = lr, muon_lr, (betas[0], betas[1])
-        self.warmup_steps, self.final_lr_ratio = warmup_steps, final_lr_ratio
-        self.discriminator_lr = discriminator_lr
-        self.discriminator_betas = (discriminator_betas[0], discriminator_betas[1])
+        self.optimizer, self.scheduler, self.discriminator_optimizer = optimizer, scheduler, discriminator_optimizer
         self.accumulate, self.gradient_clip = accumulate, gradient_clip
         self.both_ways, self.seed = both_ways, seed
         self.batches_seen = 0
@@ -242,22 +229,14 @@ class VaeModule(LightningModule):
                 self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """One for the autoencoder and, where there is one, one for the discriminator; warm-up and cosine by step."""
-        players = [
-            *self.autoencoder.parameters(),
-            *(self.loss.parameters() if isinstance(self.loss, nn.Module) else ()),
-        ]
-        optimizers: list[torch.optim.Optimizer] = []
-        if self.muon_lr is None:
-            optimizers.append(torch.optim.Adam(players, lr=self.lr, betas=self.betas))
-        else:
-            optimizers.append(Muon(players, self.muon_lr, adam_lr=self.lr, betas=self.betas))
+        """One for the autoencoder (and the loss) and, where there is one, one for the discriminator."""
+        of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
+        players = [*self.autoencoder.parameters(), *of_loss]
+        found = [optimization(players, self.optimizer, self.scheduler)]
         if self.discriminator is not None:
-            parameters = self.discriminator.parameters()
-            optimizers.append(torch.optim.Adam(parameters, lr=self.discriminator_lr, betas=self.discriminator_betas))
-        schedule = warmup_cosine(self.warmup_steps, self.trainer.max_steps, self.final_lr_ratio)
-        schedulers = [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step"} for optimizer in optimizers]
-        return optimizers, schedulers
+            second = optimization(self.discriminator.parameters(), self.discriminator_optimizer, self.scheduler)
+            found.append(second)
+        return [each["optimizer"] for each in found], [each["lr_scheduler"] for each in found]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The number of batches seen fixes the next noise."""

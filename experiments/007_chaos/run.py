@@ -51,7 +51,7 @@ def main() -> int:
     data, rng = args.work / "data", random.Random(args.seed)
     build(data, SynthSettings(train=4, val=1, test=1, size=32))
     words = [*SMALL, f"data.root={data}", f"trainer.max_steps={args.steps}", f"trainer.val_check_interval={args.steps}"]
-    words += [f"launch.checkpoint_every_n_steps={args.every}"]
+    words += [f"checkpoints.every_n_steps={args.every}"]
     whole, killed = args.work / "whole", args.work / "killed"
     if not (whole / "done.json").is_file():
         start(words, whole).wait()

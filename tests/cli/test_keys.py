@@ -13,40 +13,42 @@ from af.cli.typed import require_types
 from af.errors import UserError
 
 NEAR = {
-    "module.lrr=1": "module.lrr: there is no such key; did you mean module.lr?",
-    "modul.lr=1": "did you mean module.lr?",
+    "optimizer.lrr=1": "optimizer.lrr: there is no such key; did you mean optimizer.lr?",
+    "module.lr=1": "did you mean optimizer.lr?",
+    "modul.lr=1": "did you mean optimizer.lr?",
     "trainer.max_step=3": "did you mean trainer.max_steps?",
     "callbacks.emma.decay=0.9": "did you mean callbacks.ema.decay?",
     "+ckpt_path=x": "ckpt_path: there is no such key",
     "+sed=1": "did you mean seed?",
     "experiment=vae_dmo": "did you mean vae_demo?",
     "trainer=gpuu": "did you mean gpu?",
-    "+module.warmup_step=1": "did you mean warmup_steps?",
+    "+module.schedular=1": "did you mean scheduler?",
     "+trainer.profilr=simple": "did you mean profiler?",
-    "+launch.keep_bst=1": "did you mean keep_best?",
+    "+checkpoints.keep_bst=1": "did you mean keep_best?",
     "nothing": "expected KEY=VALUE",
     "=5": "expected KEY=VALUE",
     "trainer=null": "trainer=null: give the name of a choice",
     "data=3": "data=3: give the name of a choice",
     "model=base": "model is no choice of its own",
     "+module/loss=foo": "module/loss: there is no such key",
-    "launch.grace_s={5": "launch.grace_s={5: cannot be read",
+    "checkpoints.grace_s={5": "checkpoints.grace_s={5: cannot be read",
 }
 TAKEN_OUT = {
-    **{f"~{key}": f"{key} was taken out" for key in ("module", "launch", "trainer.max_steps", "callbacks")},
+    **{f"~{key}": f"{key} was taken out" for key in ("module", "checkpoints", "callbacks")},
+    "~trainer.max_steps": "scheduler.total_steps is taken from trainer.max_steps, which is not there",
     "~seed": "data.seed is taken from seed, which is not there",
-    "~launch.checkpoint_every_n_steps": "launch.checkpoint_every_n_steps was taken out",
+    "~checkpoints._target_": "checkpoints._target_ was taken out",
     "module=null": "module was taken out",
-    "launch=null": "launch was taken out",
+    "checkpoints=null": "checkpoints was taken out",
     "run=null": "run=null: give the folder of the run",
     "run=": "run=: give the folder of the run",
 }
 VALUES = {
-    "module.lr=abc": "module.lr=abc: give a number",
-    "module.lr=nan": "module.lr=nan",
-    "module.lr=-1": "lr must be a number above 0",
-    "module.betas=[0.9]": "module.betas",
-    "module.warmup_steps=1.5": "module.warmup_steps",
+    "optimizer.lr=abc": "optimizer.lr=abc: give a number",
+    "optimizer.lr=nan": "optimizer.lr=nan",
+    "optimizer.lr=-1": "module: Invalid learning rate: -1",
+    "optimizer.betas=[0.9]": "optimizer.betas",
+    "scheduler.warmup_steps=1.5": "scheduler.warmup_steps",
     "module.dropout.user=1.5": "user must be in [0, 1]",
     "model.hidden=0": "hidden must be",
     "model.depth=-1": "depth must be",
@@ -57,15 +59,15 @@ VALUES = {
     "data.batch_size=0": "batch_size must be",
     "data.workers=-1": "workers must be",
     "matmul_precision=best": "matmul_precision",
-    "trainer.max_steps=0": "trainer.max_steps=0",
-    "trainer.max_steps=-1": "trainer.max_steps=-1",
-    "trainer.val_check_interval=0": "trainer.val_check_interval=0",
-    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
+    "trainer.max_steps=0": "trainer.max_steps must be",
+    "trainer.max_steps=-1": "trainer.max_steps must be",
+    "trainer.val_check_interval=0": "trainer.val_check_interval must be",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val must be",
     "trainer.precision=fp8": "trainer.precision",
     "trainer.accelerator=abacus": "trainer.accelerator=abacus",
     "trainer.max_epochs=3": "trainer.max_steps",
     "trainer.fast_dev_run=maybe": "trainer.fast_dev_run=maybe",
-    "callbacks=null": "callbacks.NAME=null",
+    "callbacks=null": "callbacks=null: give the name of a choice",
     "+callbacks.mine=3": "callbacks.mine",
     "+callbacks.mine._target_=no.where.Mine": "cannot be imported",
     "callbacks.ema.decay=2": "decay must be",
@@ -76,13 +78,13 @@ VALUES = {
     "seed=99999999999999999999": "seed must be",
     "data.root=5": "data.root: say where",
     "trainer.max_time=5": "trainer.max_time=5: give days",
-    "trainer.logger=abc": "trainer.logger=abc: give true",
-    "trainer.limit_val_batches=abc": "trainer.limit_val_batches=abc",
+    "trainer.logger=csv": "logger=[tensorboard,csv]",
+    "trainer.limit_val_batches=abc": "trainer.limit_val_batches must be",
     "part=foo": "part=foo: DenoiserModule has no network of this name",
-    "launch.keep_best=3": "keep_best must be",
-    "launch.grace_s=0": "grace_s must be",
-    "launch.checkpoint_every_n_steps=0": "checkpoint_every_n_steps must be",
-    "launch.checkpoint_every_minutes=-1": "checkpoint_every_minutes must be",
+    "checkpoints.keep_best=3": "keep_best must be",
+    "checkpoints.grace_s=0": "grace_s must be",
+    "checkpoints.every_n_steps=0": "every_n_steps must be",
+    "checkpoints.every_minutes=-1": "checkpoint_every_minutes must be",
 }
 
 
@@ -113,9 +115,9 @@ def test_flags_of_lightning_pass_without_a_plus(flag, tmp_path, capsys):
 
 def test_choices_and_keys_of_ones_own_may_be_added(tmp_path, capsys):
     (tmp_path / "debug").mkdir()
-    (tmp_path / "debug" / "slow.yaml").write_text("# @package _global_\nmodule:\n  lr: 0.25\n")
+    (tmp_path / "debug" / "slow.yaml").write_text("# @package _global_\noptimizer:\n  lr: 0.25\n")
     words = ["experiment=denoiser_demo", "data.root=none", "run=none", "--print-config"]
-    for more in (["--config-dir", str(tmp_path), "+debug=slow"], ["+rate=0.25", "module.lr=${rate}"]):
+    for more in (["--config-dir", str(tmp_path), "debug=slow"], ["+rate=0.25", "optimizer.lr=${rate}"]):
         assert main(["train", *words, *more]) == 0
         assert "\n  lr: 0.25\n" in capsys.readouterr().out
 

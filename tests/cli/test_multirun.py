@@ -23,7 +23,7 @@ from af.files import read_json, read_lines, write_json
 from tests.training.test_ranks import SRUN, TORCHRUN
 from tests.training.test_resume import DENOISER, same
 
-TINY = [*DENOISER, "data.batch_size=2", "data.workers=0", "trainer.val_check_interval=1000", "module.warmup_steps=0"]
+TINY = [*DENOISER, "data.batch_size=2", "data.workers=0", "trainer.val_check_interval=1000", "scheduler.warmup_steps=0"]
 SEEDS, RATES = range(6), ("0.001", "0.002")
 
 
@@ -52,14 +52,14 @@ def asked(monkeypatch) -> list[dict]:
 
 
 def test_a_job_has_a_folder_named_after_what_is_swept(words, asked, tmp_path):
-    assert main(["train", *words, "-m", "seed=0,1", "module.lr=0.1,0.2"]) == 0
-    assert main(["train", "-m", "module.lr=0.1,0.2", *words, "seed=1,0"]) == 0  # the same ones, which are finished
+    assert main(["train", *words, "-m", "seed=0,1", "optimizer.lr=0.1,0.2"]) == 0
+    assert main(["train", "-m", "optimizer.lr=0.1,0.2", *words, "seed=1,0"]) == 0  # the same ones, which are finished
     assert [Path(config["run"]).name for config in asked] == [
-        f"module.lr={rate},seed={seed}" for seed in (0, 1) for rate in (0.1, 0.2)
+        f"optimizer.lr={rate},seed={seed}" for seed in (0, 1) for rate in (0.1, 0.2)
     ]
     assert [config["seed"] for config in asked] == [0, 0, 1, 1]
-    command = read_json(tmp_path / "runs" / "module.lr=0.1,seed=1" / "job.json")["command"]
-    assert {"seed=1", "module.lr=0.1", f"run={tmp_path / 'runs' / 'module.lr=0.1,seed=1'}"} < set(command)
+    command = read_json(tmp_path / "runs" / "optimizer.lr=0.1,seed=1" / "job.json")["command"]
+    assert {"seed=1", "optimizer.lr=0.1", f"run={tmp_path / 'runs' / 'optimizer.lr=0.1,seed=1'}"} < set(command)
 
 
 def test_a_run_of_its_own_may_be_named_by_its_values(words, asked, tmp_path):
@@ -76,11 +76,11 @@ def test_flags_of_lightnings_trainer_pass(words, asked):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("module.lrr=1,2", "module.lrr: there is no such key; did you mean module.lr?"),
+        ("optimizer.lrr=1,2", "optimizer.lrr: there is no such key; did you mean optimizer.lr?"),
         ("experiment=denoiser_dmo,vae_demo", "did you mean denoiser_demo?"),
         ("hydra/launcher=jblib", "did you mean joblib?"),
         ("nonsense", "expected KEY=VALUE"),
-        ("module.lr=interval(0,1)", "does not support sweep type"),
+        ("optimizer.lr=interval(0,1)", "does not support sweep type"),
         ("hydra/launcher=slurm", "slurm cluster?"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_objective_that_no_job_has_is_said(words, asked, capsys):
 def test_a_stopped_search_goes_on_and_finds_the_valley(words, asked, tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     search = ["train", *words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=12"]
-    search += ["module.lr=interval(0.01,1.0)", "module.loss.kind=l1,l2"]
+    search += ["optimizer.lr=interval(0.01,1.0)", "module.loss.kind=l1,l2"]
     train = multirun._train
 
     def dies(file: Path, folder: Path) -> None:
@@ -153,17 +153,17 @@ def test_a_stopped_search_goes_on_and_finds_the_valley(words, asked, tmp_path, m
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
     over = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     assert len(over) == 12
-    assert len({trial.params["module.lr"] for trial in over}) == len(asked) == 12  # nothing was tried twice
+    assert len({trial.params["optimizer.lr"] for trial in over}) == len(asked) == 12  # nothing was tried twice
     stopped = next(trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL)
     assert stopped.params in [trial.params for trial in over]
-    assert abs(study.best_params["module.lr"] - 0.4) < 0.15
+    assert abs(study.best_params["optimizer.lr"] - 0.4) < 0.15
     assert main(search) == 0
     assert len(asked) == 12  # nothing left to do
 
 
 def test_a_search_without_an_objective_is_refused(words, asked, capsys):
     pytest.importorskip("optuna")
-    assert main(["train", *words, "-m", "hydra/sweeper=optuna", "module.lr=interval(0.01,1.0)"]) == 1
+    assert main(["train", *words, "-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.01,1.0)"]) == 1
     assert "objective is not set" in capsys.readouterr().err
 
 
@@ -209,13 +209,13 @@ def undisturbed(words: list[str], folder: Path, *values: str) -> Path:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launcher, words, tmp_path):
-    words = [*words, "trainer.max_steps=60", "launch.checkpoint_every_n_steps=5"]
+    words = [*words, "trainer.max_steps=60", "checkpoints.every_n_steps=5"]
     command = [
         *words,
         "-m",
         f"hydra/launcher={launcher}",
         f"seed={','.join(map(str, SEEDS))}",
-        f"module.lr={','.join(RATES)}",
+        f"optimizer.lr={','.join(RATES)}",
     ]
     command += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.sweeper.max_batch_size=3"]
     killed: dict[Path, str] = {}
@@ -252,8 +252,8 @@ def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launch
     whole = tmp_path / "whole"
     for seed in SEEDS:
         for rate in RATES:
-            alone = undisturbed(words, whole / f"{seed}-{rate}", f"seed={seed}", f"module.lr={rate}")
-            assert same(alone, tmp_path / "runs" / f"module.lr={rate},seed={seed}")
+            alone = undisturbed(words, whole / f"{seed}-{rate}", f"seed={seed}", f"optimizer.lr={rate}")
+            assert same(alone, tmp_path / "runs" / f"optimizer.lr={rate},seed={seed}")
     assert not same(whole / "0-0.001", whole / "0-0.002")
     assert start(command).wait() == 0  # nothing left to do
     assert starts == {
@@ -264,9 +264,9 @@ def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launch
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
     optuna = pytest.importorskip("optuna")
-    words = [*words, "trainer.max_steps=60", "trainer.val_check_interval=30", "launch.checkpoint_every_n_steps=5"]
+    words = [*words, "trainer.max_steps=60", "trainer.val_check_interval=30", "checkpoints.every_n_steps=5"]
     command = [*words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]
-    command += ["module.lr=interval(0.0005,0.002)"]
+    command += ["optimizer.lr=interval(0.0005,0.002)"]
     process = start(command)
     until(lambda: len(list((tmp_path / "runs").glob("*/done.json"))) == 1)
     until(lambda: trainings(process))
@@ -282,4 +282,4 @@ def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
     assert len(starts) == 2
     assert 0 < starts[1] < 60
     rate = read_json(folder / "config.json")["module"]["lr"]
-    assert same(undisturbed(words, tmp_path / "whole", f"module.lr={rate}"), folder)
+    assert same(undisturbed(words, tmp_path / "whole", f"optimizer.lr={rate}"), folder)

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.training.checkpoints import SafeCheckpointIO, newest_sound, sound
+from af.models.checkpoint import newest
+from af.training.checkpoints import SafeCheckpointIO, sound
 from tests.training.test_resume import SHORT, VAE, same, train
 
 
 @pytest.fixture
 def arguments(dyads) -> list[str]:
-    return [*VAE, *SHORT, f"data.root={dyads}", "launch.checkpoint_every_n_steps=2"]
+    return [*VAE, *SHORT, f"data.root={dyads}", "checkpoints.every_n_steps=2"]
 
 
 def write(path: Path, step: int) -> None:
@@ -38,7 +39,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(tmp_path,
     for step in (3, 4, 5):
         write(tmp_path / f"{step:08d}.ckpt", step)
     (tmp_path / "last.ckpt").symlink_to("00000005.ckpt")
-    assert newest_sound(tmp_path).name == "00000005.ckpt"
+    assert newest(tmp_path).name == "00000005.ckpt"
     damage(tmp_path / "00000005.ckpt")
     assert not sound(tmp_path / "00000005.ckpt")
     assert SafeCheckpointIO().load_checkpoint(tmp_path)["global_step"] == 4
@@ -49,9 +50,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(tmp_path,
 def test_the_best_ones_are_gone_on_from_when_nothing_else_is_left(tmp_path):
     for name in ("best-00000005", "best-00000007", "00000004"):
         write(tmp_path / f"{name}.ckpt", 1)
-    assert newest_sound(tmp_path).name == "00000004.ckpt"
+    assert newest(tmp_path).name == "00000004.ckpt"
     (tmp_path / "00000004.ckpt").unlink()
-    assert newest_sound(tmp_path).name == "best-00000007.ckpt"
+    assert newest(tmp_path).name == "best-00000007.ckpt"
 
 
 def test_nothing_but_damaged_checkpoints_is_said(tmp_path, capsys):
@@ -98,7 +99,7 @@ def test_a_run_whose_newest_checkpoint_was_cut_ends_with_the_same_weights(argume
 
 
 def test_the_best_are_kept_beside_the_newest(arguments, tmp_path):
-    best = ["launch.keep_best={monitor: psnr, mode: max, count: 1}", "trainer.val_check_interval=2"]
+    best = ["checkpoints.keep_best={monitor: psnr, mode: max, count: 1}", "trainer.val_check_interval=2"]
     assert train([*arguments, *best], tmp_path) == 0
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert len([n for n in names if n.startswith("best-")]) == 1

@@ -8,7 +8,9 @@ import shutil
 import pytest
 import torch
 
+from af.models.checkpoint import read_checkpoint
 from af.training.claim import changed, known, refused
+from af.training.ema import Ema
 from tests.training.test_resume import DENOISER, SHORT, VAE, same, train
 
 
@@ -16,7 +18,7 @@ from tests.training.test_resume import DENOISER, SHORT, VAE, same, train
 def arguments(latents) -> list[str]:
     # a constant learning rate: what a longer training has done so far is what a short one does
     short = [*SHORT, "callbacks.previews.clips=0"]
-    return [*DENOISER, *short, f"data.root={latents}", "module.final_lr_ratio=1", "module.warmup_steps=0"]
+    return [*DENOISER, *short, f"data.root={latents}", "scheduler=constant"]
 
 
 def steps(run) -> int:
@@ -40,6 +42,37 @@ def test_a_finished_training_is_made_longer_and_is_the_one_that_was_long_from_th
     assert steps(tmp_path / "grown") == 11
 
 
+def test_a_schedule_follows_the_new_length(arguments, tmp_path, capsys):
+    words = [*arguments, "scheduler=cosine", "scheduler.final_ratio=0"]
+    assert train(words, tmp_path) == 0
+    assert train(words, tmp_path, "trainer.max_steps=11", "scheduler.total_steps=9") == 1
+    assert "scheduler.total_steps" in capsys.readouterr().err
+    assert train(words, tmp_path, "trainer.max_steps=11") == 0
+    assert "follows its schedule over the new length" in capsys.readouterr().out
+    factor = read_checkpoint(tmp_path / "checkpoints" / "00000011.ckpt")["lr_schedulers"][0]["_last_lr"][0]
+    assert factor == pytest.approx(0, abs=1e-12)  # at 0 after step 7 already, and risen since
+
+
+def test_a_folder_is_the_same_however_it_is_named(arguments, latents, tmp_path, monkeypatch, capsys):
+    assert train(arguments, tmp_path, "trainer.max_steps=1") == 0
+    monkeypatch.chdir(latents.parent)
+    relative = [f"data.root={latents.name}" if word.startswith("data.root") else word for word in arguments]
+    assert train(relative, tmp_path, "trainer.max_steps=1") == 0
+    assert "is finished" in capsys.readouterr().out
+    before = {"data": {"root": {"a": 1, "b": 2}}, "trainer": {"max_steps": 1}}
+    now = {"data": {"root": {str(latents.parent / "a"): 1, "./b": 2}}, "trainer": {"max_steps": 1}}
+    assert refused(before, now) == {}
+
+
+class Slow(Ema):
+    """Somebody's own average."""
+
+
+def test_a_callback_that_is_a_kind_of_one_that_acts_acts():
+    ours = {"callbacks": {"ema": {"_target_": f"{__name__}.Slow", "decay": 0.5}}}
+    assert set(refused(ours, {"callbacks": {}})) == {"callbacks.ema"}
+
+
 WATCHING = (
     "trainer.val_check_interval=2",
     "callbacks.previews=null",
@@ -48,11 +81,11 @@ WATCHING = (
     "trainer.log_every_n_steps=1",
     "+trainer.limit_val_batches=1",
     "+trainer.profiler=simple",
-    "launch.checkpoint_every_n_steps=2",
+    "checkpoints.every_n_steps=2",
     "tags=[later]",
 )
 TRAINING = (
-    "module.lr=1",
+    "optimizer.lr=1",
     "data.batch_size=2",
     "seed=1",
     "model.look_ahead=1",
@@ -94,14 +127,14 @@ def test_an_edited_or_deleted_configuration_changes_nothing(arguments, tmp_path,
     run = tmp_path / "run"
     assert train(arguments, run, "trainer.max_steps=1") == 0
     config = json.loads((run / "config.json").read_text())
-    config["module"]["lr"] = 1.0
+    config["optimizer"]["lr"] = 1.0
     for file in (json.dumps(config), None):
         (run / "config.json").unlink()
         if file is not None:
             (run / "config.json").write_text(file)
-        assert known(run)["module"]["lr"] != 1.0
-        assert train(arguments, run, "trainer.max_steps=2", "module.lr=1") == 1
-        assert "module.lr" in capsys.readouterr().err
+        assert known(run)["optimizer"]["lr"] != 1.0
+        assert train(arguments, run, "trainer.max_steps=2", "optimizer.lr=1") == 1
+        assert "optimizer.lr" in capsys.readouterr().err
         assert train(arguments, run, "trainer.max_steps=1") == 0  # as it was
         (run / "config.json").touch()
 
@@ -115,7 +148,7 @@ def test_a_start_that_failed_claims_nothing(arguments, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(DenoiserModule, "training_step", fails)
         with pytest.raises(OSError, match="no"):
-            train(arguments, tmp_path, "module.lr=1")
+            train(arguments, tmp_path, "optimizer.lr=1")
     assert known(tmp_path) is None
     assert not (tmp_path / "done.json").exists()
     assert train(arguments, tmp_path, "trainer.max_steps=1") == 0
@@ -142,7 +175,7 @@ def test_every_stage_starts_from_a_model_under_the_same_word(stage, arguments, d
     words = {"vae": [*VAE, *SHORT, f"data.root={dyads}"], "denoiser": arguments}[stage]
     one = "trainer.max_steps=1"
     assert train(words, tmp_path / "first", one) == 0
-    rate = ["module.lr=1e-12", *(["module.muon_lr=1e-12"] if stage == "vae" else []), "callbacks.ema=null", "seed=5"]
+    rate = ["optimizer.lr=1e-12", "callbacks.ema=null", "seed=5"]
     for word in ("start", "module.start"):
         begun = tmp_path / word
         assert train(words, begun, one, *rate, f"{word}={tmp_path / 'first' / 'export'}") == 0
@@ -161,14 +194,14 @@ def _weights(run):
 
 
 def test_differences_are_told_by_key_with_both_values():
-    before = {"module": {"lr": 1, "x": None}, "trainer": {"max_steps": 5}, "callbacks": {"a": {"_target_": "x.Y"}}}
-    now = {"module": {"lr": 2}, "trainer": {"max_steps": 9}, "callbacks": {}}
+    before = {"optimizer": {"lr": 1, "x": None}, "trainer": {"max_steps": 5}, "callbacks": {"a": {"_target_": "x.Y"}}}
+    now = {"optimizer": {"lr": 2}, "trainer": {"max_steps": 9}, "callbacks": {}}
     assert changed(before, now) == {
-        "module.lr": (1, 2),
+        "optimizer.lr": (1, 2),
         "trainer.max_steps": (5, 9),
         "callbacks.a": ({"_target_": "x.Y"}, None),
     }
-    assert refused(before, now) == {"module.lr": (1, 2)}
+    assert refused(before, now) == {"optimizer.lr": (1, 2)}
 
 
 @pytest.mark.parametrize(

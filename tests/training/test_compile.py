@@ -1,4 +1,4 @@
-"""launch.compile compiles what a training step computes, in every recipe: not only what happens to be `__call__`."""
+"""compile compiles what a training step computes, in every recipe: not only what happens to be `__call__`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONE_STEP = [
     "trainer.precision=32-true",
 ]
 #: Counting the products of a step runs it without what is compiled.
-QUIET = ["~callbacks.throughput", "launch.checkpoint_every_n_steps=1"]
+QUIET = ["~callbacks.throughput", "checkpoints.every_n_steps=1"]
 
 
 class Forward(FlopCounter):
@@ -112,5 +112,5 @@ def test_nearly_all_products_of_a_step_are_compiled(arguments, counted, tmp_path
     monkeypatch.setattr(cls, "training_step", whole)
     assert train(arguments, tmp_path / "plain") == 0
     monkeypatch.setattr(cls, "training_step", alone)
-    assert train(arguments, tmp_path / "compiled", "launch.compile=counted") == 0
+    assert train(arguments, tmp_path / "compiled", "compile=counted") == 0
     assert compiled[0] > 0.95 * everything.flops > 0

@@ -23,8 +23,8 @@ from tests.training.test_resume import DENOISER, SHORT
 def trained(tmp_path_factory, latents) -> Path:
     """A finished run of 6 steps with checkpoints at 3 and 6 and the best one beside them."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    best = ["launch.keep_best={monitor: val/loss, mode: min, count: 1}", "trainer.val_check_interval=2"]
-    words = [*DENOISER, *SHORT, *best, "trainer.max_steps=6", "module.lr=0.01", f"data.root={latents}"]
+    best = ["checkpoints.keep_best={monitor: val/loss, mode: min, count: 1}", "trainer.val_check_interval=2"]
+    words = [*DENOISER, *SHORT, *best, "trainer.max_steps=6", "optimizer.lr=0.01", f"data.root={latents}"]
     assert main(["train", *words, f"run={run}"]) == 0
     return run
 
@@ -51,7 +51,7 @@ def test_a_checkpoint_holds_what_an_export_writes(run, tmp_path):
 
 
 def test_the_best_by_what_nobody_logs_is_one_line_with_the_nearest(latents, tmp_path, capsys):
-    best = ["launch.keep_best={monitor: val/los, mode: min, count: 1}", "trainer.val_check_interval=2"]
+    best = ["checkpoints.keep_best={monitor: val/los, mode: min, count: 1}", "trainer.val_check_interval=2"]
     assert main(["train", *DENOISER, *SHORT, *best, f"data.root={latents}", f"run={tmp_path}"]) == 1
     error = capsys.readouterr().err
     assert "monitor val/los is not logged; did you mean val/loss?" in error
@@ -149,7 +149,7 @@ def test_an_avatar_and_a_stage_start_from_a_run_or_a_checkpoint(run, tmp_path, a
     for place in (run, best):
         denoiser = Avatar.load(autoencoder_folder, place).denoiser
         assert denoiser.state_dict()["head.weight"].equal(load_as(place, MotionDenoiser)[0].head.weight)
-    options = ["trainer.max_steps=1", "data.batch_size=2", "data.workers=0", "module.online=null", "module.lr=1e-12"]
+    options = ["trainer.max_steps=1", "data.batch_size=2", "data.workers=0", "module.online=null", "optimizer.lr=1e-12"]
     words = [f"start={best}", f"data.root={latents}", f"data.losers={losers}", f"run={tmp_path / 'more'}", *options]
     assert main(["train", "experiment=preference_demo", *words]) == 0
     after = load_file(tmp_path / "more" / "export" / "model.safetensors")["head.weight"]

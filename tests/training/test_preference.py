@@ -183,7 +183,7 @@ def test_a_run_does_not_go_on_with_another_reference(arguments, denoiser_folder,
 
 
 def test_drift_stops_the_run(arguments, tmp_path, capsys):
-    wild = ["module.denoising_weight=0", "module.weight=100", "module.lr=0.5", "trainer.max_steps=60"]
+    wild = ["module.denoising_weight=0", "module.weight=100", "optimizer.lr=0.5", "trainer.max_steps=60"]
     assert main(["train", *arguments, *wild, "callbacks.stop_on_drift.steps=3"]) == 0
     assert json.loads((tmp_path / "run" / "done.json").read_text())["steps"] < 60
     assert "above the reference's" in capsys.readouterr().out
@@ -193,7 +193,9 @@ def test_curves_have_the_numbers_of_their_steps(arguments, tmp_path):
     """Steps are written as 1 and 3 (from 0); the policy is the reference in step 0 alone."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert main(["train", *arguments, "trainer.log_every_n_steps=2", "module.lr=1e-2", "module.warmup_steps=0"]) == 0
+    assert (
+        main(["train", *arguments, "trainer.log_every_n_steps=2", "optimizer.lr=1e-2", "scheduler.warmup_steps=0"]) == 0
+    )
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for tag in ("train/preference/drift", "train/preference/winner_excess", "train/loss", "grad_norm", "lr"):
         assert [event.step for event in events.Scalars(tag)] == [1, 3, 5]

@@ -72,7 +72,7 @@ def test_ranks_of_a_machine():
     assert [ranks_per_node({"devices": d, "accelerator": "cpu"}) for d in (1, "4", [2, 3], "auto")] == [1, 4, 2, 1]
 
 
-@pytest.mark.parametrize("override", ["seed=0,1", "module.lr=choice(1e-3,1e-4)", "seed=range(0,3)"])
+@pytest.mark.parametrize("override", ["seed=0,1", "optimizer.lr=choice(1e-3,1e-4)", "seed=range(0,3)"])
 def test_several_values_are_for_sweeps(override, latents, tmp_path, capsys):
     assert main(["train", *DENOISER, f"data.root={latents}", f"run={tmp_path}", override]) == 1
     assert "af train -m" in capsys.readouterr().err

@@ -50,7 +50,7 @@ SHORT = [
     "data.workers=0",
     "trainer.max_steps=7",
     "trainer.val_check_interval=4",
-    "launch.checkpoint_every_n_steps=3",
+    "checkpoints.every_n_steps=3",
 ]
 
 
@@ -146,8 +146,8 @@ def test_the_first_rank_of_a_launcher_holds_the_folder(latents, tmp_path, monkey
 def test_a_folder_of_another_configuration_is_refused(arguments, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(arguments, run, "trainer.max_steps=1") == 0
-    assert train(arguments, run, "trainer.max_steps=1", "module.lr=0.5") == 1
-    assert "module.lr" in capsys.readouterr().err
+    assert train(arguments, run, "trainer.max_steps=1", "optimizer.lr=0.5") == 1
+    assert "optimizer.lr" in capsys.readouterr().err
 
 
 def test_the_run_says_how_it_was_made(arguments, tmp_path):
@@ -176,7 +176,7 @@ def test_a_run_goes_on_with_other_workers_and_ends_with_the_same_weights(latents
     assert train(arguments, run, "data.workers=1", "callbacks.heartbeat.every_s=5") == 0
     assert same(tmp_path / "whole", run)
     assert json.loads((run / "config.json").read_text())["data"]["workers"] == 1
-    assert train(arguments, run, "module.lr=1") == 1  # what changes the result stays refused
+    assert train(arguments, run, "optimizer.lr=1") == 1  # what changes the result stays refused
 
 
 def test_a_full_disk_ends_a_run_and_loses_no_checkpoint(latents, tmp_path, capsys):

@@ -20,7 +20,7 @@ from af.training.sigterm import STOP, Stops
 from tests.training.test_resume import DENOISER, SHORT, same, train
 
 #: No checkpoint but what a signal or the end makes; nothing that takes time beside.
-NEVER = ["launch.checkpoint_every_n_steps=100000", "launch.checkpoint_every_minutes=null", "launch.grace_s=600"]
+NEVER = ["checkpoints.every_n_steps=100000", "checkpoints.every_minutes=null", "checkpoints.grace_s=600"]
 NEVER += ["callbacks.previews=null"]
 
 
@@ -89,7 +89,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(arguments, tmp_path, monkeyp
 
 
 def test_the_interval_is_in_minutes_too(arguments, tmp_path):
-    assert train(arguments, tmp_path, "launch.checkpoint_every_minutes=1e-6") == 0
+    assert train(arguments, tmp_path, "checkpoints.every_minutes=1e-6") == 0
     assert saved(tmp_path) == [6, 7]
 
 
@@ -153,7 +153,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_nothing_is_lost(argume
 def test_a_second_signal_or_the_end_of_the_grace_ends_at_once_and_says_so(again, arguments, tmp_path):
     """The step never ends: it waits for data that do not come."""
     hangs = "+callbacks.hangs._target_=tests.training.test_stops.Hangs"
-    process = started(arguments, tmp_path, hangs, f"launch.grace_s={60 if again else 2}")
+    process = started(arguments, tmp_path, hangs, f"checkpoints.grace_s={60 if again else 2}")
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     if again:

@@ -17,7 +17,7 @@ from af.training.compile import recompute, repeated
 from tests.training.test_resume import DENOISER, SHORT, VAE, started, train
 
 #: In fp64 rounding is no excuse, and with a large rate from the first step on heads that start at zero are none either.
-EXACT = ["trainer.precision=64-true", "module.warmup_steps=0", "module.lr=0.02"]
+EXACT = ["trainer.precision=64-true", "scheduler.warmup_steps=0", "optimizer.lr=0.02"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_accumulated_batches_are_one_large_batch(plain, tmp_path):
 def test_blocks_computed_again_end_with_the_same_weights(plain, tmp_path, monkeypatch):
     words, run = plain
     calls = graded_calls(monkeypatch, ForcingBlock)
-    assert train(words, tmp_path / "recomputed", "launch.activation_checkpointing=true") == 0
+    assert train(words, tmp_path / "recomputed", "activation_checkpointing=true") == 0
     assert len(calls) == 2 * 4 * 2  # each of two blocks twice a step
     end_together(run, tmp_path / "recomputed")
 
@@ -89,7 +89,7 @@ def test_compiled_ends_with_the_same_weights(plain, tmp_path):
 
     words, run = plain
     counters.clear()
-    assert train(words, tmp_path / "compiled", "launch.compile=true") == 0
+    assert train(words, tmp_path / "compiled", "compile=true") == 0
     assert counters["stats"]["unique_graphs"] > 0
     end_together(run, tmp_path / "compiled")
 
@@ -99,7 +99,7 @@ def test_the_vae_too(dyads, tmp_path, monkeypatch):
     words = [*VAE, *SHORT, *EXACT, f"data.root={dyads}", "trainer.max_steps=2"]
     assert train(words, tmp_path / "plain") == 0
     calls = graded_calls(monkeypatch, DecoderLevel)
-    assert train(words, tmp_path / "recomputed", "launch.activation_checkpointing=true") == 0
+    assert train(words, tmp_path / "recomputed", "activation_checkpointing=true") == 0
     assert len(calls) == 2 * 2 * 3  # 8, 16 and 32 px, twice in each of two steps
     end_together(tmp_path / "plain", tmp_path / "recomputed")
 

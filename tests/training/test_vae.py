@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim import Adam
 from torch.utils.data import DataLoader
 
 from af.cli.config import compose, instantiate, resolve
@@ -26,8 +28,8 @@ from af.models.perceptual import _LAYERS
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ema import Ema
 from af.training.gradients import Gradients
-from af.training.muon import is_matrix
-from af.training.sigterm import Stops
+from af.training.muon import Muon, is_matrix
+from af.training.schedules import constant
 from af.training.vae import VaeModule
 from af.types import PairBatch
 
@@ -47,6 +49,7 @@ def _batches(count: int, size: int = 4, weighted: bool = False) -> list[PairBatc
 
 
 def _module(kl: float = 0.0, kl_warmup_steps: int = 0, **options) -> VaeModule:
+    options.setdefault("optimizer", partial(Adam, lr=2e-3))
     options.setdefault("loss", ReconstructionLoss(kl=kl, kl_warmup_steps=kl_warmup_steps))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -90,7 +93,7 @@ def _end_together(start: dict[str, torch.Tensor], one: dict[str, torch.Tensor], 
 def test_learns_one_pair(tmp_path):
     ramp = torch.linspace(-1, 1, 16).expand(2, 3, 16, 16)
     batches = [PairBatch(ramp, -ramp.transpose(2, 3))] * 40
-    module = _module(lr=1e-2)
+    module = _module(optimizer=partial(Adam, lr=1e-2))
     with torch.no_grad():
         before = module.reconstruction_loss(module.autoencoder(batches[0].source, batches[0].driving), batches[0])[0]
     _trainer(tmp_path, 40).fit(module, _loader(batches))
@@ -176,13 +179,13 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     _end_together(start, _weights(whole), _weights(parts))
 
 
-@pytest.mark.parametrize("muon_lr", [None, 1e-2])
+@pytest.mark.parametrize("optimizer", [Adam, partial(Muon, lr=1e-2, adam_lr=2e-3)])
 @pytest.mark.parametrize("weights", [{"kl": 1e-3, "kl_warmup_steps": 4}, ADVERSARIAL])
-def test_resumed_is_uninterrupted(tmp_path, weights, muon_lr):
+def test_resumed_is_uninterrupted(tmp_path, weights, optimizer):
     batches = _batches(6)
 
     def fit(steps: int, checkpoint: Path | None = None) -> VaeModule:
-        module = _module(**weights, warmup_steps=2, muon_lr=muon_lr)
+        module = _module(**weights, optimizer=optimizer, scheduler=partial(constant, warmup_steps=2))
         saver = ModelCheckpoint(dirpath=tmp_path / "saved", save_last=True, every_n_train_steps=3, save_top_k=0)
         trainer = _trainer(tmp_path, steps, callbacks=[saver], enable_checkpointing=True)
         share = batches[:steps] if checkpoint is None else batches[3:]
@@ -209,8 +212,7 @@ def test_stopped_again_in_the_middle_of_a_step_is_uninterrupted(tmp_path, accumu
 
         seen = [torch.load(p, weights_only=True)["batches_seen"] for p in folder.glob("*.ckpt")]
         average = Ema("autoencoder", 0.9)
-        stops = Stops(every_minutes=None)
-        callbacks = [average, Stop(), stops, *checkpointers(folder, 3, None, stops)]
+        callbacks = [average, Stop(), *checkpointers(folder, 3, every_minutes=None)]
         trainer = _trainer(tmp_path, 6, callbacks=callbacks, enable_checkpointing=True)
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         module, loader = _module(**ADVERSARIAL, accumulate=accumulate), _loader(batches[max(seen, default=0) :])
@@ -267,7 +269,7 @@ def test_tensorboard_gets_scalars_and_the_grid(tmp_path):
 
 
 def test_bfloat16_on_cpu_keeps_weights_and_motion_in_fp32(tmp_path):
-    module = _module(kl=1e-3, lr=1e-2)
+    module = _module(kl=1e-3, optimizer=partial(Adam, lr=1e-2))
     _trainer(tmp_path, 3, precision="bf16-mixed").fit(module, _loader(_batches(3)))
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     directions = module.autoencoder.directions()
@@ -326,10 +328,10 @@ def test_two_ranks_are_one_with_both_halves(tmp_path):
 
 
 def test_muon_moves_the_convolutions_by_its_own_rate(tmp_path):
-    """A step of the convolutions is as large as `muon_lr` says, whatever `lr` is for the others."""
+    """A step of the convolutions is as large as `lr` says, whatever `adam_lr` is for the others."""
     steps = []
     for rate in (1e-3, 1e-2):
-        module = _module(muon_lr=rate, lr=1e-5, warmup_steps=0)
+        module = _module(optimizer=partial(Muon, lr=rate, adam_lr=1e-5))
         before = {name: p.detach().clone() for name, p in module.autoencoder.named_parameters() if is_matrix(p)}
         _trainer(tmp_path / str(rate), 1).fit(module, _loader(_batches(1)))
         after = dict(module.autoencoder.named_parameters())

@@ -1,0 +1,48 @@
+"""What moves weights, and how fast: optimisers and learning rates as `optimizer:` and `scheduler:` name them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from af.values import require_fraction, require_number
+
+#: An optimiser that lacks its parameters (`_partial_` in a configuration).
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+#: A schedule that lacks its optimiser; it is stepped after every step of the optimiser.
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+
+
+def constant(optimizer: Optimizer, *, warmup_steps: int = 0) -> LambdaLR:
+    """The learning rate rises linearly over `warmup_steps` and then stays. ValueError for a negative number."""
+    return cosine(optimizer, total_steps=1, warmup_steps=warmup_steps, final_ratio=1.0)
+
+
+def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, final_ratio: float = 0.0) -> LambdaLR:
+    """The learning rate rises linearly over `warmup_steps`, then falls along a cosine to `final_ratio` of itself at
+    `total_steps`. ValueError for values out of range.
+    """
+    require_number("total_steps", total_steps, least=1, whole=True)
+    require_number("warmup_steps", warmup_steps, least=0, whole=True)
+    require_fraction("final_ratio", final_ratio)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if final_ratio == 1.0 or total_steps <= warmup_steps:
+            return 1.0
+        progress = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
+        return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def optimization(parameters: Iterable[Tensor], optimizer: MakeOptimizer, scheduler: MakeScheduler) -> dict[str, Any]:
+    """What Lightning's `configure_optimizers` returns for one optimiser whose schedule counts its steps."""
+    made = optimizer(parameters)
+    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made), "interval": "step"}}
