@@ -1,0 +1,108 @@
+"""From files to videos: the inputs of a conversation read as an avatar takes them, its frames written with their sound."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from af.clock import frames_to_samples, seconds_to_frames
+from af.console import progress_bar
+from af.data.audio import fit_audio, read_audio
+from af.data.container import probe
+from af.data.notes import Notes
+from af.data.video import iter_video
+from af.data.video_writer import video_writer
+from af.errors import UserError
+from af.ingest.crops import face_frames
+from af.pipeline.avatar import longest
+from af.pipeline.side_by_side import enlarged, side_by_side
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an avatar acts on for `frames` frames: two voices and the user's face crops; None for what is not there."""
+
+    frames: int
+    voice: Float32[np.ndarray, " S"] | None = None
+    user_voice: Float32[np.ndarray, " S"] | None = None
+    user_frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | None = None
+
+    @property
+    def spoken(self) -> Float32[np.ndarray, " S"]:
+        """The avatar's voice: a listener is silent, which is something else than a voice that the model was not told about."""
+        return np.zeros(frames_to_samples(self.frames), np.float32) if self.voice is None else self.voice
+
+    @property
+    def mixed(self) -> Float32[np.ndarray, " S"] | None:
+        """Both voices together."""
+        voices = [fit_audio(voice, self.frames) for voice in (self.voice, self.user_voice) if voice is not None]
+        return np.clip(np.sum(voices, axis=0), -1, 1).astype(np.float32) if voices else None
+
+
+def read_inputs(
+    avatar_audio: Path | None,
+    user_audio: Path | None,
+    user_video: Path | None,
+    *,
+    size: int,
+    find_face: bool,
+    seconds: float | None,
+    notes: Notes,
+) -> Inputs:
+    """The files as inputs, as long as the longest (`seconds` cuts it), face crops of `size` pixels. The user's voice is
+    `user_audio`, or the sound of `user_video`. UserError when there is nothing to act on, or less than a frame.
+    """
+    voice = None if avatar_audio is None else read_audio(avatar_audio, notes=notes)
+    user_voice = None if user_audio is None else read_audio(user_audio, notes=notes)
+    user_frames, video_frames = None, 0
+    if user_video is not None:
+        info = probe(user_video)
+        if info.video_s is not None:
+            video_frames = seconds_to_frames(info.video_s)
+        else:  # what browsers record does not say how long it is
+            video_frames = sum(1 for _ in iter_video(user_video, max_side=16))
+        if user_voice is None and info.has_audio:
+            user_voice = read_audio(user_video, notes=notes)
+        user_frames = face_frames(user_video, size, find_face=find_face, notes=notes, voice=user_voice)
+    if voice is None and user_voice is None and user_frames is None:
+        raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
+    frames = longest(audio=(voice, user_voice), video_frames=video_frames)
+    if seconds is not None:
+        frames = min(frames, seconds_to_frames(seconds))
+    if frames == 0:
+        raise UserError("the inputs are shorter than one frame (40 ms)")
+    return Inputs(frames, voice, user_voice, user_frames)
+
+
+def write_videos(
+    images: Iterable[UInt8[np.ndarray, "Y X 3"]], inputs: Inputs, out: Path, both: Path | None, user_video: Path | None
+) -> None:
+    """Write the avatar's frames with its voice to `out` and, beside the user's, with both voices to `both`."""
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        task = progress.add_task("generating", total=inputs.frames)
+        alone = stack.enter_context(video_writer(out, inputs.spoken, crf=16))
+        beside = None if both is None else stack.enter_context(video_writer(both, inputs.mixed, crf=16))
+        users = _held_frames(user_video if beside is not None else None)
+        for image, user in zip(images, users, strict=False):
+            large = enlarged(image[None])[0]
+            alone.write(large)
+            if beside is not None:
+                sides = {"user": np.zeros_like(image) if user is None else user, "avatar": image}
+                beside.write(side_by_side(sides, len(large)))
+            progress.advance(task)
+
+
+def _held_frames(video: Path | None) -> Iterator[np.ndarray | None]:
+    """The frames of a video, the last one again for ever; None as long as there is none."""
+    held = None
+    for frame in iter_video(video) if video is not None else ():
+        held = frame
+        yield held
+    while True:
+        yield held
