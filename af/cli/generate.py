@@ -12,19 +12,13 @@ pictures are face crops already. The video is as long as the longest input (--se
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from af.cli.devices import add_device_argument, device_of
 from af.cli.options import out_file, positive, seed
 from af.cli.sampling import add_sampling_arguments, anchor_of, guidance_of
-from af.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,61 +53,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and write."""
-    import numpy as np
     import torch
 
-    from af.clock import frames_to_samples, frames_to_seconds, seconds_to_frames
-    from af.console import progress_bar
-    from af.data.audio import fit_audio, read_audio
-    from af.data.container import probe
+    from af.clock import frames_to_seconds
     from af.data.notes import Notes
-    from af.data.video import iter_video
-    from af.data.video_writer import require_video_name, video_writer
-    from af.ingest.crops import face_frames, read_portrait
+    from af.data.video_writer import require_video_name
+    from af.ingest.crops import read_portrait
     from af.nn.precision import choose
-    from af.pipeline.avatar import Avatar, longest
+    from af.pipeline.avatar import Avatar
     from af.pipeline.encode import video_motion_pieces
-    from af.pipeline.side_by_side import enlarged, side_by_side
+    from af.pipeline.generate import read_inputs, write_videos
 
-    require_video_name(args.out, "--out")
-    if args.side_by_side is not None:
-        require_video_name(args.side_by_side, "--side-by-side")
-    device = device_of(args)
+    outputs = {"--out": args.out, "--side-by-side": args.side_by_side}
+    for flag, path in outputs.items():
+        if path is not None:
+            require_video_name(path, flag)
+    device, notes = device_of(args), Notes()
     if args.precision is not None:
         print(f"precision: {choose(args.precision, device)}")
     avatar = Avatar.load(args.autoencoder, args.denoiser, device, args.precision)
-    size = avatar.autoencoder.image_size
-    notes = Notes()
-    voice = None if args.avatar_audio is None else read_audio(args.avatar_audio, notes=notes)
-    user_voice, user_frames, video_frames = None, None, 0
-    if args.user_audio is not None:
-        user_voice = read_audio(args.user_audio, notes=notes)
-    if args.user_video is not None:
-        info = probe(args.user_video)
-        if info.video_s is not None:
-            video_frames = seconds_to_frames(info.video_s)
-        else:  # what browsers record does not say how long it is
-            video_frames = sum(1 for _ in iter_video(args.user_video, max_side=16))
-        if user_voice is None and info.has_audio:
-            user_voice = read_audio(args.user_video, notes=notes)
-        user_frames = face_frames(args.user_video, size, find_face=not args.no_crop, notes=notes, voice=user_voice)
-    if voice is None and user_voice is None and user_frames is None:
-        raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
-    frames = longest(audio=(voice, user_voice), video_frames=video_frames)
-    if args.seconds is not None:
-        frames = min(frames, seconds_to_frames(args.seconds))
-    if frames == 0:
-        raise UserError("the inputs are shorter than one frame (40 ms)")
-    # a listener is silent, which is something else than a voice the model was not told about
-    spoken = voice if voice is not None else np.zeros(frames_to_samples(frames), np.float32)
-    portrait = read_portrait(args.portrait, size, find_face=not args.no_crop, notes=notes)
-    identity, reference = avatar.identity(portrait)
+    faces: dict[str, Any] = {"size": avatar.autoencoder.image_size, "find_face": not args.no_crop, "notes": notes}
+    heard = read_inputs(args.avatar_audio, args.user_audio, args.user_video, seconds=args.seconds, **faces)
+    identity, reference = avatar.identity(read_portrait(args.portrait, **faces))
+    seen = None if heard.user_frames is None else video_motion_pieces(avatar.autoencoder, heard.user_frames)
     motion = avatar.motion(
         reference,
-        frames,
-        avatar_audio=spoken,
-        user_audio=user_voice,
-        user_motion=None if user_frames is None else video_motion_pieces(avatar.autoencoder, user_frames),
+        heard.frames,
+        avatar_audio=heard.spoken,
+        user_audio=heard.user_voice,
+        user_motion=seen,
         steps=args.steps,
         guidance=guidance_of(args),
         schedule=args.schedule,
@@ -121,41 +89,13 @@ def run(args: argparse.Namespace) -> int:
         anchor=anchor_of(args),
         generator=torch.Generator().manual_seed(args.seed),
     )
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(progress_bar())
-        task = progress.add_task("generating", total=frames)
-        alone = stack.enter_context(video_writer(args.out, spoken, crf=16))
-        both = None
-        if args.side_by_side is not None:
-            mixed = np.sum([fit_audio(v, frames) for v in (voice, user_voice) if v is not None], axis=0)
-            sound = np.clip(mixed, -1, 1).astype(np.float32) if mixed.ndim else None
-            both = stack.enter_context(video_writer(args.side_by_side, sound, crf=16))
-        users = _user_frames(args.user_video if both is not None else None)
-        for picture, user in zip(avatar.frames(identity, motion), users, strict=False):
-            large = enlarged(picture[None])[0]
-            alone.write(large)
-            if both is not None:
-                sides = {"user": np.zeros_like(picture) if user is None else user, "avatar": picture}
-                both.write(side_by_side(sides, len(large)))
-            progress.advance(task)
-    print(f"{args.out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
+    write_videos(avatar.frames(identity, motion), heard, args.out, args.side_by_side, args.user_video)
+    print(f"{args.out}: {heard.frames} frames, {frames_to_seconds(heard.frames):.2f} s")
     if args.side_by_side is not None:
         print(args.side_by_side)
-    for path in (args.out, args.side_by_side):
+    for path in outputs.values():
         if path is not None and path.suffix.lower() == ".gif":
             print(f"{path}: a GIF has no sound")
     for note in notes:
         print(f"note: {note.text}", file=sys.stderr)
     return 0
-
-
-def _user_frames(video: Path | None) -> Iterator[np.ndarray | None]:
-    """The user's frames, the last one again for ever; None as long as there is none."""
-    from af.data.video import iter_video
-
-    held = None
-    for frame in iter_video(video) if video is not None else ():
-        held = frame
-        yield held
-    while True:
-        yield held
