@@ -118,21 +118,12 @@ def _validate(args: argparse.Namespace) -> int:
         report = validate(
             args.folder, deep=not args.quick, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
-    if args.json:
-        print(json.dumps(report.to_json(), indent=1))
-        return 0 if report.ok else 1
-    for problem in report.problems[: args.most]:
-        print(f"{problem.reason}: {problem}")
-    if len(report.problems) > args.most:
-        print(f"... and {len(report.problems) - args.most} more (--json prints all)")
-    print(f"{report.shards} shards, {report.samples} samples, {report.frames} frames: ", end="")
-    counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(report.counts.items()))
-    print("nothing wrong" if report.ok else f"{len(report.problems)} problems ({counts})")
+    print(json.dumps(report.to_json(), indent=1) if args.json else report.text(args.most))
     return 0 if report.ok else 1
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from af.data.stats import stats
 
@@ -140,41 +131,12 @@ def _stats(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([s.to_json() for s in found], indent=1))
         return 0
-    table = Table(title=str(args.folder))
-    table.add_column("")
-    for s in found:
-        table.add_column(s.split, justify="right")
-    rows = {
-        "samples": [f"{s.samples:,}" for s in found],
-        "hours": [f"{s.hours:.2f}" for s in found],
-        "people": [f"{s.people:,}" for s in found],
-        "sessions": [f"{s.sessions:,}" for s in found],
-        "shards": [f"{s.shards:,}" for s in found],
-        "GB": [f"{s.gigabytes:.3f}" for s in found],
-        "pixels": [str(s.image_size or "-") for s in found],
-        "clip s (shortest, median, longest)": [", ".join(f"{v:g}" for v in s.clip_s) for s in found],
-        "frames with a face": [f"{s.valid:.1%}" for s in found],
-    }
-    for part in sorted({name.partition(".")[2] for s in found for name in s.fields if name != "json"}):
-        sizes = [sum(s.gigabytes_by_field.get(f"{r}.{part}", 0.0) for r in "ab") for s in found]
-        rows[f"GB of {part}"] = [f"{size:.3f}" for size in sizes]
-    for name in ("audio", "motion", "face"):
-        rows[f"{name} spec"] = [_spec(s.specs.get(name)) for s in found]
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+    table = Table("", *(Column(one.split, justify="right") for one in found), title=str(args.folder))
+    rows = [one.rows() for one in found]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        table.add_row(name, *(row.get(name, "-") for row in rows))
     show(table)
     return 0
-
-
-def _spec(spec: dict | None) -> str:
-    if spec is None:
-        return "-"
-    if "extractor" in spec:
-        window = f" {spec['block_frames']}/{spec['window_frames']}" if spec["block_frames"] else ""
-        return f"{spec['extractor']} {spec['version']}, {spec['dim']} dims, {spec['mode']}{window}"
-    if "autoencoder" in spec:
-        return f"{spec['dim']} dims, {spec['directions']} directions, {spec['autoencoder'][:8]}"
-    return f"{len(spec['names'])} parameters, {spec['tracker']}"
 
 
 def _index(args: argparse.Namespace) -> int:

@@ -36,6 +36,34 @@ class SplitStats:
         """Plain JSON."""
         return asdict(self)
 
+    def rows(self) -> dict[str, str]:
+        """For a table: texts by what they say."""
+        sizes: dict[str, float] = {}
+        for name, size in sorted(self.gigabytes_by_field.items()):
+            if name != "json":
+                sizes[name[2:]] = sizes.get(name[2:], 0.0) + size
+        return {
+            **{name: f"{getattr(self, name):,}" for name in ("samples", "people", "sessions", "shards")},
+            "hours": f"{self.hours:.2f}",
+            "GB": f"{self.gigabytes:.3f}",
+            "pixels": str(self.image_size or "-"),
+            "clip s (shortest, median, longest)": ", ".join(f"{v:g}" for v in self.clip_s),
+            "frames with a face": f"{self.valid:.1%}",
+            **{f"GB of {part}": f"{size:.3f}" for part, size in sorted(sizes.items())},
+            **{f"{name} spec": _spec(self.specs.get(name)) for name in ("audio", "motion", "face")},
+        }
+
+
+def _spec(spec: dict[str, Any] | None) -> str:
+    if spec is None:
+        return "-"
+    if "extractor" in spec:
+        window = f" {spec['block_frames']}/{spec['window_frames']}" if spec["block_frames"] else ""
+        return f"{spec['extractor']} {spec['version']}, {spec['dim']} dims, {spec['mode']}{window}"
+    if "autoencoder" in spec:
+        return f"{spec['dim']} dims, {spec['directions']} directions, {spec['autoencoder'][:8]}"
+    return f"{len(spec['names'])} parameters, {spec['tracker']}"
+
 
 def stats(root: Location | str) -> Sequence[SplitStats]:
     """Totals of every split below `root` (or of `root`, if it is a split folder). Raises `UserError` without an index."""

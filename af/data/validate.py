@@ -55,6 +55,15 @@ class Report:
         """Number of problems by reason."""
         return dict(Counter(p.reason for p in self.problems))
 
+    def text(self, most: int) -> str:
+        """For people: at most so many problems, and the totals."""
+        lines = [f"{problem.reason}: {problem}" for problem in self.problems[:most]]
+        if len(self.problems) > most:
+            lines.append(f"... and {len(self.problems) - most} more (--json prints all)")
+        counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(self.counts.items()))
+        found = "nothing wrong" if self.ok else f"{len(self.problems)} problems ({counts})"
+        return "\n".join([*lines, f"{self.shards} shards, {self.samples} samples, {self.frames} frames: {found}"])
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: totals, counts by reason and every problem."""
         return {**asdict(self), "ok": self.ok, "counts": self.counts, "problems": [asdict(p) for p in self.problems]}
