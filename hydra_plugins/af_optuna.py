@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,24 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class OptunaSweeper(Sweeper):
-    """`n_trials` trials, `n_jobs` of them given to the launcher at a time; the task returns what is minimised or maximised."""
+    """`n_trials` trials, `n_jobs` of them given to the launcher at a time. `direction`: minimize or maximize what the task
+    returns; `seed` is the sampler's, `storage` a URL as Optuna takes it, `params` are overrides before those of the command.
+    """
 
-    def __init__(
-        self,
-        n_trials: int,
-        n_jobs: int,
-        direction: str,
-        seed: int,
-        storage: str,
-        params: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.n_trials, self.n_jobs, self.direction, self.seed, self.storage = n_trials, n_jobs, direction, seed, storage
-        self.params = params or {}
+    def __init__(self, params: Mapping[str, Any] | None, **settings: Any) -> None:
+        self.params, self.settings = params or {}, SimpleNamespace(**settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
-        self.config, self.context = config, hydra_context
-        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+        self.config: Any = config
+        self.context = hydra_context
+        self.launcher: Any = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the trials that the study does not have yet; returns the study. UserError without Optuna or an objective."""
@@ -46,41 +41,33 @@ class OptunaSweeper(Sweeper):
 
         try:
             import optuna
+            from optuna.trial import TrialState as State
         except ImportError:
             raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'avatar-forcing[sweeps]'") from None
         if self.config.get("objective") is None:
-            raise UserError(
-                "objective is not set: name a number of the evaluation or validation, as objective=val/loss"
-            )
-        words = {word.get_key_element(): word for word in self._overrides(arguments)}
-        folder = Path(self.config.hydra.sweep.dir)
-        with exclusive(
-            folder / "study.lock", waiting=lambda: print(f"{folder} is searched by another process; waiting")
-        ):
+            raise UserError("objective is not set: name a number of the evaluation or validation, as val/loss")
+        asked, folder = self.settings, Path(self.config.hydra.sweep.dir)
+        params = [f"{key}={value}" for key, value in self.params.items()]
+        parsed = OverridesParser.create(self.context.config_loader).parse_overrides([*params, *arguments])
+        words = {word.get_key_element(): word for word in parsed}
+        with exclusive(folder / "study.lock", waiting=lambda: print(f"{folder}: another search is running; waiting")):
             OmegaConf.save(self.config, folder / "multirun.yaml")
             study = optuna.create_study(
-                study_name=str(folder), storage=self.storage, direction=self.direction, load_if_exists=True
+                study_name=str(folder), storage=asked.storage, direction=asked.direction, load_if_exists=True
             )
             # what goes on must not draw again what was drawn for the first trials
-            study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
-            for stopped in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-                study.tell(stopped.number, state=optuna.trial.TrialState.FAIL)
+            study.sampler = optuna.samplers.TPESampler(seed=asked.seed + len(study.trials))
+            for stopped in study.get_trials(states=[State.RUNNING]):
+                study.tell(stopped.number, state=State.FAIL)
                 study.enqueue_trial(stopped.params)  # the same values find the same folder, and its checkpoint
-            while left := self.n_trials - sum(
-                trial.state.is_finished() and trial.value is not None for trial in study.trials
-            ):
-                trials = [study.ask() for _ in range(min(left, self.n_jobs))]
+            while (left := asked.n_trials - len(study.get_trials(states=[State.COMPLETE]))) > 0:
+                trials = [study.ask() for _ in range(min(left, asked.n_jobs))]
                 batch = [[f"{key}={_value(trial, key, word)}" for key, word in words.items()] for trial in trials]
                 results = self.launcher.launch(batch, initial_job_idx=trials[0].number)
                 for trial, result in zip(trials, results, strict=True):
-                    if not math.isfinite(value := result.return_value):
-                        value = math.inf if self.direction == "minimize" else -math.inf
-                    study.tell(trial, value)
+                    worst = math.inf if asked.direction == "minimize" else -math.inf
+                    study.tell(trial, result.return_value if math.isfinite(result.return_value) else worst)
         return study
-
-    def _overrides(self, arguments: list[str]) -> Any:
-        params = [f"{key}={value}" for key, value in self.params.items()]
-        return OverridesParser.create(self.context.config_loader).parse_overrides([*params, *arguments])
 
 
 def _value(trial: Any, key: str, word: Any) -> Any:

@@ -43,9 +43,9 @@ def test_it_is_the_wheel_that_runs(unpacked, tmp_path):
 
 
 def test_the_wheel_carries_what_is_needed_and_nothing_else(unpacked):
-    assert {f.name for f in unpacked.iterdir()} == {"af", "avatar_forcing-0.1.0.dist-info"}
-    for folder in ("conf", "af"):
-        theirs = unpacked / ("af/conf" if folder == "conf" else "af")
+    assert {f.name for f in unpacked.iterdir()} == {"af", "hydra_plugins", "avatar_forcing-0.1.0.dist-info"}
+    for folder in ("conf", "af", "hydra_plugins"):
+        theirs = unpacked / ("af/conf" if folder == "conf" else folder)
         for file in (ROOT / folder).rglob("*"):
             if file.suffix in (".py", ".yaml", ".html", ".safetensors", ".typed"):
                 assert (theirs / file.relative_to(ROOT / folder)).is_file(), file
