@@ -78,7 +78,7 @@ def test_make_targets_and_extras_exist():
 def parsed(words: list[str]) -> argparse.Namespace:
     """The arguments of `af ...`, as its verb parses them; SystemExit when it does not take them."""
     module = importlib.import_module(f"af.cli.{words[1].replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"af {words[1]}", exit_on_error=True)
+    parser = argparse.ArgumentParser(prog=f"af {words[1]}", conflict_handler="resolve")
     module.configure(parser)
     return (parser.parse_args if parser._subparsers else parser.parse_intermixed_args)(words[2:])
 
