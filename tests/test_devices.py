@@ -146,9 +146,10 @@ def test_every_verb_that_runs_a_model_runs_on_it(
          *(f"features.{key}={FEATURES[key]}" for key in ("block_frames", "window_frames"))],
         ["losers", "--data", latents, *models[2:], "--out", tmp_path / "losers", "losers.steps=2"],
         ["teacher", "--data", latents, *models[2:], "--out", tmp_path / "teacher", "--steps", "2"],
-        ["evaluate", *models, "--data", latents / "test", "--out", tmp_path / "numbers", "--steps", "2", "--videos", "1", "--limit", "1"],
-        ["evaluate", "--readout", latents / "train", *models[2:], "--data", latents / "test", "--out", tmp_path / "read",
-         "--steps", "2", "--limit", "1"],
+        ["evaluate", *models, "--data", latents / "test", "--out", tmp_path / "numbers",
+         "evaluation.steps=2", "evaluation.videos=1", "evaluation.limit=1", "evaluation/networks=[thumbnail]"],
+        ["evaluate", "--linear-probe", latents / "train", *models[2:], "--data", latents / "test", "--out", tmp_path / "read",
+         "evaluation.steps=2", "evaluation.limit=1"],
         ["shards", "extract", latents / "test", "--sample", "0", "--out", example],
         ["generate", *models, "--portrait", example / "avatar.png", "--avatar-audio", example / "avatar.wav",
          "--user-video", example / "user.mp4", "--no-crop", "--out", tmp_path / "avatar.mp4", "--seconds", "1"],
@@ -160,7 +161,9 @@ def test_every_verb_that_runs_a_model_runs_on_it(
         assert main([str(word) for word in (*command, *there)]) == 0, command
         assert set().union(*computed.values()) == ({device.type} if there else set()), (command, computed)
         assert (
-            "LogMel" in computed or command[0] in ("losers", "teacher", "shards", "tracker") or "--readout" in command
+            "LogMel" in computed
+            or command[0] in ("losers", "teacher", "shards", "tracker")
+            or "--linear-probe" in command
         )
     made, expected = (ShardReader(Index.load(folder / "test")) for folder in (tmp_path / "latents", latents))
     for part, scale in (("audio", 2.0**-9), ("motion", 1e-4)):  # float16's step at values up to 4; float32 sums
@@ -195,9 +198,9 @@ def test_a_part_that_fails_takes_nothing_with_it(
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device is lost")
 
-    for part in ("running.measure_running", "running.long_drift", "evaluate.evaluate_reconstruction"):
-        monkeypatch.setattr(f"af.pipeline.{part}", fails)
-    monkeypatch.setattr("af.evaluation.gallery_videos.make_gallery", fails)
+    for part in ("measure_running", "long_drift", "reconstruction_rows"):
+        monkeypatch.setattr(f"af.evaluation.checkpoint.{part}", fails)
+    monkeypatch.setattr("af.evaluation.report.make_gallery", fails)
     out = tmp_path / "numbers"
     models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder]
     command = [
@@ -207,11 +210,9 @@ def test_a_part_that_fails_takes_nothing_with_it(
         latents / "test",
         "--out",
         out,
-        "--steps",
-        "2",
-        "--videos",
-        "1",
-        "--drift",
+        "evaluation.steps=2",
+        "evaluation.videos=1",
+        "evaluation.drift=true",
     ]
     assert main([str(word) for word in command]) == 1
     found = json.loads((out / "metrics.json").read_text())

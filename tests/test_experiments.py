@@ -65,7 +65,7 @@ def test_videos_of_any_system_the_copy_is_perfect_and_the_late_one_is_not(tmp_pa
     np.testing.assert_allclose(late[5:], true[:-5], atol=4)
     numbers = {}
     for system in ("copy", "late"):
-        command = ["evaluate", "--manifest", str(out / f"{system}.csv"), "--block", "10", "--no-gallery"]
+        command = ["compare", str(out / f"{system}.csv"), "evaluation.protocol.block=10", "evaluation.gallery=false"]
         assert main([*command, "--out", str(tmp_path / system)]) == 0
         numbers[system] = json.loads((tmp_path / system / "metrics.json").read_text())
     assert numbers["copy"]["ssim"] == pytest.approx(1)

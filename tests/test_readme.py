@@ -185,15 +185,15 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
     assert done == ["ingest", "shards", "shards", "train", "encode", "train", "evaluate", "shards", "generate"]
     film = read_video(Path("runs/mine/example/both.mp4"))
     assert len(film) == len(read_video(Path("runs/mine/example/user.mp4"))) >= 50
-    # nobody knows here that these films show drawn people: their faces are for the other form and its tracker
+    # nobody knows here that these films show drawn people: their faces are for `af compare` and another tracker
     assert "reaction_gain" not in json.loads((tmp_path / "runs/mine/evaluation/metrics.json").read_text())
-    going_on = ["--manifest", "runs/mine/evaluation/manifest.csv", "--synthetic-tracker", "--block", "10"]
-    assert main(["evaluate", *going_on, "--out", "runs/mine/faces"]) == 0
+    going_on = ["runs/mine/evaluation/manifest.csv", "evaluation/tracker=drawn", "evaluation.protocol.block=10"]
+    assert main(["compare", *going_on, "--out", "runs/mine/faces"]) == 0
     faces = json.loads((tmp_path / "runs/mine/faces/metrics.json").read_text())
     assert "reaction_gain" in faces
     assert "tracker of drawn faces" in faces["notes"]["faces"][0]
 
-    # the other form of `af evaluate`, with the film just made
+    # `af compare`, with the film just made
     with open("clips.csv", "w", newline="") as file:
         example = "runs/mine/example"
         row = [
@@ -204,6 +204,6 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
             f"{example}/avatar.wav",
         ]
         csv.writer(file).writerows([["clip", "user", "true", "generated", "audio"], row])
-    (words,) = (w for w in AF if w[1] == "evaluate" and "--synthetic-tracker" in w)
+    (words,) = (w for w in AF if w[1] == "compare" and "evaluation/tracker=drawn" in w)
     assert main(words[1:]) == 0
     assert Path("runs/comparison-synthetic/gallery.html").is_file()

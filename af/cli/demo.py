@@ -140,7 +140,10 @@ def stages(config: dict[str, Any]) -> list[Stage]:
         (
             "evaluate",
             "generate the held-out conversations and measure them",
-            ["evaluate", *models, "--data", f"{latents}/test", "--out", f"{folder}/evaluation", *flags("evaluate")],
+            [
+                "evaluate", *models, "--data", f"{latents}/test", "--out", f"{folder}/evaluation",
+                *(f"evaluation.{word}" for word in overrides("evaluate")),
+            ],
         ),
         (
             "extract",

@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "teacher": "what a guided denoiser makes of known noise, for a distillation",
     "generate": "portrait + voices + user video -> a video of the avatar",
     "evaluate": "the table of numbers for a checkpoint, with ground truth and null",
+    "compare": "the same table for videos of any system, listed in a file",
     "probe": "what the latents of a motion VAE are worth, on synthetic people",
     "report": "evaluated runs and multiruns in one table",
     "study": "a blinded preference study of two systems: make the page, score the answers",

@@ -13,19 +13,12 @@ questions (reactiveness, motion richness, verbal and non-verbal alignment, overa
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import Any
 
 from af.cli.options import count, out_folder, seed, whole
 from af.errors import UserError
-
-if TYPE_CHECKING:
-    from af.evaluation.study import Trial
-
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,143 +48,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make or score."""
-    return make_study(args) if args.action == "make" else score_study(args)
+    return _make(args) if args.action == "make" else _score(args)
 
 
-def paired_videos(a: Path, b: Path, user: Path | None) -> list[tuple[str, Path, Path, Path | None]]:
-    """(name, video of A, of B, of the user) for names in both folders. UserError naming folders without a common one."""
-    found = []
-    for folder in (a, b, *([user] if user else [])):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder")
-        found.append({p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEOS})
-    names = [n for n in found[0] if n in found[1]]
-    if not names:
-        raise UserError(f"{a} and {b}: no video has the same name in both ({len(found[0])} and {len(found[1])} videos)")
-    if user and (missing := [n for n in names if n not in found[2]]):
-        raise UserError(f"{user}: no video called {missing[0]}")
-    return [(n, found[0][n], found[1][n], found[2][n] if user else None) for n in names]
-
-
-def make_study(args: argparse.Namespace) -> int:
-    """Write the page and the key."""
+def _make(args: argparse.Namespace) -> int:
     from af.console import progress_bar
-    from af.evaluation.study import StudyKey, study_html
-    from af.files import write_json, write_text
+    from af.evaluation.study import make_study, paired_videos
 
-    rng = np.random.default_rng(args.seed)
     pairs = paired_videos(args.folder_a, args.folder_b, args.user)
-    if args.limit is not None and args.limit < len(pairs):
-        pairs = [pairs[i] for i in sorted(rng.choice(len(pairs), args.limit, replace=False))]
     names = args.names.split(",") if args.names else [args.folder_a.resolve().name, args.folder_b.resolve().name]
-    if len(names) != 2 or names[0] == names[1] or "check" in names:
-        raise UserError(f"the two systems need two different names, got {names}: use --names A,B")
-    study = f"{int(rng.integers(1 << 32)):08x}"
-    systems: dict[str, str] = {}
-    trials: list[Trial] = []
-    key_trials: dict[str, str] = {}
-    checks: dict[str, str] = {}
-
-    def token(system: str) -> str:
-        while (text := f"{int(rng.integers(1 << 40)):010x}") in systems:
-            pass
-        systems[text] = system
-        return text
-
-    chosen = rng.choice(len(pairs), min(args.checks, len(pairs)), replace=False)
+    how = {"title": args.title, "checks": args.checks, "limit": args.limit, "max_side": args.max_side}
+    shown = min(len(pairs), args.limit or len(pairs))
     with progress_bar() as progress:
-        task = progress.add_task("preparing videos", total=len(pairs) + len(chosen))
-        for n, (name, a, b, user) in enumerate(pairs):
-            videos = {token(s): prepare(p, args.max_side) for s, p in zip(names, (a, b), strict=True)}
-            if len(set(videos.values())) == 1:
-                raise UserError(
-                    f"{a} and {b} are the same video: nobody can prefer one; leave {name!r} out of a folder"
-                )
-            user_video = prepare(user, args.max_side) if user else None
-            trials.append(_shuffled(f"t{n}", videos, user_video, rng))
-            key_trials[f"t{n}"] = name
-            progress.advance(task)
-        for n, i in enumerate(chosen):
-            name, a, _, user = pairs[i]
-            right, wrong = token("check"), token("check")
-            videos = {right: prepare(a, args.max_side), wrong: prepare(a, args.max_side, spoiled=True)}
-            trials.append(_shuffled(f"t{len(pairs) + n}", videos, prepare(user, args.max_side) if user else None, rng))
-            checks[f"t{len(pairs) + n}"] = right
-            key_trials[f"t{len(pairs) + n}"] = f"check on {name}"
-            progress.advance(task)
-    order = rng.permutation(len(trials))
-    page = args.out / "study.html"
-    write_text(page, study_html(study, args.title, [trials[i] for i in order]))
-    key = StudyKey(study, systems, key_trials, checks).to_json()
-    write_json(args.out / "key.json", key)
-    print(f"{page}: {len(pairs)} comparisons and {len(checks)} checks; give this file to the raters")
+        task = progress.add_task("preparing videos", total=shown + min(args.checks, shown))
+        key = make_study(pairs, names, args.out, seed=args.seed, advance=lambda: progress.advance(task), **how)
+    print(f"{args.out / 'study.html'}: {shown} comparisons and {len(key.checks)} checks; give this file to the raters")
     print(f"{args.out / 'key.json'}: keep it; af study score needs it")
     return 0
 
 
-def _shuffled(name: str, videos: dict[str, bytes], user: bytes | None, rng: np.random.Generator) -> Trial:
-    """A trial whose order of videos says nothing."""
-    from af.evaluation.study import Trial
-
-    tokens = list(videos)
-    return Trial(name, {tokens[i]: videos[tokens[i]] for i in rng.permutation(len(tokens))}, user)
-
-
-def prepare(path: Path, max_side: int, spoiled: bool = False) -> bytes:
-    """The video as a small mp4 without a trace of its origin; `spoiled`: its first frame, blurred, with the same sound."""
-    import tempfile
-
-    from af.data.audio import read_audio
-    from af.data.container import MediaError
-    from af.data.video import iter_video
-    from af.data.video_writer import write_video
-
-    try:
-        audio = read_audio(path)
-    except MediaError as error:
-        if error.reason != "no_audio":
-            raise
-        audio = None
-
-    def frames() -> Iterator[np.ndarray]:
-        import cv2
-
-        still = None
-        for frame in iter_video(path, max_side=max_side):
-            if spoiled and still is None:
-                still = cv2.GaussianBlur(frame, (0, 0), max(frame.shape[:2]) / 25)
-            yield frame if still is None else still
-
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "video.mp4"
-        write_video(target, frames(), audio, crf=20)
-        return target.read_bytes()
-
-
-def score_study(args: argparse.Namespace) -> int:
-    """Print and write the score."""
-    import json
+def _score(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from af.evaluation.study import StudyKey, score_answers, score_markdown
+    from af.evaluation.study import StudyKey
+    from af.evaluation.study_score import score_answers, score_markdown
     from af.files import write_json, write_text
 
-    def load(path: Path):
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-
     try:
-        key = StudyKey.from_json(load(args.key))
+        key = StudyKey.from_json(_read(args.key))
     except (KeyError, TypeError) as error:
         raise UserError(f"{args.key}: is not a key of `af study make` ({error} is missing)") from error
     sheets = []
     for path in args.answers:
-        sheet = load(path)
+        sheet = _read(path)
         if not isinstance(sheet, dict) or not {"study", "rater", "answers"} <= sheet.keys():
             raise UserError(f"{path}: is not a file of answers saved by the page")
         sheets.append(sheet)
@@ -207,3 +99,10 @@ def score_study(args: argparse.Namespace) -> int:
         write_json(args.out / "score.json", plain)
         print(f"written to {args.out}: score.md, score.json")
     return 0
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error

@@ -7,7 +7,7 @@ An experiment says everything; any value can be overridden, any group be chosen 
   af train experiment=denoiser_demo logger=[tensorboard,csv] callbacks.ema=null debug=limit
 
 The run folder holds the resolved configuration, checkpoints, what the loggers write and, at the end, export/ (the model
-that `af encode`, `af generate` and `af evaluate` read). Ctrl-C (or SIGTERM) finishes the step at hand and saves it; the
+that `af encode`, `af generate` and `af evaluate` read); with evaluation=NAME also evaluation/, its numbers. Ctrl-C (or SIGTERM) finishes the step at hand and saves it; the
 same command goes on from there. What does not change the training may change then, and a larger trainer.max_steps makes
 it longer, a finished one too (a schedule then follows the new length); history.jsonl in the folder has a line for each
 start. start=FOLDER begins a new training with the weights of a model. trainer.NAME=VALUE takes any option of Lightning's
@@ -29,7 +29,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,10 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
     from af.training.compile import prepare
     from af.training.launch import finish, fit, make_trainer
 
-    folder = Path(config["run"])
+    folder, evaluation = Path(config["run"]), _evaluation(config)
     if finished(folder, config):
         print(_what_now(config, folder))
-        return 0
+        return evaluation()
     start = config.get("start") or config["module"].get("start")
     info: dict[str, Any] = {key: config[key] for key in ("stage", "features") if key in config}
     export = Export(config["part"], config["model"], info, start)
@@ -142,7 +142,22 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         print(f"trained to step {trainer.global_step}; {where}")
         if not done:
             print("its time was over (trainer.max_time); the same command goes on")
-    return 0
+    return evaluation() if kept and trainer.global_step >= trainer.max_steps else 0
+
+
+def _evaluation(config: dict[str, Any]) -> Callable[[], int]:
+    """What measures the exported model, where the configuration says how: checked now, run at the end."""
+    if not (asked := config.get("evaluation")):
+        return lambda: 0
+    from af.training.evaluation import evaluate, require_settings
+    from af.training.ranks import ranks_per_node
+
+    folder, trainer = Path(config["run"]), config["trainer"]
+    settings = require_settings(instantiate(asked, "evaluation"), config["part"])
+    device = "cpu" if trainer["accelerator"] == "cpu" else "auto"
+    ranks = {"devices": ranks_per_node(trainer), "num_nodes": trainer["num_nodes"]}
+    where = folder / "export", settings, folder / "evaluation"
+    return lambda: evaluate(*where, device=device, request=asked, **ranks)
 
 
 def _smoke(config: dict[str, Any], command: Sequence[str]) -> int:

@@ -1,342 +1,384 @@
-"""The checkpoint form of `af evaluate`: a model on the conversations of a split."""
+"""A model on the conversations of a split: roll out, decode, read, one seeded sample a clip; then everything in a report."""
 
 from __future__ import annotations
 
-import argparse
-import math
-import shutil
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final
 
-from af.cli.devices import device_of
-from af.cli.sampling import anchor_of, guidance_of
-from af.console import doing, show
-from af.files import read_json
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from af.data.index import Index
-    from af.data.provenance import HeldOut
-    from af.evaluation.faces import FaceSource
-    from af.evaluation.manifest import ManifestClip
-    from af.metrics.records import EvaluationClip, MetricRow, Protocol
-    from af.models.denoiser import MotionDenoiser
-    from af.pipeline.avatar import Avatar
-    from af.pipeline.rolling import RolloutSettings
+from af.console import doing
+from af.data.index import Index
+from af.data.provenance import HeldOut, drawn
+from af.data.schema import other_role
+from af.data.shards import ShardReader
+from af.data.stores import absolute, location
+from af.data.video_writer import write_video
+from af.errors import UserError
+from af.evaluation.extractors import tracked
+from af.evaluation.linear_probe import LinearProbe
+from af.evaluation.manifest import ManifestClip, write_manifest
+from af.evaluation.measured import SIDES, Measured, fill_gaps, hints, look, paired_features, remarks
+from af.evaluation.reconstruction import reconstruction_rows
+from af.evaluation.report import attempt, write_report
+from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
+from af.evaluation.settings import ONLY_DRAWN, CheckpointSettings
+from af.files import claim_folder, write_json
+from af.metrics.records import EvaluationClip, MetricResult, MetricRow, Protocol
+from af.models.artifact import load_as, load_model, model_info
+from af.models.autoencoder import MotionAutoencoder
+from af.models.denoiser import MotionDenoiser
+from af.models.perceptual import LpipsPerceptual
+from af.models.tracker import FaceTracker, load_tracker
+from af.pipeline.avatar import Avatar
+from af.pipeline.encode import require_specs, spec_of
+from af.pipeline.rolling import roll_out, turn_of
+from af.pipeline.side_by_side import enlarged, side_by_side
+from af.specs import require_spec
+from af.types import Clip, FaceSpec
 
-#: In the results' folder: the videos that were made, as `af evaluate --manifest` reads them.
+#: In the results' folder: the videos that were made, as `af compare` reads them.
 MANIFEST: Final = "manifest.csv"
-
-
-def evaluate_checkpoint(args: argparse.Namespace) -> int:
-    """Generate, read the faces, compare; print and write the table, the videos and TensorBoard's copy of the numbers."""
-    from rich.console import Console
-
-    from af.evaluation.faces import LatentReadout
-    from af.evaluation.report import attempt, failed, write_report
-    from af.forcing.dropout import SIGNALS, named_subset
-    from af.metrics import evaluate_clips, families
-    from af.pipeline.rolling import RolloutSettings
-
-    every = args.conditions == "all"
-    signals = SIGNALS if every or args.conditions is None else named_subset(args.conditions)
-    guidance = guidance_of(args)
-    settings = RolloutSettings(args.steps, guidance, args.seed, signals=signals, anchor=anchor_of(args))
-    subject = _load(args)
-    console, read = Console(), subject.faces.spec is not None
-    if subject.people.known != "held out":
-        console.print(subject.people.text, style="yellow", markup=False, highlight=False)
-    if args.overwrite and args.out.exists():
-        shutil.rmtree(args.out)
-    if every:
-        return _every_subset(subject, settings, args)
-    lpips = None
-    if subject.avatar is not None and args.lpips:
-        from af.models.perceptual import LpipsPerceptual
-
-        lpips = LpipsPerceptual("alex")  # what it lacks is told before the roll-outs
-    _claim(subject, settings, args.out, args)
-    start = time.monotonic()
-    count = _count(subject.index, args)
-    filmed = 0 if subject.avatar is None else count if args.videos is None and not read else _films(args)
-    clips = _roll_out(subject, settings, args.out, args, videos=filmed)
-    missing: dict[str, str] = {}
-    protocol = _protocol(subject)
-    with doing("computing the numbers"):
-        report = evaluate_clips(clips, protocol, attempt=lambda family: attempt(family, missing))
-    notes = {"people": [subject.people.text], **report.remarks}
-    missing |= report.absent
-    rows = report.rows
-    extra: dict[str, Any] = {"seconds_per_clip": (time.monotonic() - start) / max(1, count), "clips": count}
-    extra["people"] = subject.people.known
-    if subject.avatar is not None:
-        with attempt("psnr, ssim, l1", missing):
-            rows = [*_reconstruction(subject, lpips, args.seed), *rows]
-    rows += _running(subject, settings, args, missing)
-    if subject.avatar is not None and not args.lpips:
-        missing["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and --lpips"
-    if isinstance(subject.faces, LatentReadout):
-        extra |= {f"readout_r2/{name}": r2 for name, r2 in subject.faces.r2.items()}
-        notes["readout"] = [
-            "faces are a linear function of the latents; the decoded video may show less: see var_ratio there"
-        ]
-    listed = _manifest(subject.index, filmed, args.out)
-    if not read:
-        remedy = f"af evaluate --manifest {args.out / MANIFEST} --mediapipe face_landmarker.task"
-        why = (
-            "nobody here reads these faces: the tracker that comes with this program knows drawn ones alone. "
-            f"Go on with: {remedy} --block {protocol.block} --out FOLDER"
-        )
-        missing |= {tag: why for metric in families(protocol) if metric.of_faces for tag in metric.needs}
-    videos = None
-    if listed and not args.no_gallery:
-        videos = {c.clip: {"user": c.user, "generated": c.generated, "true": c.true} for c in listed}
-    write_report(
-        args.out,
-        rows,
-        report,
-        clips,
-        protocol,
-        title=f"{args.denoiser} on {args.data}",
-        not_computed=missing,
-        notes=notes,
-        videos=videos,
-        audio={clip.name: clip.avatar_audio for clip in clips},
-        extra=extra,
-        console=console,
-    )
-    with attempt("settings in tensorboard", missing):
-        _settings_to_tensorboard(args.out, rows, args)
-    if listed:
-        print(f"{args.out / MANIFEST}: the videos for af evaluate --manifest")
-    return failed(missing)
-
-
-def _films(args: argparse.Namespace) -> int:
-    return 4 if args.videos is None else args.videos
-
-
-def _manifest(index: Index, count: int, out: Path) -> list[ManifestClip]:
-    """The first `count` clips as `evaluate_split` filmed them, written for the form of files; none is no manifest."""
-    from af.data.shards import ShardReader
-    from af.evaluation.manifest import ManifestClip, write_manifest
-    from af.evaluation.split import film_path
-
-    reader, listed = ShardReader(index), []
-    for i, entry in enumerate(index.samples[:count]):
-        meta = reader.read_meta(i)
-        user, true, generated = (film_path(out, entry.key, side) for side in ("user", "true", "generated"))
-        ends = meta.extra.get("phrase_ends")
-        known: dict[str, Any] = {"identity": meta.participants[1], "session": meta.session}
-        known["phrase_ends"] = None if ends is None else tuple(ends["a"])
-        listed.append(ManifestClip(entry.key, user, true, generated, **known))
-    if listed:
-        write_manifest(out / MANIFEST, listed)
-    return listed
+_FIELDS: Final = frozenset({"audio", "motion", "audio_features"})
+_ROLE: Final = "b"
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """What is evaluated on what, and where faces come from; `avatar` where frames are decoded."""
+class Subject:
+    """What is evaluated on what: faces come from decoded frames (`avatar`) or from the latents (`probe`).
 
+    `digests` of the models, `people` says whether the split's are held out. With `remember` what is read of true
+    frames is kept, for those who evaluate the same clips again.
+    """
+
+    name: str
     denoiser: MotionDenoiser
-    faces: FaceSource
     index: Index
-    avatar: Avatar | None
-    digests: dict[str, str]
-    people: HeldOut
+    settings: CheckpointSettings
+    avatar: Avatar | None = None
+    probe: LinearProbe | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    people: HeldOut = HeldOut("unknown", "unknown whether held out")  # noqa: RUF009 (frozen)
+    remember: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, denoiser: str | Path, settings: CheckpointSettings, device: torch.device) -> Subject:
+        """Read the models (a model folder, run or checkpoint each) and the split. UserError when they do not fit."""
+        if settings.data is None or (settings.autoencoder is None) == (settings.linear_probe is None):
+            raise UserError("say on what to evaluate: data, and either an autoencoder or a linear_probe's split")
+        index = Index.load(location(settings.data))
+        model, artifact = load_as(denoiser, MotionDenoiser)
+        require_specs(index, artifact)
+        motion_spec = spec_of(index)[1]
+        digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
+        models = {str(denoiser): artifact.info}
+        avatar = probe = None
+        if settings.autoencoder is not None:
+            images = load_model(settings.autoencoder, MotionAutoencoder)
+            avatar, models = Avatar.of(images, artifact, device), models | {settings.autoencoder: images.info}
+            settings = with_tracker(settings, index)
+        else:
+            probe = LinearProbe.fit(Index.load(location(str(settings.linear_probe))))
+            remedy = "Give a split of the same latents as linear_probe."
+            require_spec(probe.motion_spec, motion_spec, where=str(settings.linear_probe), remedy=remedy)
+        if settings.lpips:
+            LpipsPerceptual("alex")  # what it lacks is told before the roll-outs
+        settings.on(device)
+        remember: dict[str, Any] | None = {} if settings.conditions == "all" else None
+        people = HeldOut.of(index, models, settings.limit)
+        subject = cls(str(denoiser), model.to(device), index, settings, avatar, probe, digests, people, remember)
+        if settings.conditions == "all" and subject.face_spec is None:
+            raise UserError(
+                f"{settings.data}: conditions=all compares what is read from faces, and the tracker that comes with this "
+                "program knows drawn ones alone: choose one with evaluation/tracker=…"
+            )
+        return subject
+
+    @property
+    def face_spec(self) -> FaceSpec | None:
+        """The layout of the faces that are read; None: nobody reads them."""
+        if self.probe is not None:
+            return self.probe.face_spec
+        return None if self.settings.tracker is None else self.settings.tracker.face_spec
+
+    @property
+    def count(self) -> int:
+        """Clips that are evaluated."""
+        return len(self.index.samples[: self.settings.limit])
+
+    @property
+    def videos(self) -> int:
+        """Clips that are written as videos: all where nobody reads the faces, so that somebody can."""
+        asked = self.settings.videos
+        if self.avatar is None:
+            return 0
+        return (self.count if self.face_spec is None else 4) if asked is None else asked
+
+    @property
+    def protocol(self) -> Protocol:
+        """The settings' protocol, with the model's block."""
+        return replace(self.settings.named_protocol, block=self.denoiser.layout.block_frames)
+
+    def groups(self) -> list[list[int]]:
+        """Numbers of clips to be rolled out together: of one length, at most `batch`. They depend on nothing else, so
+        that a clip has the same company on any number of ranks.
+        """
+        seen = self.face_spec is not None or self.settings.reads_images
+        lengths: dict[int, list[int]] = {}
+        for i, entry in enumerate(self.index.samples[: self.count if seen else min(self.count, self.videos)]):
+            lengths.setdefault(entry.frames, []).append(i)
+        size = self.settings.batch
+        return [same[s : s + size] for same in lengths.values() for s in range(0, len(same), size)]
+
+    def claim(self, out: Path) -> None:
+        """See that what is kept in `out` belongs to these settings. UserError when it does not."""
+        rollout = self.settings.rollout
+        made_with = {
+            **asdict(rollout),
+            "signals": list(rollout.signals),
+            "data": absolute(location(str(self.settings.data))),
+        }
+        faces = None if self.face_spec is None else self.face_spec.tracker
+        claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests})
+
+    def measure(self, group: Sequence[int], out: Path | None) -> dict[int, Measured | str]:
+        """Generate the clips of one of `groups` and read them, by number; of one that cannot be, why.
+
+        What is done is kept in `out`/clips, so a stopped evaluation goes on; the first `videos` are written there as
+        mp4: each side alone, and user | generated | true with both voices.
+        """
+        reader, results = ShardReader(self.index), dict[int, Measured | str]()
+        waiting: list[tuple[int, Clip, Measured]] = []
+        for i in group:
+            try:
+                clip = reader.read(i, _FIELDS | ({"video"} if self.avatar is not None else set()))
+            except UserError as error:
+                results[i] = str(error)
+                continue
+            videos = {side: video_path(out, clip.key, side) for side in SIDES} if out and i < self.videos else {}
+            measured = Measured(_described(clip), videos=videos)
+            kept = measured.load(_kept(out, clip.key), self.settings.signature()) if out else None
+            if kept is not None and all(path.is_file() for path in videos.values()):
+                results[i] = kept
+            else:
+                waiting.append((i, clip, measured))
+        turns = [turn_of(clip, _ROLE) for _, clip, _ in waiting]
+        motions = roll_out(self.denoiser, turns, self.settings.rollout) if turns else ()
+        for (i, clip, measured), motion in zip(waiting, motions, strict=True):
+            try:
+                results[i] = self._read(clip, motion, measured, out)
+            except UserError as error:
+                results[i] = str(error)
+        return results
+
+    def _read(self, clip: Clip, motion: Float[Tensor, "T D"], measured: Measured, out: Path | None) -> Measured:
+        user, true = clip.person(other_role(_ROLE)), clip.person(_ROLE)
+        notes: list[str] = []
+        if self.probe is not None:
+            latents = {"user": user.motion, "true": true.motion, "generated": motion.cpu().numpy()}
+            known: dict[str, Any] = {side: self.probe(m) for side, m in latents.items() if m is not None}
+        else:
+            assert self.avatar is not None
+            assert user.video is not None
+            assert true.video is not None
+            identity, _ = self.avatar.identity(true.video[0])
+            blocks = (motion[None, s : s + 50] for s in range(0, len(motion), 50))
+            videos = {"user": user.video, "true": true.video}
+            videos["generated"] = np.stack(list(self.avatar.frames(identity, blocks)))
+            known = self._look(videos, measured.clip, notes)
+            if measured.videos:
+                assert out is not None
+                _write_videos(out, measured.clip, videos)
+        found = replace(measured, clip=replace(measured.clip, face=self.face_spec, **known), notes=tuple(notes))
+        if out is not None:
+            found.save(_kept(out, clip.key), self.settings.signature(), voices=False)
+        return found
+
+    def _look(
+        self, videos: Mapping[str, UInt8[np.ndarray, "T Y X 3"]], clip: EvaluationClip, notes: list[str]
+    ) -> dict[str, Any]:
+        """Face parameters, features and numbers of the three sides."""
+        tools, known, features, values = self.settings, dict[str, Any](), dict[str, Any](), dict[str, float]()
+        for side, frames in videos.items():
+            key = f"{clip.name}/{side}"
+            if self.remember is not None and key in self.remember:
+                face, seen, numbers = self.remember[key]
+            else:
+                face, seen, numbers = None, [], {}
+                if tools.tracker is not None:
+                    face, note = fill_gaps(tracked(tools.tracker, frames), f"{clip.name}, {side}")
+                    notes += [note] if note else []
+                if side != "user":
+                    seen, numbers = look(tools, side, frames, clip.avatar_audio, videos["true"][0])
+                if self.remember is not None and side != "generated":
+                    self.remember[key] = face, seen, numbers
+            known |= {} if face is None else {side: face}
+            features[side] = seen
+            values |= numbers
+        return {**known, "values": values, "features": paired_features(tools, features["true"], features["generated"])}
 
 
-def _load(args: argparse.Namespace) -> _Subject:
-    from af.data.index import Index
-    from af.data.provenance import HeldOut, drawn
-    from af.errors import UserError
-    from af.evaluation.faces import DecodedFaces, LatentReadout, RememberingTracker, TrackedFaces
-    from af.models.artifact import load_as, load_model
-    from af.models.autoencoder import MotionAutoencoder
-    from af.models.denoiser import MotionDenoiser
-    from af.models.tracker import load_tracker
-    from af.pipeline.avatar import Avatar
-    from af.pipeline.encode import require_specs, spec_of
-    from af.specs import require_spec
-
-    device = device_of(args)
-    index = Index.load(args.data)
-    denoiser, artifact = load_as(args.denoiser, MotionDenoiser)
-    require_specs(index, artifact)
-    motion_spec = spec_of(index)[1]
-    digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
-    models = {str(args.denoiser): artifact.info}
-    if args.autoencoder is not None:
-        images = load_model(args.autoencoder, MotionAutoencoder)
-        avatar = Avatar.of(images, artifact, device)
-        people = HeldOut.of(index, models | {str(args.autoencoder): images.info}, args.limit)
-        if not drawn(index, args.limit):
-            if args.conditions == "all":
-                raise UserError(
-                    f"{args.data}: --conditions all compares what is read from faces, and the tracker that comes with this "
-                    "program knows drawn ones alone; give a subset at a time (--conditions avatar_audio+user_motion) and go "
-                    f"on with the {MANIFEST} of each"
-                )
-            return _Subject(avatar.denoiser, DecodedFaces(avatar), index, avatar, digests, people)
-        tracker = load_tracker(device=device)
-        read = RememberingTracker(tracker.track) if args.conditions == "all" else tracker.track
-        return _Subject(avatar.denoiser, TrackedFaces(avatar, read, tracker.face_spec), index, avatar, digests, people)
-    faces = LatentReadout.fit(Index.load(args.readout))
-    remedy = "Give a split of the same latents to --readout."
-    require_spec(faces.motion_spec, motion_spec, where=str(args.readout), remedy=remedy)
-    return _Subject(denoiser.to(device), faces, index, None, digests, HeldOut.of(index, models, args.limit))
+def _described(clip: Clip) -> EvaluationClip:
+    ends = clip.meta.get("extra", {}).get("phrase_ends")
+    return EvaluationClip(
+        clip.key,
+        clip.meta["participants"][1],
+        avatar_audio=clip.person(_ROLE).audio,
+        user_audio=clip.person(other_role(_ROLE)).audio,
+        phrase_ends=None if ends is None else tuple(ends[other_role(_ROLE)]),
+        session=clip.meta["session"],
+    )
 
 
-def _every_subset(subject: _Subject, settings: RolloutSettings, args: argparse.Namespace) -> int:
-    """The 2³ table: what the model makes of every subset of its signals."""
-    from rich.console import Console
-
-    from af.evaluation.comparison import Comparison, Setting, write_comparison
-    from af.evaluation.table import write_metrics
-    from af.forcing.dropout import SIGNALS, signal_subsets, subset_name
-    from af.metrics import evaluate_clips
-
-    found = []
-    for signals in signal_subsets():
-        name, console = subset_name(signals), Console(stderr=True)
-        out = args.out / "conditions" / name
-        chosen, file = replace(settings, signals=signals), out / "metrics.json"
-        _claim(subject, chosen, out, args)
-        extra = {"signals": list(signals), "clips": _count(subject.index, args), "people": subject.people.known}
-        if not file.is_file() or read_json(file).get("clips") != extra["clips"]:
-            console.print(f"signals: {name}", highlight=False)
-            videos = _films(args) if len(signals) == len(SIGNALS) else 0
-            report = evaluate_clips(_roll_out(subject, chosen, out, args, videos=videos), _protocol(subject))
-            write_metrics(out, report.rows, extra, title=f"{args.denoiser} with {name}")
-        found.append(Setting(name, (read_json(file),)))
-    comparison = Comparison.of(found)
-    title = f"{args.denoiser} on {args.data}: every subset of the signals"
-    write_comparison(args.out / "conditions", comparison, title)
-    show(comparison.console(title))
-    print(f"written to {args.out / 'conditions'}: table.md, table.csv, table.json, plots/")
-    return 0
+def _kept(out: Path, key: str) -> Path:
+    return out / "clips" / f"{key}.npz"
 
 
-def _claim(subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace) -> None:
-    """What is kept in `out` belongs to these settings."""
-    from af.data.stores import absolute
-    from af.files import claim_folder
-
-    made_with: dict[str, Any] = {
-        **asdict(settings),
-        "signals": list(settings.signals),
-        "data": absolute(args.data),
-        "faces": None if subject.faces.spec is None else subject.faces.spec.tracker,
-        **subject.digests,
-    }
-    claim_folder(out / "evaluation.json", made_with)
+def with_tracker(settings: CheckpointSettings, index: Index) -> CheckpointSettings:
+    """The settings, with the tracker of drawn faces where none is chosen and everybody in the split is drawn."""
+    if settings.tracker is None and drawn(index, settings.limit):
+        return replace(settings, tracker=load_tracker())
+    return settings
 
 
-def _roll_out(
-    subject: _Subject, settings: RolloutSettings, out: Path, args: argparse.Namespace, *, videos: int
-) -> list[EvaluationClip]:
-    from af.console import progress_bar
-    from af.evaluation.split import evaluate_split
-
-    with progress_bar() as progress:
-        task = progress.add_task("rolling out", total=_count(subject.index, args))
-        return evaluate_split(
-            subject.denoiser,
-            subject.index,
-            subject.faces,
-            out,
-            settings=settings,
-            limit=args.limit,
-            videos=videos,
-            advance=lambda: progress.advance(task),
-        )
+def video_path(out: Path, key: str, side: str) -> Path:
+    """The video of one side ("user", "generated", "true") of a clip."""
+    return out / "videos" / key / f"{side}.mp4"
 
 
-def _protocol(subject: _Subject) -> Protocol:
-    from af.metrics.records import Protocol
-
-    return Protocol(block=subject.denoiser.layout.block_frames)
-
-
-def _reconstruction(subject: _Subject, lpips: Callable[[Any, Any], Any] | None, seed: int) -> list[MetricRow]:
-    from af.evaluation.split import evaluate_reconstruction
-    from af.metrics.records import MetricRow
-
-    assert subject.avatar is not None
-    found = evaluate_reconstruction(subject.avatar.autoencoder, subject.index, seed=seed, lpips=lpips)
-    text = f"cross-frame, {subject.people.text}; null: the source frame shown unchanged"
-    kinds: dict[str, tuple[Literal["lower", "higher"], str]] = {
-        "psnr": ("higher", "dB, "), "ssim": ("higher", ""), "l1": ("lower", "range 0–1, "), "lpips": ("lower", "AlexNet, ")
-    }  # fmt: skip
-    return [
-        MetricRow(
-            name, value, n=found.pairs, null=found.copy[name], protocol=kinds[name][1] + text, better=kinds[name][0]
-        )
-        for name, value in found.model.items()
-    ]
+def _write_videos(out: Path, clip: EvaluationClip, videos: Mapping[str, UInt8[np.ndarray, "T Y X 3"]]) -> None:
+    sides = {side: videos[side] for side in ("user", "generated", "true")}
+    voices = {"user": clip.user_audio, "generated": clip.avatar_audio, "true": clip.avatar_audio}
+    present = [v for v in (clip.user_audio, clip.avatar_audio) if v is not None]
+    mixed = np.clip(np.sum(present, axis=0), -1, 1).astype(np.float32) if present else None
+    large = len(enlarged(videos["user"][:1])[0])
+    rows = (side_by_side(dict(zip(sides, row, strict=True)), large) for row in zip(*sides.values(), strict=True))
+    write_video(out / "videos" / f"{clip.name}.mp4", rows, mixed, crf=14)
+    for side, frames in sides.items():
+        write_video(video_path(out, clip.name, side), enlarged(frames), voices[side], crf=14)
 
 
-def _running(
-    subject: _Subject, settings: RolloutSettings, args: argparse.Namespace, missing: dict[str, str]
+def report_checkpoint(
+    subject: Subject,
+    result: MetricResult,
+    measured: Sequence[Measured],
+    problems: Mapping[str, str],
+    out: Path,
+    took_s: float,
+) -> int:
+    """The report, with everything beside the clips: reconstruction, latency, speed, drift; the exit code.
+
+    `problems` {clip: why it was left out}; `took_s` is what the clips took.
+    """
+    settings, failed = subject.settings, dict(result.absent)
+    about = {"people": [subject.people.text]}
+    if isinstance(settings.tracker, FaceTracker) and not drawn(subject.index, settings.limit):
+        about["faces"] = [ONLY_DRAWN]
+    extra: dict[str, Any] = {"seconds_per_clip": took_s / max(1, subject.count), "clips": subject.count}
+    extra["people"] = subject.people.known
+    if subject.probe is not None:
+        extra |= {f"linear_probe_r2/{name}": r2 for name, r2 in subject.probe.r2.items()}
+        shows = "faces are a linear function of the latents; the decoded video may show less: see var_ratio there"
+        about["linear_probe"] = [shows]
+    listed = _write_manifest(measured, out)
+    block = f"evaluation.protocol.block={subject.protocol.block}"
+    said = hints(
+        measured,
+        subject.protocol.block,
+        "nobody here reads these faces: the tracker that comes with this program knows drawn ones alone. Choose one "
+        "(evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task), here or for the videos: "
+        f"af compare {out / MANIFEST} evaluation/tracker=mediapipe {block} --out FOLDER",
+        "faces are read from the latents, no frame is decoded" if subject.avatar is None else "",
+    )
+    result.absent |= {tag: why for tag, why in said.items() if failed.get(tag, "").startswith("needs ")}
+    if subject.avatar is not None:
+        with attempt("psnr, ssim, l1", result.absent):
+            result.rows[:0] = _reconstruction(subject.avatar.autoencoder, subject.index, subject.people, settings)
+        if not settings.lpips:
+            result.absent["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and evaluation.lpips=true"
+    result.rows += _running(subject, out, result.absent)
+    made_with: dict[str, Any] = {k: v for k, v in asdict(settings.rollout).items() if isinstance(v, int | float)}
+    code = write_report(
+        out,
+        result,
+        subject.protocol,
+        title=f"{subject.name} on {settings.data}",
+        measured=measured,
+        problems=problems,
+        notes={**about, **remarks(measured, result)},
+        gallery=settings.gallery and listed,
+        extra=extra,
+        made_with={**made_with, "denoiser": subject.name, **asdict(settings.rollout.guidance)},
+    )
+    if listed:
+        print(f"{out / MANIFEST}: the videos for af compare")
+    return code
+
+
+def report_autoencoder(autoencoder: str | Path, settings: CheckpointSettings, out: Path, device: torch.device) -> int:
+    """The rows of a motion VAE alone: what is lost when a frame is made from another one; the exit code."""
+    if settings.data is None:
+        raise UserError("say on what to evaluate: data")
+    model, artifact = load_as(autoencoder, MotionAutoencoder)
+    index, result = Index.load(location(settings.data)), MetricResult()
+    people = HeldOut.of(index, {str(autoencoder): artifact.info})
+    result.rows += _reconstruction(model.to(device), index, people, settings)
+    about, extra = {"people": [people.text]}, {"people": people.known}
+    return write_report(
+        out, result, settings.protocol, title=f"{autoencoder} on {settings.data}", notes=about, extra=extra
+    )
+
+
+def is_autoencoder(folder: str | Path) -> bool:
+    """Whether a model folder, run or checkpoint holds a motion VAE."""
+    return str(model_info(folder)["model"].get("_target_", "")).endswith(MotionAutoencoder.__name__)
+
+
+def _reconstruction(
+    autoencoder: MotionAutoencoder, index: Index, people: HeldOut, settings: CheckpointSettings
 ) -> list[MetricRow]:
+    lpips = LpipsPerceptual("alex") if settings.lpips else None
+    with doing("reconstruction"):
+        return reconstruction_rows(autoencoder, index, people=people.text, seed=settings.seed, lpips=lpips)
+
+
+def _running(subject: Subject, out: Path, missing: dict[str, str]) -> list[MetricRow]:
     """Latency, speed and, where asked for, drift; what was not measured, and why, is added to `missing`."""
-
-    from af.data.index import Index
-    from af.data.shards import ShardReader
-    from af.errors import UserError
-    from af.evaluation.report import attempt
-    from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
-    from af.files import write_json
-    from af.pipeline.encode import spec_of
-
-    index, avatar = subject.index, subject.avatar
+    index, avatar, settings = subject.index, subject.avatar, subject.settings
     rows = waiting_rows(subject.denoiser, spec_of(index)[0])
     if avatar is not None:
         with doing("a live session"), attempt("latency, speed", missing):
             try:
                 clip = ShardReader(index).read(0, {"video", "audio"})
-                rows += running_rows(measure_running(avatar, clip, settings))
+                rows += running_rows(measure_running(avatar, clip, settings.rollout))
             except (UserError, ValueError) as error:
                 missing["latency, speed"] = str(error)
-    if not args.drift:
-        missing["drift"] = "needs long roll-outs: --drift"
+    if not settings.drift:
+        missing["drift"] = "needs long roll-outs: evaluation.drift=true"
         return rows
-    beside = args.data.parent / "train"
-    folder = args.readout or (beside if (beside / "index.json").is_file() else args.data)
+    beside = location(str(settings.data)).parent / "train"
+    folder = settings.linear_probe or (beside if (beside / "index.json").is_file() else str(settings.data))
     with doing("roll-outs of 4 minutes"), attempt("drift", missing):
-        found, true = long_drift(subject.denoiser, index, Index.load(folder), settings, avatar=avatar)
-        write_json(
-            args.out / "drift.json",
-            {"start_s": found.seconds.tolist(), "distance": found.distance.tolist(), "true": true.distance.tolist()},
-        )
+        training = Index.load(location(str(folder)))
+        found, true = long_drift(subject.denoiser, index, training, settings.rollout, avatar=avatar)
+        curves = {"start_s": found.seconds, "distance": found.distance, "true": true.distance}
+        write_json(out / "drift.json", {name: values.tolist() for name, values in curves.items()})
         rows += drift_rows(found, true, f"those of {folder}")
     return rows
 
 
-def _count(index: Index, args: argparse.Namespace) -> int:
-    return len(index.samples) if args.limit is None else min(args.limit, len(index.samples))
-
-
-def _settings_to_tensorboard(out: Path, rows: list, args: argparse.Namespace) -> None:
-    """Final metrics with the settings they were made with (never the default `hp_metric`)."""
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
-
-    from af.evaluation.table import headline
-
-    values = {f"final/{row.tag}": row.value for row in headline(rows) if math.isfinite(row.value)}
-    settings = {
-        "denoiser": str(args.denoiser),
-        "steps": args.steps,
-        "guidance_audio": args.guidance_audio,
-        "guidance_user": args.guidance_user,
-        "seed": args.seed,
-    }
-    with SummaryWriter(str(out / "tensorboard")) as writer:
-        for summary in hparams(settings, dict.fromkeys(values, 0)):
-            writer.file_writer.add_summary(summary)
-        for tag, value in values.items():
-            writer.add_scalar(tag, value)
+def _write_manifest(measured: Sequence[Measured], out: Path) -> bool:
+    """List the clips that were written as videos, for `af compare`; whether there are any."""
+    listed = []
+    for m in (m for m in measured if m.videos):
+        clip, about = m.clip, dict[str, Any](m.videos)
+        about |= {"identity": clip.identity, "session": clip.session, "phrase_ends": clip.phrase_ends}
+        listed.append(ManifestClip(clip.name, **about))
+    if listed:
+        write_manifest(out / MANIFEST, listed)
+    return bool(listed)

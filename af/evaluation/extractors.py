@@ -1,8 +1,8 @@
-"""Networks and trackers that turn frames into numbers, as plug-ins whose name and version land in the tag.
+"""Networks and trackers that turn frames into numbers; their names and versions stand in every tag.
 
-An extractor takes uint8 RGB frames (T, Y, X, 3) of one clip. "face": (T, P) face parameters; "picture" and "identity":
-(T, F) features; "video": (windows, F) features. Nothing is ever replaced silently: a missing file is an error that says
-what to fetch and where to put it.
+Frames are uint8 RGB (T, Y, X, 3) of one clip. A tracker is any object with `face_spec` and `track(frames)` -> (T, P); an
+`Extractor` gives (T, F) for "image" and "identity", (windows, F) for "video". Weights are files of the user's: a missing
+one is an error that says what to fetch, and nothing else takes its place.
 """
 
 from __future__ import annotations
@@ -10,19 +10,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from af.errors import UserError
 from af.files import sha256_of
 from af.types import FaceSpec
 
 Frames = UInt8[np.ndarray, "T Y X 3"]
-Kind = Literal["face", "picture", "video", "identity"]
+Kind = Literal["image", "video", "identity"]
+
+
+class Tracker(Protocol):
+    """Reads face parameters. One tracker reads all sides of a table: numbers of two are never mixed."""
+
+    face_spec: FaceSpec
+
+    def track(self, frames: Frames) -> Float[np.ndarray, "T P"]:
+        """Parameters of each frame in the units of `face_spec`; NaN where no face is found."""
+        ...
+
+
+def tracked(tracker: Tracker, frames: Frames) -> Float[np.ndarray, "T P"]:
+    """What a tracker reads. Raises ValueError when that has another shape than it says."""
+    values, shape = np.asarray(tracker.track(frames)), (len(frames), len(tracker.face_spec.names))
+    if values.shape != shape:
+        raise ValueError(f"tracker {tracker.face_spec.tracker} returned shape {values.shape}, expected {shape}")
+    return values
 
 
 @dataclass(frozen=True)
@@ -30,15 +48,15 @@ class Extractor:
     """A function from frames to vectors with the name and version that its numbers carry.
 
     `metric` is the tag its distance gets: "fd_img/<name>-<version>", or "fid_inception" and "fvd_i3d" for the real
-    networks alone.
+    networks alone. `network` is what `function` runs, on whatever device it has been moved to.
     """
 
     name: str
     version: str
     kind: Kind
     function: Callable[[Frames], np.ndarray]
-    face: FaceSpec | None = None
     metric: str | None = None
+    network: nn.Module | None = None
 
     @property
     def tag(self) -> str:
@@ -53,13 +71,13 @@ class Extractor:
         return values
 
 
-def require_file(path: Path | str | None, what: str, fetch: str, option: str, sha256: str | None = None) -> Path:
+def require_file(path: Path | str | None, what: str, fetch: str, sha256: str | None = None) -> Path:
     """The path, or UserError saying what to fetch and where to put it; also when its SHA-256 is not the one given."""
     if path is None:
-        raise UserError(f"{what} needs its weights, which are not shipped: {fetch}; then pass {option} FILE")
+        raise UserError(f"{what} needs its weights, which are not shipped: {fetch}; then give its path")
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file. {what} needs it: {fetch}; put it there, or pass another {option} FILE")
+        raise UserError(f"{path}: no such file. {what} needs it: {fetch}; put it there, or give another path")
     if sha256 is not None and sha256_of(path) != sha256.lower():
         raise UserError(f"{path}: SHA-256 is {sha256_of(path)}, expected {sha256.lower()}: another file, or damaged")
     return path
@@ -70,74 +88,31 @@ def require_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not {what} ({first})") from error
+        raise UserError(f"{path}: not {what} ({_first_line(error)})") from error
 
 
-def callable_face(face: FaceSpec, function: Callable[[Frames], np.ndarray]) -> Extractor:
-    """A tracker given as a function; its name and version are those of `face.tracker` ("name/version")."""
-    name, _, version = face.tracker.partition("/")
-    return Extractor(name, version or "0", "face", function, face)
-
-
-def thumbnail(side: int = 8) -> Extractor:
-    """Weight-free picture features: the mean colour of side x side cells, RGB in [0, 1]. Coarse, but always there."""
-
-    def function(frames: Frames) -> np.ndarray:
-        import cv2
-
-        small = [cv2.resize(f, (side, side), interpolation=cv2.INTER_AREA).ravel() for f in frames]
-        return np.stack(small).astype(np.float64) / 255
-
-    return Extractor(f"thumbnail{side}", "1", "picture", function)
-
-
-def load_torchscript(path: Path) -> torch.nn.Module:
-    """A TorchScript file on the CPU in eval mode. Raises UserError naming the file when it is none."""
+def _load_torchscript(path: Path) -> nn.Module:
     try:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a TorchScript file ({first}); save one with torch.jit.save") from error
+        raise UserError(
+            f"{path}: not a TorchScript file ({_first_line(error)}); save one with torch.jit.save"
+        ) from error
 
 
-def torch_module(
-    module: torch.nn.Module | Path | str,
-    name: str,
-    kind: Kind = "picture",
-    *,
-    version: str | None = None,
-    size: int = 224,
-    low: float = -1.0,
-    high: float = 1.0,
-    window: int = 16,
-    stride: int = 16,
-    batch: int = 16,
-    face: FaceSpec | None = None,
-    device: torch.device | str = "cpu",
-) -> Extractor:
-    """Any torch module or TorchScript file as an extractor; version = first 8 digits of the file's SHA-256.
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
-    It gets RGB float (N, 3, size, size) scaled to [low, high], for "video" (N, 3, window, size, size) windows every
-    `stride` frames, on `device`, and returns (N, F) (a tuple or dict: its first tensor).
-    """
-    if not isinstance(module, torch.nn.Module):
-        path = require_file(module, f"extractor {name}", "export the network as TorchScript", f"the {name} extractor's")
-        version = version or sha256_of(path)[:8]
-        module = load_torchscript(path)
-    network = module.eval().to(device)
 
-    def function(frames: Frames) -> np.ndarray:
-        inputs = to_tensor(frames, size) * ((high - low) / 255) + low
-        if kind == "video":
-            inputs = windows_of(inputs, window, stride)
-        with torch.no_grad():
-            parts = [
-                _first_tensor(network(inputs[i : i + batch].to(device))).cpu() for i in range(0, len(inputs), batch)
-            ]
-        return torch.cat(parts).flatten(1).double().numpy() if parts else np.zeros((0, 0))
-
-    return Extractor(name, version or "0", kind, function, face)
+def _in_batches(network: nn.Module, inputs: Tensor, batch: int, width: int = 0, **options: Any) -> np.ndarray:
+    """(N, F) of a network on the device where its weights are; of nothing, (0, `width`)."""
+    weights = next((t for t in (*network.parameters(), *network.buffers())), inputs)
+    with torch.no_grad():
+        parts = [
+            _first_tensor(network(inputs[i : i + batch].to(weights.device), **options)).cpu()
+            for i in range(0, len(inputs), batch)
+        ]
+    return torch.cat(parts).flatten(1).double().numpy() if parts else np.zeros((0, width))
 
 
 def _first_tensor(output: Any) -> Tensor:
@@ -146,12 +121,51 @@ def _first_tensor(output: Any) -> Tensor:
     return output
 
 
+def thumbnail(side: int = 8) -> Extractor:
+    """Image features without weights: the mean colour of side x side cells, RGB in [0, 1]. Coarse, but always there."""
+
+    def function(frames: Frames) -> np.ndarray:
+        return to_tensor(frames, side).permute(0, 2, 3, 1).flatten(1).double().numpy() / 255
+
+    return Extractor(f"thumbnail{side}", "1", "image", function)
+
+
+def torch_module(
+    path: nn.Module | Path | str | None,
+    name: str,
+    kind: Kind = "image",
+    *,
+    version: str | None = None,
+    size: int = 224,
+    low: float = -1.0,
+    high: float = 1.0,
+    window: int = 16,
+    stride: int = 16,
+    batch: int = 16,
+) -> Extractor:
+    """Any TorchScript file (or torch module) as an extractor; version = first 8 digits of the file's SHA-256.
+
+    It gets RGB float (N, 3, size, size) scaled to [low, high], for "video" (N, 3, window, size, size) windows every
+    `stride` frames, and returns (N, F) (a tuple or dict: its first tensor).
+    """
+    if isinstance(path, nn.Module):
+        network = path.eval()
+    else:
+        file = require_file(path, f"extractor {name}", "export the network as TorchScript")
+        version, network = version or sha256_of(file)[:8], _load_torchscript(file)
+
+    def function(frames: Frames) -> np.ndarray:
+        inputs = to_tensor(frames, size) * ((high - low) / 255) + low
+        return _in_batches(network, windows_of(inputs, window, stride) if kind == "video" else inputs, batch)
+
+    return Extractor(name, version or "0", kind, function, network=network)
+
+
 def to_tensor(frames: Frames, size: int) -> Float[Tensor, "T 3 size size"]:
     """Frames as float RGB 0 … 255, resized (area when shrinking, else bilinear) to squares."""
     import cv2
 
-    shrink = min(frames.shape[1:3]) >= size
-    method = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if min(frames.shape[1:3]) >= size else cv2.INTER_LINEAR
     resized = np.stack([cv2.resize(f, (size, size), interpolation=method) for f in frames])
     return torch.from_numpy(resized).permute(0, 3, 1, 2).float()
 
@@ -166,43 +180,31 @@ def windows_of(frames: Float[Tensor, "T 3 Y X"], window: int, stride: int) -> Fl
 _INCEPTION_PREFIX = "6726825d"  # the released file's name carries the first digits of its SHA-256
 
 
-def inception(path: Path | str | None, batch: int = 16, device: torch.device | str = "cpu") -> Extractor:
+def inception(path: Path | str | None, batch: int = 16) -> Extractor:
     """InceptionV3 pool features (2048) through torch-fidelity (extra `fidelity`), weights by path.
 
     Tag `fid_inception` only for the real weights (SHA-256 6726825d…), else `fd_img/inception-<hash>`. Frames stay
     uint8: nothing to clamp.
     """
     fetch = "fetch weights-inception-2015-12-05-6726825d.pth from the releases of toshas/torch-fidelity on GitHub"
-    weights = require_file(path, "FID", fetch, "--inception")
+    weights = require_file(path, "FID", fetch)
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError("FID needs torch-fidelity: pip install 'avatar-forcing[fidelity]'") from error
     version = sha256_of(weights)[:8]
     require_state_dict(weights, "InceptionV3 weights")  # torch-fidelity itself would unpickle anything
-    network = (
-        FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights))
-        .eval()
-        .to(device)
-    )
+    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).eval()
 
     def function(frames: Frames) -> np.ndarray:
-        pictures = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
-        with torch.no_grad():
-            parts = [network(pictures[i : i + batch].to(device))[0].cpu() for i in range(0, len(pictures), batch)]
-        return torch.cat(parts).double().numpy()
+        return _in_batches(network, torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))), batch)
 
-    real = version == _INCEPTION_PREFIX
-    return Extractor("inception", version, "picture", function, metric="fid_inception" if real else None)
+    metric = "fid_inception" if version == _INCEPTION_PREFIX else None
+    return Extractor("inception", version, "image", function, metric, network)
 
 
 def i3d(
-    path: Path | str | None,
-    sha256: str | None = None,
-    window: int = 16,
-    stride: int = 16,
-    batch: int = 4,
-    device: torch.device | str = "cpu",
+    path: Path | str | None, sha256: str | None = None, window: int = 16, stride: int = 16, batch: int = 4
 ) -> Extractor:
     """I3D features (StyleGAN-V's TorchScript file), 16-frame windows at 224 px.
 
@@ -211,54 +213,52 @@ def i3d(
     fetch = (
         "fetch i3d_torchscript.pt, the detector named in universome/stylegan-v, src/metrics/frechet_video_distance.py"
     )
-    weights = require_file(path, "FVD", fetch, "--i3d", sha256)
-    network = load_torchscript(weights).to(device)
+    weights = require_file(path, "FVD", fetch, sha256)
+    network = _load_torchscript(weights)
+    how = {"rescale": True, "resize": False, "return_features": True}
 
     def function(frames: Frames) -> np.ndarray:
-        inputs = windows_of(to_tensor(frames, 224), window, stride)
-        with torch.no_grad():
-            parts = [
-                network(inputs[i : i + batch].to(device), rescale=True, resize=False, return_features=True).cpu()
-                for i in range(0, len(inputs), batch)
-            ]
-        return torch.cat(parts).double().numpy() if parts else np.zeros((0, 400))
+        return _in_batches(network, windows_of(to_tensor(frames, 224), window, stride), batch, width=400, **how)
 
     vouched = f"fvd_i3d/{window}f-s{stride}" if sha256 else None
-    return Extractor("i3d", sha256_of(weights)[:8], "video", function, metric=vouched)
+    return Extractor("i3d", sha256_of(weights)[:8], "video", function, vouched, network)
 
 
 MEDIAPIPE_POSE = ("yaw", "pitch", "roll", "translate_x", "translate_y", "translate_z")
 
 
-def mediapipe_face(path: Path | str | None) -> Extractor:
+class MediaPipeTracker:
     """MediaPipe FaceLandmarker (extra `mediapipe`, Apache-2.0): 52 blendshape scores and pose from its 4x4 matrix.
 
     Angles in radians (yaw positive to the image's right, pitch positive down, roll positive clockwise as seen),
-    translation in centimetres of the canonical face. Frames without a face are NaN.
+    translation in centimetres of the canonical face. Frames without a face are NaN. UserError without the file or extra.
     """
-    fetch = "fetch face_landmarker.task (float16) from Google's MediaPipe models page"
-    model = require_file(path, "the MediaPipe tracker", fetch, "--mediapipe")
-    try:
+
+    def __init__(self, path: str | None) -> None:
+        fetch = "fetch face_landmarker.task (float16) from Google's MediaPipe models page"
+        self._model = require_file(path, "the MediaPipe tracker", fetch)
+        try:
+            import mediapipe  # noqa: F401
+        except ImportError as error:
+            raise UserError("the MediaPipe tracker needs mediapipe: pip install 'avatar-forcing[mediapipe]'") from error
+        version = sha256_of(self._model)[:8]
+        self.face_spec = FaceSpec((*MEDIAPIPE_BLENDSHAPES, *MEDIAPIPE_POSE), 52, f"mediapipe/{version}")
+
+    def track(self, frames: Frames) -> Float[np.ndarray, "T 58"]:
+        """Scores, angles and translation of each frame."""
         import mediapipe
         from mediapipe.tasks.python import BaseOptions, vision
-    except ImportError as error:
-        raise UserError("the MediaPipe tracker needs mediapipe: pip install 'avatar-forcing[mediapipe]'") from error
-    version = sha256_of(model)[:8]
 
-    def make() -> Any:
-        return vision.FaceLandmarker.create_from_options(
-            vision.FaceLandmarkerOptions(
-                base_options=BaseOptions(model_asset_path=str(model)),
-                running_mode=vision.RunningMode.VIDEO,
-                output_face_blendshapes=True,
-                output_facial_transformation_matrixes=True,
-                num_faces=1,
-            )
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(self._model)),
+            running_mode=vision.RunningMode.VIDEO,
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+            num_faces=1,
         )
-
-    def function(frames: Frames) -> np.ndarray:
         rows = np.full((len(frames), 52 + 6), np.nan)
-        with make() as landmarker:  # a new one for each clip: video mode carries state from frame to frame
+        # a new one for each clip: video mode carries state from frame to frame
+        with vision.FaceLandmarker.create_from_options(options) as landmarker:
             for t, frame in enumerate(frames):
                 image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
                 result = landmarker.detect_for_video(image, t * 40)
@@ -267,14 +267,11 @@ def mediapipe_face(path: Path | str | None) -> Extractor:
                     rows[t, 52:] = pose_of_matrix(np.asarray(result.facial_transformation_matrixes[0]))
         return rows
 
-    names = (*MEDIAPIPE_BLENDSHAPES, *MEDIAPIPE_POSE)
-    return Extractor("mediapipe", version, "face", function, FaceSpec(names, 52, f"mediapipe/{version}"))
-
 
 def pose_of_matrix(matrix: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, " 6"]:
     """Yaw, pitch, roll (radians) and translation of a 4x4 face transform (x right, y up, z towards the viewer).
 
-    The rotation is Rz(−roll) · Ry(yaw) · Rx(pitch), scale removed; signs as in `mediapipe_face`.
+    The rotation is Rz(−roll) · Ry(yaw) · Rx(pitch), scale removed; signs as in `MediaPipeTracker`.
     """
     rotation = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
     yaw = np.arcsin(np.clip(-rotation[2, 0], -1.0, 1.0))
@@ -283,58 +280,14 @@ def pose_of_matrix(matrix: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, " 6"]:
     return np.array([yaw, pitch, roll, *matrix[:3, 3]])
 
 
+_BLENDSHAPES = """
+    _neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft
+    cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight
+    eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight
+    jawForward jawLeft jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight
+    mouthFunnel mouthLeft mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight
+    mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft
+    mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight
+"""
 #: FaceLandmarker's own order of categories.
-MEDIAPIPE_BLENDSHAPES = (
-    "_neutral",
-    "browDownLeft",
-    "browDownRight",
-    "browInnerUp",
-    "browOuterUpLeft",
-    "browOuterUpRight",
-    "cheekPuff",
-    "cheekSquintLeft",
-    "cheekSquintRight",
-    "eyeBlinkLeft",
-    "eyeBlinkRight",
-    "eyeLookDownLeft",
-    "eyeLookDownRight",
-    "eyeLookInLeft",
-    "eyeLookInRight",
-    "eyeLookOutLeft",
-    "eyeLookOutRight",
-    "eyeLookUpLeft",
-    "eyeLookUpRight",
-    "eyeSquintLeft",
-    "eyeSquintRight",
-    "eyeWideLeft",
-    "eyeWideRight",
-    "jawForward",
-    "jawLeft",
-    "jawOpen",
-    "jawRight",
-    "mouthClose",
-    "mouthDimpleLeft",
-    "mouthDimpleRight",
-    "mouthFrownLeft",
-    "mouthFrownRight",
-    "mouthFunnel",
-    "mouthLeft",
-    "mouthLowerDownLeft",
-    "mouthLowerDownRight",
-    "mouthPressLeft",
-    "mouthPressRight",
-    "mouthPucker",
-    "mouthRight",
-    "mouthRollLower",
-    "mouthRollUpper",
-    "mouthShrugLower",
-    "mouthShrugUpper",
-    "mouthSmileLeft",
-    "mouthSmileRight",
-    "mouthStretchLeft",
-    "mouthStretchRight",
-    "mouthUpperUpLeft",
-    "mouthUpperUpRight",
-    "noseSneerLeft",
-    "noseSneerRight",
-)
+MEDIAPIPE_BLENDSHAPES = tuple(_BLENDSHAPES.split())

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from af.clock import FPS
+from af.errors import UserError
 from af.evaluation.table import HEADER, row_cells
-from af.metrics.records import MetricRow
+from af.files import write_text
+from af.metrics.lipsync import MOUTH_NAMES
+from af.metrics.records import EvaluationClip, MetricResult, MetricRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from af.evaluation.measured import Measured
+
+#: The page holds its videos: about 0.1 MB a clip and second of three 192 px sides.
+LARGEST_SIDE, MOST_CLIPS = 192, 60
+CURVES = ("mouth_open", "jawOpen", "smile", "pitch", "roll")
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ def gallery_html(
         {
             "name": clip.name,
             "videos": {side: base64.b64encode(video).decode() for side, video in clip.videos.items()},
-            "posters": {side: base64.b64encode(picture).decode() for side, picture in clip.posters.items()},
+            "posters": {side: base64.b64encode(image).decode() for side, image in clip.posters.items()},
             "values": {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in clip.values.items()},
             "key": [k for k in on_card if k in clip.values],
             "curves": {
@@ -77,7 +94,67 @@ def gallery_html(
     ]
     # "</" inside JSON would end the script element
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = resources.files("af.metrics").joinpath("assets/gallery.html").read_text(encoding="utf-8")
+    page = resources.files("af.evaluation").joinpath("assets/gallery.html").read_text(encoding="utf-8")
     return Template(page).substitute(
         title=html.escape(title), subtitle=html.escape(subtitle), table=f"<table>{''.join(lines)}</table>", data=text
     )
+
+
+def make_gallery(
+    path: Path, title: str, measured: Sequence[Measured], result: MetricResult, console: Console | None = None
+) -> None:
+    """Write the page of the first `MOST_CLIPS` clips, those with videos first; the others have curves alone."""
+    from rich.console import Console
+
+    from af.console import progress_bar
+
+    known, cards = sorted(measured, key=lambda m: not m.videos), []
+    with progress_bar(console=console or Console(quiet=True)) as progress:
+        for m in progress.track(known[:MOST_CLIPS], description="gallery"):
+            clip, sides = m.clip, {}
+            for side, source in m.videos.items():
+                try:
+                    sides[side] = preview(source, clip.avatar_audio if side == "generated" else None)
+                except UserError as error:  # a side no metric had to read
+                    if console is not None:
+                        console.print(f"not in the gallery: {error}", style="yellow", markup=False, highlight=False)
+            posters = {side: first_frame(video) for side, video in sides.items()}
+            cards.append(GalleryClip(clip.name, sides, result.per_clip.get(clip.name, {}), face_curves(clip), posters))
+    shown = f"{len(cards)} clips" + (f" of {len(known)}" if len(known) > len(cards) else "")
+    write_text(path, gallery_html(title, f"{shown}: user | generated | true", cards, result.rows, result.on_card))
+
+
+def preview(source: Path, audio: Float[np.ndarray, " S"] | None) -> bytes:
+    """A small H.264 mp4 (no side above 192 px) of a video file, with sound if given."""
+    from af.data.video import iter_video
+    from af.data.video_writer import write_video
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "preview.mp4"
+        write_video(file, iter_video(source, max_side=LARGEST_SIDE), audio, crf=27)
+        return file.read_bytes()
+
+
+def first_frame(video: bytes) -> bytes:
+    """The first frame of an mp4 as JPEG: shown until the browser has decoded the video."""
+    import av
+
+    with av.open(io.BytesIO(video), "r") as container:
+        image = next(container.decode(video=0)).to_image()
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def face_curves(clip: EvaluationClip) -> dict[str, Curve]:
+    """Mouth, smile and head of the three sides over time (the first parameters where none has such a name)."""
+    if clip.face is None:
+        return {}
+    names = clip.face.names
+    chosen = [n for n in CURVES if n in names] or [names[0], names[min(clip.face.expression, len(names) - 1)]]
+    curves = {}
+    for name in chosen:
+        sides = ("true", "generated") if name in MOUTH_NAMES else ("true", "generated", "user")
+        series = {side: clip.side(side, names.index(name)) for side in sides}
+        curves[name] = Curve(np.arange(len(series["true"])) / FPS, series)
+    return curves

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: curves by lag, mouth opening over time, jitter at block borders."""
+"""Plots of an evaluation: curves by lag, mouth opening over time, jitter at block borders."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def plot_borders(
 ) -> Figure:
     """Mean |second difference| by place within the block, generated and true, both relative to the middle frames'.
 
-    `sides` {"true" | "generated": clips} of face parameters or of pictures' features, which `of` names.
+    `sides` {"true" | "generated": clips} of face parameters or of images' features, which `of` names.
     """
     figure = _figure()
     axes = figure.subplots()
@@ -91,7 +91,7 @@ def plot_borders(
             np.add.at(total, place[kept], bend[kept])
             np.add.at(count, place[kept], 1)
         mean = total / np.maximum(count, 1)
-        centred = np.roll(mean, block // 2)  # the border in the middle of the picture
+        centred = np.roll(mean, block // 2)  # the border in the middle of the plot
         inner = np.median(mean[1:-1]) if block > 2 else mean.mean()
         axes.plot(np.arange(block) - block // 2, centred / (inner or 1.0), "o-", color=COLOURS[key], ms=3, label=key)
     axes.axvline(-0.5, color="k", lw=0.8, ls="--")
@@ -111,12 +111,18 @@ def make_figures(
         for name, curve in report.curves.items()
         if any(np.isfinite(values).any() for values in curve.series.values())
     }
-    mouth = plot_mouth(clips) if clips else None
-    if mouth is not None:
+    read = [clip for clip in clips if clip.face is not None]
+    if read and (mouth := plot_mouth(read)) is not None:
         figures["mouth_over_time"] = mouth
-    if block is not None and clips:
-        sides = {side: [c.side(side) for c in clips] for side in ("true", "generated")}
-        figures["block_borders"] = plot_borders(sides, block, first)
+    if block is None:
+        return figures
+    sides = ("true", "generated")
+    if read:
+        figures["block_borders"] = plot_borders({side: [c.side(side) for c in read] for side in sides}, block, first)
+    for tag in dict.fromkeys(f.tag for clip in clips for f in clip.features if f.kind == "image"):
+        seen = [f for clip in clips for f in clip.features if f.tag == tag]
+        features = {side: [getattr(f, side) for f in seen] for side in sides}
+        figures[f"block_borders_{tag}"] = plot_borders(features, block, first, tag)
     return figures
 
 
@@ -131,18 +137,30 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     return paths
 
 
-def log_tensorboard(folder: Path, rows: Sequence[MetricRow], figures: Mapping[str, Figure], step: int = 0) -> None:
-    """Value, truth and null of the `headline` rows as scalars, the whole table as text and the figures, for TensorBoard."""
+def log_tensorboard(
+    folder: Path,
+    rows: Sequence[MetricRow],
+    figures: Mapping[str, Figure],
+    made_with: Mapping[str, str | float] | None = None,
+) -> None:
+    """Value, truth and null of the `headline` rows as scalars, the whole table as text and the figures, for TensorBoard;
+    with `made_with` the final numbers beside these settings, too (never the default `hp_metric`).
+    """
     from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
 
-    writer = SummaryWriter(str(folder))
-    try:
+    final: dict[str, float] = {}
+    with SummaryWriter(str(folder)) as writer:
         for row in headline(rows):
             for side, value in (("", row.value), ("/true", row.ground_truth), ("/null", row.null)):
                 if value is not None and math.isfinite(value):
-                    writer.add_scalar(row.tag + side, value, step)
-        writer.add_text("evaluation/table", markdown_table(rows), step)
+                    writer.add_scalar(row.tag + side, value, 0)
+                    final |= {} if side else {f"final/{row.tag}": value}
+        writer.add_text("evaluation/table", markdown_table(rows), 0)
         for name, figure in figures.items():
-            writer.add_figure(f"evaluation/{name}", figure, step)
-    finally:
-        writer.close()
+            writer.add_figure(f"evaluation/{name}", figure, 0)
+        if made_with is not None:
+            for summary in hparams(dict(made_with), dict.fromkeys(final, 0)):
+                writer.file_writer.add_summary(summary)
+            for tag, value in final.items():
+                writer.add_scalar(tag, value)

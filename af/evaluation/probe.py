@@ -97,21 +97,14 @@ def recognised(inputs: Sequence[np.ndarray]) -> float:
     """How often a linear classifier names the person of a frame: fitted on the first half of each video, judged on the
     last quarter. What differs between conversations (how the head is held) counts too: compare with the true faces'.
     """
-    first, last = ([rows[part(len(rows))] for rows in inputs] for part in (_first_half, _last_quarter))
+    first = [rows[: len(rows) // 2] for rows in inputs]
+    last = [rows[len(rows) - len(rows) // 4 :] for rows in inputs]
     names = np.eye(len(inputs))
     everything = np.concatenate(first)
     scale = everything.std(0) + 1e-12
     weights, offset = fit_ridge(everything / scale, np.repeat(names, [len(rows) for rows in first], 0))
     truth: Int[np.ndarray, " N"] = np.repeat(np.arange(len(inputs)), [len(rows) for rows in last])
     return float(((np.concatenate(last) / scale @ weights + offset).argmax(1) == truth).mean())
-
-
-def _first_half(frames: int) -> slice:
-    return slice(0, frames // 2)
-
-
-def _last_quarter(frames: int) -> slice:
-    return slice(frames - frames // 4, frames)
 
 
 def motion_from_codes(people: Sequence[Person], inputs: Sequence[np.ndarray], *, other: int = 0) -> float:

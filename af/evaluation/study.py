@@ -1,18 +1,29 @@
-"""Preference study: a blinded A/B page that opens from disk, and the score of its answers."""
+"""A blinded preference study of two systems: an A/B page that opens from disk, and the key that the page must not know."""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
+import cv2
 import numpy as np
 
+from af.data.audio import read_audio
+from af.data.container import MediaError
+from af.data.video import iter_video
+from af.data.video_writer import write_video
+from af.errors import UserError
+from af.files import write_json, write_text
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 #: The paper's five questions.
 QUESTIONS = (
     ("reactiveness", "Who reacts better to the other person?", "smiles back, nods, follows what is said and done"),
@@ -38,7 +49,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class StudyKey:
-    """What the page must not know: system by token, and the token that is right in each attention check."""
+    """What the page must not know: system by token, what each trial shows, and the token that is right in each attention
+    check.
+    """
 
     study: str
     systems: Mapping[str, str]
@@ -47,17 +60,110 @@ class StudyKey:
 
     def to_json(self) -> dict[str, Any]:
         """For the key file."""
-        return {
-            "study": self.study,
-            "systems": dict(self.systems),
-            "trials": dict(self.trials),
-            "checks": dict(self.checks),
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StudyKey:
         """From the key file; KeyError names what is missing."""
         return cls(value["study"], dict(value["systems"]), dict(value["trials"]), dict(value.get("checks", {})))
+
+
+Pair = tuple[str, Path, Path, Path | None]
+
+
+def make_study(
+    pairs: Sequence[Pair],
+    names: Sequence[str],
+    out: Path,
+    *,
+    title: str,
+    checks: int = 2,
+    limit: int | None = None,
+    max_side: int = 320,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> StudyKey:
+    """Write `out`/study.html and key.json for `pairs` (name, video of A, of B, of the user) of two systems of these `names`.
+
+    At most `limit` comparisons are drawn at random, and `checks` attention checks mixed in (one side frozen and blurred).
+    Order and sides are drawn anew for every rater. `advance` is called once a video pair. UserError for two sides that
+    are one video, and for names that do not differ.
+    """
+    if len(names) != 2 or names[0] == names[1] or "check" in names:
+        raise UserError(f"the two systems need two different names, got {list(names)}: use --names A,B")
+    rng = np.random.default_rng(seed)
+    if limit is not None and limit < len(pairs):
+        pairs = [pairs[i] for i in sorted(rng.choice(len(pairs), limit, replace=False))]
+    key = StudyKey(f"{int(rng.integers(1 << 32)):08x}", {}, {}, {})
+    trials: list[Trial] = []
+
+    def token(system: str) -> str:
+        while (text := f"{int(rng.integers(1 << 40)):010x}") in key.systems:
+            pass
+        key.systems[text] = system  # type: ignore[index]
+        return text
+
+    def add(about: str, videos: Mapping[str, bytes], user: Path | None, right: str | None = None) -> None:
+        """A trial whose order of videos says nothing."""
+        name, tokens = f"t{len(trials)}", list(videos)
+        seen = prepare(user, max_side) if user else None
+        trials.append(Trial(name, {tokens[i]: videos[tokens[i]] for i in rng.permutation(len(tokens))}, seen))
+        key.trials[name] = about  # type: ignore[index]
+        if right is not None:
+            key.checks[name] = right  # type: ignore[index]
+        advance()
+
+    chosen = rng.choice(len(pairs), min(checks, len(pairs)), replace=False)
+    for name, a, b, user in pairs:
+        videos = {token(s): prepare(p, max_side) for s, p in zip(names, (a, b), strict=True)}
+        if len(set(videos.values())) == 1:
+            raise UserError(f"{a} and {b} are the same video: nobody can prefer one; leave {name!r} out of a folder")
+        add(name, videos, user)
+    for name, a, _, user in (pairs[i] for i in chosen):
+        right, wrong = token("check"), token("check")
+        videos = {right: prepare(a, max_side), wrong: prepare(a, max_side, spoiled=True)}
+        add(f"check on {name}", videos, user, right)
+    order = rng.permutation(len(trials))
+    write_text(out / "study.html", study_html(key.study, title, [trials[i] for i in order]))
+    write_json(out / "key.json", key.to_json())
+    return key
+
+
+def paired_videos(a: Path, b: Path, user: Path | None) -> list[Pair]:
+    """(name, video of A, of B, of the user) for names in both folders. UserError naming folders without a common one."""
+    found = []
+    for folder in (a, b, *([user] if user else [])):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+        found.append({p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEOS})
+    names = [n for n in found[0] if n in found[1]]
+    if not names:
+        raise UserError(f"{a} and {b}: no video has the same name in both ({len(found[0])} and {len(found[1])} videos)")
+    if user and (missing := [n for n in names if n not in found[2]]):
+        raise UserError(f"{user}: no video called {missing[0]}")
+    return [(n, found[0][n], found[1][n], found[2][n] if user else None) for n in names]
+
+
+def prepare(path: Path, max_side: int, spoiled: bool = False) -> bytes:
+    """The video as a small mp4 without a trace of its origin; `spoiled`: its first frame, blurred, with the same sound."""
+    try:
+        audio = read_audio(path)
+    except MediaError as error:
+        if error.reason != "no_audio":
+            raise
+        audio = None
+
+    def frames() -> Iterator[np.ndarray]:
+        still = None
+        for frame in iter_video(path, max_side=max_side):
+            if spoiled and still is None:
+                still = cv2.GaussianBlur(frame, (0, 0), max(frame.shape[:2]) / 25)
+            yield frame if still is None else still
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "video.mp4"
+        write_video(target, frames(), audio, crf=20)
+        return target.read_bytes()
 
 
 def study_html(study: str, title: str, trials: Sequence[Trial], introduction: str = INTRODUCTION) -> str:
@@ -76,159 +182,5 @@ def study_html(study: str, title: str, trials: Sequence[Trial], introduction: st
         ],
     }
     content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = resources.files("af.metrics").joinpath("assets/study.html").read_text(encoding="utf-8")
+    page = resources.files("af.evaluation").joinpath("assets/study.html").read_text(encoding="utf-8")
     return Template(page).substitute(title=html.escape(title), data=content)
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One question: wins of A and B, ties, A's share of the decided answers with its exact 95 % interval."""
-
-    question: str
-    wins_a: int
-    ties: int
-    wins_b: int
-    rate: float
-    low: float
-    high: float
-    p: float
-    kappa: float
-
-
-@dataclass(frozen=True)
-class Rater:
-    """One person: answers given, attention checks failed of how many, share of answers equal to the others' majority."""
-
-    name: str
-    answers: int
-    failed: int
-    checks: int
-    agreement: float
-    used: bool
-
-
-@dataclass(frozen=True)
-class Score:
-    """The result of a study of systems `a` and `b`."""
-
-    a: str
-    b: str
-    preferences: tuple[Preference, ...]
-    raters: tuple[Rater, ...]
-
-
-def exact_interval(wins: int, decided: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper–Pearson interval of a share; (nan, nan) of nothing."""
-    from scipy.stats import beta
-
-    if decided == 0:
-        return float("nan"), float("nan")
-    tail = (1 - level) / 2
-    low = 0.0 if wins == 0 else float(beta.ppf(tail, wins, decided - wins + 1))
-    high = 1.0 if wins == decided else float(beta.ppf(1 - tail, wins + 1, decided - wins))
-    return low, high
-
-
-def fleiss_kappa(counts: np.ndarray) -> float:
-    """Agreement beyond chance of items x categories counts (items with one rater do not count); NaN without any."""
-    counts = counts[counts.sum(1) > 1].astype(float)
-    if len(counts) == 0:
-        return float("nan")
-    raters = counts.sum(1)
-    observed = np.mean((np.square(counts).sum(1) - raters) / (raters * (raters - 1)))
-    chance = np.square(counts.sum(0) / counts.sum()).sum()
-    return float((observed - chance) / (1 - chance)) if chance < 1 else float("nan")
-
-
-def score_answers(key: StudyKey, answers: Sequence[Mapping[str, Any]], max_failed: int = 0) -> Score:
-    """Preference rates over all raters who failed at most `max_failed` attention checks.
-
-    A rater fails a check when the overall question is answered for the wrong side, or as a tie. p is the exact two-sided
-    sign test on decided answers. Raises ValueError for answers to another study or with tokens that the key lacks.
-    """
-    from scipy.stats import binomtest
-
-    names = [n for n in dict.fromkeys(key.systems.values()) if n != "check"]  # A comes first, as in `af study make A B`
-    if len(names) != 2:
-        raise ValueError(f"the key names {len(names)} systems, not two: {names}")
-    a, b = names
-    votes: dict[str, dict[tuple[str, str], str]] = {}  # rater -> (trial, question) -> system or tie
-    failed: dict[str, int] = {}
-    seen: dict[str, int] = {}
-    for sheet in answers:
-        rater = str(sheet["rater"])
-        if sheet["study"] != key.study:
-            raise ValueError(f"answers of {rater!r} belong to study {sheet['study']!r}, the key to {key.study!r}")
-        if rater in votes:
-            raise ValueError(f"two files of answers by {rater!r}: give raters different names")
-        votes[rater], failed[rater], seen[rater] = {}, 0, 0
-        for answer in sheet["answers"]:
-            trial, choices = answer["trial"], answer["choices"]
-            if trial in key.checks:
-                seen[rater] += 1
-                failed[rater] += choices.get("overall") != key.checks[trial]
-                continue
-            for question, choice in choices.items():
-                if choice != "tie" and choice not in key.systems:
-                    raise ValueError(f"answers of {rater!r}, trial {trial!r}: {choice!r} is not in the key")
-                votes[rater][trial, question] = "tie" if choice == "tie" else key.systems[choice]
-    used = [r for r in votes if failed[r] <= max_failed]
-    preferences = []
-    for question, *_ in QUESTIONS:
-        given = [v[item] for r in used for v in [votes[r]] for item in v if item[1] == question]
-        wins, losses = given.count(a), given.count(b)
-        low, high = exact_interval(wins, wins + losses)
-        items = sorted({item for r in used for item in votes[r] if item[1] == question})
-        table = np.array([[sum(votes[r].get(i) == c for r in used) for c in (a, "tie", b)] for i in items])
-        preferences.append(
-            Preference(
-                question, wins, given.count("tie"), losses, wins / (wins + losses) if wins + losses else float("nan"),
-                low, high, binomtest(wins, wins + losses).pvalue if wins + losses else float("nan"),
-                fleiss_kappa(table.reshape(len(items), 3)),
-            )
-        )  # fmt: skip
-    raters = tuple(
-        Rater(r, len(votes[r]), failed[r], seen[r], _agreement(r, votes, used), r in used) for r in sorted(votes)
-    )
-    return Score(a, b, tuple(preferences), raters)
-
-
-def _agreement(rater: str, votes: Mapping[str, Mapping[tuple[str, str], str]], used: Sequence[str]) -> float:
-    """Share of a rater's answers that equal the other used raters' most frequent answer (undecided items left out)."""
-    same = total = 0
-    for item, own in votes[rater].items():
-        others = [votes[r][item] for r in used if r != rater and item in votes[r]]
-        ranked = sorted(((others.count(c), c) for c in set(others)), reverse=True)
-        if ranked and (len(ranked) == 1 or ranked[0][0] > ranked[1][0]):
-            same, total = same + (ranked[0][1] == own), total + 1
-    return same / total if total else float("nan")
-
-
-def score_markdown(score: Score) -> str:
-    """The score as two Markdown tables; – where nothing was decided or nobody to agree with."""
-
-    def percent(value: float) -> str:
-        return "–" if np.isnan(value) else f"{value:.1%}"
-
-    def number(value: float, digits: str) -> str:
-        return "–" if np.isnan(value) else format(value, digits)
-
-    lines = [
-        f"| question | {score.a} | tie | {score.b} | preferred {score.a} | 95 % interval (exact) | sign test p | Fleiss κ |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {p.question} | {p.wins_a} | {p.ties} | {p.wins_b} | {percent(p.rate)} | "
-        f"{percent(p.low)} … {percent(p.high)} | {number(p.p, '.2g')} | {number(p.kappa, '.2f')} |"
-        for p in score.preferences
-    ]
-    lines += [
-        "",
-        "| rater | answers | checks failed | agreement with the others | used |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
-    lines += [
-        f"| {r.name} | {r.answers} | {r.failed} of {r.checks} | {percent(r.agreement)} | {'yes' if r.used else 'no'} |"
-        for r in score.raters
-    ]
-    return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME
 from af.errors import UserError
 from af.evaluation.extractors import require_file, require_state_dict, to_tensor
+from af.files import sha256_of
 from af.mel import mel_edges
 from af.metrics.arrays import as_array, undefined
 
@@ -37,6 +38,8 @@ def _head() -> nn.Sequential:
 
 class SyncNet(nn.Module):
     """Two towers into one 1024-dim space; parameter names are those of the released `syncnet_v2.model`."""
+
+    version = "0"  # the first digits of the weights' SHA-256
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,12 +80,13 @@ class SyncNet(nn.Module):
 def load_syncnet(path: Path | str | None, sha256: str | None = None) -> SyncNet:
     """SyncNet with the user's weights (path and SHA-256). Raises UserError saying what to fetch, or what does not fit."""
     fetch = "fetch syncnet_v2.model, named in download_model.sh of joonson/syncnet_python on GitHub"
-    path = require_file(path, "LSE-D/LSE-C", fetch, "--syncnet", sha256)
+    path = require_file(path, "LSE-D/LSE-C", fetch, sha256)
     network, state = SyncNet(), require_state_dict(path, "SyncNet weights")
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{path}: not SyncNet weights ({str(error).splitlines()[-1].strip()})") from error
+    network.version = sha256_of(path)[:8]
     return network.eval()
 
 
@@ -134,7 +138,7 @@ class SyncResult:
 
 
 def offset_curve(lips: Float[Tensor, "N E"], sound: Float[Tensor, "N E"]) -> Float[np.ndarray, " 31"]:
-    """Distance of the pictures' embeddings to the sound's at offsets −15 … 15, averaged over time.
+    """Distance of the images' embeddings to the sound's at offsets −15 … 15, averaged over time.
 
     Beyond the ends the sound's embedding is zero, as in the reference; its distance has 1e-6 added to each difference.
     """
@@ -162,12 +166,12 @@ def lse(
     if last < 1:
         undefined("lse", f"fewer than {WINDOW + 1} frames with sound")
         return SyncResult(np.nan, np.nan, 0, np.full(2 * MAX_OFFSET + 1, np.nan))
-    pictures = to_tensor(frames[: last + WINDOW], SIZE).flip(1)  # BGR
+    images = to_tensor(frames[: last + WINDOW], SIZE).flip(1)  # BGR
     lips, sound = [], []
     with torch.no_grad():
         for start in range(0, last, batch):
             index = range(start, min(start + batch, last))
-            seen = torch.stack([pictures[i : i + WINDOW].transpose(0, 1) for i in index])
+            seen = torch.stack([images[i : i + WINDOW].transpose(0, 1) for i in index])
             lips.append(network.lips(seen.to(device)).cpu())
             steps = [cepstra[i * MFCC_PER_FRAME : i * MFCC_PER_FRAME + MFCC_WINDOW].T[None] for i in index]
             sound.append(network.audio(torch.stack(steps).to(device)).cpu())

@@ -1,9 +1,9 @@
 """One person's motion on another's face, held against the truth: synthetic people can be drawn with any expression.
 
-For a portrait of person A and a driving frame of person B the right picture is A drawn with B's face parameters. So an
-autoencoder's picture can be compared pixel by pixel, its expression can be tracked, and what it did to A can be read off:
-the difference of the two pictures is explained, to first order, by changes of A's colours and proportions, and what
-persists from picture to picture is an error of the identity.
+For a portrait of person A and a driving frame of person B the right image is A drawn with B's face parameters. So an
+autoencoder's image can be compared pixel by pixel, its expression can be tracked, and what it did to A can be read off:
+the difference of the two images is explained, to first order, by changes of A's colours and proportions, and what
+persists from image to image is an error of the identity.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHAPES = (
 _OPEN = 0.3  # blink of a portrait at most
 _PEOPLE = 400  # drawn for the spread between people
 _STEP = 0.25  # of that spread, for derivatives
-#: Driving frames a portrait. One picture cannot tell a wider mouth from a wider opened one, their mean can.
+#: Driving frames a portrait. One image cannot tell a wider mouth from a wider opened one, their mean can.
 DRIVEN = 8
 #: By how much face parameters are off where the measure's own floor is read, as a share of their ranges.
 FACES_OFF = 0.02
@@ -43,7 +43,7 @@ _NOISE = 4.0  # grey values (of 255) that a pixel may differ for no reason
 
 @dataclass(frozen=True)
 class Pairs:
-    """Portraits and driving frames of different people, uint8 pictures, with what is true of them."""
+    """Portraits and driving frames of different people, uint8 images, with what is true of them."""
 
     portraits: UInt8[np.ndarray, "N Y X 3"]
     portrait_faces: Float[np.ndarray, "N P"]
@@ -133,17 +133,17 @@ def appearance_spread() -> dict[str, Float[np.ndarray, " C"]]:
 
 
 def appearance_error(
-    picture: UInt8[np.ndarray, "Y X 3"],
+    image: UInt8[np.ndarray, "Y X 3"],
     face: Float[np.ndarray, " P"],
     person: Appearance,
     spread: dict[str, Float[np.ndarray, " C"]],
 ) -> dict[str, Float[np.ndarray, " C"]]:
-    """By how much (in standard deviations between people) a picture shows other colours and proportions than `person`'s.
+    """By how much (in standard deviations between people) an image shows other colours and proportions than `person`'s.
 
-    The most likely change of appearance and of the face parameters at once, given the difference from the true picture:
+    The most likely change of appearance and of the face parameters at once, given the difference from the true image:
     least squares on derivatives of the drawing, with a standard normal prior, so that what cannot be seen counts as 0.
     """
-    size = picture.shape[0]
+    size = image.shape[0]
     names = [(name, i) for name, values in spread.items() for i in range(len(values))]
     steps = [replace(person, **_moved(person, name, i, _STEP * spread[name][i])) for name, i in names]
     base = render(face[None], person, size)[0].astype(np.float64)
@@ -156,7 +156,7 @@ def appearance_error(
         moved[k] += unit if face[k] < (low + high) / 2 else -unit
         columns.append((render(moved[None], person, size)[0] - base) * np.sign(moved[k] - face[k]))
     design = np.stack([column.ravel() for column in columns], 1)
-    residual = (picture.astype(np.float64) - base).ravel()
+    residual = (image.astype(np.float64) - base).ravel()
     gram = design.T @ design / _NOISE**2 + np.eye(design.shape[1])
     found = np.linalg.solve(gram, design.T @ residual / _NOISE**2)
     errors: dict[str, list[float]] = {}
@@ -166,10 +166,10 @@ def appearance_error(
 
 
 def identity_error(
-    pictures: UInt8[np.ndarray, "N Y X 3"], pairs: Pairs, spread: dict[str, Float[np.ndarray, " C"]]
+    images: UInt8[np.ndarray, "N Y X 3"], pairs: Pairs, spread: dict[str, Float[np.ndarray, " C"]]
 ) -> dict[str, Float[np.ndarray, "G C"]]:
-    """What persists of `appearance_error` in the pictures of each of the G portraits: the mean of its `DRIVEN` pictures."""
-    drawn = zip(pictures, pairs.driving_faces, pairs.people, strict=True)
+    """What persists of `appearance_error` in the images of each of the G portraits: the mean of its `DRIVEN` images."""
+    drawn = zip(images, pairs.driving_faces, pairs.people, strict=True)
     errors = [appearance_error(*each, spread) for each in drawn]
     groups = [errors[n : n + DRIVEN] for n in range(0, len(errors), DRIVEN)]
     return {name: np.stack([np.mean([e[name] for e in group], axis=0) for group in groups]) for name in spread}

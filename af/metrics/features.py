@@ -1,4 +1,4 @@
-"""Distances on the features of any network, from pictures or windows of frames; FID and FVD on the real ones."""
+"""Distances on the features of any network, from images or windows of frames; FID and FVD on the real ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FeatureDistances(ClipMetric):
     """Fréchet and kernel distance of all true against all generated vectors, for each extractor of the clips.
 
     The null of the Fréchet distance is the truth against itself, odd against even clips: what sampling alone gives.
-    Pictures' features have a `border_ratio` too: jitter at the borders of blocks without any tracker.
+    Images' features have a `border_ratio` too: jitter at the borders of blocks without any tracker.
     """
 
     needs: ClassVar = {"fid_inception": "videos and InceptionV3's weights", "fvd_i3d": "videos and I3D's weights"}
@@ -62,11 +62,11 @@ class FeatureDistances(ClipMetric):
             tag, kind, metric = key.rsplit("|", 2)
             sides = [[r.arrays[f"{key}|{side}"] for r in records] for side in ("true", "generated")]
             self._distances(table, tag, kind, metric, *([c.astype(np.float64) for c in s if len(c)] for s in sides))
-            if kind == "picture" and self.block is not None:
+            if kind == "image" and self.block is not None:
                 self._borders(table, tag, *sides)
 
     def _distances(self, table: ClipTable, tag: str, kind: str, metric: str, *sides: list[np.ndarray]) -> None:
-        short, vectors = ("img", "frames") if kind == "picture" else ("vid", "windows")
+        short, vectors = ("img", "frames") if kind == "image" else ("vid", "windows")
         count, clips = sum(map(len, sides[1])), len(sides[1])
         protocol = f"{tag}, {count} {vectors} of {clips} clips, 25 fps"
         fd_tag = (metric or f"fd_{short}/{tag}") + (f"/n{count}" if kind == "video" else "")

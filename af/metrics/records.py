@@ -39,7 +39,7 @@ def face_parts(face: FaceSpec) -> dict[str, slice]:
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """One extractor's vectors of a clip's true and generated frames (`kind` "picture") or windows of frames ("video").
+    """One extractor's vectors of a clip's true and generated frames (`kind` "image") or windows of frames ("video").
 
     `tag` is the extractor's name and version; `metric` the name that only the real networks have (fid_inception).
     """

@@ -33,6 +33,7 @@ FREE: Final = (
         "run",
         "tags",
         "objective",
+        "evaluation",
         "logger",
         "checkpoints",
         "compile",

@@ -85,7 +85,7 @@ def make_trainer(
         "enable_model_summary": False,
         "check_val_every_n_epoch": None,
     }
-    _quiet()
+    quiet()
     try:
         return Trainer(**{**options, **ours})
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
@@ -150,7 +150,7 @@ def _where(checkpoints: Path) -> str:
     return f"stopped before a further step: the same command goes on from step {step_of(found):g}"
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the console to the progress bar: no advertisements, no warnings about what is meant."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (".*LeafSpec.*", "Checkpoint directory .* exists", ".*does not have many workers.*"):

@@ -6,5 +6,5 @@ CLIP=${CLIP:?set CLIP to the folder of the clip}
 OUT=${OUT:-runs/videos_of_any_system}
 
 python "$(dirname "$0")/prepare.py" "$CLIP" "$OUT/videos"
-af evaluate --manifest "$OUT/videos/copy.csv" --block 10 --out "$OUT/copy"
-af evaluate --manifest "$OUT/videos/late.csv" --block 10 --out "$OUT/late"
+af compare "$OUT/videos/copy.csv" evaluation.protocol.block=10 --out "$OUT/copy"
+af compare "$OUT/videos/late.csv" evaluation.protocol.block=10 --out "$OUT/late"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -56,26 +55,3 @@ def test_drawn_people_are_known_by_their_description(latents, filmed):
     assert drawn(Index.load(latents / "test"))
     assert not drawn(Index.load(filmed / "test"))
     assert ShardReader(filmed / "test").read_meta(0).separation == "tracks"
-
-
-def test_reactions_are_not_read_from_faces_that_are_not_drawn(filmed, latents, monkeypatch):
-    """The run hears of it once, and nothing is decoded."""
-    from af.training import reactions
-
-    def load(self, module):
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(reactions, "tensorboard", lambda trainer: object())
-    monkeypatch.setattr(reactions.Reactions, "_load", load)
-
-    def measure(folder):
-        data = SimpleNamespace(validation_index=Index.load(folder / "test"), features=None)
-        watched, trainer = reactions.Reactions("somewhere"), SimpleNamespace(datamodule=data, sanity_checking=False)
-        for _ in range(2):
-            watched.on_validation_epoch_end(trainer, SimpleNamespace(denoiser=None))
-
-    with pytest.warns(UserWarning, match="not drawn") as said:
-        measure(filmed)
-    assert len([w for w in said if "not drawn" in str(w.message)]) == 1
-    with pytest.raises(AssertionError, match="measured"):
-        measure(latents)

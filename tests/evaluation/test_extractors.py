@@ -16,13 +16,13 @@ from af.errors import UserError
 from af.evaluation.extractors import (
     MEDIAPIPE_BLENDSHAPES,
     Extractor,
-    callable_face,
+    MediaPipeTracker,
     i3d,
     inception,
-    mediapipe_face,
     pose_of_matrix,
     thumbnail,
     torch_module,
+    tracked,
     windows_of,
 )
 from af.evaluation.syncnet import SyncNet, load_syncnet, lse, mfcc, offset_curve
@@ -94,7 +94,7 @@ def test_fvd_is_called_so_only_for_a_file_somebody_vouches_for(frames, files):
     [
         (lambda: inception(None), "weights-inception-2015-12-05-6726825d.pth"),
         (lambda: i3d("/nowhere/i3d.pt"), "/nowhere/i3d.pt: no such file"),
-        (lambda: mediapipe_face(None), "face_landmarker.task"),
+        (lambda: MediaPipeTracker(None), "face_landmarker.task"),
         (lambda: load_syncnet(None), "syncnet_v2.model"),
         (lambda: torch_module("/nowhere/net.pt", "mine"), "TorchScript"),
     ],
@@ -102,7 +102,7 @@ def test_fvd_is_called_so_only_for_a_file_somebody_vouches_for(frames, files):
 def test_missing_weights_say_what_to_fetch_and_where_to_put_it(make, words):
     with pytest.raises(UserError, match=words) as error:
         make()
-    assert "pass" in str(error.value)
+    assert "path" in str(error.value)
 
 
 def test_a_file_that_is_no_network_is_named(files):
@@ -114,13 +114,14 @@ def test_a_file_that_is_no_network_is_named(files):
         load_syncnet(files / "other.model")
 
 
-def test_a_tracker_that_returns_another_shape_is_refused(frames):
-    spec = FaceSpec(("a", "b"), 1, "mine/3")
-    tracker = callable_face(spec, lambda clip: np.zeros((len(clip), 2)))
-    assert (tracker.tag, tracker.face) == ("mine-3", spec)
-    assert tracker(frames).shape == (20, 2)
+def test_a_tracker_or_extractor_that_returns_another_shape_is_refused(frames):
+    tracker = SimpleNamespace(face_spec=FaceSpec(("a", "b"), 1, "mine/3"), track=lambda clip: np.zeros((len(clip), 2)))
+    assert tracked(tracker, frames).shape == (20, 2)
+    tracker.track = lambda clip: np.zeros((len(clip), 3))
+    with pytest.raises(ValueError, match="mine/3 returned shape"):
+        tracked(tracker, frames)
     with pytest.raises(ValueError, match="mine-3 returned shape"):
-        Extractor("mine", "3", "face", lambda clip: np.zeros(3))(frames)
+        Extractor("mine", "3", "image", lambda clip: np.zeros(3))(frames)
 
 
 def test_inception_through_torch_fidelity(frames, tmp_path):
@@ -165,13 +166,13 @@ def fake_mediapipe(monkeypatch):
 
 def test_mediapipe_layout_and_frames_without_a_face(frames, tmp_path, fake_mediapipe):
     (tmp_path / "face_landmarker.task").write_bytes(b"model")
-    tracker = mediapipe_face(tmp_path / "face_landmarker.task")
-    values = tracker(frames)
+    tracker = MediaPipeTracker(str(tmp_path / "face_landmarker.task"))
+    values = tracker.track(frames)
     assert values.shape == (20, 58)
     assert np.isnan(values[2::3]).all()
     assert np.isfinite(np.delete(values, np.s_[2::3], 0)).all()
-    assert tracker.face.names[tracker.face.expression :][0] == "yaw"
-    assert values[0, tracker.face.names.index("jawOpen")] == 0.25
+    assert tracker.face_spec.names[tracker.face_spec.expression :][0] == "yaw"
+    assert values[0, tracker.face_spec.names.index("jawOpen")] == 0.25
     assert len(set(MEDIAPIPE_BLENDSHAPES)) == 52
 
 

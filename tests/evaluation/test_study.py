@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose
 
 from af.cli.main import main
 from af.data.video_writer import write_video
-from af.evaluation.study import QUESTIONS, StudyKey, exact_interval, fleiss_kappa, score_answers, score_markdown
+from af.evaluation.study import QUESTIONS, StudyKey
+from af.evaluation.study_score import exact_interval, fleiss_kappa, score_answers, score_markdown
 from tests.browser import dom_after, needs_browser
 
 ALL = [q[0] for q in QUESTIONS]

@@ -97,10 +97,8 @@ def test_the_command_remarks_on_files_in_the_report_and_on_the_console(tmp_path,
     rows = [("a", "user", "true", "ours"), ("b", "user", "same", "ours"), ("c", "user2", "true2", "generated2")]
     clips = [ManifestClip(name, *(tmp_path / f"{file}.mp4" for file in files)) for name, *files in rows]
     write_manifest(tmp_path / "clips.csv", clips)
-    assert (
-        main(["evaluate", "--manifest", str(tmp_path / "clips.csv"), "--out", str(tmp_path / "out"), "--no-gallery"])
-        == 0
-    )
+    words = [str(tmp_path / "clips.csv"), "--out", str(tmp_path / "out"), "evaluation.gallery=false"]
+    assert main(["compare", *words]) == 0
     said = " ".join(capsys.readouterr().out.split())
     notes = json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"]
     for text in (said, " ".join((tmp_path / "out" / "metrics.md").read_text().split())):

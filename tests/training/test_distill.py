@@ -66,7 +66,8 @@ def test_flow_times_are_those_of_the_students_steps():
 def test_a_student_is_trained_and_evaluated_in_one_branch(arguments, latents, tmp_path):
     assert main(["train", *arguments]) == 0
     student = tmp_path / "run" / "export"
-    words = ["evaluate", "--readout", str(latents / "train"), "--denoiser", str(student), "--steps", "2", "--unguided"]
+    words = ["evaluate", "--linear-probe", str(latents / "train"), "--denoiser", str(student)]
+    words += ["evaluation.steps=2", "evaluation.unguided=true"]
     assert main([*words, "--data", str(latents / "test"), "--out", str(tmp_path / "evaluation")]) == 0
     assert "mouth/corr" in json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
 

@@ -7,65 +7,105 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from af.cli.evaluate import synthetic_tracker
 from af.cli.main import main
 from af.data.index import Index, build_index
 from af.data.schema import ClipMeta
-from af.data.shards import ShardReader, write_shard
+from af.data.shards import ShardError, ShardReader, write_shard
 from af.data.video import read_video
-from af.evaluation.faces import LatentReadout, TrackedFaces
+from af.evaluation.checkpoint import Subject
+from af.evaluation.extractors import thumbnail
+from af.evaluation.linear_probe import LinearProbe
 from af.evaluation.manifest import read_manifest
-from af.evaluation.read_videos import Measurer, Tools
-from af.evaluation.split import FIELDS, evaluate_reconstruction, evaluate_split, likeness
+from af.evaluation.measured import Measured
+from af.evaluation.read_videos import Reader
+from af.evaluation.reconstruction import likeness, reconstruction_rows
+from af.evaluation.settings import CheckpointSettings, FilesSettings
 from af.forcing.noise import clip_noise
 from af.metrics import families
-from af.pipeline.avatar import Avatar
+from af.models.artifact import load_model
+from af.models.autoencoder import MotionAutoencoder
+from af.models.tracker import load_tracker
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.types import FaceSpec, MotionSpec
 
-FACE = FaceSpec(("brightness", "contrast"), 1, "test/1")
+FIELDS = {"audio", "motion", "audio_features"}
 
 
-def tracker(frames: np.ndarray) -> np.ndarray:
-    return np.stack([frames.mean((1, 2, 3)), frames.std((1, 2, 3))], 1).astype(np.float32)
+class Brightness:
+    """A tracker of two numbers."""
+
+    face_spec = FaceSpec(("brightness", "contrast"), 1, "test/1")
+
+    def track(self, frames: np.ndarray) -> np.ndarray:
+        return np.stack([frames.mean((1, 2, 3)), frames.std((1, 2, 3))], 1).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def avatar(autoencoder_folder, denoiser_folder) -> Avatar:
-    return Avatar.load(autoencoder_folder, denoiser_folder)
+@pytest.fixture
+def subject(autoencoder_folder, denoiser_folder, latents):
+    def make(**settings) -> Subject:
+        places = {"data": str(latents / "test"), "autoencoder": str(autoencoder_folder)}
+        made = CheckpointSettings(**places, tracker=Brightness(), steps=2, videos=1, **settings)
+        return Subject.load(denoiser_folder, made, torch.device("cpu"))
+
+    return make
 
 
-def run(avatar, latents, out, **settings):
-    return evaluate_split(
-        avatar.denoiser,
-        Index.load(latents / "test"),
-        TrackedFaces(avatar, tracker, FACE),
-        out,
-        settings=RolloutSettings(steps=2, **settings),
-        videos=1,
-    )
+def measured(subject: Subject, out) -> list[Measured]:
+    results = {}
+    for group in subject.groups():
+        results |= subject.measure(group, out)
+    return [results[i] for i in sorted(results)]
 
 
-def test_a_clip_does_not_depend_on_its_company(avatar, latents, tmp_path):
-    alone, together = run(avatar, latents, tmp_path / "a", batch=1), run(avatar, latents, tmp_path / "b", batch=2)
-    assert [c.name for c in alone] == [c.name for c in together]
+def test_a_clip_does_not_depend_on_its_company(subject, tmp_path):
+    alone, together = measured(subject(batch=1), tmp_path / "a"), measured(subject(batch=2), tmp_path / "b")
+    assert [c.clip.name for c in alone] == [c.clip.name for c in together]
     for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one.generated, other.generated, atol=0.6)  # a grey level of 8-bit frames
-        assert one.phrase_ends is not None
+        np.testing.assert_allclose(one.clip.generated, other.clip.generated, atol=0.6)  # a grey level of 8 bits
+        assert one.clip.phrase_ends is not None
 
 
-def test_a_stopped_evaluation_goes_on(avatar, latents, tmp_path):
-    first = run(avatar, latents, tmp_path)
+def test_a_stopped_evaluation_goes_on(subject, tmp_path):
+    first = measured(subject(), tmp_path)
     kept = sorted((tmp_path / "clips").glob("*.npz"))
     times = [p.stat().st_mtime_ns for p in kept]
     kept[1].unlink()
-    second = run(avatar, latents, tmp_path)
+    second = measured(subject(), tmp_path)
     assert kept[0].stat().st_mtime_ns == times[0]
     for one, other in zip(first, second, strict=True):
-        np.testing.assert_allclose(one.generated, other.generated, atol=0.01)  # batched with other clips, or alone
+        # batched with other clips, or alone
+        np.testing.assert_allclose(one.clip.generated, other.clip.generated, atol=0.01)
+        assert one.clip.avatar_audio is not None
+        assert np.array_equal(one.clip.avatar_audio, other.clip.avatar_audio)
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
+
+
+def test_other_networks_read_the_kept_clips_anew(subject, tmp_path):
+    first = measured(subject(), tmp_path)
+    assert not first[0].clip.features
+    with_network = subject(networks={"small": thumbnail(2)})
+    for found in measured(with_network, tmp_path):
+        (features,) = found.clip.features
+        assert features.tag == "thumbnail2-1"
+        assert features.generated.shape == (len(found.clip.generated), 12)
+
+
+def test_a_conversation_that_cannot_be_read_loses_no_other(subject, latents, tmp_path, monkeypatch):
+    read, broken = ShardReader.read, Index.load(latents / "test").samples[0].key
+
+    def breaks(self, i, fields=None):
+        if self.index.samples[i].key == broken:
+            raise ShardError(tmp_path, broken, "truncated", "cut off")
+        return read(self, i, fields)
+
+    whole = subject()
+    monkeypatch.setattr(ShardReader, "read", breaks)
+    found = measured(whole, tmp_path)
+    assert broken in found[0]
+    assert isinstance(found[1], Measured)
 
 
 def test_noise_belongs_to_the_clip_and_the_seed():
@@ -74,11 +114,12 @@ def test_noise_belongs_to_the_clip_and_the_seed():
     assert not clip_noise("a", 0, 5, 3).equal(clip_noise("a", 1, 5, 3))
 
 
-def test_reconstruction_has_its_baseline(avatar, latents):
-    found = evaluate_reconstruction(avatar.autoencoder, Index.load(latents / "test"))
-    assert found.pairs == 16
+def test_reconstruction_has_its_baseline(autoencoder_folder, latents):
+    model = load_model(autoencoder_folder, MotionAutoencoder).model
+    rows = {row.tag: row for row in reconstruction_rows(model, Index.load(latents / "test"))}
+    assert rows["psnr"].n == 16
     for name, sign in (("psnr", 1), ("ssim", 1), ("l1", -1)):  # an untrained autoencoder is worse than the source shown
-        assert sign * found.copy[name] > sign * found.model[name]
+        assert sign * rows[name].null > sign * rows[name].value
 
 
 def test_likeness_by_hand():
@@ -92,14 +133,14 @@ def test_likeness_by_hand():
 
 def test_the_command_writes_numbers_and_films(autoencoder_folder, denoiser_folder, latents, tmp_path):
     models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder)]
-    arguments = ["--data", str(latents / "test"), "--out", str(tmp_path), "--steps", "2", "--videos", "1"]
+    arguments = ["--data", str(latents / "test"), "--out", str(tmp_path), "evaluation.steps=2", "evaluation.videos=1"]
     assert main(["evaluate", *models, *arguments]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["psnr/null"] > 0
     assert "react/smile" in metrics
     assert metrics["latency/worst_ms"] > 5 * 40
     assert metrics["speed/rtf"] > metrics["speed/rtf/motion"] > 0
-    assert "--drift" in metrics["not_computed"]["drift"]
+    assert "evaluation.drift" in metrics["not_computed"]["drift"]
     assert (tmp_path / "metrics.md").read_text().startswith("#")
     scalars = set(EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"])
     assert {"psnr", "psnr/null", "react/smile", "react/smile/true", "final/react/smile"} <= scalars
@@ -121,7 +162,7 @@ def test_filmed_faces_get_no_numbers_of_the_tracker_of_drawn_ones(
     autoencoder_folder, denoiser_folder, filmed, latents, tmp_path, capsys
 ):
     """Reconstruction and speed alone; every other row is named with what to do; the films and their list go on."""
-    models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder, "--steps", "1"]
+    models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder, "evaluation.steps=1"]
     out = tmp_path / "filmed"
     assert evaluation(*models, "--data", filmed / "test", "--out", out) == 0
     said, metrics = capsys.readouterr().out, json.loads((out / "metrics.json").read_text())
@@ -130,8 +171,8 @@ def test_filmed_faces_get_no_numbers_of_the_tracker_of_drawn_ones(
     of_faces = {tag for metric in families() if metric.of_faces for tag in metric.needs}
     assert not computed & of_faces
     for tag in of_faces:
-        assert "--mediapipe" in metrics["not_computed"][tag]
-    assert f"--manifest {out / 'manifest.csv'}" in said.replace("\n", "")
+        assert "tracker=mediapipe" in metrics["not_computed"][tag]
+    assert f"af compare {out / 'manifest.csv'}" in said.replace("\n", "")
     assert not (out / "clips.json").read_text().strip("{}\n ")
 
     clips = read_manifest(out / "manifest.csv")  # all of them, and each side alone
@@ -140,12 +181,12 @@ def test_filmed_faces_get_no_numbers_of_the_tracker_of_drawn_ones(
         films = [read_video(path) for path in (clip.user, clip.true, clip.generated)]
         assert len({film.shape for film in films}) == 1
         assert films[0].shape[1] == films[0].shape[2]
-    assert evaluation(*models, "--data", filmed / "test", "--out", out, "--conditions", "all") != 0
-    assert "--conditions all" in capsys.readouterr().err
+    assert evaluation(*models, "--data", filmed / "test", "--out", out, "evaluation.conditions=all") != 0
+    assert "conditions=all" in capsys.readouterr().err
 
-    # the form of files reads them, as they were
-    measurer = Measurer(Tools(face=synthetic_tracker()), tmp_path / "cache")
-    assert all(set(measurer.measure(clip).faces) == {"user", "true", "generated"} for clip in clips)
+    # `af compare` reads them, as they were
+    reader = Reader(FilesSettings(tracker=load_tracker()), tmp_path / "cache")
+    assert all(reader.read(clip).clip.side("generated").any() for clip in clips)
     clip = ShardReader(filmed / "test").read(0, {"video"})
     for side, person in (("user", clip.a), ("true", clip.b)):
         film = read_video(getattr(clips[0], side)).astype(int)
@@ -161,7 +202,7 @@ def test_training_data_is_called_so(autoencoder_folder, denoiser_folder, latents
     info = json.loads((folder / "model.json").read_text())
     info[TRAINED_ON] = people_digests([Index.load(latents / "train")])
     (folder / "model.json").write_text(json.dumps(info))
-    words = ["--readout", latents / "train", "--denoiser", folder, "--steps", "1"]
+    words = ["--linear-probe", latents / "train", "--denoiser", folder, "evaluation.steps=1"]
     for split, known in (("train", "training data"), ("test", "held out")):
         out = tmp_path / split
         assert evaluation(*words, "--data", latents / split, "--out", out) == 0
@@ -173,43 +214,41 @@ def test_training_data_is_called_so(autoencoder_folder, denoiser_folder, latents
         autoencoder_folder,
         "--denoiser",
         folder,
-        "--steps",
-        "1",
-        "--limit",
-        "2",
-        "--videos",
-        "0",
+        "evaluation.steps=1",
+        "evaluation.limit=2",
+        "evaluation.videos=0",
     ]
     assert evaluation(*decoded, "--data", latents / "train", "--out", tmp_path / "decoded") == 0
     assert "held-out" not in (tmp_path / "decoded" / "metrics.md").read_text()
 
 
 def test_every_subset_of_the_signals_in_one_table(autoencoder_folder, denoiser_folder, latents, tmp_path):
-    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "--steps", "1"]
-    arguments = ["evaluate", *models, "--data", str(latents / "test"), "--out", str(tmp_path), "--videos", "0"]
-    assert main([*arguments, "--conditions", "all", "--limit", "2"]) == 0
+    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "evaluation.steps=1"]
+    arguments = ["evaluate", *models, "--data", str(latents / "test"), "--out", str(tmp_path), "evaluation.videos=0"]
+    assert main([*arguments, "evaluation.conditions=all", "evaluation.limit=2"]) == 0
     table = json.loads((tmp_path / "conditions" / "table.json").read_text())["table"]
     names = {record["setting"] for record in table}
     assert len(names) == 8
     assert {"avatar_audio+user_audio+user_motion", "avatar_audio", "none"} < names
     assert (tmp_path / "conditions" / "table.md").read_text().count("\n| ") >= 10
-    assert main([*arguments, "--conditions", "avatar_audio+smell"]) == 1
+    assert main([*arguments, "evaluation.conditions=avatar_audio+smell"]) == 1
 
 
-def test_signals_that_are_left_out_do_not_matter(avatar, latents):
+def test_signals_that_are_left_out_do_not_matter(denoiser_folder, latents):
     reader = ShardReader(latents / "test")
     clips = [reader.read(i, FIELDS) for i in range(2)]
     strangers = [replace(clip, a=other.a) for clip, other in zip(clips, reversed(clips), strict=True)]
     alone = RolloutSettings(steps=2, signals=("avatar_audio",))
     first, second = ([turn_of(clip, "b") for clip in made] for made in (clips, strangers))
-    assert roll_out(avatar.denoiser, first, alone).equal(roll_out(avatar.denoiser, second, alone))
+    denoiser = load_model(denoiser_folder).model
+    assert roll_out(denoiser, first, alone).equal(roll_out(denoiser, second, alone))
 
 
 def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_folder, latents, tmp_path, capsys):
-    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "--videos", "0"]
-    arguments = ["evaluate", *models, "--data", str(latents / "test"), "--out", str(tmp_path), "--limit", "1"]
-    assert main([*arguments, "--steps", "1"]) == 0
-    assert main([*arguments, "--steps", "2"]) == 1
+    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "evaluation.videos=0"]
+    arguments = ["evaluate", *models, "--data", str(latents / "test"), "--out", str(tmp_path), "evaluation.limit=1"]
+    assert main([*arguments, "evaluation.steps=1"]) == 0
+    assert main([*arguments, "evaluation.steps=2"]) == 1
     assert "steps" in capsys.readouterr().err
 
 
@@ -218,20 +257,27 @@ def test_the_table_of_subsets_is_of_these_settings(denoiser_folder, latents, tmp
     from af.forcing import dropout
 
     monkeypatch.setattr(dropout, "signal_subsets", lambda: [("avatar_audio",)])
-    words = ["evaluate", "--readout", str(latents / "train"), "--denoiser", str(denoiser_folder), "--steps", "1"]
-    words += ["--data", str(latents / "test"), "--out", str(tmp_path), "--conditions", "all"]
+    words = [
+        "evaluate",
+        "--linear-probe",
+        str(latents / "train"),
+        "--denoiser",
+        str(denoiser_folder),
+        "evaluation.steps=1",
+    ]
+    words += ["--data", str(latents / "test"), "--out", str(tmp_path), "evaluation.conditions=all"]
     numbers = tmp_path / "conditions" / "avatar_audio" / "metrics.json"
-    assert main([*words, "--limit", "1"]) == 0
+    assert main([*words, "evaluation.limit=1"]) == 0
     written = numbers.stat().st_mtime_ns
-    assert main([*words, "--limit", "1"]) == 0
+    assert main([*words, "evaluation.limit=1"]) == 0
     assert numbers.stat().st_mtime_ns == written
-    assert main([*words, "--limit", "1", "--guidance-user", "3"]) == 1
+    assert main([*words, "evaluation.limit=1", "evaluation.guidance_user=3"]) == 1
     assert "guidance" in capsys.readouterr().err
     assert main(words) == 0
     assert json.loads(numbers.read_text())["clips"] == 2
 
 
-def test_a_readout_finds_what_the_latents_hold_and_nothing_else(tmp_path):
+def test_a_linear_probe_finds_what_the_latents_hold_and_nothing_else(tmp_path):
     """Latents that are a linear image of half of the parameters: those are read exactly, the others not at all."""
     rng = np.random.default_rng(0)
     mixing = np.linalg.qr(rng.standard_normal((6, 2)))[0]
@@ -251,23 +297,23 @@ def test_a_readout_finds_what_the_latents_hold_and_nothing_else(tmp_path):
         )
         clips.append((sides, meta))
     write_shard(tmp_path / "train" / "0.tar", ((f"k{i}", meta, sides) for i, (sides, meta) in enumerate(clips)))
-    readout = LatentReadout.fit(build_index(tmp_path / "train"))
-    assert readout.r2["seen_a"] > 0.999
-    assert readout.r2["seen_b"] > 0.999
-    assert abs(readout.r2["unseen"]) < 0.2
+    probe = LinearProbe.fit(build_index(tmp_path / "train"))
+    assert probe.r2["seen_a"] > 0.999
+    assert probe.r2["seen_b"] > 0.999
+    assert abs(probe.r2["unseen"]) < 0.2
     sides = clips[0][0]
-    np.testing.assert_allclose(readout(sides["b.motion.npy"])[:, :2], sides["b.face.npy"][:, :2], atol=0.02)
+    np.testing.assert_allclose(probe(sides["b.motion.npy"])[:, :2], sides["b.face.npy"][:, :2], atol=0.02)
 
 
 def test_an_evaluation_reads_latents_without_a_decoder(denoiser_folder, latents, tmp_path):
-    """The command with --readout: a table without pictures; other settings do not mix with what --out holds."""
-    words = ["evaluate", "--readout", str(latents / "train"), "--denoiser", str(denoiser_folder)]
-    words += ["--data", str(latents / "test"), "--steps", "2", "--out", str(tmp_path / "out")]
+    """The command with --linear-probe: a table without pictures; other settings do not mix with what --out holds."""
+    words = ["evaluate", "--linear-probe", str(latents / "train"), "--denoiser", str(denoiser_folder)]
+    words += ["--data", str(latents / "test"), "evaluation.steps=2", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     numbers = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "psnr" not in numbers
-    assert "decoded video" in numbers["notes"]["readout"][0]
-    assert "readout_r2/mouth_open" in numbers
+    assert "decoded video" in numbers["notes"]["linear_probe"][0]
+    assert "linear_probe_r2/mouth_open" in numbers
     assert "reaction_gain" in numbers or numbers["clips"] == 2
-    assert main([*words, "--guidance-user", "3"]) != 0
-    assert main([*words, "--guidance-user", "3", "--overwrite"]) == 0
+    assert main([*words, "evaluation.guidance_user=3"]) != 0
+    assert main([*words, "evaluation.guidance_user=3", "--overwrite"]) == 0

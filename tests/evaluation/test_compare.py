@@ -1,4 +1,4 @@
-"""`af evaluate --manifest`: any videos or arrays, bad inputs named one by one, resuming, the files it leaves."""
+"""`af compare`: any videos or arrays, bad inputs named one by one, resuming, the files it leaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from af.cli.main import main
 from af.data.video_writer import write_video
 from af.errors import UserError
 from af.evaluation.manifest import read_manifest
-from af.evaluation.read_videos import fill_gaps, read_parameters
+from af.evaluation.measured import fill_gaps
+from af.evaluation.read_videos import Reader, read_parameters
 
 FRAMES, SIZE = 60, 48  # the shortest that every parameter metric but the reaction gain accepts
 
@@ -69,13 +70,17 @@ def array_rows(folder: Path) -> list[dict]:
     ]
 
 
-LAYOUT = ["--expression", "4", "--names", "mouth_open,smile,brow,blink,pitch,roll", "--tracker", "test/1"]
+LAYOUT = [
+    "evaluation.expression=4",
+    "evaluation.names=[mouth_open,smile,brow,blink,pitch,roll]",
+    "evaluation.tracker_of_arrays=test/1",
+]
 
 
 def test_arrays_give_the_table_and_its_files(folder, tmp_path, capsys):
     manifest = write_manifest(folder / "arrays.csv", array_rows(folder))
     out = tmp_path / "out"
-    assert main(["evaluate", "--manifest", str(manifest), "--out", str(out), "--block", "10", *LAYOUT]) == 0
+    assert main(["compare", str(manifest), "--out", str(out), "evaluation.protocol.block=10", *LAYOUT]) == 0
     numbers = json.loads((out / "metrics.json").read_text())
     for tag in (
         "rpcc/exp",
@@ -110,8 +115,10 @@ def test_videos_without_a_tracker_and_a_stand_in_network(folder, tmp_path, capsy
     network = torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(16), torch.nn.Flatten()))
     torch.jit.save(network, tmp_path / "net.pt")
     out = tmp_path / "out"
-    options = ["--network", f"pool={tmp_path / 'net.pt'}", "--network-size", "32", "--block", "10"]
-    assert main(["evaluate", "--manifest", str(manifest), "--out", str(out), *options]) == 0
+    pool = "evaluation.networks.torchscript"
+    options = ["evaluation/networks=[thumbnail,torchscript]", f"{pool}.path={tmp_path / 'net.pt'}", f"{pool}.name=pool"]
+    options += [f"{pool}.size=32", "evaluation.protocol.block=10"]
+    assert main(["compare", str(manifest), "--out", str(out), *options]) == 0
     numbers = json.loads((out / "metrics.json").read_text())
     assert numbers["ssim"] < 1
     assert any(re.match(r"fd_img/pool-[0-9a-f]{8}$", tag) for tag in numbers)
@@ -146,11 +153,19 @@ def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
     manifest = write_manifest(tmp_path / "m.csv", [row, row | {"clip": "b"}])
     hashes = {name: sha256_of(tmp_path / name) for name in ("syncnet.model", "i3d.pt", "id.pt")}
     options = [
-        *("--syncnet", str(tmp_path / "syncnet.model"), "--syncnet-sha256", hashes["syncnet.model"]),
-        *("--i3d", str(tmp_path / "i3d.pt"), "--i3d-sha256", hashes["i3d.pt"], "--stride", "2"),
-        *("--embedder", f"mine={tmp_path / 'id.pt'}", "--no-gallery"),
+        "evaluation/syncnet=weights",
+        f"evaluation.syncnet.path={tmp_path / 'syncnet.model'}",
+        f"evaluation.syncnet.sha256={hashes['syncnet.model']}",
+        "evaluation/networks=[thumbnail,i3d]",
+        f"evaluation.networks.i3d.path={tmp_path / 'i3d.pt'}",
+        f"evaluation.networks.i3d.sha256={hashes['i3d.pt']}",
+        "evaluation.networks.i3d.stride=2",
+        "evaluation/embedder=torchscript",
+        f"evaluation.embedder.path={tmp_path / 'id.pt'}",
+        "evaluation.embedder.name=mine",
+        "evaluation.gallery=false",
     ]
-    assert main(["evaluate", "--manifest", str(manifest), "--out", str(tmp_path / "out"), *options]) == 0
+    assert main(["compare", str(manifest), "--out", str(tmp_path / "out"), *options]) == 0
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for tag in ("lse_d", "lse_c"):
         assert all(np.isfinite(numbers[f"{tag}{side}"]) for side in ("", "/true", "/null"))
@@ -189,7 +204,7 @@ def test_every_bad_input_is_named_and_loses_no_other_clip(folder, tmp_path, caps
     rows.append(rows[0] | {"clip": "single"} | dict.fromkeys(("user", "true", "generated"), "short.npy"))
     manifest = write_manifest(folder / "bad.csv", rows)
     out = tmp_path / "out"
-    assert main(["evaluate", "--manifest", str(manifest), "--out", str(out), "--no-gallery", *LAYOUT]) == 0
+    assert main(["compare", str(manifest), "--out", str(out), "evaluation.gallery=false", *LAYOUT]) == 0
     numbers = json.loads((out / "metrics.json").read_text())
     for name, (_, words) in BAD.items():
         message = numbers["left_out"][f"bad {name}"]
@@ -226,15 +241,16 @@ def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_p
         "true": {"zeros.mp4": "cut off", "nowhere.mp4": "nowhere.mp4"},
         "user": {"zeros.mp4": "cut off", "nowhere.mp4": "nowhere.mp4"},
         "audio": {"words.wav": "cut off", "nowhere.wav": "nowhere.wav"},
-        "source": {"words.mp4": "not readable as a picture"},
+        "source": {"words.mp4": "not readable as an image"},
     }  # fmt: skip
     expected = {f"{side} {file}": words for side, files in bad.items() for file, words in files.items()}
     rows = [row] + [row | {"clip": f"{side} {file}", side: file} for side, files in bad.items() for file in files]
     torch.jit.save(
         torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten())), tmp_path / "id.pt"
     )
-    command = ["evaluate", "--manifest", str(write_manifest(folder / "bad videos.csv", rows))]
-    options = ["--out", str(tmp_path / "out"), "--embedder", f"stand-in={tmp_path / 'id.pt'}"]
+    command = ["compare", str(write_manifest(folder / "bad videos.csv", rows))]
+    options = ["--out", str(tmp_path / "out"), "evaluation/embedder=torchscript"]
+    options += [f"evaluation.embedder.path={tmp_path / 'id.pt'}", "evaluation.embedder.name=stand-in"]
     assert main([*command, *options]) == 0
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(numbers["left_out"]) == set(expected)
@@ -249,21 +265,19 @@ def test_every_bad_video_or_sound_is_named_and_loses_no_other_clip(folder, tmp_p
 
 
 def test_a_stopped_evaluation_goes_on_and_a_changed_file_is_measured_again(folder, tmp_path, monkeypatch):
-    from af.evaluation.read_videos import Measurer
-
     manifest = write_manifest(folder / "again.csv", array_rows(folder))
-    command = ["evaluate", "--manifest", str(manifest), "--out", str(tmp_path / "out"), "--no-gallery", *LAYOUT]
+    command = ["compare", str(manifest), "--out", str(tmp_path / "out"), "evaluation.gallery=false", *LAYOUT]
     measured: list[str] = []
-    original = Measurer._measure
+    original = Reader._measure
 
-    def counted(self, clip):
+    def counted(self, clip, *described):
         if clip.clip == "c2" and len(measured) == 2:
             measured.append("stopped")
             raise KeyboardInterrupt
         measured.append(clip.clip)
-        return original(self, clip)
+        return original(self, clip, *described)
 
-    monkeypatch.setattr(Measurer, "_measure", counted)
+    monkeypatch.setattr(Reader, "_measure", counted)
     assert main(command) == 130
     assert main(command) == 0
     assert measured == ["c0", "c1", "stopped", "c2"]
@@ -335,11 +349,11 @@ def test_short_gaps_of_a_tracker_are_filled_and_long_ones_refused():
         fill_gaps(gap, Path("x.mp4"))
 
 
-def test_forms_exclude_each_other(tmp_path, capsys):
+def test_what_is_missing_is_said(tmp_path, capsys):
     assert main(["evaluate", "--out", str(tmp_path)]) == 1
-    assert "--manifest" in capsys.readouterr().err
-    assert main(["evaluate", "--out", str(tmp_path), "--manifest", "m.csv", "--data", "x"]) == 1
+    assert "--data, --denoiser or --autoencoder is missing" in capsys.readouterr().err
+    both = ["--autoencoder", "a", "--linear-probe", "l", "--denoiser", "d", "--data", "x"]
+    assert main(["evaluate", "--out", str(tmp_path), *both]) == 1
     assert "exclude each other" in capsys.readouterr().err
-    checkpoint = ["evaluate", "--out", str(tmp_path), "--autoencoder", "a", "--denoiser", "d", "--data", "x"]
-    assert main([*checkpoint, "--inception", "w.pth"]) == 1
-    assert "--inception belongs to --manifest" in capsys.readouterr().err
+    assert main(["compare", "m.csv", "--out", str(tmp_path), "evaluation/tracker=mediapipe"]) == 1
+    assert "evaluation.tracker.path is not set" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""How like one image is to another, and what a motion autoencoder loses: frames made from another frame."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from af.data.index import Index
+from af.data.shards import ShardReader
+from af.images import image_array, image_tensor
+from af.metrics.likeness import l1, psnr, ssim
+from af.metrics.records import MetricRow
+from af.models.autoencoder import MotionAutoencoder
+from af.pipeline.encode import frames_at_once
+
+Images = UInt8[np.ndarray, "B Y X 3"]
+Network = Callable[[Tensor, Tensor], Tensor]
+_KINDS: dict[str, tuple[Literal["lower", "higher"], str]] = {
+    "psnr": ("higher", "dB, "), "ssim": ("higher", ""), "l1": ("lower", "range 0–1, "), "lpips": ("lower", "AlexNet, ")
+}  # fmt: skip
+
+
+@torch.inference_mode()
+def reconstruction_rows(
+    autoencoder: MotionAutoencoder,
+    index: Index,
+    *,
+    people: str = "",
+    pairs_per_clip: int = 4,
+    seed: int = 0,
+    lpips: Network | None = None,
+) -> list[MetricRow]:
+    """Rows `psnr` (dB), `ssim`, `l1` (range 0 … 1) and, with a network for it, `lpips`: driving frames made from another
+    frame of the same clip, both people. Null: the source shown unchanged. `people` says who they are.
+
+    `lpips` takes images in −1 … 1 and gives the mean of a batch.
+    """
+    reader, rng, batch = ShardReader(index), np.random.default_rng(seed), frames_at_once(autoencoder)
+    device = next(autoencoder.parameters()).device
+    sources, drivings = [], []
+    for i in range(len(index.samples)):
+        clip = reader.read(i, {"video"})
+        for person in (clip.a, clip.b):
+            assert person.video is not None
+            for _ in range(pairs_per_clip):
+                first, second = rng.choice(len(person.video), 2, replace=False)
+                sources.append(person.video[first])
+                drivings.append(person.video[second])
+    totals: dict[str, dict[str, float]] = {"model": defaultdict(float), "copy": defaultdict(float)}
+    for start in range(0, len(sources), batch):
+        source, driving = np.stack(sources[start : start + batch]), np.stack(drivings[start : start + batch])
+        output = autoencoder(image_tensor(source, device), image_tensor(driving, device)).image
+        for side, images in (("model", image_array(output)), ("copy", source)):
+            for name, value in likeness(images, driving, lpips, device).items():
+                totals[side][name] += value * len(images) / len(sources)
+    text = f"cross-frame{people and f', {people}'}; null: the source frame shown unchanged"
+    return [
+        MetricRow(n, v, n=len(sources), null=totals["copy"][n], protocol=_KINDS[n][1] + text, better=_KINDS[n][0])
+        for n, v in totals["model"].items()
+    ]
+
+
+def likeness(
+    images: Images, true: Images, lpips: Network | None = None, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """PSNR, SSIM, L1 and, with a network for it (which runs on `device`), LPIPS: means over the batch."""
+    first, second = (image_tensor(side) for side in (images, true))
+    values = {
+        "psnr": psnr(first, second),
+        "ssim": ssim(first, second),
+        "l1": l1(first, second) / 2,  # of the range −1 … 1
+    }
+    return values if lpips is None else values | {"lpips": float(lpips(first.to(device), second.to(device)))}
+
+
+def frame_likeness(generated: Images, true: Images, side: int = 128) -> dict[str, float]:
+    """PSNR (dB), SSIM and L1 (range 0 … 1) of generated against true frames, at most `side` pixels, mean over frames."""
+    import cv2
+
+    height, width = true.shape[1:3]
+    scale = min(1.0, side / max(height, width))
+    size = (max(11, round(width * scale)), max(11, round(height * scale)))
+    totals = np.zeros(3)
+    for start in range(0, len(true), 16):
+        mine, theirs = (
+            torch.from_numpy(np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in part]))
+            .permute(0, 3, 1, 2)
+            .float()
+            / 255
+            for part in (generated[start : start + 16], true[start : start + 16])
+        )
+        values = psnr(mine, theirs, 0.0, 1.0), ssim(mine, theirs, 0.0, 1.0), l1(mine, theirs)
+        totals += len(mine) * np.array(values)
+    return dict(zip(("psnr", "ssim", "l1"), (totals / len(true)).tolist(), strict=True))

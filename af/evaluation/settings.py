@@ -1,0 +1,147 @@
+"""What an evaluation measures, and with what: the values of the configuration group `evaluation`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from af.errors import UserError
+from af.evaluation.extractors import Extractor, Tracker
+from af.evaluation.syncnet import SyncNet
+from af.forcing.anchor import Anchor
+from af.forcing.dropout import SIGNALS, named_subset
+from af.forcing.guidance import Guidance
+from af.metrics.records import Protocol
+from af.pipeline.rolling import RolloutSettings
+from af.values import require_number
+
+#: A remark on numbers that the tracker of drawn faces has made.
+ONLY_DRAWN: Final = "read by the tracker of drawn faces (af synth); of filmed people it says nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What reads frames and makes numbers of them.
+
+    `tracker` reads faces; `networks` are image and video networks by a name of the user's; `embedder` reads identity,
+    `syncnet` lips.
+    """
+
+    tracker: Tracker | None = None
+    networks: Mapping[str, Extractor] = field(default_factory=dict)
+    embedder: Extractor | None = None
+    syncnet: SyncNet | None = None
+    protocol: Protocol = Protocol()  # noqa: RUF009 (frozen)
+    gallery: bool = True
+
+    def __post_init__(self) -> None:
+        for name, network in {**self.networks, "embedder": self.embedder}.items():
+            wanted = ("identity",) if name == "embedder" else ("image", "video")
+            if network is not None and (not isinstance(network, Extractor) or network.kind not in wanted):
+                raise UserError(f"evaluation: {name} must be an extractor of kind {' or '.join(wanted)}")
+        if self.tracker is not None and not (hasattr(self.tracker, "track") and hasattr(self.tracker, "face_spec")):
+            raise UserError("evaluation.tracker: give an object with `face_spec` and `track(frames)`")
+
+    def on(self, device: torch.device) -> None:
+        """Move every network there."""
+        networks = [e.network for e in (*self.networks.values(), self.embedder) if e is not None]
+        for module in (*networks, self.syncnet, self.tracker):
+            if isinstance(module, nn.Module):
+                module.to(device)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether anything but the tracker looks at frames."""
+        return bool(self.networks or self.embedder or self.syncnet)
+
+    @property
+    def named_protocol(self) -> Protocol:
+        """The protocol, with the name of the embedder."""
+        return self.protocol if self.embedder is None else replace(self.protocol, embedder=self.embedder.tag)
+
+    def signature(self) -> str:
+        """What a clip's numbers depend on, besides the clip."""
+        tags = [e.tag for e in (*self.networks.values(), self.embedder) if e is not None]
+        faces = None if self.tracker is None else self.tracker.face_spec.tracker
+        return json.dumps([faces, tags, None if self.syncnet is None else self.syncnet.version])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Tools):
+    """How a model is evaluated on a split.
+
+    `data` is the split's folder or URL; frames come from `autoencoder`, or faces from the latents by a linear fit on
+    the split `linear_probe`. `limit` clips are rolled out, `batch` at a time, with the signals of `conditions` ("all":
+    every subset), and `videos` of them written (None: 4, or all where nobody reads the faces). `drift` adds roll-outs
+    of 4 minutes, `lpips` that distance of the reconstruction.
+    """
+
+    data: str | None = None
+    autoencoder: str | None = None
+    linear_probe: str | None = None
+    limit: int | None = None
+    batch: int = 16
+    steps: int = 8
+    guidance_audio: float = 2.0
+    guidance_user: float = 1.0
+    unguided: bool = False
+    anchor_sink: int = 0
+    anchor_pull: float = 0.0
+    conditions: str | None = None
+    seed: int = 0
+    videos: int | None = None
+    drift: bool = False
+    lpips: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("limit", 1), ("batch", 1), ("steps", 1), ("anchor_sink", 0), ("seed", 0), ("videos", 0)):
+            if (value := getattr(self, name)) is not None:
+                require_number(name, value, least=least, whole=True)
+        for name in ("guidance_audio", "guidance_user", "anchor_pull"):
+            require_number(name, getattr(self, name), least=0)
+        if self.autoencoder is not None and self.linear_probe is not None:
+            raise UserError("evaluation.autoencoder and linear_probe exclude each other: decode, or read the latents")
+        _ = self.signals
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The signals the model gets. UserError for a name that is none."""
+        return SIGNALS if self.conditions in (None, "all") else tuple(named_subset(str(self.conditions)))
+
+    @property
+    def rollout(self) -> RolloutSettings:
+        """How clips are generated."""
+        guidance = Guidance.conditional() if self.unguided else Guidance(self.guidance_audio, self.guidance_user)
+        anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
+        return RolloutSettings(self.steps, guidance, self.seed, self.batch, self.signals, anchor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesSettings(Tools):
+    """How anybody's files are compared with true ones.
+
+    Of arrays of face parameters: `tracker_of_arrays` is who made them, e.g. emoca/2; the first `expression` columns are
+    expression, `names` are the columns'. Sides that differ by at most `max_length_difference` frames are cut.
+    """
+
+    tracker_of_arrays: str = "arrays/unnamed"
+    expression: int | None = None
+    names: Sequence[str] | None = None
+    max_length_difference: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("expression", "max_length_difference"):
+            if (value := getattr(self, name)) is not None:
+                require_number(name, value, least=0, whole=True)
+
+    def signature(self) -> str:
+        """What a clip's numbers depend on, besides its files."""
+        arrays: list[Any] = [self.tracker_of_arrays, self.expression, self.names and list(self.names)]
+        return json.dumps([super().signature(), *arrays, self.max_length_difference])
