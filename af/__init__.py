@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Avatar", "FaceCropper", "Rates", "Signals", "live_session", "read_portrait"]
 
-# Threads of OpenMP spin while they wait for each other. Where something else needs the cores, those that wait take them
-# from those that work, and everything becomes many times slower. OpenMP reads this when torch is imported, so it is set
-# before; whoever has set a policy keeps it.
+# OpenMP threads spin while they wait for each other. On a busy machine the waiting threads take cores from the working
+# ones, and everything becomes many times slower. OpenMP reads this variable when torch is imported, so it is set first,
+# unless the user has set a policy.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, imported when they are used: `import af` alone loads nothing."""
+    """Import the names above on first use: `import af` alone loads nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,6 +1,6 @@
-"""The one clock: 25 video frames and 16,000 audio samples a second, 640 samples a frame, exactly.
+"""The one clock: 25 video frames and 16,000 audio samples per second, exactly 640 samples per frame.
 
-Every conversion between frames, samples and seconds goes through this module; no other file spells the three numbers.
+Every conversion between frames, samples and seconds goes through this module; no other file repeats these numbers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ FRAME_MS: Final = 1000 / FPS
 
 
 def frames_to_samples(frames: int) -> int:
-    """Audio samples that `frames` video frames last."""
+    """Number of audio samples in `frames` video frames."""
     return frames * SAMPLES_PER_FRAME
 
 
 def samples_to_frames(samples: int) -> int:
-    """Whole video frames that fit into `samples` audio samples (a part of a frame is not a frame)."""
+    """Number of whole video frames in `samples` audio samples."""
     return samples // SAMPLES_PER_FRAME
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a command works, also through a pipe or in a log file: progress and tables."""
+"""Progress and tables of a running command, on a terminal, through a pipe or in a log file."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from rich.progress import (
 )
 from rich.table import Table
 
-#: Lines of a whole task where bars cannot be seen, and the longest time between two of them while it moves.
+#: Without a terminal: progress lines per task, and the longest time between two of them while it advances.
 LINES: Final = 20
 LONGEST_S: Final = 60.0
 
 
 class Bar(Progress):
-    """rich's progress bar; where its console is no terminal, a line every twentieth of the task, or every minute."""
+    """rich's progress bar; without a terminal, a line every twentieth of the task or every minute."""
 
     def __init__(self, *columns: str | ProgressColumn, console: Console) -> None:
         self._lines = not console.is_terminal and not console.is_jupyter
-        self._told: dict[TaskID, tuple[float, float]] = {}  # how far it was, and when
+        self._told: dict[TaskID, tuple[float, float]] = {}  # completed share and time of the last line
         super().__init__(*columns, console=console, disable=self._lines)
 
     def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
-        """As rich's; what is there already is told by the first line."""
+        """As rich's; the first line reports what is already done."""
         task = super().add_task(*args, **kwargs)
         self._told[task] = (self._tasks[task].completed, time.monotonic())
         return task
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Go on."""
+        """Advance the task."""
         super().advance(task_id, advance)
         self._tell(task_id)
 
     def update(self, task_id: TaskID, **kwargs: Any) -> None:  # type: ignore[override]
-        """Go on, or say something else."""
+        """Update the task's progress or description."""
         super().update(task_id, **kwargs)
         self._tell(task_id)
 
@@ -71,7 +71,7 @@ class Bar(Progress):
 
 
 def progress_bar(*more: ProgressColumn, console: Console | None = None) -> Bar:
-    """The progress bar of all long work (to stderr, so that stdout stays machine-readable), with `more` columns."""
+    """The progress bar of all commands, with `more` columns; on stderr, because stdout is machine-readable."""
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -85,7 +85,7 @@ def progress_bar(*more: ProgressColumn, console: Console | None = None) -> Bar:
 
 @contextlib.contextmanager
 def doing(text: str) -> Iterator[None]:
-    """Say on stderr what is being done: with a spinner, or where that cannot be seen, in a line."""
+    """Show on stderr what is being done: a spinner on a terminal, otherwise a line."""
     console = Console(stderr=True)
     if console.is_terminal:
         with console.status(text):
@@ -96,7 +96,7 @@ def doing(text: str) -> Iterator[None]:
 
 
 def show(table: Table, console: Console | None = None) -> None:
-    """Print a table; where nobody has set a width (a pipe, a file) it is as wide as it wants to be."""
+    """Print a table, at its full width where no width is set (a pipe, a file)."""
     console = console or Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the command line prints their text alone, without a traceback."""
+"""Errors that the user can fix: the command line prints only their text, without a traceback."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: the message names the file or key, what is wrong and what to do."""
+    """An error in the user's input or environment. The message names the file or key, what is wrong and what to do."""
 
 
 class Stopped(Exception):
-    """A signal has ended a job in an orderly way: the message says what is kept, and where the same command goes on."""
+    """A signal stopped a job cleanly. The message says what was saved and where the same command will continue."""
 
     def __init__(self, signal: int, text: str) -> None:
         super().__init__(text)
@@ -22,22 +22,22 @@ class Stopped(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the nearest of `known`, or nothing when none is near."""
+    """`; did you mean …?` with the closest match in `known`, or an empty string without one."""
     near = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def require_choice(where: str, what: str, value: object, allowed: Collection[str]) -> None:
-    """UserError that names the key and the choices, unless `value` is one of them."""
+    """Raise UserError, naming the key and the choices, unless `value` is one of them."""
     if value not in allowed:
         raise UserError(f"{where}: unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
 
 def user_text(error: Exception) -> str | None:
-    """What the user is to read of an error; None when it is not the user's to mend.
+    """The text of an error that the user can fix; None for any other.
 
-    torch's loader raises what its workers raise anew, with their traceback for a text (and as RuntimeError when the
-    class wants more than a text): only the worker's own text is left of it.
+    torch's loader re-raises a worker's error with the worker's traceback as its text (as RuntimeError if the class
+    takes more than a text). This returns only the text of the worker's own error.
     """
     wrapped = re.match(r"Caught (\w+) in .*\.\nOriginal Traceback", str(error))
     if wrapped and wrapped[1] in _names(UserError):
@@ -46,9 +46,9 @@ def user_text(error: Exception) -> str | None:
 
 
 def system_text(error: Exception) -> str | None:
-    """A line on what the system refuses (a full disk, a file that may not be written), naming the file; None for others.
+    """One line for an error of the operating system (full disk, missing permission), naming the file; None for others.
 
-    Libraries in C and Rust raise classes of their own, with the system's words.
+    Libraries in C and Rust raise classes of their own with the system's text.
     """
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and number is not None:

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written ever carries its final name."""
+"""Atomic files: a file under its final name is always complete."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _host() -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path`: synced and renamed to `path` on success, removed on any error.
+    """A temporary file beside `path`: synced and renamed to `path` on success, removed on any error.
 
-    The temporary name says host and process, so that `remove_stale` can tell leftovers of killed runs from live ones.
-    Whatever writes it (safetensors writes for the owner alone), the file may be read by whom the umask lets read.
+    Its name contains host and process, by which `remove_stale` tells leftovers of killed runs from live files. The file
+    gets the permissions of the umask, whatever wrote it (safetensors makes files private).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _new_file_mode(path: Path) -> int:
-    """The mode of a new file there. Asking for the umask itself would change it for all threads."""
+    """The mode of a new file there. Reading the umask directly would change it for all threads."""
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -59,20 +59,20 @@ def _new_file_mode(path: Path) -> int:
 
 
 def require_suffix(path: Path | str, suffixes: Sequence[str], said: str = "", note: str = "") -> Path:
-    """`path`, whose suffix says what is written there (in any case). Raises UserError unless it is among `suffixes`.
+    """`path` if its suffix (in any case) is among `suffixes`. Raises UserError otherwise.
 
-    `said` is the option it was given with, `note` a remark on what is allowed.
+    `said` is the option that named the path, `note` a remark on the allowed suffixes.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
         allowed = " or ".join(suffixes) + (f" ({note})" if note else "")
-        raise UserError(f"{f'{said} {path}'.strip()} has {ending}; what is written there ends in {allowed}")
+        raise UserError(f"{f'{said} {path}'.strip()} has {ending}; the file must end in {allowed}")
     return path
 
 
 def remove_stale(folder: Path) -> int:
-    """Remove temporaries that killed processes of this machine left in `folder`; returns how many."""
+    """Remove temporary files left in `folder` by killed processes of this machine. Returns their number."""
     removed = 0
     for file in folder.glob(".*.tmp") if folder.is_dir() else ():
         match = _TEMPORARY.match(file.name)
@@ -93,7 +93,7 @@ def _alive(pid: int) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all."""
+    """Write a UTF-8 file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
 
@@ -104,25 +104,25 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, as hexadecimal digits."""
+    """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. UserError when there is none, or it was cut off."""
+    """The value in a JSON file. Raises UserError when the file is missing or truncated."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); what wrote it can make it again") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); run the command that wrote it again") from error
 
 
 def claim_folder(file: Path, settings: Mapping[str, Any], remedy: str = "") -> None:
-    """Write `settings` to `file` in the folder they made, or see that they are the ones that made it: UserError if not.
+    """Record the settings of a folder in `file`. Raises UserError if the folder was made with other settings.
 
-    It names what differs; `remedy` says what else can be done than to choose another folder, or to delete that one.
+    The error names the differences; `remedy` adds a way out besides choosing another folder or deleting this one.
     """
-    with exclusive(file.parent / f".{file.name}.lock"):  # the jobs of an array start at the same time
+    with exclusive(file.parent / f".{file.name}.lock"):  # the jobs of an array start simultaneously
         if not file.is_file():
             write_json(file, dict(settings))
             return
@@ -135,7 +135,7 @@ def claim_folder(file: Path, settings: Mapping[str, Any], remedy: str = "") -> N
 
 
 def _flat(settings: Any) -> dict[str, Any]:
-    """The values of a JSON object and of those within it, by name."""
+    """The values of nested JSON objects, by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in settings.items() if isinstance(settings, Mapping) else ():
         flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
@@ -143,7 +143,7 @@ def _flat(settings: Any) -> dict[str, Any]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file that several processes add to: lines never mix, and one that was cut off spoils itself alone."""
+    """Append a line to a file shared by several processes: lines never mix, and a truncated line spoils no other."""
     with exclusive(path), open(path, "a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -153,7 +153,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The JSON values of a file made by `append_line`; none without it. A line that was cut off counts as nothing."""
+    """The JSON values of a file made by `append_line`, without truncated lines; none if there is no file."""
     found = []
     for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
@@ -163,10 +163,10 @@ def read_lines(path: Path) -> list[Any]:
 
 @contextlib.contextmanager
 def exclusive(file: Path, *, waiting: Callable[[], None] = lambda: None, children: bool = False) -> Iterator[None]:
-    """Hold the lock on `file` against other processes and threads, waiting for it (`waiting` is called once if so).
+    """Hold an exclusive lock on `file` among processes and threads; `waiting` is called once if it has to wait.
 
-    It ends with this block, also for forked copies of this process. With `children` it ends when the processes that were
-    started within the block with `close_fds=False` are gone, too: they outlive a parent that is killed.
+    The lock ends with the block, also for forked copies of this process. With `children` it is held until all processes
+    started within the block with `close_fds=False` have ended, even if their parent is killed first.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

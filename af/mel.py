@@ -1,4 +1,4 @@
-"""The mel scale, 2595 log10(1 + f/700), for whoever looks at sound by bands of pitch."""
+"""The mel scale, 2595 log10(1 + f/700), and its triangular filters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from af.clock import SAMPLE_RATE
 
 
 def mel_edges(bands: int, low_hz: float, high_hz: float) -> Float[np.ndarray, " E"]:
-    """The bands + 2 frequencies, evenly spaced on the mel scale, between which `bands` triangles stand; Hz."""
+    """The corner frequencies of `bands` triangles, evenly spaced on the mel scale: bands + 2 values, in Hz."""
     low, high = 2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)
     return 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)
 

@@ -1,6 +1,6 @@
-"""What was made how: specs of audio features, motion latents, a teacher's motion and face parameters, and the checks behind them.
+"""Specs: how audio features, motion latents, a teacher's motion and face parameters were made, and their checks.
 
-Shards carry the specs in their json, models in their folder; a model refuses shards of another spec than its own.
+Shards carry specs in their json, models in their folder; a model refuses shards with a different spec.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from af.errors import UserError
 
 
 class SchemaError(UserError):
-    """A sample's description is not what the schema allows: the text names the field and what was expected."""
+    """A sample's description violates the schema; the message names the field and what was expected."""
 
 
 def refuse_unknown(cls: type, data: Any) -> Mapping[str, Any]:
-    """`data` if it is a mapping with only known keys and every key without a default."""
+    """Return `data` if it is a mapping with only known keys and all required ones; raise `SchemaError` otherwise."""
     if not isinstance(data, Mapping):
         raise SchemaError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
     known = {f.name for f in fields(cls)}
@@ -29,7 +29,7 @@ def refuse_unknown(cls: type, data: Any) -> Mapping[str, Any]:
 
 
 def require(condition: bool, name: str, expected: str, got: Any) -> None:
-    """Raise `SchemaError` saying what was expected and got, unless `condition`."""
+    """Raise `SchemaError`, with the expected and the actual value, unless `condition`."""
     if not condition:
         raise SchemaError(f"{name}: expected {expected}, got {got!r}")
 
@@ -45,15 +45,15 @@ def is_number(value: Any) -> bool:
 
 
 class _Spec:
-    """JSON in and out, and differences in words, for the flat specs below."""
+    """Conversion to and from JSON, and differences, for the flat specs below."""
 
     def to_json(self) -> dict[str, Any]:
-        """A plain JSON object; `from_json` gives an equal spec back."""
+        """A plain JSON object; `from_json` returns an equal spec."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, data: Any):
-        """The spec of a JSON object. Raises `SchemaError` on unknown, missing or wrong fields."""
+        """The spec in a JSON object. Raises `SchemaError` for unknown, missing or wrong fields."""
         data = refuse_unknown(cls, data)
         try:
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
@@ -61,7 +61,7 @@ class _Spec:
             raise SchemaError(f"{cls.__name__}: {error}") from None
 
     def differences(self, other: Any) -> tuple[str, ...]:
-        """Names of the fields in which the two specs differ."""
+        """Names of the fields in which two specs differ."""
         if type(self) is not type(other):
             return ("everything",)
         return tuple(f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name))  # type: ignore[arg-type]
@@ -69,12 +69,12 @@ class _Spec:
 
 @dataclass(frozen=True)
 class FeatureSpec(_Spec):
-    """How audio features were made; a model refuses features of another spec.
+    """How audio features were made; a model refuses features with a different spec.
 
-    `dim` is the size of a frame's vector (layers x dim of a layer). Mode `utterance`: the extractor saw the whole clip.
-    Mode `streaming`: for the block of `block_frames` frames starting at a multiple of it, the extractor saw the samples
-    of at most `window_frames` frames ending with the block, plus `right_context_frames` after it.
-    `checkpoint` is the SHA-256 of the extractor's weights, None for one without weights.
+    `dim` is the size of a frame's vector (layers x dim of a layer). In mode `utterance` the extractor saw the whole
+    clip. In mode `streaming` it saw, for each block of `block_frames` frames, the samples of at most `window_frames`
+    frames up to the end of the block, plus `right_context_frames` after it. `checkpoint` is the SHA-256 of the
+    extractor's weights, None for an extractor without weights.
     """
 
     extractor: str
@@ -110,7 +110,7 @@ class FeatureSpec(_Spec):
 
 @dataclass(frozen=True)
 class MotionSpec(_Spec):
-    """Which autoencoder made the motion latents: `dim` numbers a frame in a span of `directions` directions."""
+    """The autoencoder of the motion latents: `dim` numbers per frame, in the span of `directions` directions."""
 
     dim: int
     directions: int
@@ -126,8 +126,9 @@ class MotionSpec(_Spec):
 
 @dataclass(frozen=True)
 class TeacherSpec(_Spec):
-    """What a teacher's motion was made with: latents of `dim` numbers of an autoencoder (its hash), by a denoiser (its hash)
-    in `steps` steps under `guidance` (audio, user, joint), from noise of `noise_dim` numbers a frame drawn with `seed`.
+    """How a teacher's motion was made: latents of `dim` numbers from an autoencoder (its hash), by a denoiser
+    (hash) in `steps` steps with `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with
+    `seed`.
     """
 
     dim: int
@@ -152,7 +153,7 @@ class TeacherSpec(_Spec):
 
 @dataclass(frozen=True)
 class FaceSpec(_Spec):
-    """Layout of the face parameters: the first `expression` of `names` are expression, the rest head pose."""
+    """Layout of the face parameters: the first `expression` of `names` are expressions, the rest head pose."""
 
     names: tuple[str, ...]
     expression: int
@@ -167,7 +168,7 @@ class FaceSpec(_Spec):
 
 
 def require_spec(found: _Spec | None, wanted: _Spec, *, where: str, remedy: str) -> None:
-    """Refuse data whose spec is not the one a model was built for, saying both. Raises `UserError`."""
+    """Raise `UserError`, naming both specs, unless the data's spec is the one a model was built for."""
     if found == wanted:
         return
     name = type(wanted).__name__
@@ -177,6 +178,6 @@ def require_spec(found: _Spec | None, wanted: _Spec, *, where: str, remedy: str)
         f"{n}: {getattr(found, n, None)!r} instead of {getattr(wanted, n)!r}" for n in wanted.differences(found)
     )
     raise UserError(
-        f"{where}: {name} is not the one the model was built for ({different}).\n"
+        f"{where}: {name} differs from the one the model was built for ({different}).\n"
         f"  found {found.to_json()}\n  model {wanted.to_json()}\n  {remedy}"
     )

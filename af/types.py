@@ -1,4 +1,4 @@
-"""What travels between the parts, and the glossary of symbols.
+"""The records passed between the packages, and the glossary of symbols.
 
 Symbols (used in every shape): ``B`` batch, ``T`` frames, ``D`` motion latent, ``A`` projected audio features, ``F`` raw
 audio features, ``P`` face parameters, ``H`` heads, ``K`` motion directions, ``S`` audio samples, ``Y X`` image rows and
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class _TensorRecord:
-    """Shared behaviour of the frozen records below: moving to a device keeps them records."""
+    """Moving the frozen records below to a device or to page-locked memory."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False):
         """The same record with every tensor on `device`."""
@@ -51,9 +51,9 @@ class _TensorRecord:
 
 @dataclass(frozen=True)
 class Condition(_TensorRecord):
-    """What the denoiser hears and sees, frame by frame. A dropped signal is a zero tensor.
+    """The denoiser's input signals, frame by frame. A dropped signal is a zero tensor.
 
-    Audio is already projected to A dims (``MotionDenoiser.audio_projection``); motion is in the denoiser's own space.
+    Audio is already projected to A dims (``MotionDenoiser.audio_projection``); motion is in the denoiser's space.
     """
 
     avatar_audio: Float[Tensor, "B T A"]
@@ -78,15 +78,15 @@ class Condition(_TensorRecord):
         return self.window(max(0, self.frames - frames), self.frames)
 
     def then(self, other: Condition) -> Condition:
-        """This one and `other` after it."""
+        """This condition followed by `other`."""
         return _joined((self, other), 1)
 
     def beside(self, *others: Condition) -> Condition:
-        """One batch of this and `others`, which have equally many frames."""
+        """This condition and `others`, of equal length, as one batch."""
         return _joined((self, *others), 0)
 
     def filled(self, frames: int) -> Condition:
-        """The condition with its last frame repeated up to `frames`."""
+        """The condition extended to `frames` by repeating its last frame."""
         return self.map(lambda x: torch.cat((x, x[:, -1:].expand(-1, frames - x.shape[1], -1)), 1))
 
 
@@ -97,7 +97,7 @@ def _joined(conditions: Sequence[Condition], dim: int) -> Condition:
 
 @dataclass(frozen=True)
 class Identity:
-    """A portrait as the autoencoder sees it: computed once, used for every frame."""
+    """A portrait encoded by the autoencoder: computed once, used for every frame."""
 
     code: Float[Tensor, "B D"]
     features: tuple[Float[Tensor, "B C Y X"], ...]
@@ -107,8 +107,8 @@ class Identity:
 class PairBatch(_TensorRecord):
     """Two frames of one person for the autoencoder: reconstruct `driving` from `source`'s appearance.
 
-    `weight` emphasises pixels (eyes, mouth) where a landmark source exists; None means 1 everywhere. `face` are the
-    driving frame's face parameters, where the shards have them and somebody asked.
+    `weight` emphasises pixels (eyes, mouth) where landmarks exist; None means 1 everywhere. `face` holds the driving
+    frame's face parameters if the shards have them and they were requested.
     """
 
     source: Float[Tensor, "B 3 Y X"]
@@ -119,12 +119,12 @@ class PairBatch(_TensorRecord):
 
 @dataclass(frozen=True)
 class DyadBatch(_TensorRecord):
-    """Windows of conversations for the denoiser. Audio features are raw (F dims), motion is the autoencoder's latent.
+    """Windows of conversations for the denoiser: raw audio features (F dims) and the autoencoder's motion latents.
 
-    `reference` is the motion of the portrait: a frame of the same clip, outside the window where there is one.
-    `valid` is False on frames without a tracked face and on padding. Where somebody asked: `loser` is worse motion of the
-    same avatar in the same frames, `teacher` what a teacher made there from `noise`, and `listening` is True where the
-    avatar does not speak.
+    `reference` is the portrait's motion: a frame of the same clip, outside the window if possible. `valid` is False on
+    frames without a tracked face and on padding. Present if requested: `loser` is worse motion of the same avatar in
+    the same frames, `teacher` a teacher's motion generated from `noise`; `listening` is True while the avatar is
+    silent.
     """
 
     avatar_motion: Float[Tensor, "B T D"]
@@ -146,7 +146,7 @@ class DyadBatch(_TensorRecord):
 
 @dataclass(frozen=True)
 class Person:
-    """One side of a conversation, decoded. Fields that were not asked for, or are not in the shard, are None."""
+    """One side of a conversation, decoded. Fields not requested or not in the shard are None."""
 
     video: UInt8[np.ndarray, "T Y X 3"] | None = None
     audio: Float32[np.ndarray, " S"] | None = None
@@ -158,7 +158,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Clip:
-    """One dyadic sample: two people, the same instants, and the sample's `json` as it stands in the shard."""
+    """One dyadic sample: two people at the same instants, and the sample's `json` from the shard."""
 
     key: str
     meta: Mapping[str, Any]

@@ -1,11 +1,11 @@
-"""Numbers as a user writes them, checked where they come in: settings of configured objects, options of commands."""
+"""Checks of numbers in a user's settings and options."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Final
 
-#: What generators of random numbers take.
+#: The seeds that random generators accept.
 LARGEST_SEED: Final = 2**63 - 1
 
 
@@ -20,9 +20,9 @@ def require_number(
     whole: bool = False,
     optional: bool = False,
 ) -> None:
-    """ValueError, which says what is allowed, unless `value` is a finite number within the limits.
+    """Raise ValueError, naming the limits, unless `value` is a finite number within them.
 
-    `whole`: an integer; `optional`: or None.
+    `whole` requires an integer; `optional` also allows None.
     """
     if value is None and optional:
         return
@@ -52,5 +52,5 @@ def require_number(
 
 
 def require_fraction(name: str, value: Any) -> None:
-    """ValueError unless `value` is a number from 0 to 1."""
+    """Raise ValueError unless `value` is a number from 0 to 1."""
     require_number(name, value, least=0, most=1)

@@ -1,4 +1,4 @@
-"""Non-saturating adversarial losses and the R1 penalty, on lists of logits (one entry a discriminator scale)."""
+"""Non-saturating adversarial losses and the R1 penalty, on lists of logits (one entry per discriminator scale)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from af.values import require_number
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """The game with a discriminator, from step `start` on: `weight` of the autoencoder's part in its objective, and
-    `r1` of the penalty, which is applied every `r1_every` steps, times `r1_every`. Raises ValueError for a negative weight.
+    """Adversarial training from step `start` on: `weight` of the autoencoder's loss, and `r1` of the penalty, which is
+    applied every `r1_every` steps and multiplied by `r1_every`. Raises ValueError for a negative weight.
     """
 
     weight: float = 1.0
@@ -29,11 +29,11 @@ class AdversarialLoss:
             require_number(f"adversarial.{name}", value, least=1 if name == "r1_every" else 0)
 
     def plays(self, step: int) -> bool:
-        """Whether there is a game at an optimiser step."""
+        """Whether the discriminator takes part at an optimiser step."""
         return step >= self.start
 
     def generator(self, fake: Sequence[Float[Tensor, " B"]]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The autoencoder's part, and its terms without their weights."""
+        """The autoencoder's loss, and its unweighted terms."""
         terms = {"adversarial": generator_loss(fake)}
         return self.weight * terms["adversarial"], terms
 
@@ -44,11 +44,11 @@ class AdversarialLoss:
         fake: Float[Tensor, "B 3 Y X"],
         step: int,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The discriminator's loss at an optimiser step, and its terms without their weights."""
+        """The discriminator's loss at an optimiser step, and its unweighted terms."""
         loss = discriminator_loss(discriminator(real), discriminator(fake))
         terms = {"discriminator": loss}
         if self.r1 > 0 and step % self.r1_every == 0:
-            # not `__call__`: what is compiled has no second derivative
+            # not `__call__`: a compiled module has no second derivative
             terms["r1"] = r1_penalty(getattr(discriminator, "forward", discriminator), real)
             loss = loss + self.r1 * self.r1_every * terms["r1"]
         return loss, terms
@@ -68,9 +68,10 @@ def discriminator_loss(real: Sequence[Float[Tensor, " B"]], fake: Sequence[Float
 def r1_penalty(
     discriminator: Callable[[Tensor], Sequence[Tensor]], real: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, ""]:
-    """E |∇ D(real)|^2 / 2, mean over scales (each scale's logits summed over their positions).
+    """E |∇ D(real)|^2 / 2, mean over scales; each scale's logits are summed over their positions.
 
-    "Lazy": call it every n-th step and multiply by n. Source: Mescheder et al. 2018; Karras et al. 2020.
+    Lazy regularisation: call it every n-th step and multiply by n. Source: Mescheder et al. 2018; Karras et al.
+    2020.
     """
     real = real.detach().requires_grad_()
     total = real.new_zeros(())

@@ -1,7 +1,8 @@
-"""Preference losses on velocity errors (method §5): implicit margins of winner over loser, and DPO, IPO or hinge on them.
+"""Preference losses on velocity errors (method §5): implicit margins of winner over loser, and DPO, IPO or hinge on
+them.
 
-An error is that of `af.losses.velocity.VelocityLoss`: L1 (the paper), **mean over dims** (the paper leaves mean or sum
-open; the scale of β belongs to this choice: with the sum over D dims the same β would act D times as strongly).
+Errors come from `af.losses.velocity.VelocityLoss`: L1 (the paper), **mean over dims**. The paper leaves mean or sum
+open; the scale of β depends on it: with the sum over D dims the same β would act D times as strongly.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from af.errors import UserError, require_choice
 
 KINDS: Final = ("dpo", "ipo", "hinge")
 UNITS: Final = ("frame", "block", "sequence")
-#: A decision is saturated when its sigmoid is outside [1/20, 19/20]. DPO's gradient, half of β at margin 0, is then below
-#: a tenth of that where the winner is preferred, and nearly twice that where the loser is.
+#: A unit is saturated when its sigmoid is outside [1/20, 19/20]. DPO's gradient, β/2 at margin 0, is then below a tenth
+#: of β/2 if the winner is preferred, and nearly twice β/2 if the loser is.
 SATURATED_AT: Final = math.log(19)
 
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Velocity errors per frame of policy and reference on winner and loser, under one noise and one flow time."""
+    """Velocity errors per frame of policy and reference on winner and loser, all at the same noise and flow time."""
 
     policy_winner: Float[Tensor, "B T"]
     policy_loser: Float[Tensor, "B T"]
@@ -39,13 +40,13 @@ class PairErrors:
 
 @dataclass(frozen=True)
 class Margins:
-    """Margins of the units that a loss decides on; units without a counted frame are False in `counted`."""
+    """Margins of the units compared by a loss; `counted` is False for units without a counted frame."""
 
     values: Float[Tensor, "B U"]
     counted: Bool[Tensor, "B U"]
 
     def mean(self, values: Float[Tensor, "B U"]) -> Float[Tensor, ""]:
-        """Mean of something over the counted units; 0 (with gradients of 0) when there is none."""
+        """Mean of `values` over the counted units; 0 (with zero gradients) when there are none."""
         return values.where(self.counted, values.new_zeros(())).sum() / self.counted.sum().clamp_min(1)
 
 
@@ -54,19 +55,19 @@ def pooled_margins(
 ) -> Margins:
     """Margins per `frame`, or their means over the counted frames of a `block` of `block_frames`, or of a `sequence`.
 
-    Numbers in frames that do not count do no harm, NaN included. UserError for an unknown unit.
+    Frames that do not count have no effect, even if they hold NaN. Raises UserError for an unknown unit.
     """
     require_choice("preference loss", "per", per, UNITS)
     frames = margin.shape[1]
     size = {"frame": 1, "block": block_frames, "sequence": frames}[per]
-    short = -frames % size  # a last, partial block is filled with frames that do not count
+    short = -frames % size  # a partial last block is padded with frames that do not count
     kept = F.pad(margin.where(counted, margin.new_zeros(())), (0, short)).unflatten(1, (-1, size))
     count = F.pad(counted, (0, short)).unflatten(1, (-1, size)).sum(-1)
     return Margins(kept.sum(-1) / count.clamp_min(1), count > 0)
 
 
 def preference_losses(margin: Tensor, *, beta: float, kind: str = "dpo") -> Tensor:
-    """Loss of every unit from its margin m, in terms of the implicit reward margin β·m.
+    """Loss of every unit from its margin m, as a function of the implicit reward margin β·m.
 
     `dpo` −log σ(βm): log 2 at m = 0, where its slope is −β/2. `ipo` (βm − ½)²: pulls m to 1/(2β) and not beyond (Azar et
     al. 2023, times β² so that one weight suits all kinds; ¼ and −β at 0). `hinge` max(0, 1 − βm) (SLiC, Zhao et al. 2023;
@@ -83,10 +84,10 @@ def preference_losses(margin: Tensor, *, beta: float, kind: str = "dpo") -> Tens
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """Mean over units of their losses: the mean of log σ, never log σ of a mean.
+    """The mean loss over units: the mean of log σ, never log σ of the mean.
 
-    `per` says what decides as one: every frame (the paper's), the mean over a block, or over the window. `beta` is
-    constant, in 1 / velocity error (mean over dims).
+    `per` is the unit: a frame (as in the paper), a block or the whole window, with the mean margin of its frames.
+    `beta` is constant, in units of 1 / velocity error (mean over dims).
     """
 
     kind: str = "dpo"
@@ -102,8 +103,8 @@ class PreferenceLoss:
     def __call__(
         self, errors: PairErrors, counted: Bool[Tensor, "B T"], *, block_frames: int = 1
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss, and what a preference run is watched by: mean margin and reward margin β·m, accuracy (a tie is half
-        right), and the share of units whose sigmoid is saturated (see `SATURATED_AT`).
+        """The loss and figures for the log: mean margin, mean reward margin β·m, accuracy (a tie counts half), and the
+        share of units with a saturated sigmoid (see `SATURATED_AT`).
         """
         margins = pooled_margins(errors.margin(), counted, per=self.per, block_frames=block_frames)
         loss = margins.mean(preference_losses(margins.values, beta=self.beta, kind=self.kind))

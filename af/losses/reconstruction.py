@@ -1,4 +1,4 @@
-"""What the autoencoder is asked for: pixels, perceived likeness, and a posterior that carries no more than needed."""
+"""The autoencoder's losses: pixels, perceptual distance, KL of the posterior, and guidance by face parameters."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from af.values import require_number
 
 
 class ReconstructionLoss(nn.Module):
-    """The autoencoder's objective without a discriminator: a weighted sum of terms, each from the step it begins at.
+    """The autoencoder's objective without a discriminator: a weighted sum of terms.
 
-    `kl` grows linearly from 0 over `kl_warmup_steps`; 0 is the paper's autoencoder. `perceptual` weighs what `distance`
-    (prediction, target) says. `guide` weighs the face parameters read from the coefficients by `face` (0: unsupervised,
-    the paper). Raises ValueError for a negative weight, and for one of a term whose network is missing.
+    `kl` grows linearly from 0 over `kl_warmup_steps` (0: the paper's autoencoder). `perceptual` weights the network
+    `distance(prediction, target)`. `guide` weights `face`, which compares the coefficients with the face parameters (0:
+    unsupervised, as in the paper). Raises ValueError for a negative weight, and for a weight without its network.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ReconstructionLoss(nn.Module):
             require_number(f"loss.{name}", getattr(self, name), least=0)
         for weight, judge in (("perceptual", "distance"), ("guide", "face")):
             if getattr(self, weight) > 0 and getattr(self, judge) is None:
-                raise ValueError(f"loss.{weight} has a weight, and loss.{judge}, which it needs, is not there")
+                raise ValueError(f"loss.{weight} has a weight but needs loss.{judge}, which is not set")
 
     def forward(
         self,
@@ -54,9 +54,9 @@ class ReconstructionLoss(nn.Module):
         log_variance: Float[Tensor, "B K"] | None = None,
         step: int = 0,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss of reconstructed images at an optimiser step, and its terms without their weights.
+        """The loss of reconstructed images at an optimiser step, and its unweighted terms.
 
-        UserError when `kl` or `guide` has a weight and the model or the batch not what it needs.
+        Raises UserError when `kl` or `guide` has a weight but the model or the batch lacks what it needs.
         """
         terms = {"l1": weighted_l1(image, batch.driving, batch.weight)}
         loss = self.l1 * terms["l1"]
@@ -76,11 +76,11 @@ class ReconstructionLoss(nn.Module):
         return loss, terms
 
     def kl_at(self, step: int) -> float:
-        """KL weight at an optimiser step."""
+        """Weight of the KL term at an optimiser step."""
         return self.kl * min(1.0, step / self.kl_warmup_steps) if self.kl_warmup_steps else self.kl
 
     def compile(self, *args: Any, **how: Any) -> None:
-        """Compile the networks that judge, not the sum."""
+        """Compile the networks of the terms, not the sum."""
         if self.face is not None:
             self.face.compile(*args, **how)
         if self.distance is not None:
@@ -88,12 +88,12 @@ class ReconstructionLoss(nn.Module):
 
 
 class FaceGuide(nn.Module):
-    """Mean squared difference of the first P coefficients from the P standardised face parameters: guidance for runs too
-    short to find expressions by themselves.
+    """Mean squared difference between the first P coefficients and the P standardised face parameters, for runs too
+    short to find expressions unsupervised.
 
-    Pixels alone say little about lips and lids: they are few. The parameters are standardised by the batch's mean and
-    variance (in evaluation: the running ones), so each of them moves its direction by as much as the others; coefficients
-    beyond P stay free. Used in training only, on shards that know the parameters; nothing of it is part of the model.
+    Lips and lids cover so few pixels that a pixel loss hardly sees them. Standardising (by the batch's mean and
+    variance; in evaluation by the running ones) gives all parameters the same weight; coefficients beyond P stay free.
+    Used in training only, on shards with face parameters; it is not part of the model.
     """
 
     def __init__(self, parameters: int) -> None:
@@ -101,7 +101,7 @@ class FaceGuide(nn.Module):
         self.standard = nn.BatchNorm1d(parameters, eps=1e-4, momentum=0.05, affine=False)
 
     def forward(self, coefficients: Float[Tensor, "B K"], face: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
-        """The difference, about 1 for coefficients that know nothing. ValueError when K < P."""
+        """The difference, about 1 for uninformative coefficients. Raises ValueError when K < P."""
         if coefficients.shape[1] < face.shape[1]:
             raise ValueError(f"{face.shape[1]} face parameters do not fit into {coefficients.shape[1]} coefficients")
         return (coefficients[:, : face.shape[1]] - self.standard(face)).square().mean()
@@ -112,7 +112,7 @@ def weighted_l1(
     target: Float[Tensor, "B C Y X"],
     weight: Float[Tensor, "B 1 Y X"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference; pixels count by `weight` (any scale, not all zero), None counts all alike."""
+    """Mean absolute difference, weighted per pixel by `weight` (any scale, not all zero); None weights all equally."""
     difference = (prediction - target).abs()
     if weight is None:
         return difference.mean()
@@ -140,7 +140,7 @@ def feature_pyramid_l1(
 ) -> Float[Tensor, ""]:
     """Perceptual distance: mean absolute differences of a network's features, summed over layers and image scales.
 
-    `features` maps images to a list of activations (VGG19 in the LIA recipe); the target's get no gradient.
+    `features` maps images to a list of activations (VGG19 in the LIA recipe); the target gets no gradient.
     """
     total = prediction.new_zeros(())
     for scale in scales:
@@ -149,5 +149,7 @@ def feature_pyramid_l1(
             resize = {"scale_factor": scale, "mode": "bilinear", "antialias": True, "align_corners": False}
             a, b = F.interpolate(a, **resize), F.interpolate(b, **resize)  # type: ignore[arg-type]
         for x, y in zip(features(a), features(b), strict=True):
-            total = total + (x.to(total) - y.detach().to(total)).abs().mean()  # nearly equal: not in half precision
+            total = (
+                total + (x.to(total) - y.detach().to(total)).abs().mean()
+            )  # half precision would lose the difference
     return total

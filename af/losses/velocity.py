@@ -1,7 +1,7 @@
-"""The flow-matching loss on predicted velocities: L1 (paper), L2 or Huber, over valid frames only.
+"""The flow-matching loss on predicted velocities: L1 (paper), L2 or Huber, over valid frames.
 
-What a configuration names as `module.loss` is called with predicted and true velocities (B, T, D) and gives the error of
-every frame (B, T); what counts, and the mean over it, is the stage's. Any callable of this kind does.
+`module.loss` may be any callable that maps predicted and true velocities (B, T, D) to an error per frame (B, T). The
+training stage chooses the frames that count and takes the mean over them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FrameError = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VelocityLoss:
-    """Error of every frame, mean over dims (method §3, L_DF). UserError for an unknown kind.
+    """Error of every frame, mean over dims (method §3, L_DF). Raises UserError for an unknown kind.
 
     `l1` |e| (the paper's), `l2` e², `huber` e²/2 below `delta`, delta·(|e| − delta/2) above.
     """
@@ -33,7 +33,7 @@ class VelocityLoss:
         require_choice("velocity loss", "kind", self.kind, ("l1", "l2", "huber"))
 
     def __call__(self, predicted: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
-        """The errors."""
+        """Errors per frame."""
         if self.kind == "huber":
             return F.huber_loss(predicted, target, reduction="none", delta=self.delta).mean(-1)
         error = predicted - target
@@ -41,7 +41,7 @@ class VelocityLoss:
 
 
 def valid_mean(values: Float[Tensor, "B T"], valid: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, ""]:
-    """Mean over valid frames; 0 (with gradients of 0) when there is none. NaN in invalid frames does no harm."""
+    """Mean over valid frames; 0 (with zero gradients) when there are none. NaN in invalid frames has no effect."""
     if valid is None:
         return values.mean()
     return values.where(valid, values.new_zeros(())).sum() / valid.sum().clamp_min(1)

@@ -1,4 +1,6 @@
-"""Attention layers: self-attention with rotary positions and a past, cross-attention with keys made once, plain MHA."""
+"""Attention layers: cached self-attention with rotary positions, cross-attention with reusable keys, plain
+attention.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,33 @@ from af.nn.rope import RotaryTable, rotate
 
 
 def head_size(hidden: int, heads: int) -> int:
-    """Dims a head; UserError when `heads` does not divide `hidden`."""
+    """Dims per head. Raises UserError when `heads` does not divide `hidden`."""
     if heads < 1 or hidden % heads:
         raise UserError(f"heads: {heads} does not divide the width {hidden}")
     return hidden // heads
 
 
 def split_heads(x: Float[Tensor, "B T C"], heads: int) -> Float[Tensor, "B H T c"]:
-    """Channels into heads."""
+    """Split the channels into heads."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Float[Tensor, "B H T c"]) -> Float[Tensor, "B T C"]:
-    """Heads into channels."""
+    """Join the heads into channels."""
     return x.transpose(1, 2).flatten(2)
 
 
 def repeat_rows(x: Float[Tensor, "B ..."], rows: int) -> Float[Tensor, "R ..."]:
-    """The batch over and over until there are `rows` (a multiple of B), as for guidance branches; x itself when there are."""
+    """Repeat the batch to `rows` rows (a multiple of B), one copy per guidance branch. Returns x itself when rows =
+    B.
+    """
     return x if x.shape[0] == rows else x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over frames, rotary positions, optionally with keys and values of earlier frames before them."""
+    """Self-attention over frames with rotary positions, optionally preceded by cached keys and values of earlier
+    frames.
+    """
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -57,9 +63,9 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "T K"] | None,
         past: KeysValues | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Attention of queries to `past` (keys already rotated) and to the frames themselves; K = past + T.
+        """Attention of the queries to `past` (its keys already rotated) and to the frames themselves; K = past + T.
 
-        `q` may be of the newest frames only; `past` may have more rows than the frames, the first ones being theirs.
+        `q` may cover only the newest frames. `past` may have more rows than the batch; only its first rows are used.
         """
         first = own.keys.shape[2] - q.shape[2]
         keys, values = after(past, rotate(own.keys, rope), own.values)
@@ -70,7 +76,7 @@ class SelfAttention(nn.Module):
 
 
 def after(past: KeysValues | None, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the past (its first rows) and after them these, in the past's own room if it has any."""
+    """Append keys and values to the first rows of the past, in the free room of its buffers when there is any."""
     if past is None:
         return keys, values
     rows, frames = keys.shape[0], keys.shape[2]
@@ -81,7 +87,7 @@ def after(past: KeysValues | None, keys: Tensor, values: Tensor) -> tuple[Tensor
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention whose keys and values are made apart, so that they can be made once and used many times."""
+    """Cross-attention with keys and values computed separately: compute them once, attend many times."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T C"], condition: KeysValues, mask: Bool[Tensor, "T K"] | None
     ) -> Float[Tensor, "B T C"]:
-        """Attention of x to the condition, in as many rows as the condition has (a multiple of x's)."""
+        """Attention of x to the condition. The result has as many rows as the condition, a multiple of x's."""
         q = repeat_rows(split_heads(self.q(x), self.heads), condition.keys.shape[0])
         return self.proj(
             merge_heads(F.scaled_dot_product_attention(q, condition.keys, condition.values, attn_mask=mask))
@@ -107,7 +113,7 @@ class CrossAttention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Plain multi-head attention, queries from one sequence, keys and values from another (rows of `in_proj`: q, k, v)."""
+    """Plain multi-head attention from one sequence to another; the rows of `in_proj` are those of q, k and v."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -123,7 +129,7 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Tensor, "T K"] | None,
         rope: RotaryTable | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Attention of `queries` to `source`; with `rope` both stand at its positions (T = K), without they have none."""
+        """Attention of `queries` to `source`. With `rope` (then T = K) both have its positions; without it, none."""
         weight, bias = self.in_proj.weight, self.in_proj.bias
         q = split_heads(F.linear(queries, weight[: self.dim], bias[: self.dim]), self.heads)
         kv = F.linear(source, weight[self.dim :], bias[self.dim :])

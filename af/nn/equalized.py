@@ -1,8 +1,8 @@
 """Layers with an equalised learning rate: weights are N(0, 1) and scaled by 1/sqrt(fan-in) where they are used.
 
 Constant factors (that scale, the sqrt(2) of the activation, the 1/sqrt(2) of a residual sum) are folded into the
-weights: leaky ReLU is homogeneous, gain * leaky(x + b) = leaky(gain * x + gain * b), so no extra pass over the
-activations is spent on them.
+weights, which saves passes over the activations. This is exact because leaky ReLU is homogeneous: gain * leaky(x + b) =
+leaky(gain * x + gain * b).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from af.nn.resample import blur, blur_kernel
 
 SLOPE = 0.2
-GAIN = math.sqrt(2)  # what a leaky ReLU with slope 0.2 roughly takes away from the second moment
+GAIN = math.sqrt(2)  # roughly restores the second moment after a leaky ReLU with slope 0.2
 
 
 class EqualLinear(nn.Module):
@@ -37,7 +37,7 @@ class EqualLinear(nn.Module):
 class EqualConv2d(nn.Module):
     """Convolution with weight / sqrt(inputs * size^2); `activate` adds a bias and a leaky ReLU times sqrt(2).
 
-    `gain` multiplies the result, at no cost.
+    `gain` multiplies the result and is folded into the weights.
     """
 
     def __init__(
@@ -78,6 +78,6 @@ class ResidualDown(nn.Module):
     kernel: Tensor
 
     def forward(self, x: Float[Tensor, "B I Y X"]) -> Float[Tensor, "B O Y2 X2"]:
-        """Half the height and width."""
+        """Features at half the height and width."""
         main = self.conv2(blur(self.conv1(x), self.kernel, padding=2))
         return main + self.skip(blur(x, self.kernel, padding=1))

@@ -20,7 +20,7 @@ LONGEST_WINDOW: Final = 3600 * FPS
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of one attention layer. The last `room` frames are free, for those of the frames of a pass."""
+    """Keys and values of one attention layer. The last `room` frames are free, to be filled by a pass."""
 
     keys: Float[Tensor, "B H T C"]
     values: Float[Tensor, "B H T C"]
@@ -31,9 +31,9 @@ class KeysValues:
 class WindowLayout:
     """All sizes of a block roll-out, derived from four numbers (frames).
 
-    The newest block always stands at positions [block_position, window_frames); what is older has smaller positions.
-    Only differences of positions and their place in a block matter, so positions never run out.
-    Raises UserError when the numbers do not fit together.
+    The newest block is always at positions [block_position, window_frames); older frames have smaller positions. Only
+    differences of positions and their place in a block matter, so positions never run out. Raises UserError when the
+    numbers do not fit together.
     """
 
     block_frames: int
@@ -62,7 +62,7 @@ class WindowLayout:
 
     @property
     def current_frames(self) -> int:
-        """Frames evaluated a block: the clean offset and the block."""
+        """Frames evaluated per block: the clean offset and the block."""
         return self.look_ahead + self.block_frames
 
     @property
@@ -73,10 +73,10 @@ class WindowLayout:
 
 @dataclass(eq=False)
 class RollingCache:
-    """Newest `capacity` frames of keys (before rotation) and values of every self-attention layer.
+    """The newest `capacity` frames of keys (before rotation) and values of every self-attention layer.
 
-    Keys are kept unrotated, so that positions can be counted from the window instead of from the start of the world.
-    The first `pinned` frames are never forgotten (attention sinks, Xiao et al. 2023); they count as held.
+    Keys are kept unrotated because positions are counted within the window, not from the start of the roll-out. The
+    first `pinned` frames are never dropped (attention sinks, Xiao et al. 2023) and count towards the capacity.
     """
 
     capacity: int
@@ -89,11 +89,11 @@ class RollingCache:
 
     @property
     def frames(self) -> int:
-        """Frames held now."""
+        """Number of frames held now."""
         return 0 if self.held is None else self.held.shape[-2]
 
     def append(self, layers: Sequence[KeysValues], *, drop_last: int = 0) -> None:
-        """Add the frames of `layers` except the last `drop_last`, then forget the oldest above `capacity`."""
+        """Add the frames of `layers` except the last `drop_last`, then drop the oldest beyond `capacity`."""
         added = _stacked(layers)
         added = added[..., : added.shape[-2] - drop_last, :]
         whole = added if self.held is None else torch.cat((self.held, added), -2)
@@ -104,15 +104,14 @@ class RollingCache:
             self.held = whole[..., forgotten:, :].contiguous()
 
     def pin(self, layers: Sequence[KeysValues]) -> None:
-        """Other frames in place of the pinned ones, of which the cache holds as many."""
+        """Replace the pinned frames by as many others."""
         assert self.held is not None
         self.held = torch.cat((_stacked(layers), self.held[..., self.pinned :, :]), -2)
 
     def rotated(self, table: RotaryTable, room: int = 0) -> list[KeysValues] | None:
-        """What attention reads: keys turned to the positions of `table` (one row a held frame); None when empty.
+        """Values and rotated keys for attention; `table` has one row per held frame. None when the cache is empty.
 
-        With `room` for the frames of a pass nothing is copied in the passes that follow, but they cannot be
-        differentiated.
+        With `room` for the frames of a pass, later passes copy nothing but cannot be differentiated.
         """
         if self.held is None or self.frames == 0:
             return None

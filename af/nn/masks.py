@@ -1,4 +1,4 @@
-"""Who may attend to whom: one rule a name, a function of absolute (query, key) frame positions. True = may attend.
+"""Attention masks: named rules on absolute (query, key) frame positions. True = may attend.
 
 The same rules serve training, the offline roll-out, the live stream and the causal condition encoder.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from af.errors import UserError
 
 MaskRule = Callable[[Tensor, Tensor, int, int], Tensor]
-"""(query positions, key positions, block_frames, look_ahead), broadcast against each other -> boolean."""
+"""(query positions, key positions, block_frames, look_ahead), broadcast together -> boolean."""
 
 
 def frame_causal(q: Tensor, k: Tensor, block_frames: int, look_ahead: int) -> Tensor:
@@ -28,7 +28,7 @@ def block_causal(q: Tensor, k: Tensor, block_frames: int, look_ahead: int) -> Te
 
 
 def block_lookahead(q: Tensor, k: Tensor, block_frames: int, look_ahead: int) -> Tensor:
-    """k < (blk(q) + 1)·B + l: its whole block and l frames of the next one (paper, Fig. 3b)."""
+    """k < (blk(q) + 1)·B + l: a frame sees its whole block and l frames of the next one (paper, Fig. 3b)."""
     return k < (q // block_frames + 1) * block_frames + look_ahead
 
 
@@ -38,7 +38,7 @@ def frame_lookahead(q: Tensor, k: Tensor, block_frames: int, look_ahead: int) ->
 
 
 def bidirectional(q: Tensor, k: Tensor, block_frames: int, look_ahead: int) -> Tensor:
-    """Everything (the non-causal baseline)."""
+    """Every frame sees every frame (the non-causal baseline)."""
     return (k == k) & (q == q)
 
 
@@ -48,20 +48,20 @@ RULES: Final[dict[str, MaskRule]] = {
 
 
 def mask_rule(name: str) -> MaskRule:
-    """The rule called `name`; UserError naming what is allowed otherwise."""
+    """The rule called `name`. Raises UserError, naming the allowed rules, for any other name."""
     if name not in RULES:
         raise UserError(f"mask: unknown rule {name!r}; allowed: {', '.join(RULES)}")
     return RULES[name]
 
 
 BLOCK_RULES: Final = ("block_causal", "block_lookahead")
-"""The rules that ask which block a frame is in."""
+"""The rules that depend on which block a frame is in."""
 
 
 def attention_mask(
     name: str, q: Int[Tensor, " Q"], k: Int[Tensor, " K"], *, block_frames: int, look_ahead: int
 ) -> Bool[Tensor, "Q K"]:
-    """Mask of rule `name` between query frames `q` and key frames `k` (absolute positions).
+    """Mask of rule `name` for query frames `q` and key frames `k` (absolute positions).
 
     Block rules count blocks from position 0. Raises UserError for an unknown name. Method §3.
     """

@@ -1,9 +1,8 @@
 """Style-modulated convolutions, computed on activations.
 
-Scaling a convolution's weights per sample (StyleGAN2) is the same function as scaling its input channels by the style
-and its output channels by the demodulation factor. Done this way, one weight serves the whole batch, as one dense
-convolution, and nothing of size batch x weight exists. The two factors depend on the style code only, so they are
-computed apart (`modulation`) from the convolution (`forward`), once for all frames.
+Scaling a convolution's weights per sample (StyleGAN2) equals scaling its input channels by the style and its output
+channels by the demodulation factor. One dense convolution then serves the whole batch, without a copy of the weights
+per sample. The two factors depend only on the style code: `modulation` computes them once for all frames.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from af.nn.resample import blur, blur_kernel
 
 
 class Modulation(NamedTuple):
-    """Factors on the input channels (the equalising scale included) and on the output channels."""
+    """Factors on the input channels (including the equalising scale) and on the output channels."""
 
     inputs: Float[Tensor, "B I"]
     outputs: Float[Tensor, "B O"]
 
     def at(self, index: slice | Tensor) -> Modulation:
-        """The same for some of the samples."""
+        """The factors of the samples `index`."""
         return Modulation(self.inputs[index], self.outputs[index])
 
 
 class StyledConv(nn.Module):
-    """Modulated and demodulated 3x3 convolution + bias + leaky ReLU * sqrt(2); with `up` at twice the size.
+    """Modulated and demodulated 3x3 convolution + bias + leaky ReLU * sqrt(2); `up` doubles the size.
 
-    `up` is a transposed convolution with stride 2 (to 2Y + 1) and the blur times 4 (to 2Y). Its weight is kept in the
-    layout of transposed convolutions, (inputs, outputs, 3, 3).
+    `up` is a transposed convolution with stride 2 (to 2Y + 1), then the blur times 4 (to 2Y). Its weight has the layout
+    of transposed convolutions, (inputs, outputs, 3, 3).
     """
 
     def __init__(self, inputs: int, outputs: int, style_dim: int, *, up: bool = False, eps: float = 1e-8) -> None:
@@ -73,8 +72,9 @@ class StyledConv(nn.Module):
 class ModulatedProjection(nn.Module):
     """Modulated 1x1 convolution to a few channels, not demodulated, + bias.
 
-    With so few outputs the per-sample weights are tiny: the input channels' factors go into them, and the convolution
-    is a batched matrix product over the pixels. Starts at zero: a flow that starts as noise takes long to become one.
+    With so few outputs the per-sample weights are tiny, so the factors of the input channels are folded into them and
+    the convolution is a batched matrix product over the pixels. Weights start at zero: a flow that starts as noise
+    takes long to become smooth.
     """
 
     def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
@@ -85,7 +85,7 @@ class ModulatedProjection(nn.Module):
         self.scale = 1 / math.sqrt(inputs)
 
     def modulation(self, code: Float[Tensor, "B D"]) -> Float[Tensor, "B I"]:
-        """Factors on the input channels, the equalising scale included."""
+        """Factors on the input channels, including the equalising scale."""
         return self.style(code) * self.scale
 
     def forward(self, x: Float[Tensor, "B I Y X"], factors: Float[Tensor, "B I"]) -> Float[Tensor, "B O Y X"]:

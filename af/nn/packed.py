@@ -1,8 +1,8 @@
-"""Linear layers for inference on CPU: weights laid out once the way the matrix kernels want them, optionally in bf16.
+"""Linear layers for inference on CPU: weights packed once into the layout of the matrix kernels, optionally in bf16.
 
-An ordinary linear layer brings its weights into that layout in every call, which for a few dozen rows costs as much as
-the product itself. On other devices, and where oneDNN is missing, these layers compute the same without the layout.
-Processors that cannot multiply in bf16 multiply numbers rounded to bf16 in fp32, which gives the same at fp32's speed.
+An ordinary linear layer repacks its weights in every call, which for a few dozen rows costs as much as the product
+itself. On other devices, and without oneDNN, these layers compute the same from unpacked weights. Processors that
+cannot multiply in bf16 round to bf16 and multiply in fp32: the same result at fp32's speed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from af.nn.precision import packs_bf16
 
 
 class PackedLinear(nn.Module):
-    """The function of `linear` without gradients, its weights in `dtype`; `gelu` puts the tanh-GELU behind it.
+    """The function of `linear` without gradients, with weights in `dtype`; `gelu` appends a tanh-GELU.
 
-    Takes any floating-point input and gives `dtype`.
+    Takes any floating-point input and returns `dtype`.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, gelu: bool = False) -> None:
@@ -32,11 +32,11 @@ class PackedLinear(nn.Module):
         weight = linear.weight.detach().to(dtype).to(product)
         self.packed = on_cpu and torch.backends.mkldnn.is_available()
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype).to(product)
-        # kept out of the state: nothing but this machine can read it
+        # not part of the state dict: the layout belongs to this machine
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
 
     def forward(self, x: Float[Tensor, "*rest C"]) -> Float[Tensor, "*rest D"]:
-        """x Wᵀ + b, and its GELU if asked for."""
+        """x Wᵀ + b, followed by GELU if `gelu` was set."""
         return self._product(x.to(self.dtype).to(self.weight.dtype)).to(self.dtype)
 
     def _product(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""In which precision networks compute: the one place where `auto` is decided, and where bf16 is kept out."""
+"""The precision networks compute in: what `auto` means on a device, and regions that stay in fp32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from af.errors import UserError
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
-#: What `ONEDNN_MAX_CPU_ISA` may ask for that has no products in bf16.
+#: Values of `ONEDNN_MAX_CPU_ISA` without bf16 products.
 _WITHOUT_BF16: Final = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
@@ -26,7 +26,7 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What products are made in."""
+        """The dtype of matrix products."""
         return PRECISIONS[self.name]
 
     def __str__(self) -> str:
@@ -34,9 +34,9 @@ class Precision:
 
 
 def choose(wanted: str, device: torch.device | str = "cpu") -> Precision:
-    """The precision called `wanted`; for `auto` bf16 where `device` multiplies in it, otherwise fp32.
+    """The precision called `wanted`; `auto` is bf16 where `device` multiplies in bf16, otherwise fp32.
 
-    Emulated, a product in bf16 takes ten to a hundred times as long as in fp32. UserError for another name.
+    An emulated bf16 product takes ten to a hundred times as long as one in fp32. Raises UserError for other names.
     """
     if wanted not in ("auto", *PRECISIONS):
         raise UserError(f"precision: {wanted!r}; allowed: auto, {', '.join(PRECISIONS)}")
@@ -48,12 +48,12 @@ def choose(wanted: str, device: torch.device | str = "cpu") -> Precision:
 
 
 def packs_bf16() -> bool:
-    """Whether oneDNN can lay out bf16 weights on this processor (AVX-512 at least, and not switched off)."""
+    """Whether oneDNN can pack bf16 weights on this processor (needs AVX-512, not switched off)."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _fast_bf16(device: torch.device) -> tuple[bool, str]:
-    """Whether bf16 is the faster precision of the device, and the fact that says so."""
+    """Whether bf16 is the faster precision on the device, and the reason."""
     if device.type == "cuda":
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return fast, f"this GPU {'multiplies' if fast else 'does not multiply'} in bf16"
@@ -75,12 +75,12 @@ def _fast_bf16(device: torch.device) -> tuple[bool, str]:
 
 
 def single(x: torch.Tensor) -> torch.Tensor:
-    """`x` in fp32 if it is in half precision, as it is otherwise."""
+    """`x` in fp32 if it is in half precision, otherwise unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """No autocast to half precision; on devices that have none (meta), nothing."""
+    """Context without autocast to half precision; does nothing on devices without autocast (meta)."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -88,13 +88,13 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Products in the precision of their operands: no autocast to half precision, no TF32.
+    """Context with products in the precision of their operands: no autocast to half precision, no TF32.
 
-    For what half precision would spoil: coordinates of motion, differences of nearly equal errors.
+    For values that half precision would spoil: motion coordinates, differences of nearly equal errors.
     """
     before = torch.get_float32_matmul_precision()
     with without_autocast(device):
-        if before == "highest":  # nothing to switch, and so nothing that other threads could see
+        if before == "highest":  # already off: leave the global flag alone, other threads read it too
             yield
             return
         torch.set_float32_matmul_precision("highest")

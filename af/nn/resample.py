@@ -1,6 +1,6 @@
-"""The fixed [1, 3, 3, 1] resampling filter of the StyleGAN2 family: blur and double.
+"""The fixed [1, 3, 3, 1] resampling filter of the StyleGAN2 family: blur and upsample.
 
-Both keep the memory layout they are given; channels-last is the fast one.
+Both keep the memory layout of their input; channels-last is the fast one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def blur_kernel(gain: float = 1.0) -> Float[Tensor, "1 1 4 4"]:
-    """outer([1,3,3,1])/64·gain, for `blur`: a buffer of its module, so that it is on the device before it is needed."""
+    """outer([1,3,3,1])/64·gain, the kernel for `blur`. Register it as a buffer so that it moves with its module."""
     taps = torch.tensor(TAPS) / sum(TAPS)
     return (torch.outer(taps, taps) * gain)[None, None]
 
 
 class _Blur(torch.autograd.Function):
-    """Depthwise convolution with the fixed kernel. Its gradient is another blur; autograd's would also prepare one for
-    the constant kernel, and oneDNN's backward of depthwise convolutions is many times slower than its forward."""
+    """Depthwise convolution with the fixed kernel, and another blur as its gradient. Autograd would also compute a
+    gradient for the constant kernel, and oneDNN's backward of depthwise convolutions is many times slower than its
+    forward.
+    """
 
     @staticmethod
     def forward(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
@@ -37,7 +39,7 @@ class _Blur(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        # The kernel is symmetric: correlation and convolution are one.
+        # The kernel is symmetric, so correlation equals convolution.
         return _Blur.apply(gradient, *ctx.saved_tensors, len(TAPS) - 1 - ctx.padding), None, None
 
 
@@ -47,10 +49,10 @@ def blur(x: Float[Tensor, "B C Y X"], kernel: Float[Tensor, "1 1 4 4"], padding:
 
 
 def upsample2(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y2 X2"]:
-    """Twice the size: zero insertion, padding (2, 1) and the kernel times 4, as one operation.
+    """Double the size: zero insertion, padding (2, 1) and the kernel times 4, as one operation.
 
-    That filter has the weights (1/4, 3/4) and (3/4, 1/4) on neighbouring pixels, which is bilinear interpolation with
-    zeros (not the repeated edge) outside.
+    The filter's weights on neighbouring pixels are (1/4, 3/4) and (3/4, 1/4): bilinear interpolation with zeros (not
+    the repeated edge) outside.
     """
     padded = F.pad(x, (1, 1, 1, 1))
     return F.interpolate(padded, scale_factor=2, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]

@@ -1,4 +1,4 @@
-"""Rotary positions (RoFormer), interleaved pairs: attention sees differences of positions, never positions."""
+"""Rotary positions (RoFormer), interleaved pairs: attention depends on differences of positions only."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class RotaryTable:
 def rotary_table(
     positions: Int[Tensor, " T"], head_dim: int, *, theta: float = 10_000.0, dtype: torch.dtype = torch.float32
 ) -> RotaryTable:
-    """Angles position · theta^(-2i/head_dim) for pair i. Computed in float64, where the device has it: exact for positions
-    in the millions (in float32 to 1e-5 within a window of hundreds).
+    """Angles position · theta^(-2i/head_dim) for pair i. They are computed in float64 where the device has it: exact
+    for positions in the millions (float32: to 1e-5 within a window of hundreds).
 
-    `dtype` is that of cosine and sine, float32 or float64.
+    `dtype` is the type of cosine and sine, float32 or float64.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
@@ -41,7 +41,7 @@ def rotary_table(
 def rotate(x: Float[Tensor, "*rest T C"], table: RotaryTable) -> Float[Tensor, "*rest T C"]:
     """Turn each pair (2i, 2i+1) of the last dim by its frame's angle, in the table's precision.
 
-    The pairs are complex numbers: one product, a fifth of the time of turning even and odd dims apart.
+    One complex product per pair takes a fifth of the time of rotating even and odd dims separately.
     """
     pairs = torch.view_as_complex(x.to(table.turns.real.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table.turns).flatten(-2).to(x.dtype)

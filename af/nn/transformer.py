@@ -18,9 +18,9 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Modulation:
-    """What flow time does to every frame: shifts, gains and gates of the blocks (shared by all) and of the head.
+    """The effect of flow time on every frame: shifts, gains and gates of the blocks (shared by all) and of the head.
 
-    A gain is 1 + scale, the network's output being the scale.
+    A gain is 1 + scale, where the network predicts the scale.
 
     The batch may be 1 where every sequence has the same flow times.
     """
@@ -41,7 +41,7 @@ class Modulation:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Where the frames of a pass stand: their rotary angles and who sees whom in one block."""
+    """Positions of the frames of a pass: their rotary angles and the mask of the self-attention."""
 
     rope: RotaryTable
     self_mask: Bool[Tensor, "T K"]
@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(round(hidden * ratio), hidden)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The same function of every frame."""
+        """Apply the network to every frame."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -84,7 +84,7 @@ class ForcingBlock(nn.Module):
         self.mlp = FeedForward(hidden, mlp_ratio)
 
     def project(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> tuple[Tensor, KeysValues]:
-        """Queries, keys and values of the self-attention: all that storing a frame needs of the last block."""
+        """Queries, keys and values of the self-attention; caching a frame needs nothing else of the last block."""
         return self.attention.project(modulate(norm(x), modulation.attention_shift, modulation.attention_gain))
 
     def forward(
@@ -96,9 +96,9 @@ class ForcingBlock(nn.Module):
         past: KeysValues | None = None,
         newest: int | None = None,
     ) -> tuple[Float[Tensor, "R t C"], KeysValues]:
-        """The frames after the block (the `newest` ones alone, if given), and the keys (before rotation) and values of all.
+        """Output for all frames, or for the `newest` only, and keys (before rotation) and values of all frames.
 
-        The condition may have R rows, a multiple of B: branches that share x up to here part at the cross-attention.
+        The condition may have R rows, a multiple of B: guidance branches share x up to the cross-attention.
         """
         q, own = self.project(x, modulation)
         if newest is not None:
