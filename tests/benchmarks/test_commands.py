@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import loader, rollout, training, vae
-from benchmarks.common import options, report
+from benchmarks.common import encoded_example, options, report
 from tests.conftest import AUTOENCODER, DENOISER
 
 
@@ -49,8 +49,8 @@ def test_training_prints_steps_and_what_the_demo_takes(monkeypatch, capsys) -> N
 
 
 @pytest.mark.slow
-def test_ranks_see_the_frames_that_the_ratio_says(latents, tmp_path) -> None:
-    found = training.ranks(2, latents, tmp_path, steps=21, rounds=1)
+def test_ranks_see_the_frames_that_the_ratio_says(tmp_path) -> None:
+    found = training.ranks(2, encoded_example(tmp_path, conversations=2), tmp_path, steps=21, rounds=1)
     alone, both = found["frames_per_second_of_one_rank"], found["frames_per_second_of_2_ranks"]
     assert found["efficiency"] == pytest.approx(both / (2 * alone))
 
