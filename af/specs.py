@@ -72,9 +72,9 @@ class FeatureSpec(_Spec):
     """How audio features were made; a model refuses features with a different spec.
 
     `dim` is the size of a frame's vector (layers x dim of a layer). In mode `utterance` the extractor saw the whole
-    clip. In mode `streaming` it saw, for each block of `block_frames` frames, the samples of at most `window_frames`
-    frames up to the end of the block, plus `right_context_frames` after it. `checkpoint` is the SHA-256 of the
-    extractor's weights, None for an extractor without weights.
+    clip. In mode `streaming` it saw, for each block of `block_frames` frames counted from 0, the samples of at most
+    `window_frames` frames up to the end of the block, plus `right_context_frames` after it. `checkpoint` is the SHA-256
+    of the extractor's weights, None for an extractor without weights.
     """
 
     extractor: str
@@ -126,9 +126,8 @@ class MotionSpec(_Spec):
 
 @dataclass(frozen=True)
 class TeacherSpec(_Spec):
-    """How a teacher's motion was made: latents of `dim` numbers from an autoencoder (its hash), by a denoiser
-    (hash) in `steps` steps with `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with
-    `seed`.
+    """How a teacher's motion was made: latents of `dim` numbers, hashes of autoencoder and denoiser, `steps` steps with
+    `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with `seed`.
     """
 
     dim: int

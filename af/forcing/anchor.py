@@ -1,4 +1,4 @@
-"""Holding a long roll-out to the portrait's pose and expression, against slow drift (an option; off by default)."""
+"""An anchor against slow drift of long roll-outs from the portrait's pose and expression (off by default)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from af.errors import UserError
 
 @dataclass(frozen=True)
 class Anchor:
-    """Two ways, which can be combined.
+    """Two ways to hold a roll-out near the portrait, which can be combined.
 
-    `sink_frames`: so many frames of the portrait's motion, held still with every signal dropped, stay in the caches for
-    ever as the oldest frames (attention sinks, Xiao et al. 2023). `pull`: a guidance term that takes from the velocity
-    this share of how far the running mean of the motion, over about `horizon_frames`, is away from the portrait's.
+    `sink_frames`: number of frames of the portrait's still motion, with every signal dropped, that stay in the caches
+    for good as the oldest frames (attention sinks, Xiao et al. 2023). `pull`: a guidance term that subtracts from the
+    velocity this share of the running mean's distance (over about `horizon_frames`) from the portrait's motion.
     """
 
     sink_frames: int = 0
@@ -32,6 +32,6 @@ class Anchor:
             raise UserError(f"anchor.horizon_frames: {self.horizon_frames}; it must be positive")
 
     def running_mean(self, mean: Float[Tensor, "B D"], block: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """The running mean after a block."""
+        """Update the running mean of the motion by a block."""
         kept = (1 - 1 / self.horizon_frames) ** block.shape[1]
         return kept * mean + (1 - kept) * block.mean(1)

@@ -1,7 +1,7 @@
-"""Several roll-outs in one pass: samplers whose states have the same sizes are joined, stepped and divided again.
+"""Several roll-outs in one pass: samplers with states of equal sizes are joined, stepped and split again.
 
-Roll-outs that started at different times fit each other once their caches are full: positions count back from the end of
-the window, so nothing else tells them apart.
+Roll-outs that started at different times can be joined once their caches are full, because positions count back from
+the end of the window.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from af.types import Condition
 def step_batch(
     samplers: Sequence[BlockSampler], conditions: Sequence[Condition], noises: Sequence[Float[Tensor, "b T D"]]
 ) -> list[Float[Tensor, "b T D"]]:
-    """The next block of every sampler, in as few passes as there are kinds of state; what `step` gives, up to rounding.
+    """The next block of every sampler, equal to `step` up to rounding, in one pass per kind of state.
 
-    Every sampler may hold several sequences. ValueError as in `BlockSampler.step`.
+    Every sampler may hold several sequences. Raises ValueError as `BlockSampler.step`.
     """
     motions: dict[int, Tensor] = {}
     for members in _groups((_kind(s), n.shape[1]) for s, n in zip(samplers, noises, strict=True)):
@@ -40,14 +40,14 @@ def step_batch(
 
 
 def commit_batch(samplers: Sequence[BlockSampler]) -> None:
-    """`commit` of every sampler that has a block to commit."""
+    """Call `commit` for every sampler that has a block to commit."""
     waiting = [s for s in samplers if s.state.pending is not None]
     for members in _groups(map(_kind, waiting)):
         _as_one([waiting[i] for i in members], BlockSampler.commit)
 
 
 def _groups(keys: Iterable[Hashable]) -> list[list[int]]:
-    """Places of equal keys, in order."""
+    """Indices grouped by equal keys, in order."""
     groups: dict[Any, list[int]] = {}
     for place, key in enumerate(keys):
         groups.setdefault(key, []).append(place)
@@ -55,18 +55,18 @@ def _groups(keys: Iterable[Hashable]) -> list[list[int]]:
 
 
 def _kind(sampler: BlockSampler) -> tuple:
-    """Equal for samplers that can be joined: the same model and settings, tensors of the same sizes."""
+    """A key that is equal for samplers that can be joined: same model, settings and tensor sizes."""
     sizes: list[torch.Size | None] = []
     _map(lambda x: sizes.append(None if x is None else x.shape[1:]), sampler.state)
     return id(sampler.denoiser), sampler.settings, sampler.frames > 0, *sizes
 
 
 def _as_one(group: Sequence[BlockSampler], work: Callable[[BlockSampler], Any]) -> Any:
-    """`work` on one sampler that stands for all of `group`, whose states are what it leaves."""
+    """Run `work` on one sampler that stands for all of `group`, then give each its part of the new state."""
     if len(group) == 1:
         return work(group[0])
     sizes = [s.state.portrait.shape[0] for s in group]
-    whole = copy.copy(group[0])  # shares geometries and modulation, which depend on sizes only
+    whole = copy.copy(group[0])  # shares geometries and modulation, which depend only on sizes
     whole.state = _map(lambda *parts: _join(parts, sizes), *(s.state for s in group))
     before = whole.frames
     result = work(whole)
@@ -77,9 +77,9 @@ def _as_one(group: Sequence[BlockSampler], work: Callable[[BlockSampler], Any]) 
 
 
 def _map(change: Callable[..., Any], *values: Any) -> Any:
-    """`change` of the tensors (or None) that stand in the same place of all `values`; of the rest, what the first has.
+    """Apply `change` to the tensors (or None) at the same place in all `values`; other parts are those of the first.
 
-    Attention plans are part of the rest: they depend on sizes only.
+    Attention plans belong to the other parts: they depend only on sizes.
     """
     first = values[0]
     if first is None or isinstance(first, Tensor):
@@ -93,13 +93,13 @@ def _map(change: Callable[..., Any], *values: Any) -> Any:
 
 
 def _join(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
-    """Batches side by side within every branch: rows are branch · sequence, sequences of `parts` in order."""
+    """Join batches within every branch: rows are branch · sequence, with the sequences of `parts` in order."""
     split = [part.unflatten(0, (-1, size)) for part, size in zip(parts, sizes, strict=True) if part is not None]
     return torch.cat(split, 1).flatten(0, 1) if split else None
 
 
 def _part(whole: Tensor | None, sizes: Sequence[int], i: int) -> Tensor | None:
-    """The rows of part i again: a copy, so that no part keeps the whole alive."""
+    """A copy of the rows of part i; a view would keep the whole batch in memory."""
     if whole is None:
         return None
     return whole.unflatten(0, (-1, sum(sizes))).split(list(sizes), 1)[i].clone().flatten(0, 1)

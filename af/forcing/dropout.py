@@ -1,7 +1,6 @@
-"""Condition dropping: which signals the denoiser does without, in a training step or in a whole roll-out.
+"""Condition dropping: the signals withheld from the denoiser in a training step or a roll-out.
 
-Drops are applied by selecting zeros, never by skipping an encoder, so that under DDP every parameter is used in every
-step whatever was drawn.
+Drops select zeros and never skip an encoder: DDP needs every parameter to be used in every step.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PER: Final = ("sequence", "block")
 
 @dataclass(frozen=True)
 class Dropped:
-    """What was dropped (True): signals frame by frame, the reference of a whole sequence."""
+    """What was dropped (True): signals per frame, the reference per sequence."""
 
     avatar_audio: Bool[Tensor, "B T"]
     user_audio: Bool[Tensor, "B T"]
@@ -32,7 +31,7 @@ class Dropped:
     reference: Bool[Tensor, " B"]
 
     def cases(self) -> dict[str, Bool[Tensor, "B T"]]:
-        """The cases losses are logged for: everything there, each signal gone, no user at all, no reference."""
+        """The cases that losses are logged for: nothing dropped, one signal dropped, no user at all, no reference."""
         reference = self.reference[:, None].expand_as(self.user_audio)
         return {
             "all_present": ~(self.avatar_audio | self.user_audio | self.user_motion | reference),
@@ -46,7 +45,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A factor on drop probabilities: linear from `start` to `end` over the first `over` of the training, then `end`."""
+    """A factor on drop probabilities: linear from `start` to `end` over the share `over` of training, then `end`."""
 
     start: float = 0.0
     end: float = 1.0
@@ -67,10 +66,10 @@ class Ramp:
 class ConditionDropout:
     """Drop probabilities in [0, 1]: one per signal, independently, and joint ones.
 
-    `user` drops the user's audio and motion together, `everything` all three signals: the guidance branches
-    (nothing), (avatar audio alone) and (user alone) are otherwise met in 0.1 %, 0.9 % and 8.1 % of the windows only.
-    Signals are drawn `per` sequence, or per block of `block_frames` (the reference, which has no time, per sequence).
-    `schedule` multiplies every probability over the training, up to 1.
+    `user` drops the user's audio and motion together, `everything` all three signals. Without these joint drops, the
+    guidance branches (nothing), (avatar audio alone) and (user alone) occur in only 0.1 %, 0.9 % and 8.1 % of the
+    windows. Signals are drawn `per` sequence or per block of `block_frames`, the reference always per sequence.
+    `schedule` multiplies every probability by a factor that changes over training; products are capped at 1.
     """
 
     avatar_audio: float = 0.1
@@ -93,11 +92,11 @@ class ConditionDropout:
 
     @classmethod
     def never(cls) -> ConditionDropout:
-        """Nothing is dropped."""
+        """No dropping."""
         return cls(0, 0, 0, 0)
 
     def at(self, progress: float) -> ConditionDropout:
-        """The probabilities that hold at `progress` (0 … 1) of the training."""
+        """The probabilities at `progress` (0 … 1) of training."""
         if self.schedule is None:
             return self
         factor = self.schedule(progress)
@@ -105,7 +104,7 @@ class ConditionDropout:
         return replace(self, schedule=None, **scaled)  # type: ignore[arg-type]
 
     def __call__(self, batch: int, frames: int, *, generator: torch.Generator, progress: float = 1.0) -> Dropped:
-        """One draw for `batch` sequences of `frames` frames, on the generator's device, `progress` (0 … 1) into training."""
+        """Draw for `batch` sequences of `frames` frames, on the generator's device; `progress` (0 … 1) of training."""
         if self.schedule is not None:
             return self.at(progress)(batch, frames, generator=generator)
         size = frames if self.per == "sequence" else self.block_frames
@@ -143,12 +142,12 @@ def signal_subsets() -> list[tuple[str, ...]]:
 
 
 def subset_name(signals: Collection[str]) -> str:
-    """How a subset is called: "avatar_audio+user_motion", or "none"."""
+    """The name of a subset, such as "avatar_audio+user_motion", or "none"."""
     return "+".join(s for s in SIGNALS if s in signals) or "none"
 
 
 def named_subset(name: str) -> tuple[str, ...]:
-    """The subset that `subset_name` calls so. UserError for a signal that does not exist."""
+    """The inverse of `subset_name`. Raises UserError for an unknown signal."""
     chosen = () if name == "none" else tuple(name.split("+"))
     if unknown := [s for s in chosen if s not in SIGNALS]:
         raise UserError(f"unknown signal {unknown[0]!r}; allowed: none, or some of {'+'.join(SIGNALS)}")
@@ -156,6 +155,6 @@ def named_subset(name: str) -> tuple[str, ...]:
 
 
 def keep_signals(condition: Condition, signals: Collection[str]) -> Condition:
-    """The condition with every signal but those named replaced by zeros."""
+    """The condition with all signals except `signals` replaced by zeros."""
     values = {name: getattr(condition, name) for name in SIGNALS}
     return Condition(**{name: x if name in signals else torch.zeros_like(x) for name, x in values.items()})

@@ -1,4 +1,4 @@
-"""Classifier-free guidance over the two voices of a conversation."""
+"""Classifier-free guidance by the avatar's audio and by the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from af.types import Condition
 
 @dataclass(frozen=True)
 class Branch:
-    """One evaluation of the denoiser: its share of the guided velocity and the signals it gets."""
+    """One evaluation of the denoiser: its weight in the guided velocity and the signals it receives."""
 
     weight: float
     avatar: bool
@@ -25,8 +25,8 @@ class Branch:
 class Guidance:
     """v(∅,∅) + audio·[v(a,∅) − v(∅,∅)] + user·[v(∅,u) − v(∅,∅)] + joint·[v(a,u) − v(∅,∅)] (method §4; joint is ours).
 
-    Branches whose share is zero are not evaluated: ``Guidance(audio=1, user=0)`` is a talking-only avatar in one
-    branch, ``Guidance.conditional()`` the plain conditional model.
+    Branches with weight zero are not evaluated: ``Guidance(audio=1, user=0)`` is a talking-only avatar with one branch,
+    ``Guidance.conditional()`` the plain conditional model.
     """
 
     audio: float = 2.0
@@ -35,11 +35,11 @@ class Guidance:
 
     @classmethod
     def conditional(cls) -> Guidance:
-        """No guidance: v(a, u) alone."""
+        """No guidance: only v(a, u)."""
         return cls(audio=0.0, user=0.0, joint=1.0)
 
     def branches(self) -> tuple[Branch, ...]:
-        """The branches that have a share, in the order none, avatar, user, both. Shares add up to 1."""
+        """The branches with non-zero weight, in the order none, avatar, user, both. Weights add up to 1."""
         candidates = (
             Branch(1 - self.audio - self.user - self.joint, avatar=False, user=False),
             Branch(self.audio, avatar=True, user=False),
@@ -50,7 +50,7 @@ class Guidance:
 
 
 def branch_conditions(condition: Condition, branches: Sequence[Branch]) -> Condition:
-    """The condition of every branch, batched branch by branch: (len(branches)·B, …); dropped signals are zeros."""
+    """The conditions of all branches, batched branch by branch: (len(branches)·B, …); dropped signals are zeros."""
     dropped = condition.map(torch.zeros_like)
     every = [
         Condition(

@@ -1,8 +1,8 @@
-"""What a live session has heard and seen and not used yet: samples, their features, the user's motion.
+"""The input buffers of a live session: audio samples, their features, and the user's motion.
 
-Everything lies on one timeline that the audio counts: sample n is n / 16,000 s after the start, slot n of the motion
-n / 25 s. A signal that paused is filled up; what comes of it later replaces what was filled and not used yet. States are
-never changed in place, so that a copy of `Voice` or `Face` is as it was whatever happens to the original.
+The audio is the clock of one timeline: sample n is n / 16,000 s after the start, slot n of the motion n / 25 s. A
+signal that pauses is filled up; input that arrives later replaces the filled part not used yet. State is never changed
+in place, so a copy of `Voice` or `Face` is independent of the original.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from af.forcing.pieces import Resampler
 
 @dataclass(frozen=True)
 class SpeechStream:
-    """Streaming speech features: `extract` gives the newest `block_frames` frames of a window of audio, `window(i)` the
-    samples [start, stop) that feature block i is made of, `right_context_frames` of them after the block's end.
+    """Streaming speech features: `extract` computes the newest `block_frames` frames of a window of audio; `window(i)`
+    is the range of samples [start, stop) of feature block i, `right_context_frames` of it after the block's end.
     """
 
     extract: Callable[[Float[Tensor, "1 S"]], Float[Tensor, "1 t F"]]
@@ -34,70 +34,70 @@ class SpeechStream:
     right_context_frames: int = 0
 
     def needed_frames(self, stop: int) -> int:
-        """Frames of audio that must have arrived before features of the frames up to `stop` exist."""
+        """Frames of audio needed before the features of the frames up to `stop` exist."""
         return math.ceil(stop / self.block_frames) * self.block_frames + self.right_context_frames
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where the clock stands and how far from it a signal may end, in the signal's own units."""
+    """The clock's position, and how far from it a signal may end, in the signal's own units."""
 
     clock: int
     patience: int
 
     def shift(self, end: int, late: bool) -> int:
-        """How far a piece that would end at `end` is moved to end at the clock: 0 while it is within the patience.
+        """The shift that moves a piece ending at `end` to the clock: 0 while it ends within the patience.
 
-        One that is `late` (its place was filled up) and still ends before that comes of a source that paused and goes
-        on; one that ends after it, of a source that gives too many, or what it had kept while it paused.
+        A `late` piece (its place was filled up) that ends too early comes from a source that resumes after a pause; one
+        that ends too far ahead, from a source that delivers too much or sends what it kept during a pause.
         """
         away = self.clock - end
         return away if away < -self.patience or (late and away > self.patience) else 0
 
 
 class Voice:
-    """Samples of one speaker and the features they give; keeps the audio that later feature blocks still need."""
+    """Samples of one speaker and their features; keeps the audio that later feature blocks still need."""
 
     def __init__(self, speech: SpeechStream, rate: int) -> None:
         self.speech = speech
         self.used = 0  # frames
-        self.received = 0  # samples, since the start; what was filled up counts
-        self.slack = 0  # samples by which it was moved towards the clock, and from which it may be moved back
-        self.expected = 0  # where the next samples belong: before `received` when that was filled up
+        self.received = 0  # samples since the start, including filled ones
+        self.slack = 0  # samples by which it was moved towards the clock; it may be moved back by as many
+        self.expected = 0  # position of the next samples: before `received` if that part was filled up
         self._resampler = Resampler(rate)
-        self._features: Float[Tensor, "1 t F"] | None = None  # those that wait to be used
+        self._features: Float[Tensor, "1 t F"] | None = None  # features not used yet
         self._sound = torch.zeros(0)
-        self._first = 0  # number of the first sample held
+        self._first = 0  # index of the first sample held
         self._blocks = 0
-        self._heard = 0  # samples before this one are in features already
+        self._heard = 0  # samples before this one already have features
 
     @property
     def ready_frames(self) -> int:
-        """Frames of features that wait to be used."""
+        """Frames of features not used yet."""
         return 0 if self._features is None else self._features.shape[1]
 
     @property
     def received_frames(self) -> int:
-        """Frames of audio, since the start; what was filled up counts."""
+        """Frames of audio since the start, including filled ones."""
         return samples_to_frames(self.received)
 
     @property
     def whole_frames(self) -> int:
-        """Frames that the audio lasts (a part of a frame is not a frame)."""
+        """Whole frames in the audio so far."""
         return self.received_frames
 
     @property
     def expected_frames(self) -> int:
-        """Frames of audio that came, or where the next sample belongs."""
+        """Position of the next sample, in frames of audio."""
         return samples_to_frames(self.expected)
 
     @property
     def precedence(self) -> tuple[bool, int, int]:
-        """The least of several voices is the one that the others are held to."""
+        """Sort key of the voices: the smallest leads, the others follow it."""
         return self.expected < self.received, self.slack, -self.received
 
     def copy(self) -> Voice:
-        """The same voice, which what happens to this one does not change."""
+        """An independent copy."""
         other = copy.copy(self)
         other._resampler = copy.copy(self._resampler)
         return other
@@ -110,14 +110,14 @@ class Voice:
         return taken
 
     def push(self, samples: Float32[np.ndarray, " S"], bounds: Bounds | None = None) -> int:
-        """Take samples, all of them finite; returns how many came too late to be heard.
+        """Add samples, all finite. Returns how many came too late to be used.
 
-        `bounds`: of the other voices, when one of them leads.
+        `bounds`: those of the other voice, when it leads.
         """
         return self._place(self._resampler.push(samples), bounds)
 
     def fill(self, frames: int) -> None:
-        """Silence until `frames` have been received."""
+        """Add silence until `frames` frames have been received."""
         missing = frames_to_samples(frames) - self.received
         if missing > 0:
             self._sound = torch.cat((self._sound, torch.zeros(missing)))
@@ -125,11 +125,11 @@ class Voice:
             self._extract()
 
     def end(self) -> None:
-        """No more will come: what the resampler still held is taken."""
+        """Take what the resampler still holds: the input has ended."""
         self._place(self._resampler.push(np.zeros(0, np.float32), last=True), None)
 
     def end_at(self, frames: int) -> None:
-        """The end: exactly `frames` of audio, a last feature block being completed with silence."""
+        """End at exactly `frames` frames of audio; silence completes the last feature block."""
         excess = self.received - frames_to_samples(frames)  # a part of a frame
         if excess > 0:
             self._sound, self.received = self._sound[: len(self._sound) - excess], self.received - excess
@@ -169,60 +169,59 @@ class Voice:
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the frames of one push belong: `owners` has the frame seen in each slot from `start` on (-1: the one before
-    them all). Frames that are seen nowhere need not be encoded, except the newest, which may be held: of those that
-    were dropped for their times nothing is shown.
+    """The slots of the frames of one push: `owners` has the frame shown in each slot from `start` on (-1: the frame
+    before this push). Frames shown nowhere are not encoded, except the newest accepted one, which may be held later.
     """
 
     start: int
     owners: list[int]
-    needed: list[int]  # the frames that must be encoded, in order: the last is the newest that counts
-    expected: Fraction  # time of the frame after these, if it comes without one
+    needed: list[int]  # frames to encode, in order; the last is the newest accepted one
+    expected: Fraction  # time of the next frame, should it come without a time
     newest: Fraction | None
-    end: int | None = None  # what was known after this slot goes
+    end: int | None = None  # slots after this one are discarded
     dropped: int = 0
-    held: int = 0  # slots of a gap
+    held: int = 0  # slots in a gap
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """Frames before it is known which slots are too late: (frame, start, stop, where the frame before it ends)."""
+    """Placed frames, before late slots are dropped: (frame, start, stop, end of the frame before)."""
 
     slots: list[tuple[int, int, int, int]]
     expected: Fraction
     newest: Fraction | None
-    last: int  # the newest frame that counts, -1 when none does
+    last: int  # the newest accepted frame, -1 without any
     dropped: int
     end: int | None = None
 
 
 class Face:
-    """The user's motion, a slot for each frame of the clock; times are counted in frames of the clock, too.
+    """The user's motion, one slot per frame of the clock; times are in frames of the clock, too.
 
-    A frame is seen in the slots that it is nearest to in time (between two, the earlier frame).
+    Each slot shows the frame nearest in time (of two equally near, the earlier one).
     """
 
     def __init__(self, rest: Float[Tensor, " L"], step: Fraction) -> None:
         self.step = step  # time between two frames
-        self.received_frames = 0  # slots, since the start; what was filled up counts
+        self.received_frames = 0  # slots since the start, including filled ones
         self.used = 0
-        self.last = rest  # until a face is seen: the motion that a dropped signal stands for
-        self.expected = Fraction(0)  # time of the next frame, if it comes without one
+        self.last = rest  # until a face is seen: the motion of a dropped signal
+        self.expected = Fraction(0)  # time of the next frame, should it come without a time
         self.newest: Fraction | None = None  # time of the last one
         self._rows: Float[Tensor, "t L"] = rest[None][:0]  # slots [used, received)
 
     def copy(self) -> Face:
-        """The same motion, which what happens to this one does not change."""
+        """An independent copy."""
         return copy.copy(self)
 
     @property
     def ready_frames(self) -> int:
-        """Slots that wait to be used."""
+        """Slots not used yet."""
         return self.received_frames - self.used
 
     @property
     def expected_frames(self) -> int:
-        """Slot of the next frame."""
+        """The slot of the next frame."""
         return math.ceil(self.expected)
 
     def take(self, count: int) -> Float[Tensor, "1 t L"]:
@@ -232,32 +231,32 @@ class Face:
         return taken[None]
 
     def fill(self, frames: int) -> None:
-        """The last motion held until `frames` slots have been received."""
+        """Hold the last motion until `frames` slots have been received."""
         if frames > self.received_frames:
             self._rows = torch.cat((self._rows, self.last.expand(frames - self.received_frames, -1)))
             self.received_frames = frames
 
     @property
     def whole_frames(self) -> int:
-        """Frames of the clock that the user's frames last (a part of a frame is not a frame)."""
+        """Whole frames of the clock covered by the user's frames."""
         return math.floor(self.expected)
 
     def end_at(self, frames: int) -> None:
-        """The end: exactly `frames` slots."""
+        """End at exactly `frames` slots."""
         self._rows = self._rows[: frames - self.used]
         self.received_frames = self.used + len(self._rows)
         self.fill(frames)
 
     def spans(self, count: int, times: Sequence[Fraction] | None, bounds: Bounds | None) -> Spans:
-        """Where `count` frames belong, taken at `times` or one `step` after the other; nothing changes yet.
+        """The slots of `count` frames taken at `times`, or one `step` apart. Changes nothing.
 
-        `bounds`: of the audio, where nothing is waited for. Frames without times are moved as a whole to end at the
-        clock when they would end out of bounds; frames with times that are too far ahead are dropped.
+        `bounds`: those of the audio, given when the session has a patience. Frames without times that would end out of
+        bounds are moved as a whole to end at the clock; frames with times too far ahead are dropped.
         """
         placed = self._in_step(count, bounds) if times is None else self._at_times(times, bounds)
         start, owners, held, dropped = self.received_frames, list[int](), 0, placed.dropped
         for frame, begin, stop, reach in placed.slots:
-            dropped += begin < stop <= self.used  # all of it is too late
+            dropped += begin < stop <= self.used  # every frame is too late
             begin = max(begin, self.used)
             if begin >= stop:
                 continue
@@ -269,12 +268,12 @@ class Face:
         return Spans(start, owners, needed, placed.expected, placed.newest, placed.end, dropped, held)
 
     def _in_step(self, count: int, bounds: Bounds | None) -> _Placed:
-        """Frames one `step` after the other, from where the next one is expected."""
+        """Place frames one `step` apart, starting where the next one is expected."""
         first, half, dropped, end = self.expected, self.step / 2, 0, None
         if bounds is not None and count:
             start, stop = math.floor(first - half) + 1, math.floor(first + (count - 1) * self.step + half) + 1
             shift = bounds.shift(stop, start < self.received_frames)
-            if shift < 0:  # known slots that are known anew, later
+            if shift < 0:  # known slots that move to a later time
                 dropped = max(0, min(start, self.received_frames) - max(start + shift, self.used))
                 end = stop + shift
             first += shift
@@ -284,7 +283,7 @@ class Face:
         return _Placed(slots, expected, times[-1] if times else self.newest, count - 1, dropped, end)
 
     def _at_times(self, times: Sequence[Fraction], bounds: Bounds | None) -> _Placed:
-        """Frames at their own times, those that are not later than the one before or too far ahead dropped."""
+        """Place frames at their own times; drop those not later than the one before, or too far ahead."""
         newest, last, dropped = self.newest, -1, 0
         slots: list[tuple[int, int, int, int]] = []
         limit = None if bounds is None else bounds.clock + bounds.patience
@@ -303,7 +302,7 @@ class Face:
         return _Placed(slots, self.expected if newest is None else newest + self.step, newest, last, dropped)
 
     def push(self, spans: Spans, rows: Float[Tensor, "n L"], seen: Bool[Tensor, " n"]) -> None:
-        """Take `spans.needed` frames; those in which no face was seen show the last motion before them."""
+        """Add the frames `spans.needed`; a frame without a face repeats the last motion before it."""
         known = torch.cat((self.last[None], rows.to(self.last, non_blocking=True)))
         number = torch.arange(1, len(rows) + 1, device=known.device)
         held = torch.where(seen, number, 0).cummax(0).values

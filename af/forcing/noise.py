@@ -1,4 +1,4 @@
-"""How much noise each block of a training window gets: flow times drawn per block and shared by its frames."""
+"""Noise levels of training windows: flow times drawn per block and shared by its frames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """sigmoid of a normal variable: more weight on middle flow times (Stable Diffusion 3). `mean` > 0: cleaner."""
+    """Sigmoid of a normal variable: more weight on middle flow times (Stable Diffusion 3). `mean` > 0 is cleaner."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -47,13 +47,13 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class Steps:
-    """The flow times at which a sampler of `count` equal steps evaluates, each as often: 0, 1/count, ... (distillation)."""
+    """The flow times of a sampler with `count` equal steps: 0, 1/count, …, equally likely (for distillation)."""
 
     count: int = 1
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UserError(f"distribution.count: {self.count}; a sampler has at least one step")
+            raise UserError(f"distribution.count: {self.count}; it must be at least 1")
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Independent samples of `shape` (on the generator's device)."""
@@ -62,12 +62,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class FlowTimes:
-    """Draws (B, T) flow times, the frames of a block of `block_frames` sharing theirs.
+    """Draws flow times (B, T), shared by the frames of a block of `block_frames`.
 
-    `levels` "independent": every block has its own (diffusion forcing); `clean_probability` is the share of the blocks
-    shown clean (t = 1), as history is when generating (0: the paper). "last": the last block is noisy and all before it
-    are clean (autoregressive diffusion), as when generating; the start of a roll-out is learnt from windows that are
-    cut, `start_share` of them, to one of the shorter histories.
+    `levels` "independent": every block has its own (diffusion forcing); `clean_probability` is the share of blocks
+    shown clean (t = 1), like the history during generation (0: the paper). "last": only the last block is noisy, as
+    during generation (autoregressive diffusion); a share `start_share` of the windows is cut to a shorter history, to
+    learn the start of a roll-out.
     """
 
     block_frames: int
@@ -87,7 +87,7 @@ class FlowTimes:
             raise UserError(f"flow_times.start_share: {self.start_share}; allowed: 0 to 1")
 
     def frames(self, window_frames: int, generator: torch.Generator | None = None) -> int:
-        """Frames of a window of `window_frames` to train on in this step: all, or history and one block."""
+        """Number of frames of a window to train on in this step: all, or a shorter history and one block."""
         if self.levels == "independent":
             return window_frames
         histories = self.histories(window_frames)
@@ -97,8 +97,8 @@ class FlowTimes:
         return histories[int(place * (len(histories) - 1))] + self.block_frames
 
     def histories(self, window_frames: int) -> list[int]:
-        """Lengths of history before the last block: none, then whole blocks up to a full window (which may begin with
-        a part of a block). UserError for a window without room for a block.
+        """Lengths of history before the last block: none, then whole blocks up to a full window (which may begin with a
+        partial block). Raises UserError for a window shorter than a block.
         """
         full = window_frames - self.block_frames
         if full < 0:
@@ -108,7 +108,7 @@ class FlowTimes:
     def __call__(
         self, batch: int, frames: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Float[Tensor, "B T"]:
-        """Flow times of `batch` windows of `frames` frames (a last, partial block has its own time)."""
+        """Flow times of `batch` windows of `frames` frames; a partial last block has its own time."""
         if self.levels == "last":
             history = torch.ones(batch, frames - self.block_frames, device=device)
             t = self.distribution((batch, 1), generator).to(device)
@@ -122,8 +122,8 @@ class FlowTimes:
 
 
 def clip_noise(key: str, seed: int, frames: int, dim: int) -> Float[Tensor, "T D"]:
-    """The noise of a clip: a function of its key and the seed, whatever it is batched with."""
-    # torch's CPU generator keeps the lower 32 bits of a seed only
+    """The noise of a clip, a function of its key and the seed alone: batching does not change it."""
+    # torch's CPU generator keeps only the lower 32 bits of a seed
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
     return torch.randn(frames, dim, generator=generator)
 

@@ -1,4 +1,4 @@
-"""The straight path from noise to motion, the points in flow time at which a sampler stands, and the solvers."""
+"""The straight path from noise to motion, schedules of flow times for sampling, and the solvers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TABLE_SIZE: Final = 1000
 def interpolate(
     noise: Float[Tensor, "B T D"], clean: Float[Tensor, "B T D"], flow_time: Float[Tensor, "B T"]
 ) -> Float[Tensor, "B T D"]:
-    """x_t = t·x_1 + (1 − t)·x_0 with each frame's own flow time (method §3)."""
+    """x_t = t·x_1 + (1 − t)·x_0, with a flow time for each frame (method §3)."""
     t = flow_time[..., None]
     return t * clean + (1 - t) * noise
 
@@ -34,10 +34,10 @@ def target_velocity(noise: Float[Tensor, "B T D"], clean: Float[Tensor, "B T D"]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A step matrix, steps × frames: where a sampler stands. One column stands for all frames of a block.
+    """A sampling schedule as a step matrix, steps × frames; a single column serves all frames of a block.
 
-    `flow_times`: the flow time each frame is evaluated at (0 = noise). `step_sizes`: how far it goes from there; 0 for
-    a frame that waits or is finished. Each column's steps add up to 1.
+    `flow_times`: flow time at which each frame is evaluated (0 = noise). `step_sizes`: length of its step; 0 for a
+    frame that waits or is finished. Each column's steps add up to 1.
     """
 
     flow_times: Float[Tensor, "S F"]
@@ -45,16 +45,16 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Rows of the matrix."""
+        """Number of rows of the matrix."""
         return self.flow_times.shape[0]
 
     def beside(self, motion: Tensor) -> Schedule:
-        """The same on the device of `motion`: flow times as precise as that can be, step sizes in its dtype."""
+        """The schedule on the device of `motion`: flow times in its widest float, step sizes in `motion`'s dtype."""
         times = self.flow_times.to(motion.device, widest_float(motion.device), non_blocking=True)
         return Schedule(times, self.step_sizes.to(motion.device, motion.dtype, non_blocking=True))
 
     def of(self, frames: int) -> Schedule:
-        """The matrix for `frames` frames: a column for each, blocks one like the other. ValueError if they do not fit."""
+        """The matrix for `frames` frames, repeated block by block. Raises ValueError if they do not fit."""
         columns = self.flow_times.shape[1]
         if frames % columns:
             raise ValueError(f"a step matrix of {columns} frames does not fit {frames} frames")
@@ -64,41 +64,41 @@ class Schedule:
 
 
 def step_matrix(levels: Float[Tensor, "R F"] | Sequence[Sequence[float]]) -> Schedule:
-    """The schedule through flow times `levels`: R − 1 steps, one column a frame of a block (or one for all).
+    """The schedule through flow times `levels`: R − 1 steps, one column per frame of a block (or one for all).
 
-    Every column must begin at 0 (noise), end at 1 (clean) and never fall. UserError otherwise.
+    Raises UserError unless every column begins at 0 (noise), ends at 1 (clean) and never decreases.
     """
     matrix = torch.as_tensor(levels, dtype=torch.float64)
     if matrix.ndim != 2 or matrix.shape[0] < 2:
         raise UserError(
-            f"schedule: a step matrix has at least two rows and a column a frame, got {tuple(matrix.shape)}"
+            f"schedule: a step matrix has at least two rows and a column per frame, got {tuple(matrix.shape)}"
         )
     steps = matrix.diff(dim=0)
     if (matrix[0] != 0).any() or (matrix[-1] != 1).any() or not (steps >= 0).all():
-        raise UserError("schedule: every frame of a step matrix begins at flow time 0, ends at 1 and never goes back")
+        raise UserError("schedule: every frame of a step matrix must begin at flow time 0, end at 1 and never go back")
     return Schedule(matrix[:-1], steps)
 
 
 def pyramid(steps: int, frames: int, stagger: float = 1.0) -> Schedule:
-    """Earlier frames of a block are clean earlier: the last one starts when the first has gone `stagger` of its way.
+    """A schedule that finishes earlier frames of a block earlier: the last starts when the first is at `stagger`.
 
-    `stagger` 0 is the uniform schedule, 1 lets the last frame start when the first is clean. The number of evaluations
-    is `steps` all the same, so each frame's own steps are longer. UserError for a negative `stagger`.
+    `stagger` 0 is the uniform schedule; with 1 the last frame starts when the first is clean. The number of evaluations
+    stays `steps`, so each frame takes fewer, longer steps. Raises UserError for a negative `stagger`.
     """
     if stagger < 0:
         raise UserError(f"schedule: stagger {stagger}; it must not be negative")
     start = stagger * torch.arange(frames, dtype=torch.float64) / max(1, frames - 1)
     clock = (1 + stagger) * torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps
     levels = (clock - start).clamp(0, 1)
-    levels[-1] = 1  # of the last frames 1 up to rounding
+    levels[-1] = 1  # the last frames end at 1 only up to rounding
     return step_matrix(levels)
 
 
 def schedule(name: str, steps: int, frames: int = 1) -> Schedule:
-    """`steps` steps from 0 to 1 for blocks of `frames` frames. UserError for an unknown name or steps < 1.
+    """`steps` steps from 0 to 1 for blocks of `frames` frames. Raises UserError for an unknown name or steps < 1.
 
-    `uniform`: equal steps. `released`: evaluated at the same times, but step lengths come from a table of 1000 float32
-    noise levels looked up by the nearest timestep (released.md; `steps` = nfe − 2). `pyramid`: see there.
+    `uniform`: equal steps. `released`: the same flow times, but step lengths from a table of 1000 float32 noise levels,
+    looked up by the nearest timestep (`steps` = nfe − 2). `pyramid`: see `pyramid`.
     """
     if name not in SCHEDULES:
         raise UserError(f"schedule: unknown schedule {name!r}; allowed: {', '.join(SCHEDULES)}")
@@ -112,7 +112,7 @@ def schedule(name: str, steps: int, frames: int = 1) -> Schedule:
         return step_matrix(torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps)
     tau = torch.linspace(1000, 0, steps + 1)
     table = torch.linspace(1, 0, _TABLE_SIZE)
-    # argmin takes the first of equal minima on CPU, which is the released tie rule
+    # on CPU, argmin takes the first of equal minima, as the released model does
     sigma = table[(1000 * table - tau[:, None]).abs().argmin(1)].double()
     return Schedule((1 - tau[:-1, None].double() / 1000), (sigma[:-1] - sigma[1:])[:, None])
 
@@ -123,11 +123,11 @@ def integrate(
     steps: Schedule,
     solver: str = "euler",
 ) -> Float[Tensor, "B F D"]:
-    """From noise to motion along `velocity(x, row)`, the velocity at the flow times of a row of the matrix.
+    """Integrate from noise to motion; `velocity(x, row)` is the velocity at the flow times of a row of the matrix.
 
-    `euler`: one evaluation a step. `heun`: two, the mean of the velocities at both ends of the step (second order); a
-    step that ends at the clean end is Euler's, because there is no velocity there (Karras et al. 2022).
-    UserError for an unknown solver.
+    `euler`: one evaluation per step. `heun`: two, using the mean velocity of both ends of the step (second order); a
+    step that ends clean is an Euler step, because there is no velocity there (Karras et al. 2022). Raises UserError for
+    an unknown solver.
     """
     check_solver(solver)
     steps = steps.of(noise.shape[1]).beside(noise)
@@ -144,6 +144,6 @@ def integrate(
 
 
 def check_solver(solver: str) -> None:
-    """UserError naming what is allowed unless there is a solver of that name."""
+    """Raise UserError, naming the solvers, unless `solver` is one of them."""
     if solver not in SOLVERS:
         raise UserError(f"solver: unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")

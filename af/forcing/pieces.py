@@ -1,4 +1,4 @@
-"""What is pushed into a live session, made into samples, latents and times, or refused by name."""
+"""Checks and conversion of input pushed into a live session: samples, latents and times."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_samples
 from af.errors import UserError, did_you_mean
 
 PUSHED: Final = ("avatar_audio", "user_audio", "user_motion", "user_frames", "user_times")
-#: Floats beyond this are not audio in [-1, 1] (16-bit numbers in floats, most likely).
+#: Larger floats are not audio in [-1, 1] (most likely 16-bit numbers in floats).
 LOUDEST: Final = 8.0
-#: No camera's next frame is further ahead: such times are counted from elsewhere.
+#: No camera's next frame is further ahead: such times have another origin.
 LONGEST_LEAP_S: Final = 60.0
-#: What a resampled frame of audio depends on after its end: the reach of the filter.
+#: How far a resampled frame of audio depends on samples after its end: the reach of the filter.
 RESAMPLING_S: Final = 0.01
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a session is given: audio in samples a second, the user's frames a second (motion latents likewise).
+    """Rates of a session's input: audio in samples per second, user frames or motion latents per second.
 
-    Anything else than 16,000 and 25 is converted while it comes in: audio by a linear-phase filter, which waits 10 ms
-    for its last samples; frames by taking, at each instant, the nearest in time. UserError for rates that nobody has.
+    Rates other than 16,000 and 25 are converted on arrival: audio by a linear-phase filter, which adds a delay of 10
+    ms; frames by taking the nearest in time. Raises UserError for impossible rates.
     """
 
     avatar_audio: int = SAMPLE_RATE
@@ -54,14 +54,14 @@ class Rates:
 
     @property
     def frame_step(self) -> Fraction:
-        """Time between two of the user's frames, in frames of the clock; 29.97 and the like are taken as they are."""
+        """Time between two user frames, in frames of the clock; rates such as 29.97 are taken literally."""
         rate = self.user_frames
         return FPS / Fraction(rate if isinstance(rate, Fraction) else float(rate)).limit_denominator(1001)
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What the session listens to; a signal that is not there is dropped (zeros), as in guidance and training."""
+    """The signals of a session; an absent signal is dropped (zeros), as in guidance and training."""
 
     avatar_audio: bool = True
     user_audio: bool = True
@@ -70,11 +70,11 @@ class Signals:
 
 @dataclass
 class Faults:
-    """What was wrong with the input and mended, counted in samples and in frames of 25 a second.
+    """Corrected faults of the input, counted in samples and in frames at 25 fps.
 
-    NaN samples (silenced); user frames without a face (last motion held); frames filled up because a signal paused, or
-    in a gap between times; samples and user frames that came too late, too early or too many, and were dropped; the
-    furthest that a signal has been behind the audio (one that is ever further behind: its rate is not the one said).
+    NaN samples (silenced); user frames without a face (last motion held); frames filled up in a pause or in a gap
+    between times; samples and user frames dropped because they came too late, too early or were too many; and the
+    furthest that a signal has been behind the audio (if this keeps growing, the signal's declared rate is wrong).
     """
 
     bad_samples: int = 0
@@ -86,13 +86,13 @@ class Faults:
 
 
 def unfit(name: str, expected: str, found: Any) -> UserError:
-    """The error for a value that is not what was expected, saying what it is instead."""
+    """The error for an unexpected value, naming what was expected and found."""
     numbers = f" {found.dtype} {tuple(found.shape)}" if hasattr(found, "dtype") else ""
     return UserError(f"{name}: expected {expected}, got {type(found).__name__}{numbers}")
 
 
 def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
-    """UserError for the first name that is not known, with the nearest that is."""
+    """Raise UserError for the first unknown name, suggesting the nearest known one."""
     for name in given:
         if name not in known:
             near = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
@@ -102,7 +102,7 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
 def check_settings(
     signals: Any, rates: Any, encode_user: Any, generator: Any, patience_frames: Any, speech: Any
 ) -> None:
-    """UserError for what no session can be made with."""
+    """Raise UserError for settings that no session can have."""
     for name, value, kind in (("signals", signals, Signals), ("rates", rates, Rates)):
         if not isinstance(value, kind):
             raise unfit(name, f"af.{kind.__name__}(...)", value)
@@ -121,7 +121,7 @@ def check_settings(
 
 
 def pushed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is there of a push's arguments. UserError for one that is not known, or that does not go with another."""
+    """The arguments of a push that are not None. Raises UserError for unknown or conflicting ones."""
     if "sample_rate" in given:
         rate = given["sample_rate"]
         raise UserError(
@@ -137,9 +137,9 @@ def pushed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mono_samples(name: str, audio: Any) -> Float32[np.ndarray, " S"]:
-    """Samples in about [-1, 1] as float32 of the caller's array, tensor or list; 16- and 32-bit integers are scaled.
+    """The caller's array, tensor or list as float32 samples in about [-1, 1]; 16- and 32-bit integers are scaled.
 
-    Numbers that are not finite stay. UserError for other shapes and types, and for floats that are not audio in [-1, 1].
+    Keeps non-finite numbers. Raises UserError for other shapes and types, and for floats beyond audio in [-1, 1].
     """
     array = _array(name, audio)
     kind, shape = array.dtype, tuple(array.shape)
@@ -157,17 +157,17 @@ def mono_samples(name: str, audio: Any) -> Float32[np.ndarray, " S"]:
 
 
 def motion_rows(name: str, motion: Any, width: int) -> Float[Tensor, "t L"]:
-    """Motion latents as a floating-point tensor of the caller's array, tensor or list, where they are."""
+    """The caller's array, tensor or list of motion latents as a floating-point tensor, on the same device."""
     found = motion.detach() if isinstance(motion, Tensor) else _array(name, motion)
     floating = found.is_floating_point() if isinstance(found, Tensor) else found.dtype.kind == "f"
     if not floating or found.ndim != 2 or found.shape[1] != width:
         raise unfit(name, f"floating-point latents (frames, {width})", found)
-    # a copy of its own, whatever view or byte order the caller had
+    # a copy, whatever view or byte order the caller had
     return found if isinstance(found, Tensor) else torch.from_numpy(found.astype(np.float64, "C"))
 
 
 def frame_list(frames: Any) -> list[Any]:
-    """The pushed frames one by one. UserError for what holds no frames."""
+    """The pushed frames as a list. Raises UserError for anything that holds no frames."""
     if isinstance(frames, (str, bytes)) or not isinstance(frames, Iterable) or getattr(frames, "ndim", 1) == 0:
         raise unfit("user_frames", "a list of frames (None for one without a face)", frames)
     if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim == 3:
@@ -176,7 +176,7 @@ def frame_list(frames: Any) -> list[Any]:
 
 
 def frame_times(times: Any, count: int, known_s: float) -> list[Fraction]:
-    """Times in seconds as frames of the clock, exactly. UserError for a leap of a minute from `known_s` or each other."""
+    """Times in seconds as exact frames of the clock. Raises UserError for leaps of a minute (also from `known_s`)."""
     array = _array("user_times", times)
     if array.shape != (count,) or (count and array.dtype.kind not in "fiu"):
         raise unfit("user_times", f"a time in seconds for each of {count} frames", array)
@@ -209,10 +209,10 @@ def _array(name: str, values: Any) -> np.ndarray:
 
 
 class Resampler:
-    """Audio of another rate to 16 kHz, one frame of the clock at a time; equal output for any way of cutting the input.
+    """Resamples audio to 16 kHz, one frame of the clock at a time; equal output however the input is cut.
 
-    Each frame is resampled by itself with enough audio around it: equal to the whole recording resampled at once, up to
-    float32's rounding, 10 ms after its end. (soxr's own stream waits 35 to 115 ms and cannot be set back.)
+    Each frame is resampled separately, 10 ms after its end, with enough audio around it to equal the resampled whole up
+    to float32 rounding. (soxr's own stream takes 35 to 115 ms and cannot be reset.)
     """
 
     def __init__(self, rate: int) -> None:
@@ -221,7 +221,7 @@ class Resampler:
         self._raw = np.zeros(self._per_frame, np.float32)  # the frame before the first is silence
 
     def push(self, samples: Float32[np.ndarray, " S"], *, last: bool = False) -> Float32[np.ndarray, " S"]:
-        """What of the audio can be given now; the `last` push gives all whole frames and what is left of one."""
+        """Add audio and return the part that is ready; the `last` push returns everything left."""
         if self.rate == SAMPLE_RATE:
             return samples
         whole, frame = np.concatenate((self._raw, samples)), self._per_frame
@@ -239,7 +239,7 @@ class Resampler:
 
 
 def checked_reference(reference: Float[Tensor, "1 L"], width: int) -> Float[Tensor, "1 L"]:
-    """UserError unless it is one finite latent."""
+    """Return `reference`. Raises UserError unless it is one finite latent."""
     if not isinstance(reference, Tensor) or reference.shape != (1, width) or not reference.is_floating_point():
         raise unfit("reference", f"the motion of one portrait (1, {width}) as a floating-point tensor", reference)
     if not torch.isfinite(reference).all():

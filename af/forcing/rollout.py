@@ -1,4 +1,4 @@
-"""Block roll-out: motion of any length, block by block, offline (method §4); `sampler` has the state and the step."""
+"""Offline block roll-out: motion of any length, block by block (method §4). State and step are in `sampler`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def rollout_blocks(
     prime: str = "block",
     **sampling: Any,
 ) -> Iterator[Float[Tensor, "B T D"]]:
-    """Motion block by block, each as soon as its condition is there, in memory that does not grow.
+    """Motion block by block, each as soon as its condition arrives, in constant memory.
 
-    `condition`: all frames, or pieces of any size one after the other. A last, partial block is filled by repeating its
-    last frame and cut on the way out. `noise`: one row a frame, whole blocks (see `block_sizes`); otherwise drawn block
-    by block from `generator`. `sampling` as in `rollout`. Gradients flow when an input asks for them, never otherwise.
-    Raises UserError for an unknown schedule, solver or prime, ValueError for noise that does not fit or an empty condition.
+    `condition`: all frames, or successive pieces of any size. A partial last block is completed by repeating its last
+    frame, and its motion is cut to size. `noise`: one row per frame, in whole blocks (see `block_sizes`); otherwise
+    drawn per block from `generator`. `sampling` as in `rollout`. Gradients flow only if an input requires them. Raises
+    UserError for an unknown schedule, solver or prime, ValueError for misfitting noise or an empty condition.
     """
     layout = denoiser.layout
     _check_prime(prime, layout)
@@ -55,7 +55,7 @@ def rollout_blocks(
     differentiable = False
     for piece, frames in pieces:
         differentiable = differentiable or inputs_ask(piece)
-        with torch.set_grad_enabled(differentiable):  # not around the yield: grad mode would leak to the caller
+        with torch.set_grad_enabled(differentiable):  # not around the yield: the grad mode would leak to the caller
             if sampler is None:
                 sampler = BlockSampler(denoiser, reference, **sampling)
             if noise is not None:
@@ -82,11 +82,11 @@ def rollout(
     solver: str = "euler",
     anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
 ) -> Float[Tensor, "B T D"]:
-    """Motion of all frames of `condition` (the denoiser's space): `rollout_blocks`, joined.
+    """Motion of all frames of `condition` in the denoiser's space: the joined blocks of `rollout_blocks`.
 
-    `steps` steps a block of the `solver` "euler" or "heun"; `schedule` "uniform", "released" or "pyramid", or a step
-    matrix (`af.forcing.path.step_matrix`; `steps` is not used then); `prime` "block" starts with one block, "joint"
-    with a whole window at once (released); `anchor` holds long roll-outs to the portrait. Noise and errors as in
+    `steps`: steps per block of the `solver` "euler" or "heun". `schedule`: "uniform", "released" or "pyramid", or a
+    step matrix (`af.forcing.path.step_matrix`), which replaces `steps`. `prime`: "block" starts with one block, "joint"
+    with a whole window at once (released). `anchor` holds long roll-outs near the portrait. Noise and errors as in
     `rollout_blocks`. Method §4.
     """
     blocks = rollout_blocks(
@@ -106,7 +106,7 @@ def rollout(
 
 
 def block_sizes(frames: int, layout: WindowLayout, prime: str = "block") -> list[int]:
-    """Frames of each step of a roll-out of `frames` frames; their sum is the number of noise rows."""
+    """Number of frames in each step of a roll-out of `frames` frames; their sum is the number of noise rows."""
     _check_prime(prime, layout)
     first = layout.window_frames if prime == "joint" else layout.block_frames
     rest = max(0, frames - first)
@@ -114,7 +114,7 @@ def block_sizes(frames: int, layout: WindowLayout, prime: str = "block") -> list
 
 
 def draw_noise(generator: torch.Generator | None, reference: Float[Tensor, "B D"], frames: int) -> Tensor:
-    """Standard normal noise (B, frames, D), drawn where the generator lives: the same numbers on every device."""
+    """Standard normal noise (B, frames, D), drawn on the generator's device: the same numbers for every device."""
     device = reference.device if generator is None else generator.device
     shape = (reference.shape[0], frames, reference.shape[-1])
     return torch.randn(shape, generator=generator, device=device, dtype=reference.dtype).to(
@@ -133,7 +133,7 @@ def _check_prime(prime: str, layout: WindowLayout) -> None:
 
 
 def _blocks(pieces: Iterable[Condition], first: int, rest: int) -> Iterator[tuple[Condition, int]]:
-    """Cut pieces of any size into a first block and equal others; (block filled up, true frames)."""
+    """Cut pieces of any size into a `first` block and equal `rest`; yields (completed block, number of true frames)."""
     held: Condition | None = None
     size = first
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The sampler of a block roll-out: its state, one block at a time (method §4, paper Algorithm 2)."""
+"""The sampler of a block roll-out: its state, and one block per step (method §4, paper Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from af.types import Condition
 
 
 class Denoiser(Protocol):
-    """What the roll-out needs of a denoiser (`af.models.denoiser.MotionDenoiser` has it)."""
+    """What the roll-out needs of a denoiser (implemented by `af.models.denoiser.MotionDenoiser`)."""
 
     dim: int
     hidden: int
@@ -59,7 +59,7 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Pending:
-    """A finished block that is not in the caches yet."""
+    """A finished block not yet in the caches."""
 
     latents: Float[Tensor, "B T D"]
     condition: list[KeysValues]
@@ -69,25 +69,25 @@ class Pending:
 
 @dataclass
 class State:
-    """What a roll-out carries from block to block, for B sequences; caches have R rows, branch by branch."""
+    """State of a roll-out between blocks, for B sequences; caches have R rows, branch by branch."""
 
     portrait: Float[Tensor, "B D"]
-    reference: Float[Tensor, "B 1 C"]  # the same, embedded
-    mean: Float[Tensor, "B D"]  # of the motion, for the anchor
+    reference: Float[Tensor, "B 1 C"]  # the embedded reference
+    mean: Float[Tensor, "B D"]  # mean motion, for the anchor
     cache: RollingCache
-    history: Condition | None = None  # signals that later blocks still look at
-    vectors: Float[Tensor, "R T C"] | None = None  # encoded condition kept, where it is not recomputed
+    history: Condition | None = None  # signals that later blocks still attend to
+    vectors: Float[Tensor, "R T C"] | None = None  # encoded condition, where it is kept and not recomputed
     offset: Float[Tensor, "B l D"] | None = None
     pending: Pending | None = None
 
 
 class BlockSampler:
-    """The state of a roll-out: give it the condition and the noise of the next block, take the block's motion.
+    """A roll-out in steps: each takes the condition and noise of the next block and returns the block's motion.
 
-    Everything is batched: B sequences times the guidance branches run in one pass. Memory does not grow with time.
-    `step` takes `block_frames` frames; the first one may take a whole window at once (prime="joint").
-    A block enters the caches when it is needed, or earlier by `commit` (a live session has time for it then).
-    `schedule` names one of `af.forcing.path` or is a step matrix for the frames of a block (`steps` is not used then).
+    B sequences times the guidance branches run in one pass, in constant memory. `step` takes `block_frames` frames; the
+    first may take a whole window at once (prime="joint"). A block enters the caches with the next step, or earlier by
+    `commit` (a live session uses its idle time). `schedule` names one of `af.forcing.path` or is a step matrix for the
+    frames of a block, which replaces `steps`.
     """
 
     def __init__(
@@ -106,18 +106,18 @@ class BlockSampler:
             raise UserError(f"guidance: expected Guidance(audio=…, user=…), got {type(guidance).__name__}")
         self.denoiser, self.layout = denoiser, denoiser.layout
         self.branches = guidance.branches()
-        self.settings = (steps, guidance, schedule, solver, anchor)  # equal: can be sampled together
+        self.settings = (steps, guidance, schedule, solver, anchor)  # samplers with equal settings can be batched
         named = make_schedule(schedule, steps, self.layout.block_frames) if isinstance(schedule, str) else schedule
         self._schedule, self._solver, self._anchor = named.of(self.layout.block_frames), solver, anchor
         self._steps = self._schedule.beside(reference)
         self._device = reference.device
-        # the modulation of every flow time that occurs, once for the whole roll-out; the last one is 1 (clean)
+        # the modulation for every flow time, computed once per roll-out; the last is t = 1 (clean)
         times = torch.cat((self._schedule.flow_times.flatten(), torch.ones(1, dtype=torch.float64)))
         distinct, places = torch.unique(times, return_inverse=True)
         self._row_times = places.to(self._device, non_blocking=True)
         distinct = distinct.to(self._device, widest_float(self._device), non_blocking=True)
         self._modulation = denoiser.modulation(distinct[None])
-        # these depend on a few sizes only and become constant once the caches are full
+        # these depend only on a few sizes, which are constant once the caches are full
         self._geometries: dict[tuple[int, int, int], tuple[list[AttentionPlan], RotaryTable]] = {}
         self._step_modulations: dict[tuple[int, int], list[Modulation]] = {}
         cache = RollingCache(self.layout.cached_frames, anchor.sink_frames)
@@ -125,9 +125,9 @@ class BlockSampler:
         self.frames = 0
 
     def step(self, condition: Condition, noise: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Motion of the next T frames (clean, the denoiser's space), from their condition and their noise.
+        """Clean motion of the next T frames in the denoiser's space, from their condition and noise.
 
-        T is block_frames; at the start any multiple of it up to window_frames. ValueError otherwise.
+        T is block_frames; for the first step any multiple of it up to window_frames. Raises ValueError otherwise.
         """
         new = self._check(condition, noise)
         state, anchor = self.state, self._anchor
@@ -146,22 +146,22 @@ class BlockSampler:
         return motion
 
     def give(self, condition: Condition, motion: Float[Tensor, "B T D"]) -> None:
-        """Take over motion that exists (of a recording, of an earlier session) as if it had been generated."""
+        """Append existing motion (from a recording or an earlier session) as if it had been generated."""
         new = self._check(condition, motion)
         self._finish(motion, *self._prepare(condition, new))
 
     def commit(self) -> None:
-        """Put the newest block into the caches (one pass at t = 1); nothing to do when it is there already."""
+        """Put the newest block into the caches (one pass at t = 1), unless it is already there."""
         state, block = self.state, self.state.pending
         if block is None:
             return
         state.pending = None
         stored = self._stored(block.latents, block.condition, block.plans, block.past)
-        # the last look_ahead frames have not seen their own look-ahead: the next block computes them again
+        # the last look_ahead frames have not seen their own look-ahead, so the next block recomputes them
         state.cache.append(stored, drop_last=self.layout.look_ahead)
 
     def change_reference(self, reference: Float[Tensor, "B D"]) -> None:
-        """The portrait's motion is another one from the next block on; the motion so far stays what it was."""
+        """Replace the portrait's motion from the next block on."""
         self.commit()
         state = self.state
         state.portrait, state.reference, state.mean = reference, self.denoiser.embed_reference(reference), reference
@@ -169,11 +169,11 @@ class BlockSampler:
             self._pin(state.history)
 
     def saved(self) -> tuple[State, int]:
-        """The state as it is, for `restore`: tensors are never changed in place, so nothing is copied."""
+        """The current state, for `restore`. Copies nothing, since tensors are never changed in place."""
         return replace(self.state, cache=copy.copy(self.state.cache)), self.frames
 
     def restore(self, saved: tuple[State, int]) -> None:
-        """Back to a state that `saved` gave."""
+        """Return to a state from `saved`."""
         self.state, self.frames = saved
 
     def _stored(
@@ -192,7 +192,7 @@ class BlockSampler:
         if condition.frames != new:
             raise ValueError(f"condition of {condition.frames} frames, noise of {new}")
         if new != b and (self.frames or new % b or not b <= new <= self.layout.window_frames):
-            raise ValueError(f"{new} frames in a step; a block has {b} (the first step: a multiple up to the window)")
+            raise ValueError(f"{new} frames in a step; a block has {b} (first step: any multiple up to the window)")
         return new
 
     def _after_offset(self, x: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class BlockSampler:
     def _prepare(
         self, condition: Condition, new: int
     ) -> tuple[list[KeysValues], list[AttentionPlan], list[KeysValues] | None]:
-        """Everything about the next block that does not depend on the step; the block before enters the caches."""
+        """Commit the block before, then compute all of the next block that does not depend on the step."""
         self.commit()
         if not self.frames and self._anchor.sink_frames:
             self._pin(condition)
@@ -219,14 +219,14 @@ class BlockSampler:
         offset = 0 if state.offset is None else state.offset.shape[1]
         signals = condition if state.history is None else state.history.then(condition)
         if denoiser.causal_condition:
-            # an encoding of the same window that self-attention sees, which is cheap enough to be made anew
+            # encode the window of the self-attention again: this is cheap
             signals = signals.last(layout.window_frames)
             first = layout.window_frames - signals.frames
             vectors = denoiser.encode_condition(branch_conditions(signals, self.branches), first)
             vectors = vectors[:, max(0, vectors.shape[1] - layout.condition_reach - offset - new) :]
             state.history = signals.last(layout.block_position)
         else:
-            # released: these frames alone, and the few before them as they were encoded in their own block
+            # released: encode only these frames; the few before them stay as encoded in their own block
             signals = signals.last(offset + new)
             vectors = denoiser.encode_condition(branch_conditions(signals, self.branches))
             vectors = vectors if state.vectors is None else torch.cat((state.vectors, vectors), 1)
@@ -238,7 +238,7 @@ class BlockSampler:
         return denoiser.condition_keys(vectors), plans, state.cache.rotated(past_rope, room)
 
     def _pin(self, condition: Condition) -> None:
-        """The anchor's frames: the portrait's motion with every signal dropped, the oldest in the cache for ever."""
+        """Cache the anchor's frames for good: the portrait's motion with every signal dropped."""
         count, branches = self._anchor.sink_frames, len(self.branches)
         dropped = condition.map(lambda signal: signal.new_zeros(branches * len(signal), count, signal.shape[2]))
         keys = self.denoiser.condition_keys(self.denoiser.encode_condition(dropped))
@@ -251,7 +251,7 @@ class BlockSampler:
             self.state.cache.append(stored)
 
     def _geometry(self, current: int, cached: int, condition: int) -> tuple[list[AttentionPlan], RotaryTable]:
-        """Positions count back from the end of the window, so every block of a long roll-out has the same ones."""
+        """Positions and masks of a block; positions count back from the window's end, so they become constant."""
         sizes, end = (current, cached, condition), self.layout.window_frames
 
         def last(count: int, stop: int) -> Int[Tensor, " T"]:
@@ -265,7 +265,7 @@ class BlockSampler:
         return self._geometries[sizes]
 
     def _modulations(self, offset: int, new: int) -> list[Modulation]:
-        """Modulation of every row of the step matrix: the offset is clean, the block's frames at their flow times."""
+        """Modulation for every row of the step matrix: the offset clean, the block's frames at their flow times."""
         if (offset, new) not in self._step_modulations:
             clean = self._row_times[-1:].expand(offset)
             rows = self._row_times[:-1].unflatten(0, (self._schedule.steps, -1))

@@ -1,7 +1,7 @@
-"""The roll-out live: raw samples and user motion come in as they are recorded, blocks go out as soon as they can exist.
+"""The live roll-out: takes audio and user motion as they are recorded and returns blocks as soon as possible.
 
-The same computation as `rollout` on streaming features, fed block by block: equal output for any way of cutting the
-input. The session imports no models: it is given the speech features, the face encoder and the denoiser.
+The same computation as `rollout` on streaming features: the output does not depend on how the input is cut. The session
+imports no models; speech features, face encoder and denoiser are passed in.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAMPLING: Final = tuple(inspect.signature(BlockSampler).parameters)[2:]
 
 
 class Space(Protocol):
-    """Motion latents (L dims) to the denoiser's space and back."""
+    """Conversion between motion latents (L dims) and the denoiser's space."""
 
     latent_dim: int
 
@@ -45,7 +45,7 @@ class Space(Protocol):
 
 
 class LiveDenoiser(Denoiser, Protocol):
-    """A denoiser that also makes conditions from raw features and latents (None = dropped)."""
+    """A denoiser that also builds conditions from raw features and latents (None = dropped)."""
 
     @property
     def motion_space(self) -> Space: ...  # noqa: D102
@@ -57,7 +57,7 @@ class LiveDenoiser(Denoiser, Protocol):
 
 @dataclass(frozen=True)
 class LiveBlock:
-    """Motion of frames [start, start + t) and the time from the push that completed its input to its being there."""
+    """Motion of frames [start, start + t), and the time it took after the push that completed its input."""
 
     start: int
     motion: Float[Tensor, "1 t L"]
@@ -65,20 +65,19 @@ class LiveBlock:
 
 
 class LiveSession:
-    """One conversation with an avatar. `push` what was recorded, in pieces of any size; take the blocks it returns.
+    """One conversation with an avatar: `push` recorded input in pieces of any size; it returns the finished blocks.
 
-    The audio is the clock: it counts the time since the session's start, and all signals lie on it. What comes at other
-    rates than 16,000 samples and 25 frames a second is declared (`rates`). A block comes when all `signals` have reached
-    its end. With `patience_frames` a signal that falls further behind the audio than that is filled up (silence; its
-    last motion), so that nothing waits for ever (`waiting_for` says what is waited for): what comes late replaces what
-    was filled and not used yet, or is dropped. A source that goes on after a pause without what it missed goes on at
-    the clock, and user frames that run ahead by more than the patience are dropped likewise. So push what belongs
-    together in one call, or in pieces shorter than the patience, and a synthetic voice as it is played. `faults` counts
-    all of it.
+    The audio is the clock of all signals. Declare rates other than 16,000 samples and 25 frames per second in `rates`.
+    A block is computed when all `signals` have reached its end; `waiting_for` names what is missing. With
+    `patience_frames`, a signal further behind the audio is filled up (with silence or its last motion): late input
+    replaces the filled part not used yet, or is dropped. A source that resumes after a pause without the missed input
+    continues at the clock, and user frames that are ahead by more than the patience are dropped. Push simultaneous
+    input in one call, or in pieces shorter than the patience, and a synthetic voice at playing speed. `faults` counts
+    all corrections.
 
-    `reference`, user motion and output are motion latents; `encode_user` turns one user frame into a latent, or None
-    when there is no face in it. `sampling` as in `BlockSampler`: steps, guidance, schedule, solver, anchor. Raises
-    UserError for settings or input that cannot work. Threads may push to one session: each push waits for the others.
+    `reference`, user motion and output are motion latents; `encode_user` turns a user frame into a latent, or None if
+    it shows no face. `sampling` as in `BlockSampler`: steps, guidance, schedule, solver, anchor. Raises UserError for
+    settings or input that cannot work. Several threads may push to one session; pushes run one at a time.
     """
 
     def __init__(
@@ -113,12 +112,12 @@ class LiveSession:
         if signals.user_motion:
             self._signals["user_motion"] = Face(rest, rates.frame_step)
         converting = [pieces.RESAMPLING_S * 1000] * any(getattr(rates, name) != SAMPLE_RATE for name in self._voices)
-        if self._face is not None:  # the nearest frame may end after the one that it is shown for
+        if self._face is not None:  # the nearest frame may end after the slot that shows it
             converting.append(max(0.0, float(1.5 * rates.frame_step - 1)) * FRAME_MS * (rates.frame_step != 1))
         self._converting_ms = max(converting, default=0.0)
         self._width = width
-        self._end: int | None = None  # frames that the session has lasted, when it is finished
-        self._lock = threading.RLock()  # camera and microphone may have a thread each
+        self._end: int | None = None  # length of a finished session
+        self._lock = threading.RLock()  # camera and microphone may use separate threads
 
     @property
     def _voices(self) -> dict[str, Voice]:
@@ -131,20 +130,20 @@ class LiveSession:
 
     @property
     def frames(self) -> int:
-        """Frames that have been returned."""
+        """Number of frames returned so far."""
         return self._sampler.frames if self._end is None else self._end
 
     @property
     def clock_frames(self) -> int:
-        """Frames that the session has lasted: those of the audio (of the user's motion where there is none)."""
+        """Length of the session so far, by its audio (by the user's motion without audio)."""
         if self._end is not None:
             return self._end
         return max(signal.received_frames for signal in (self._voices or self._signals).values())
 
     @property
     def faults(self) -> Faults:
-        """What was wrong with the input so far."""
-        # counted where the motion is, and only fetched from there when somebody asks
+        """Faults of the input so far."""
+        # counted on the motion's device, and fetched only here
         with self._lock:
             self._faults.frames_without_face += int(self._unseen)
             self._unseen = torch.zeros_like(self._unseen)
@@ -152,19 +151,19 @@ class LiveSession:
 
     @property
     def look_ahead_ms(self) -> float:
-        """Input after a block's end that its frames depend on: 0 unless the speech features have a right context or
-        blocks that do not end with the motion's, or a signal comes at a rate that is converted.
+        """How much input after a block's end its frames depend on: 0 unless the speech features have a right context or
+        blocks that end apart from the motion's, or a signal's rate is converted.
         """
         return max(need - stop for _, stop, need in self._cycle()) * FRAME_MS + self._converting_ms
 
     @property
     def waiting_ms(self) -> float:
-        """Longest time from an instant of input to the input being there with which its frame can be computed."""
+        """Longest time from an instant of input until the input that its frame needs has arrived."""
         return max(need - start for start, _, need in self._cycle()) * FRAME_MS + self._converting_ms
 
     @property
     def waiting_for(self) -> dict[str, int]:
-        """Frames that each signal still lacks of the next block; a signal that lacks none is not named."""
+        """Frames that each signal still lacks for the next block; complete signals are left out."""
         if self._end is not None:
             return {}
         stop = self._sampler.frames + self._sampler.layout.block_frames
@@ -174,19 +173,18 @@ class LiveSession:
         return {name: frames for name, frames in lacking.items() if frames > 0}
 
     def push(self, **signals: Any) -> list[LiveBlock]:
-        """New input, and the blocks it completes. All or nothing: after an error the session is what it was before.
+        """Take new input and return the blocks it completes. After an error the session is unchanged.
 
-        `avatar_audio`, `user_audio`: mono samples, floats in [-1, 1] or integers of 16 or 32 bits; `user_motion`:
-        latents, or `user_frames`: what `encode_user` takes, None for a frame without a face; both may come with
-        `user_times`, when they were taken, in seconds since the session's start. Arrays, tensors or lists. Raises
-        UserError for other shapes and types, floats that are not audio in [-1, 1], a signal the session was not made
-        for, and after `finish`.
+        Arguments are arrays, tensors or lists. `avatar_audio`, `user_audio`: mono samples, floats in [-1, 1] or
+        integers of 16 or 32 bits. `user_motion`: latents; or `user_frames`: input of `encode_user`, None for a frame
+        without a face. `user_times`: their times in seconds since the session's start. Raises UserError for other
+        shapes and types, floats beyond [-1, 1], a signal the session was not made for, and after `finish`.
         """
         return push_batch([self], [signals])[0]
 
     @torch.no_grad()
     def change_reference(self, reference: Float[Tensor, "1 L"]) -> None:
-        """Another portrait: the blocks from the next one on are its motion. Decode them with its identity.
+        """Change the portrait from the next block on; decode those blocks with its identity.
 
         Raises UserError for a reference of another shape.
         """
@@ -197,7 +195,7 @@ class LiveSession:
             self._sampler.change_reference(self._denoiser.motion_space.to_model(reference))
 
     def _take(self, given: Mapping[str, Any]) -> None:
-        """Take what was pushed; whoever calls puts the session back as it was after an error."""
+        """Take the pushed input. After an error, the caller restores the session."""
         given = self._checked(given)
         audio = {name: pieces.mono_samples(name, given[name]) for name in self._voices if name in given}
         motion: Tensor | None = None
@@ -218,7 +216,7 @@ class LiveSession:
         self._fill_the_late()
 
     def _hear(self, audio: Mapping[str, Float32[np.ndarray, " S"]]) -> None:
-        # of two voices the one that was filled up follows the other
+        # of two voices, the one that was filled up follows the other
         leader = min(self._voices, key=lambda n: self._voices[n].precedence, default=None)
         for name in sorted(audio, key=lambda name: name != leader):
             finite = np.isfinite(audio[name])
@@ -254,7 +252,7 @@ class LiveSession:
 
     @torch.no_grad()
     def finish(self) -> list[LiveBlock]:
-        """The end of the conversation: what is left, up to the longest signal; the others go on as in a pause."""
+        """End the conversation: the remaining blocks up to the end of the longest signal, the others filled up."""
         with _all_or_nothing([self]):
             return self._finish(time.perf_counter()) if self._end is None else []
 
@@ -274,11 +272,11 @@ class LiveSession:
         return blocks
 
     def _due(self) -> bool:
-        """Whether the input of a whole block is there."""
+        """Whether the input of the next block is complete."""
         return all(signal.ready_frames >= self._sampler.layout.block_frames for signal in self._signals.values())
 
     def _next(self, frames: int) -> tuple[Condition, Float[Tensor, "1 T D"]]:
-        """Condition and noise of the next block, of which `frames` are wanted."""
+        """Condition and noise of the next block, of which `frames` frames are needed."""
         taken = {name: signal.take(frames) for name, signal in self._signals.items()}
         condition = self._denoiser.condition(*(taken.get(field.name) for field in fields(Condition)))
         size = self._sampler.layout.block_frames
@@ -299,7 +297,7 @@ class LiveSession:
             raise pieces.unfit(
                 "encode_user", f"a latent {tuple(face.last.shape)} as a floating-point tensor, or None", motion
             )
-        return motion.to(face.last, non_blocking=True, copy=True)  # the encoder may write to it again
+        return motion.to(face.last, non_blocking=True, copy=True)  # the encoder may reuse its output buffer
 
     def _fill_the_late(self) -> None:
         clock = self.clock_frames
@@ -314,7 +312,7 @@ class LiveSession:
                 signal.fill(due)
 
     def _cycle(self) -> list[tuple[int, int, int]]:
-        """(start, stop, frames of input needed) of the blocks until motion and feature blocks meet again."""
+        """(start, stop, frames of input needed) of the blocks until motion and feature blocks coincide again."""
         size = self._sampler.layout.block_frames
         if self._speech is None:
             return [(0, size, size)]
@@ -322,7 +320,7 @@ class LiveSession:
         return [(stop - size, stop, self._speech.needed_frames(stop)) for stop in stops]
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What was pushed, without what is None. UserError for what this session does not take."""
+        """The pushed input without Nones, checked. Raises UserError for input that this session does not take."""
         if self._end is not None:
             raise UserError("the session is finished; start a new one")
         found = pieces.pushed(given)
@@ -334,7 +332,7 @@ class LiveSession:
         return found
 
     def _saved(self) -> dict[str, Any]:
-        """All that changes, as it is now."""
+        """A snapshot of the session's mutable state."""
         return {
             "_faults": replace(self._faults),
             "_unseen": self._unseen,
@@ -353,11 +351,9 @@ class LiveSession:
 
 @contextlib.contextmanager
 def _all_or_nothing(sessions: Sequence[LiveSession]) -> Iterator[None]:
-    """What ends with an error (also one of the models', also an interruption) has not changed the sessions; what other
-    threads want of them waits.
-    """
+    """Lock the sessions, and restore them if the block ends with an error or an interruption."""
     with contextlib.ExitStack() as held:
-        for session in sorted(sessions, key=id):  # in one order, so that no two threads wait for each other
+        for session in sorted(sessions, key=id):  # locked in one order, to avoid deadlocks
             held.enter_context(session._lock)
         saved = [session._saved() for session in sessions]
         try:
@@ -370,15 +366,15 @@ def _all_or_nothing(sessions: Sequence[LiveSession]) -> Iterator[None]:
 
 @torch.no_grad()
 def push_batch(sessions: Sequence[LiveSession], signals: Sequence[Mapping[str, Any]]) -> list[list[LiveBlock]]:
-    """`push` of many sessions, each with its own signals: blocks that are due together are computed in one batch.
+    """`push` to many sessions, each with its own signals; blocks due together are computed in one batch.
 
-    The blocks are those that each session alone would give, up to rounding. After an error all are as they were before.
+    Blocks equal those of separate pushes up to rounding. After an error all sessions are unchanged.
     """
     start = time.perf_counter()
     with _all_or_nothing(sessions):
         for session, new in zip(sessions, signals, strict=True):
             session._take(new)
-        # the blocks before: there was no time for them when they were due
+        # blocks not committed yet, for lack of idle time
         commit_batch([session._sampler for session in sessions])
         return _ready_blocks(sessions, start)
 

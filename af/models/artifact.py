@@ -1,8 +1,8 @@
 """A trained model as a folder: `model.json` (how to build it) and `model.safetensors` (its weights). No pickle.
 
 `model.json` holds the constructor call as `{"_target_": "af.models....", ...plain values}`, the SHA-256 of the weights
-file, and what the model was made for (feature spec, motion spec). Classes of `af.models.registry` alone are built, and
-nothing is larger than the weights file says. A run folder or a checkpoint can be given in place of a model folder.
+file, and the feature and motion specs of the model. Only classes known to `af.models.registry` are built, and none
+larger than the weights file. A run folder or a checkpoint can be given in place of a model folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Spec = TypeVar("Spec", FeatureSpec, MotionSpec)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model: where it was read, the module in eval mode, and the JSON beside its weights."""
+    """A loaded model: its folder, the module in eval mode, and its JSON."""
 
     folder: Path
     model: nn.Module
@@ -48,21 +48,21 @@ class Artifact:
     digest: str
 
     def says(self, key: str) -> Any:
-        """An entry of the JSON. UserError when it is not there."""
+        """An entry of the JSON. Raises UserError when it is missing."""
         return entry(self.info, key, self.folder)
 
     @property
     def feature_spec(self) -> FeatureSpec:
-        """The audio features that the model takes. UserError without, and when they do not fit the model."""
+        """Spec of the model's audio features. Raises UserError when it is missing or does not fit the model."""
         return self._spec(FeatureSpec, "feature_spec", "audio_feature_dim")
 
     @property
     def motion_spec(self) -> MotionSpec:
-        """The motion latents that the model takes and gives. Errors as `feature_spec`."""
+        """Spec of the model's motion latents. Errors as `feature_spec`."""
         return self._spec(MotionSpec, "motion_spec", "latent_dim")
 
     def speech_features(self) -> Any:
-        """The extractor of the audio features that the model takes. UserError when it is not the one of the training."""
+        """The extractor of the model's audio features. Raises UserError unless it is the one used in training."""
         wanted = self.feature_spec
         features = build(self.says("features"), f"{self.folder}: features")
         remedy = f"Put the checkpoint that {self.folder} was trained with in its place."
@@ -80,14 +80,14 @@ class Artifact:
 
 
 def entry(info: Mapping[str, Any], key: str, where: Path) -> Any:
-    """What a model's JSON says about `key`. UserError when it says nothing."""
+    """The entry `key` of a model's JSON. Raises UserError when it is missing."""
     if info.get(key) is None:
-        raise UserError(f"{where} says nothing about {key!r}, which is needed here; was the model made by `af train`?")
+        raise UserError(f"{where} has no entry {key!r}, which is needed here; was the model made by `af train`?")
     return info[key]
 
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """Write both files atomically; returns the SHA-256 of the weights file. UserError for weights that are not finite."""
+    """Write both files atomically; returns the weights file's SHA-256. Raises UserError for non-finite weights."""
     state = _plain(model.state_dict())
     require_finite(state, f"{folder} is not written: the model")
     with atomic_path(folder / WEIGHTS) as temporary:
@@ -108,8 +108,8 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder or the checkpoint that `path` means: a model folder (or a file in it), a checkpoint, or a run
-    folder: its newest checkpoint if that is ahead of its export (or there is none), its export otherwise.
+    """The model folder or checkpoint meant by `path`: a model folder (or a file in it), a checkpoint, or a run folder.
+    In a run folder the newest checkpoint wins if it is ahead of the export, or if there is no export.
 
     Raises UserError when it is none of these, or broken.
     """
@@ -139,9 +139,9 @@ def find_model(path: str | Path) -> Path:
 
 
 def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
-    """Read a model folder, a run or a checkpoint (`find_model`; averaged weights, as exported); the model is a `kind`.
+    """Load the model in a model folder, run or checkpoint (`find_model`), with averaged weights as in an export.
 
-    Raises UserError naming what is missing, damaged or does not fit.
+    Raises UserError, naming what is missing, damaged or misfitting, also unless the model is a `kind`.
     """
     place = find_model(path)
     if place.is_file():
@@ -158,7 +158,7 @@ def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
         if (digest := sha256_of(place / WEIGHTS)) != info["sha256"]:
             raise UserError(
                 f"{weights} is not the file that {DESCRIPTION} describes (sha256 {digest[:12]}… instead of "
-                f"{info['sha256'][:12]}…): it was changed or exchanged; export the model again, or fetch both files anew"
+                f"{info['sha256'][:12]}…): it was changed or replaced; export the model again, or fetch both files anew"
             )
         model = built(info["model"], shapes, where)
         state = load_file(place / WEIGHTS)
@@ -168,14 +168,14 @@ def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
 
 
 def load_as(path: str | Path, kind: type[Kind]) -> tuple[Kind, Artifact]:
-    """`load_model`, with the model for itself. UserError when it is of another kind."""
+    """`load_model`, returning the typed model as well. Raises UserError when it is of another kind."""
     artifact = load_model(path, kind)
     assert isinstance(artifact.model, kind)
     return artifact.model, artifact
 
 
 def model_info(path: str | Path) -> Mapping[str, Any]:
-    """The JSON of a model folder, or what would be one for the model of a run or a checkpoint. Errors as `load_model`."""
+    """The JSON of a model folder, or what an export of a run or checkpoint would write. Errors as `load_model`."""
     place = find_model(path)
     return _from_checkpoint(place)[0] if place.is_file() else read_description(place)
 
@@ -183,7 +183,7 @@ def model_info(path: str | Path) -> Mapping[str, Any]:
 def _from_checkpoint(file: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     saved = saved_model(file)
     state = _plain(saved.state)
-    digest = hashlib.sha256(serialised(state)).hexdigest()  # of the file that an export would write
+    digest = hashlib.sha256(serialised(state)).hexdigest()  # hash of the file that an export would write
     return _checked({**saved.info, "format": FORMAT, "model": saved.config, "sha256": digest}, str(file)), state
 
 
@@ -197,7 +197,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_description(folder: Path) -> Mapping[str, Any]:
-    """The JSON of a model folder. UserError unless it describes a model of classes that may be built."""
+    """The JSON of a model folder. Raises UserError unless it describes a model of permitted classes."""
     file = folder / DESCRIPTION
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
@@ -223,8 +223,8 @@ def _checked(info: Any, where: str) -> Mapping[str, Any]:
 
 
 def built(config: Mapping[str, Any], shapes: Mapping[str, torch.Size], where: str) -> nn.Module:
-    """The model that `config` describes, which must have weights of these shapes: UserError otherwise, before any memory
-    is taken for it (`where` names the description).
+    """The model described by `config`. Raises UserError, before allocating any memory, unless its weights have these
+    shapes (`where` names the description).
     """
     with _no_more_than(shapes, where), torch.device("meta"):
         plan = build(config, where)
@@ -232,11 +232,11 @@ def built(config: Mapping[str, Any], shapes: Mapping[str, torch.Size], where: st
     if faults := layout_faults(shapes, expected):
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{where} does not fit the weights beside it: {'; '.join(faults[:3])}{more}")
-    return build(config, where)  # anew: buffers that are not saved hold nothing on the meta device
+    return build(config, where)  # built again: unsaved buffers have no values on the meta device
 
 
 def layout_faults(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> list[str]:
-    """Every missing, unexpected and misshapen name, in words."""
+    """A message for every missing, unexpected and misshapen name."""
     faults = [f"missing: {key} {tuple(shape)}" for key, shape in expected.items() if key not in found]
     faults += [f"unexpected: {key} {tuple(shape)}" for key, shape in found.items() if key not in expected]
     return faults + [
@@ -248,8 +248,8 @@ def layout_faults(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
 
 @contextmanager
 def _no_more_than(shapes: Mapping[str, torch.Size], where: str) -> Iterator[None]:
-    """Stops a model under construction that comes to have far more weights than the file: 10⁹ layers take memory even
-    on the meta device. Twice as many are allowed for what a constructor makes and replaces.
+    """Stop building a model with far more weights than the file: 10⁹ layers take memory even on the meta device. Twice
+    as many are allowed, since constructors may create weights and replace them.
     """
     tensors = numbers = 0
 
@@ -275,11 +275,11 @@ def _require_kind(info: Mapping[str, Any], kind: type[nn.Module], where: str) ->
     cls = registered(info["model"].get("_target_"), where)
     if not issubclass(cls, kind):
         wanted = re.sub(r"(?<!^)(?=[A-Z])", " ", kind.__name__).lower()
-        raise UserError(f"{where} is not a {wanted} but {cls.__name__}")
+        raise UserError(f"{where} is a {cls.__name__}, not a {wanted}")
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:
-    """What the header of a weights file says, checked against the file's size."""
+    """Shapes and types in the header of a weights file, checked against the file's size."""
     try:
         with safe_open(file, framework="pt") as weights:
             return {name: torch.Size(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
@@ -288,7 +288,7 @@ def _shapes(file: Path) -> dict[str, torch.Size]:
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """UserError naming the weights that are not finite."""
+    """Raise UserError, naming the weights that are not finite."""
     broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:
         raise UserError(

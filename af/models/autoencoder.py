@@ -1,10 +1,10 @@
-"""The motion autoencoder: a portrait's identity, a frame's motion on K orthonormal directions, and a face of the two.
+"""The motion autoencoder: a portrait's identity and a frame's motion on K orthonormal directions, decoded to images.
 
-`z = z_S + Q λ`: the encoder gives every image a code in R^D; of a portrait it is the identity z_S, of a driving frame a
-small head turns it into K coefficients λ. The decoder paints with style z, warping the portrait's own features along a
-flow it predicts at every scale. With `variational` the head also gives the variance of a Gaussian posterior over λ;
-without, and with no KL term, this is the paper's autoencoder. Layout and numerics follow the released model
-(LIA family); everything works in channels-last, on one shared weight for all frames.
+`z = z_S + Q λ`: the encoder maps every image to a code in R^D. A portrait's code is the identity z_S; for a driving
+frame a small head maps the code to K coefficients λ. The decoder, styled by z, warps the portrait's features by a flow
+predicted at every scale. With `variational` the head also predicts the variance of a Gaussian posterior over λ; without
+it, and without a KL term, this is the paper's autoencoder. Layout and numerics follow the released model (LIA family);
+everything runs in channels-last, with one shared weight for all frames.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from af.nn.warp import base_grid, warp
 from af.types import Identity
 from af.values import require_number
 
-COARSEST = 8  # pixels; the coarsest appearance features and the first decoder level
-CHUNK_PIXELS = 512 * 512  # decoded at once by default: one frame of 512 px, 64 of 64 px
+COARSEST = 8  # pixels: size of the coarsest appearance features and of the first decoder level
+CHUNK_PIXELS = 512 * 512  # decoded at once by default: one frame at 512 px, 64 at 64 px
 
 
 @dataclass(frozen=True)
 class AutoencoderOutput:
-    """A reconstruction and the posterior it came from; `log_variance` is None for the plain autoencoder."""
+    """A reconstruction and its posterior; `log_variance` is None for the plain autoencoder."""
 
     image: Float[Tensor, "B 3 Y X"]
     coefficients: Float[Tensor, "B K"]
@@ -40,7 +40,7 @@ class AutoencoderOutput:
 
 
 class LevelModulation(NamedTuple):
-    """Channel factors of one decoder level for every frame: doubling convolution, convolution, flow."""
+    """Channel factors of one decoder level for every frame: upsampling convolution, convolution, flow."""
 
     up: Modulation
     conv: Modulation
@@ -48,7 +48,7 @@ class LevelModulation(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Image to code and appearance features: 1x1 convolution, halving residual blocks down to 4 px, 4x4 convolution."""
+    """Maps images to codes and features: 1x1 convolution, halving residual blocks down to 4 px, 4x4 convolution."""
 
     def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int], normalised: bool) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class Encoder(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Doubles the image, predicts a flow, mixes in the portrait's warped features and adds their colours.
+    """One decoder level: doubles the size, predicts a flow, blends in warped features and adds their colours.
 
-    With `paint` the colours are read after the mixing, so that what the portrait does not show (an open mouth's
-    inside) can be painted at this scale too; without, as released, colours are those of the warped features only.
+    With `paint` colours are computed after the blending, so this scale can paint what the portrait does not show (the
+    inside of a mouth). Without it, as released, colours come from the warped features only.
     """
 
     def __init__(self, inputs: int, outputs: int, style_dim: int, paint: bool) -> None:
@@ -109,7 +109,7 @@ class DecoderLevel(nn.Module):
         mask = torch.sigmoid(raw[:, 2:]).to(x.dtype)
         sampled = warp(features, grid).to(x.dtype)
         mixed = torch.lerp(x, sampled, mask)  # warped + x (1 - mask)
-        # A 1x1 convolution commutes with the one-channel mask: masking its 3 outputs is cheaper than its inputs.
+        # A 1x1 convolution commutes with the one-channel mask, and masking its 3 outputs is cheaper.
         colours = self.rgb(mixed) if self.paint else self.rgb(sampled) * mask
         inner = (self.rgb_inner_bias * GAIN)[None, :, None, None]
         colours = F.leaky_relu(single(colours) + inner, SLOPE) + self.rgb_bias[None, :, None, None]
@@ -117,7 +117,7 @@ class DecoderLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Style codes and a portrait's features to images."""
+    """Maps style codes and a portrait's features to images."""
 
     def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int], paint: bool) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         )
 
     def modulation(self, code: Float[Tensor, "N D"]) -> tuple[Modulation, list[LevelModulation]]:
-        """All channel factors of N frames, in fp32: everything about the style that no convolution is needed for."""
+        """All channel factors of N frames, in fp32; they depend only on the style codes."""
         with without_autocast(code.device):
             levels = [level.modulation(single(code)) for level in self.levels.values()]  # type: ignore[operator]
             return self.conv.modulation(single(code)), levels
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         modulation: tuple[Modulation, list[LevelModulation]],
         frames: Tensor | slice,
     ) -> Float[Tensor, "N 3 Y X"]:
-        """Images of the chosen frames, an equal number of each portrait."""
+        """Images of `frames`, an equal number per portrait."""
         first, levels = modulation
         first = first.at(frames)
         constant = self.constant.expand(first.inputs.shape[0], -1, -1, -1)
@@ -153,13 +153,13 @@ class Decoder(nn.Module):
 
 
 class MotionAutoencoder(nn.Module):
-    """Identity, motion and faces of `image_size` pixels (a power of two, at least 16), RGB in [-1, 1].
+    """Autoencoder of RGB images in [-1, 1] with `image_size` pixels (a power of two, at least 16).
 
-    Channels at a resolution r are min(channel_base / r, max_channels), so a larger image size adds levels and keeps
-    the shapes of the shared ones: a 256 px stage starts a 512 px one. The released model is the default.
+    Resolution r has min(channel_base / r, max_channels) channels, so a larger image size adds levels and keeps the
+    shapes of the others: a 256 px model can start a 512 px one. Defaults are the released model.
 
-    Released: `motion_layers` 5, neither `paint` nor `normalised`. `normalised` puts batch normalisation into the image
-    encoder, which then learns small things (lips, lids) in a tenth of the steps.
+    Released: `motion_layers` 5, neither `paint` nor `normalised`. `normalised` adds batch normalisation to the encoder,
+    which then learns small details (lips, lids) in a tenth of the steps.
 
     Raises ValueError for an impossible size. Source: arXiv 2601.00664 §3.1; LIA (arXiv 2203.09043) for the decoder.
     """
@@ -210,22 +210,22 @@ class MotionAutoencoder(nn.Module):
 
     def _checked(self, image: Tensor) -> Tensor:
         if image.numel() and image.is_floating_point():
-            low, high = torch.stack(torch.aminmax(image)).float().cpu().numpy()  # once: a device is waited for
-            if not (low >= -1.01 and high <= 1.01):  # also catches NaN; codecs may overshoot by a little
+            low, high = torch.stack(torch.aminmax(image)).float().cpu().numpy()  # one wait for the device
+            if not (low >= -1.01 and high <= 1.01):  # also catches NaN; codecs may overshoot slightly
                 raise ValueError(f"images must lie in [-1, 1], got values from {low:.4g} to {high:.4g}")
         return image
 
     def _posterior(self, code: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor | None]:
-        # Motion coefficients are what the denoiser learns: they stay fp32 whatever the convolutions run in.
+        # The denoiser learns motion coefficients: they stay fp32 whatever the convolutions use.
         with without_autocast(code.device):
             code = single(code)
             return self.motion_head(code), self.log_variance_head(code) if self.variational else None
 
     def identity(self, image: Float[Tensor, "B 3 Y X"], *, check: bool = True) -> Identity:
-        """Code and appearance features of portraits, to be computed once and used for all their frames.
+        """Code and appearance features of portraits; compute them once for all frames.
 
-        Raises ValueError for another size, layout or range than RGB (B, 3, size, size) in [-1, 1]. `check` looks at the
-        range, for which the host waits for the device: not needed for images that were bytes.
+        Raises ValueError unless images are RGB (B, 3, size, size) in [-1, 1]. `check` checks the range, for which the
+        host waits for the device; images converted from bytes do not need it.
         """
         return Identity(*self._encode(self._checked(image) if check else image))
 
@@ -244,16 +244,16 @@ class MotionAutoencoder(nn.Module):
         return self._along_directions(self.coefficients(image, check=check))
 
     def reference_motion(self, identity: Identity) -> Float[Tensor, "B D"]:
-        """Motion latent of the portraits themselves, from their code: the same as `motion(image)`, without encoding."""
+        """Motion latents of the portraits, from their codes: equals `motion(image)` without encoding again."""
         return self._along_directions(self._posterior(identity.code)[0])
 
     def directions(self) -> Float[Tensor, "D K"]:
-        """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs (trained weights depend on them)."""
+        """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs, on which trained weights depend."""
         with without_autocast(self.direction_weight.device):
             return torch.linalg.qr(single(self.direction_weight) + 1e-8).Q
 
     def _along_directions(self, coefficients: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
-        # In bfloat16 the product would leave the span of the directions.
+        # In bfloat16 the product would leave the directions' span.
         with without_autocast(coefficients.device):
             return coefficients @ self.directions().T
 
@@ -262,9 +262,9 @@ class MotionAutoencoder(nn.Module):
     ) -> Float[Tensor, "B T 3 Y X"]:
         """T frames of each portrait, nominally in [-1, 1] (not clamped).
 
-        Works through `chunk_frames` frames of every portrait at a time (default: as many as fit `CHUNK_PIXELS`), so
-        that without gradients the memory does not grow with T beyond the images themselves.
-        Raises ValueError if the motion's batch or width does not fit the identity.
+        Decodes `chunk_frames` frames of every portrait at a time (default: as many as fit `CHUNK_PIXELS`): without
+        gradients only the images themselves grow with T. Raises ValueError if the motion's batch or width does not fit
+        the identity.
         """
         portraits, frames = motion.shape[:2]
         if motion.ndim != 3 or motion.shape[2] != self.latent_dim or portraits != identity.code.shape[0]:
@@ -291,11 +291,9 @@ class MotionAutoencoder(nn.Module):
     ) -> AutoencoderOutput:
         """Reconstruct `driving` from the appearance of `source` (same person) and its own coefficients.
 
-        Without `driving` the halves of `source` drive each other: image i and image i + B/2 show the same person. The
-        output is that of `driving` = `source` with its halves exchanged, but each image is encoded once, so that two
-        directions of a pair cost little more than one.
-        With standard normal `noise` (and `variational`) the coefficients are a sample of the posterior, otherwise its mean.
-        Errors as `identity`, without the check of the range.
+        Without `driving` the halves of `source` drive each other: images i and i + B/2 show the same person, and each
+        is encoded only once for both directions. With standard normal `noise` (and `variational`) the coefficients are
+        a sample of the posterior, otherwise its mean. Errors as `identity`, without the check of the range.
         """
         identity = Identity(*self._encode(source))
         if driving is None:

@@ -1,7 +1,7 @@
-"""Models out of a training's checkpoints: which checkpoint is the newest, and the model in it, as an export would write it.
+"""Training checkpoints: finding the newest sound one, and reading its model as an export would write it.
 
-A checkpoint says itself what model it holds (`model`, put there by `af.training.callbacks.Export`), so it can be read
-where its run folder is not.
+A checkpoint describes its own model (entry `model`, written by `af.training.callbacks.Export`), so it can be read
+without its run folder.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ _NAME: Final = re.compile(r"last\.ckpt|(best-)?\d+\.ckpt")
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The model of a checkpoint: its description, what it was made for, and its weights (averaged where there is an
-    average).
-    """
+    """The model of a checkpoint: description, specs and weights (averaged if there is an average)."""
 
     config: Mapping[str, Any]
     info: Mapping[str, Any]
@@ -37,30 +35,30 @@ class SavedModel:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, whole or not, the one to go on from first (links are left out).
+    """The checkpoints in a folder, sound or not, in order of preference for resuming; links are left out.
 
-    The best ones come last: validation may have been in the middle of a step of accumulated batches.
+    Best checkpoints come last: validation may have run in the middle of accumulated batches.
     """
     files = [path for path in folder.glob("*.ckpt") if not path.is_symlink() and _NAME.fullmatch(path.name)]
     return sorted(files, key=_order, reverse=True)
 
 
 def _order(path: Path) -> tuple[bool, float]:
-    """Where links cannot be made, `last` is a copy of the newest."""
+    """Sort key. `last` is a copy of the newest where links are impossible."""
     return not path.stem.startswith("best-"), step_of(path)
 
 
 def sound(path: Path) -> bool:
-    """Whether a checkpoint is a whole archive in which every checksum is right."""
+    """Whether a checkpoint is a complete archive with correct checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # zipfile raises many kinds for damaged archives
+    except Exception:  # zipfile raises many kinds of errors for damaged archives
         return False
 
 
 def newest(folder: Path, broken: Callable[[Path], object] = lambda path: None) -> Path | None:
-    """The checkpoint of the highest step in a folder that is sound, or None; `broken` is told of those before it."""
+    """The sound checkpoint with the highest step, or None; `broken` is called with each damaged one before it."""
     for path in checkpoint_files(folder):
         if sound(path):
             return path
@@ -74,11 +72,11 @@ def step_of(path: Path) -> float:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """A checkpoint's content, tensors and plain values alone, mapped from the file. UserError when it is not one."""
+    """A checkpoint's tensors and plain values, mapped from the file. Raises UserError for any other file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:  # torch advises to trust the file
-        what = "it holds more than tensors and plain values, which is not read, or is no checkpoint"
+    except pickle.UnpicklingError as error:  # torch's own message suggests trusting the file
+        what = "it is no checkpoint, or holds more than tensors and plain values, which is not read"
         raise UserError(f"{path} cannot be read as a checkpoint: {what}") from error
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         reason = str(error).partition("\n")[0][:160]
@@ -89,7 +87,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 
 def saved_model(path: Path) -> SavedModel:
-    """The model in a checkpoint. UserError when it says nothing of its model."""
+    """The model in a checkpoint. Raises UserError when the checkpoint does not describe its model."""
     content = read_checkpoint(path)
     try:
         about = content["model"]
@@ -100,12 +98,12 @@ def saved_model(path: Path) -> SavedModel:
             state |= average["average"]
         if odd := [name for name, value in state.items() if value.layout != torch.strided or value.is_complex()]:
             raise UserError(f"{path} holds weights that are no dense real numbers: {', '.join(odd[:3])}")
-        # a tensor may be said to be larger than what is stored of it
+        # a tensor may claim to be larger than its stored data
         if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
             raise UserError(f"{path} describes weights that are larger than itself")
         return SavedModel(config, {**info, "steps": content["global_step"]}, state)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} does not say what model it holds ({error!r}): it was written by an earlier version, or by something "
-            "else. Go on with its run until the next checkpoint, and give that"
+            f"{path} does not describe its model ({error!r}): it was written by an earlier version or another "
+            "program. Continue its run until the next checkpoint, and use that"
         ) from error

@@ -1,4 +1,4 @@
-"""What the avatar hears and sees, as one vector a frame: audio projection and Dual Motion Encoder."""
+"""The condition encoder, with one vector per frame as output: audio projection and Dual Motion Encoder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class AudioProjection(nn.Sequential):
         self.feature_dim = feature_dim
 
     def forward(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T A"]:
-        """Every frame for itself. (A method of ours because torch.compile passes over torch's own.)"""
+        """Project every frame. (Defined here because torch.compile skips torch's own `forward`.)"""
         return super().forward(features.to(next(self.parameters()).dtype))
 
 
 class DualMotionEncoder(nn.Module):
-    """User motion hears user audio ("what the user does"), then avatar audio looks at the result (method §3).
+    """User motion attends to user audio, then avatar audio attends to the result (method §3).
 
-    Each attention has a mask; None = every frame sees every frame given (the released behaviour).
+    Each attention has a mask; None = every frame sees every frame (as released).
     """
 
     def __init__(self, motion_dim: int, dim: int, heads: int, hidden: int) -> None:
@@ -53,9 +53,9 @@ class DualMotionEncoder(nn.Module):
         masks: Sequence[Bool[Tensor, "T T"] | None] = (None, None),
         rope: RotaryTable | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Condition vectors; a dropped signal comes as zeros and goes through all the same.
+        """Condition vectors. Dropped signals are zeros and still pass through the encoder.
 
-        Without `rope` the attentions know the order of frames through the mask alone (paper and released model).
+        Without `rope`, the mask alone conveys the order of frames (paper and released model).
         """
         motion = self.motion_embedder(condition.user_motion)
         user = F.silu(self.user_norm(motion + self.user_attention(motion, condition.user_audio, masks[0], rope)))

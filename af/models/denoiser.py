@@ -1,8 +1,8 @@
-"""The motion denoiser: velocity of noisy motion given flow time per frame, condition and reference.
+"""The motion denoiser: predicts the velocity of noisy motion from flow times, condition and reference.
 
-`forward` is the whole computation for training. The roll-out calls the same parts one by one, so that whatever does
-not change from step to step is computed once: condition vectors and their keys, modulation, the reference. Flow time,
-coordinates of motion and velocities are in the weights' precision: autocast is for the blocks.
+Training calls `forward`. The roll-out calls its parts separately, to compute once what does not change between steps:
+condition vectors and their keys, modulation, the reference. Flow time, motion and velocities stay in the weights'
+precision; autocast applies only to the blocks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TimeEmbedding(nn.Module):
         self.fc2 = nn.Linear(hidden, hidden)
 
     def forward(self, flow_time: Float[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-        """Embedding of every frame's flow time."""
+        """Embed every frame's flow time."""
         wide = widest_float(flow_time.device)
         tau = TIME_SCALE * (1 - flow_time.to(wide))
         index = torch.arange(TIME_FREQUENCIES, dtype=wide, device=flow_time.device)
@@ -54,13 +54,13 @@ class TimeEmbedding(nn.Module):
 class MotionDenoiser(nn.Module):
     """Causal diffusion-forcing transformer on motion (method §3; released sizes are the defaults).
 
-    `motion_space` says in which space it works (its `dim` is D here); `window_frames` N, `block_frames` B and
-    `look_ahead` l in frames; `mask` names a rule of `af.nn.masks`; `condition_reach` is the half-width of the
-    cross-attention's window (default l). `look_ahead_layers` "first" lets only the first block (and the first attention
-    of the condition encoder) look ahead: stacked over all of them, training sees depth · l frames that do not exist yet
-    when generating. With `causal_condition` the condition encoder obeys `mask` too; without, it is unmasked as in the
-    released model. The paper's condition encoder knows no positions: it sees what the user did, not
-    when; `condition_positions` adds rotary ones (ours). Raises UserError for sizes that do not fit together.
+    `motion_space` is the space it works in (its `dim` is D here); `window_frames` N, `block_frames` B and `look_ahead`
+    l are in frames; `mask` names a rule of `af.nn.masks`; `condition_reach` is the half-width of the cross-attention's
+    window (default l). With `look_ahead_layers` "first" only the first block (and the first attention of the condition
+    encoder) looks ahead: if all did, training would see depth · l frames that do not exist yet during generation. With
+    `causal_condition` the condition encoder obeys `mask`, too; without, it is unmasked as released. The paper's
+    condition encoder has no positions, so it does not know when the user did something; `condition_positions` adds
+    rotary ones (ours). Raises UserError for sizes that do not fit together.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class MotionDenoiser(nn.Module):
             )
         if head_size(hidden, heads) % 2:
             raise UserError(
-                f"heads: {heads} heads of a width of {hidden} give odd heads; rotary positions need even ones"
+                f"heads: {heads} heads at width {hidden} have an odd size; rotary positions need an even one"
             )
         if condition_positions and head_size(condition_dim, condition_heads) % 2:
             raise UserError(
-                f"condition_heads: {condition_heads} heads of a width of {condition_dim} give odd heads; "
-                "condition_positions needs even ones"
+                f"condition_heads: {condition_heads} heads at width {condition_dim} have an odd size; "
+                "condition_positions needs an even one"
             )
         space = MotionSpace("identity", 512) if motion_space is None else motion_space
         reach = look_ahead if condition_reach is None else condition_reach
@@ -124,12 +124,12 @@ class MotionDenoiser(nn.Module):
 
     @property
     def audio_feature_dim(self) -> int:
-        """Dims of the raw audio features of a frame."""
+        """Size of a frame's raw audio features."""
         return self.audio_projection.feature_dim
 
     @property
     def latent_dim(self) -> int:
-        """Dims of a motion latent."""
+        """Size of a motion latent."""
         return self.motion_space.latent_dim
 
     def _initialise(self) -> None:
@@ -150,7 +150,7 @@ class MotionDenoiser(nn.Module):
         condition: Condition,
         reference: Float[Tensor, "B D"],
     ) -> Float[Tensor, "B T D"]:
-        """Velocity x_1 − x_0 of every frame; t = 1 clean. Frames stand at positions 0 … T − 1 of the mask rule."""
+        """Velocity x_1 − x_0 of every frame; t = 1 is clean. For the mask, frames are at positions 0 … T − 1."""
         frames = torch.arange(noisy.shape[1], device=noisy.device)
         return self.velocity(
             self.embed(noisy, self.embed_reference(reference)),
@@ -159,7 +159,7 @@ class MotionDenoiser(nn.Module):
             self.plans(frames, frames, frames),
         )
 
-    # The parts, in the order in which `forward` uses them.
+    # The parts, in the order `forward` uses them.
 
     def condition(
         self,
@@ -181,26 +181,26 @@ class MotionDenoiser(nn.Module):
         )
 
     def embed_reference(self, reference: Float[Tensor, "B D"]) -> Float[Tensor, "B 1 C"]:
-        """The reference's share of the input layer, the same for every frame."""
+        """The reference's contribution to the input layer, the same for every frame."""
         weight = self.input.weight[:, self.dim :]
         with without_autocast(reference.device):
             return F.linear(reference.to(weight.dtype), weight, self.input.bias)[:, None]
 
     def embed(self, noisy: Float[Tensor, "B T D"], reference: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B T C"]:
-        """Input layer on [noisy ; reference], with the reference's share given."""
+        """Input layer on [noisy ; reference], given the reference's contribution."""
         weight = self.input.weight[:, : self.dim]
         with without_autocast(noisy.device):
             return F.linear(noisy.to(weight.dtype), weight) + reference
 
     def modulation(self, flow_time: Float[Tensor, "B T"]) -> Modulation:
-        """What flow time does to each frame in every block and in the head."""
+        """Modulation of each frame in every block and in the head."""
         embedding = F.silu(self.time_embedding(flow_time))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.block_modulation(embedding).chunk(6, -1)
         head_shift, head_scale = self.head_modulation(embedding).chunk(2, -1)
         return Modulation(shift, 1 + scale, gate, mlp_shift, 1 + mlp_scale, mlp_gate, head_shift, 1 + head_scale)
 
     def encode_condition(self, condition: Condition, first_position: int = 0) -> Float[Tensor, "B T C"]:
-        """One vector a frame; frames stand at first_position, … for the mask rule (used when causal)."""
+        """One vector per frame; for a causal mask, frames are at positions from `first_position` on."""
         frames = first_position + torch.arange(condition.frames, device=condition.user_motion.device)
         masks = self._self_masks(frames, frames, 2) if self.causal_condition else (None, None)
         rope = None
@@ -216,7 +216,7 @@ class MotionDenoiser(nn.Module):
     def plans(
         self, frames: Int[Tensor, " T"], keys: Int[Tensor, " K"], condition: Int[Tensor, " C"]
     ) -> list[AttentionPlan]:
-        """Rotary angles of `frames` and their masks to `keys` (past, then the frames themselves) and `condition`, a block."""
+        """Per block: rotary angles of `frames`, masks to `keys` (past, then these frames) and to `condition`."""
         rope = rotary_table(frames, self.hidden // self.heads, dtype=self._table_dtype())
         cross = cross_window(frames, condition, self.layout.condition_reach)
         return [AttentionPlan(rope, mask, cross) for mask in self._self_masks(frames, keys, self.depth)]
@@ -230,10 +230,11 @@ class MotionDenoiser(nn.Module):
         past: Sequence[KeysValues] | None = None,
         newest: int | None = None,
     ) -> Float[Tensor, "R t D"]:
-        """Velocity of embedded frames `x`, of the `newest` alone if given; `past`: keys (rotated) and values of earlier ones.
+        """Velocity of embedded frames `x`, or only of the `newest`; `past` has rotated keys and values of earlier
+        frames.
 
-        `condition` and `past` may have R rows, a multiple of B: guidance branches, for which what they share is
-        computed once. `modulation` has a single row then.
+        `condition` and `past` may have R rows, a multiple of B, for guidance branches; `modulation` then has a single
+        row.
         """
         *blocks, last = self._blocks()
         for i, block in enumerate(blocks):
@@ -242,7 +243,7 @@ class MotionDenoiser(nn.Module):
         return self.head_velocity(x, modulation if newest is None else modulation.frames(slice(-newest, None)))
 
     def head_velocity(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T D"]:
-        """The head: features after the last block -> velocity."""
+        """The head: maps features after the last block to velocity."""
         kept = self.head.weight.dtype
         with without_autocast(x.device):
             return self.head(modulate(norm(x.to(kept)), modulation.head_shift.to(kept), modulation.head_gain.to(kept)))
@@ -255,9 +256,9 @@ class MotionDenoiser(nn.Module):
         plans: Sequence[AttentionPlan],
         past: Sequence[KeysValues] | None = None,
     ) -> list[KeysValues]:
-        """The frames' own self-attention keys (before rotation) and values in every block: the store pass.
+        """Self-attention keys (before rotation) and values of the frames in every block, for the cache.
 
-        The last block stops at its keys: nothing after them is stored. R rows, as in `velocity`.
+        The last block stops at its keys, since nothing after them is stored. R rows as in `velocity`.
         """
         stored = []
         *blocks, last = self._blocks()
@@ -275,7 +276,7 @@ class MotionDenoiser(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]
 
     def _self_masks(self, q: Tensor, k: Tensor, layers: int) -> list[Tensor]:
-        """Masks of as many layers of self-attention, one after the other."""
+        """Self-attention masks of `layers` successive layers."""
 
         def mask(look_ahead: int) -> Tensor:
             return attention_mask(self.mask, q, k, block_frames=self.layout.block_frames, look_ahead=look_ahead)

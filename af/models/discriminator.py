@@ -1,4 +1,4 @@
-"""Two-scale image discriminator: the residual blocks of the encoder, at the full and at half the size."""
+"""Two-scale image discriminator: the encoder's residual blocks, at full and half size."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ScaleDiscriminator(nn.Module):
         self.logit = EqualLinear(channels[-1], 1)
 
     def forward(self, image: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, " B"]:
-        """Real (positive) or generated (negative)."""
+        """Logits: positive means real, negative generated."""
         x = self.last(self.blocks(self.from_rgb(image)))
         return self.logit(F.leaky_relu(self.hidden(x.flatten(1)), 0.2))[:, 0]
 
 
 class Discriminator(nn.Module):
-    """Logits at `scales` image sizes, each half of the one before; sizes are powers of two of at least 8.
+    """Logits at `scales` image sizes, each half the one before; sizes are powers of two of at least 8.
 
     Raises ValueError for a size that cannot be halved that often.
     """
@@ -49,7 +49,7 @@ class Discriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Float[Tensor, "B 3 Y X"]) -> list[Float[Tensor, " B"]]:
-        """One logit an image and scale."""
+        """One logit per image and scale."""
         x = image.contiguous(memory_format=torch.channels_last)
         logits = []
         for i, scale in enumerate(self.scales):

@@ -1,4 +1,4 @@
-"""The space in which the denoiser works: standardised motion, kept with the model so that a checkpoint is complete."""
+"""The denoiser's space: standardised motion, with its statistics kept in the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MotionStatistics:
 
 
 def motion_statistics(motions: Iterable[Float[Tensor, "T D"]], basis: Float[Tensor, "D K"]) -> MotionStatistics:
-    """Statistics of many motion sequences in one pass (float64 sums). ValueError when there is no frame."""
+    """Statistics of many motion sequences in one pass (float64 sums). Raises ValueError without any frame."""
     q = basis.double()
     count = 0
     total = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
@@ -44,7 +44,7 @@ def motion_statistics(motions: Iterable[Float[Tensor, "T D"]], basis: Float[Tens
 
 
 def pooled(statistics: Sequence[MotionStatistics], weights: Sequence[float]) -> MotionStatistics:
-    """Statistics of a mixture of sets with these shares. ValueError when their directions differ."""
+    """Statistics of a mixture of sets with the shares `weights`. Raises ValueError when their directions differ."""
     first = statistics[0]
     if len(statistics) == 1:
         return first
@@ -59,13 +59,12 @@ def pooled(statistics: Sequence[MotionStatistics], weights: Sequence[float]) -> 
 
 
 class MotionSpace(nn.Module):
-    """Maps motion latents (D) to what the denoiser sees and back.
+    """Maps motion latents (D) to the denoiser's space and back.
 
-    kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `latent`: the same mapped back to D dims by Q;
-    `identity`: the latent itself (released weights). Mean, std and Q are buffers: they travel in the checkpoint.
-    Both ways are in the buffers' precision whatever surrounds them: where a mean is many deviations from 0, half
-    precision would leave little of a coordinate. Directions that hardly move are left unscaled (std below `floor` of the
-    largest), so that noise is not blown up.
+    Kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `latent`: these mapped back to D dims by Q;
+    `identity`: the latent itself (released weights). Mean, std and Q are buffers and so part of the checkpoint. Both
+    maps run in the buffers' precision, because half precision loses a coordinate whose mean is many deviations from 0.
+    Directions that hardly move (std below `floor` of the largest) are not scaled, to avoid amplifying noise.
     """
 
     mean: Tensor
@@ -77,9 +76,7 @@ class MotionSpace(nn.Module):
         if kind not in get_args(Kind):
             raise UserError(f"motion_space.kind: unknown kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
         if not 1 <= directions <= latent_dim:
-            raise UserError(
-                f"motion_space.directions: {directions} of a latent of {latent_dim} dims; allowed: 1 to that"
-            )
+            raise UserError(f"motion_space.directions: {directions}; allowed: 1 to latent_dim ({latent_dim})")
         self.kind, self.latent_dim, self.directions, self.floor = kind, latent_dim, directions, floor
         self.fitted = kind == "identity"
         if kind != "identity":
@@ -89,11 +86,11 @@ class MotionSpace(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Dims of the denoiser's space."""
+        """Size of the denoiser's space."""
         return self.directions if self.kind == "coefficients" else self.latent_dim
 
     def fit(self, statistics: MotionStatistics) -> None:
-        """Take over training-set statistics; ValueError when their shapes or numbers do not fit."""
+        """Set the statistics of the training set. Raises ValueError for misfitting shapes or non-finite numbers."""
         if self.kind == "identity":
             return
         if statistics.basis.shape != self.basis.shape:
@@ -108,7 +105,7 @@ class MotionSpace(nn.Module):
         self.fitted = True
 
     def to_model(self, motion: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest M"]:
-        """Motion latents -> the denoiser's space (M dims). RuntimeError before `fit` or loading."""
+        """Map motion latents to the denoiser's space (M dims). Raises RuntimeError before `fit` or loading."""
         if self.kind == "identity":
             return motion
         self._check()
@@ -117,7 +114,7 @@ class MotionSpace(nn.Module):
             return standard if self.kind == "coefficients" else standard @ self.basis.T
 
     def from_model(self, x: Float[Tensor, "*rest M"]) -> Float[Tensor, "*rest D"]:
-        """The denoiser's space -> motion latents. RuntimeError before `fit` or loading."""
+        """Map the denoiser's space to motion latents. Raises RuntimeError before `fit` or loading."""
         if self.kind == "identity":
             return x
         self._check()

@@ -1,7 +1,7 @@
-"""Frozen networks that judge likeness: VGG19 by the path of its weights, LPIPS by its own package.
+"""Frozen networks for perceptual distances: VGG19 from a weights file, LPIPS from its package.
 
-Neither is shipped or downloaded here. They are callables, not modules, so that they stay out of checkpoints, parameter
-averages and optimisers; they follow the images they are given from device to device.
+Neither is shipped or downloaded here. They are callables, not modules, to stay out of checkpoints, parameter averages
+and optimisers; they move to the device of their input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from af.errors import UserError
 
-# torchvision's `features` numbering of VGG19: (index of the convolution, inputs, outputs), None a 2x2 max pooling.
+# torchvision's `features` numbering of VGG19: (index of the convolution, inputs, outputs), None for a 2x2 max pooling.
 _LAYERS: tuple[tuple[int, int, int] | None, ...] = (
     (0, 3, 64), (2, 64, 64), None, (5, 64, 128), (7, 128, 128), None,
     (10, 128, 256), (12, 256, 256), (14, 256, 256), (16, 256, 256), None,
@@ -28,8 +28,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class VggFeatures:
     """ImageNet VGG19 activations relu1_1 ... relu5_1 of images in [-1, 1].
 
-    `weights` is torchvision's `vgg19-dcbb9e9d.pth` (or any state dict with its `features.N.weight/bias`).
-    Raises UserError if the file is missing or is not that network.
+    `weights` is torchvision's `vgg19-dcbb9e9d.pth` (or any state dict with its `features.N.weight/bias`). Raises
+    UserError if the file is missing or is another network.
     """
 
     def __init__(self, weights: str | Path) -> None:
@@ -37,7 +37,7 @@ class VggFeatures:
         if not path.is_file():
             raise UserError(
                 f"{path}: no such file. The perceptual loss needs torchvision's VGG19 weights (vgg19-dcbb9e9d.pth, "
-                "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth); give their path, or leave the loss off."
+                "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth); set their path, or turn the loss off."
             )
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,7 +54,7 @@ class VggFeatures:
         self.mean, self.std = torch.tensor(_MEAN).view(1, 3, 1, 1), torch.tensor(_STD).view(1, 3, 1, 1)
 
     def __call__(self, image: Float[Tensor, "B 3 Y X"]) -> list[Tensor]:
-        """The five activations (fewer for images under 16 px, which pooling would reduce to nothing)."""
+        """The five activations; fewer for images under 16 px, which pooling would reduce to nothing."""
         if self.mean.device != image.device:
             self.weights = {i: (w.to(image.device), b.to(image.device)) for i, (w, b) in self.weights.items()}
             self.mean, self.std = self.mean.to(image.device), self.std.to(image.device)
@@ -73,7 +73,7 @@ class VggFeatures:
 
 
 class LpipsPerceptual:
-    """LPIPS distance by the `lpips` package (extra `lpips`), which loads its own backbone weights.
+    """LPIPS distance from the `lpips` package (extra `lpips`), which loads its own backbone weights.
 
     Raises UserError without the package or its weights.
     """
@@ -85,9 +85,9 @@ class LpipsPerceptual:
             raise UserError("LPIPS needs the extra: pip install 'avatar-forcing[lpips]'.") from error
         try:
             network: nn.Module = lpips.LPIPS(net=net, verbose=False)
-        except Exception as error:  # no network and no cached backbone
+        except Exception as error:  # neither a network connection nor cached weights
             raise UserError(
-                f"LPIPS could not load its {net} weights ({error}). Leave the loss off, or cache them."
+                f"LPIPS could not load its {net} weights ({error}). Turn the loss off, or cache them."
             ) from error
         self.network = network.eval().requires_grad_(False)
 

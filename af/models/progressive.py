@@ -1,9 +1,9 @@
 """Starting a larger autoencoder from a trained smaller one: 256 px, then 512.
 
-Channels go by resolution, so all but the outermost layers have the smaller model's shapes and are copied. The new
-outermost layers begin as what they replace: the encoder hands the colours on, halved, to the smaller model's first
-layer, and the decoder's new level adds nothing to the enlarged image. So the larger model begins with the images and
-the motion of the smaller one instead of noise, and learns the details only.
+Channels depend on resolution, so all but the outermost layers have the smaller model's shapes and are copied. The new
+outermost layers start neutral: the encoder's passes the colours, at half size, to the smaller model's first layer, and
+the decoder's adds nothing to the enlarged image. The larger model thus starts from the smaller one's images and motion,
+and only learns the details.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.nn.equalized import SLOPE, EqualConv2d
 
-_COLOURS = 1 << 14  # samples for the statistics of a layer under colours of any kind
+_COLOURS = 1 << 14  # random colours for the statistics of a layer
 
 
 @torch.no_grad()
 def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
-    """Give `model` the weights of the model in `folder`, of the same size or half of it.
+    """Start `model` from the weights of the model in `folder`, of the same or half its size.
 
-    Raises UserError when that is another kind of model, of other widths, or paints otherwise.
+    Raises UserError when that model differs in kind, widths or `paint`.
     """
     small, _ = load_as(folder, MotionAutoencoder)
     if model.image_size not in (small.image_size, 2 * small.image_size):
         raise UserError(
-            f"{folder} is a model of {small.image_size} px: it can start one of {small.image_size} or "
+            f"{folder} is a model of {small.image_size} px: it can start a model of {small.image_size} or "
             f"{2 * small.image_size} px, not of {model.image_size} (model.image_size); go by doubling"
         )
     grown = model.image_size > small.image_size
@@ -40,11 +40,11 @@ def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
     new = [n for n in wanted if n not in known and not (grown and _outermost(n, model.image_size))]
     if wrong or new:
         raise UserError(
-            f"{folder} has other layers than the model it is to start (first: {(wrong + new)[0]}): "
+            f"{folder} has other layers than the model to start (first: {(wrong + new)[0]}): "
             "latent_dim, directions, channel_base, max_channels, motion_layers, normalised and variational must agree"
         )
-    if _paints(model) != _paints(small):  # the same layers, but another image
-        raise UserError(f"{folder} has paint={_paints(small)}, the model it is to start {_paints(model)} (model.paint)")
+    if _paints(model) != _paints(small):  # the same layers would give another image
+        raise UserError(f"{folder} has paint={_paints(small)}, the model to start {_paints(model)} (model.paint)")
     model.load_state_dict(known, strict=False)
     if grown:
         _hand_colours_on(model, small)
@@ -63,15 +63,15 @@ def _outermost(name: str, size: int) -> bool:
 
 
 def _hand_colours_on(model: MotionAutoencoder, small: MotionAutoencoder) -> None:
-    """Set the outermost encoder layers to what the smaller model's first layer gives for the halved image.
+    """Initialise the outermost encoder layers to reproduce the smaller model's first layer on the halved image.
 
-    A leaky ReLU loses nothing when a colour goes through it with both signs: leaky(x) - leaky(-x) = (1 + slope) x.
+    A leaky ReLU loses nothing of a colour passed with both signs: leaky(x) - leaky(-x) = (1 + slope) x.
     """
     size, first = str(model.image_size), small.encoder.from_rgb
     block, rgb = model.encoder.down[size], model.encoder.from_rgb
     width = rgb.weight.shape[0]
     if width < 6:
-        raise UserError(f"{width} channels at {size} px are too few to start from a smaller model; 6 hold the colours")
+        raise UserError(f"{width} channels at {size} px are too few to start from a smaller model; the colours need 6")
     conv1, conv2, skip = (block.get_submodule(name) for name in ("conv1", "conv2", "skip"))
     assert isinstance(conv1, EqualConv2d)
     assert isinstance(conv2, EqualConv2d)
@@ -79,7 +79,7 @@ def _hand_colours_on(model: MotionAutoencoder, small: MotionAutoencoder) -> None
     signs = torch.cat((eye, -eye))  # (6, 3)
     rgb.weight[:6, :, 0, 0] = signs
     rgb.bias[:6] = 0  # type: ignore[index]
-    gain = rgb.scale * (1 + SLOPE)  # of a colour's two channels, subtracted
+    gain = rgb.scale * (1 + SLOPE)  # the two channels of a colour, subtracted
     conv1.weight[:6] = 0
     conv1.weight[:6, :6, 1, 1] = signs @ signs.T / (gain * conv1.scale)
     conv1.bias[:6] = 0  # type: ignore[index]
@@ -89,7 +89,7 @@ def _hand_colours_on(model: MotionAutoencoder, small: MotionAutoencoder) -> None
     conv2.get_parameter("bias").copy_(first.get_parameter("bias") * (first.bias_gain / conv2.bias_gain))
     skip.get_parameter("weight").zero_()
     if size in model.encoder.norms:
-        # Normalisation takes away what the smaller model's layer gave to colours of any kind; give it back.
+        # Normalisation would remove the statistics that the smaller model's layer has on random colours; restore them.
         colours = torch.rand(_COLOURS, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
         values: Tensor = first(colours.to(rgb.weight.device)).flatten(1)
         norm = model.encoder.norms[size]

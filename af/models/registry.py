@@ -1,13 +1,13 @@
-"""What may be built from a description in a file: classes that are named here, or by an installed package. Nothing else
-that a file names is imported.
+"""The classes that may be built from a description in a file: those named here or by an installed package. Nothing else
+named by a file is imported.
 
-A package says that a class of its own may be built by an entry point of the group `af.models`, in its pyproject.toml:
+A package allows a class of its own by an entry point of the group `af.models` in its pyproject.toml:
 
-  [project.entry-points."af.models"]
+[project.entry-points."af.models"]
   MyFeatures = "theirs.module:MyFeatures"
 
-and descriptions then hold `"_target_": "theirs.module.MyFeatures"`. Models are built on torch's meta device once, before
-their weights are read, so their constructors must not look at values of tensors.
+Descriptions may then contain `"_target_": "theirs.module.MyFeatures"`. Models are first built on torch's meta device,
+before their weights are read, so their constructors must not read values of tensors.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ BUILDABLE: Final = frozenset(
 
 
 def registered(target: Any, where: str) -> type:
-    """The class of a `_target_`. UserError, with nothing imported, when it is not one that may be built."""
+    """The class of a `_target_`. Raises UserError, without importing anything, for a class that is not allowed."""
     if isinstance(target, str) and target in BUILDABLE:
         return _imported(target, where)
     for point in entry_points(group=GROUP):
         if isinstance(target, str) and target == point.value.replace(":", "."):
             return point.load()
     raise UserError(
-        f"{where}: _target_ {target!r} is not a class that may be built from a file; a package of your own says so by an "
+        f"{where}: _target_ {target!r} is not a class that may be built from a file; your own package can allow it by an "
         f"entry point of the group {GROUP}"
     )
 
@@ -48,12 +48,12 @@ def _imported(target: Any, where: str) -> Any:
     try:
         module, _, name = target.rpartition(".")
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever importing somebody's module raises
+    except Exception as error:  # importing a user's module may raise anything
         raise UserError(f"{where}._target_={target}: cannot be imported ({' '.join(str(error).split())})") from error
 
 
 def check_description(value: Any, where: str) -> None:
-    """UserError, with nothing built, unless all that a description (JSON) describes may be built."""
+    """Raise UserError, without building anything, unless everything in a description (JSON) is allowed."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             if key == "_target_":
@@ -69,10 +69,10 @@ def check_description(value: Any, where: str) -> None:
 
 
 def build(config: Mapping[str, Any], where: str = "description", *, any_class: bool = False) -> Any:
-    """The object that `{"_target_": "af.…", **arguments}` describes; nested descriptions are built first.
+    """Build the object described by `{"_target_": "af.…", **arguments}`, nested descriptions first.
 
-    `any_class` is for what the user's own command describes: then any class that can be imported is built. Raises UserError
-    for a class that may not be built, and when its constructor does not take the arguments.
+    `any_class` allows any importable class, for descriptions in the user's own command. Raises UserError for a class
+    that is not allowed, and when its constructor rejects the arguments.
     """
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise UserError(f"{where}: expected an object with _target_, got {str(config)[:80]!r}")
@@ -87,10 +87,10 @@ def build(config: Mapping[str, Any], where: str = "description", *, any_class: b
     cls = (_imported if any_class else registered)(arguments.pop("_target_"), where)
     try:
         return cls(**arguments)
-    except Exception as error:  # whatever a constructor makes of wrong values, the values are at fault
+    except Exception as error:  # a constructor may raise anything for wrong values
         raise UserError(f"{where}: {cls.__name__} cannot be built from it ({_in_a_line(error)})") from error
 
 
 def _in_a_line(error: Exception) -> str:
-    text = str(error).partition("\n")[0][:160]  # torch goes on with its own stack
+    text = str(error).partition("\n")[0][:160]  # torch appends its own stack
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,8 +1,8 @@
-"""Frozen speech features at 25 fps: one vector a video frame, from a waveform.
+"""Frozen speech features of a waveform at 25 fps: one vector per video frame.
 
-Two modes. *utterance* reads the whole clip, as the released model does. *streaming* makes each block of B frames from
-the samples up to the block's end (plus a declared right context) and at most W frames of them, so that what a model was
-trained on is, number for number, what a live session can compute. Both round to float16, the precision of the shards.
+*utterance* mode reads the whole clip, like the released model. *streaming* mode computes each block of B frames from at
+most W frames of samples up to the block's end, plus a declared right context: a live session computes exactly the
+features that a model was trained on. Both round to float16, the precision of the shards.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _FFT = 512  # samples of a spectrum of the log-mel features
 
 
 class SpeechFeatures(nn.Module):
-    """Base of the extractors: windows, normalisation and rounding are the same for all of them.
+    """Base of the extractors, with their shared windows, normalisation and rounding.
 
-    A subclass gives `encode(windows (N, S)) -> (N, T, F)` with T = S / 640 and a `spec` naming it; its configuration says
-    `dim`, the numbers a frame, which models take from there. Sound comes from
-    anywhere, as a rule from the host; it is brought to the extractor's device, where the features stay.
+    A subclass defines `encode(windows (N, S)) -> (N, T, F)` with T = S / 640, and a `spec`; its configuration states
+    `dim`, the numbers per frame, which models read from there. Audio on any device is moved to the extractor's device,
+    where the features stay.
     """
 
     def __init__(self, spec: FeatureSpec, silence: float) -> None:
@@ -53,20 +53,20 @@ class SpeechFeatures(nn.Module):
         raise NotImplementedError
 
     def forward(self, waveform: Float[Tensor, " S"]) -> Float[Tensor, "T F"]:
-        """Features of a clip of S samples (16 kHz mono, in [-1, 1]): T = S // 640 frames, a part of a frame is cut.
+        """Features of a clip of S samples (16 kHz mono, in [-1, 1]): T = S // 640 whole frames.
 
-        In streaming mode an unfinished last block is completed with silence. Raises ValueError on non-finite samples.
+        In streaming mode silence completes a partial last block. Raises ValueError for non-finite samples.
         """
         return torch.cat(list(self.pieces(waveform)))
 
     def pieces(self, waveform: Float[Tensor, " S"]) -> Iterator[Float[Tensor, "t F"]]:
-        """The same piece by piece in bounded memory: whole blocks in streaming mode, all at once in utterance mode."""
+        """The features in pieces: groups of whole blocks in bounded memory (streaming), or all at once (utterance)."""
         for features in self.voices([waveform]):
             yield features[0]
 
     def voices(self, waveforms: Sequence[Float[Tensor, " S"]]) -> Iterator[list[Float[Tensor, "t F"]]]:
-        """`pieces` of several voices of equal length, computed together: no voice is padded to the length of another,
-        so that each gets what it gets alone, up to rounding. ValueError for voices of different lengths.
+        """`pieces` of several voices, computed together; each equals its features alone, up to rounding. Raises
+        ValueError for voices of different lengths, since padding would change the features.
         """
         if len({len(w) for w in waveforms}) != 1 or any(
             w.ndim != 1 or samples_to_frames(len(w)) == 0 for w in waveforms
@@ -94,9 +94,9 @@ class SpeechFeatures(nn.Module):
 
     @torch.no_grad()
     def block(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:
-        """The newest block of each window [start, stop) given by `block_window`: what a live session calls.
+        """Features of the newest block of each window [start, stop) from `block_window`, for live sessions.
 
-        Raises ValueError on non-finite samples (of the host: looking at those of a device would wait for it).
+        Raises ValueError for non-finite samples on the host; checking those on a device would wait for it.
         """
         block, right = self.spec.block_frames, self.spec.right_context_frames
         if block is None:
@@ -110,7 +110,7 @@ class SpeechFeatures(nn.Module):
         mean = windows.mean(-1, keepdim=True)
         variance = windows.var(-1, correction=0, keepdim=True)
         normalised = (windows - mean) / (variance + self._silence).sqrt()
-        # the shards hold float16: the live path rounds the same way
+        # shards hold float16, so the live path rounds likewise
         return self.encode(normalised).half().float()
 
 
@@ -124,14 +124,14 @@ def _finite(sound: Tensor) -> Tensor:
 
 
 def _windows(mode: Mode, block: int, window: int, right: int) -> dict[str, Any]:
-    """The spec's window entries: utterance features have none."""
+    """The spec's window entries, None for utterance features."""
     if mode == "utterance":
         return {}
     return {"block_frames": block, "window_frames": window, "right_context_frames": right}
 
 
 def block_window(block: int, spec: FeatureSpec) -> tuple[int, int]:
-    """Samples [start, stop) that features of block number `block` (from 0) are made of, in streaming mode."""
+    """Samples [start, stop) for the features of block number `block` (from 0), in streaming mode."""
     if spec.mode != "streaming" or spec.block_frames is None or spec.window_frames is None:
         raise ValueError("only streaming features have block windows")
     end = (block + 1) * spec.block_frames
@@ -142,7 +142,7 @@ def block_window(block: int, spec: FeatureSpec) -> tuple[int, int]:
 
 
 def _equal_windows(blocks: int, spec: FeatureSpec, limit: int) -> Iterator[list[tuple[int, int]]]:
-    """Windows of consecutive blocks in groups of one length, at most `limit` a group (bounded memory)."""
+    """Windows of consecutive blocks, in groups of equal length and at most `limit` windows (bounded memory)."""
     group: list[tuple[int, int]] = []
     for block in range(blocks):
         start, stop = block_window(block, spec)
@@ -155,9 +155,9 @@ def _equal_windows(blocks: int, spec: FeatureSpec, limit: int) -> Iterator[list[
 
 
 class LogMel(SpeechFeatures):
-    """Log-mel energies without weights: `hops` spectra a frame, each of `dim` / `hops` bands and from samples before its end.
+    """Log-mel energies, without weights: `hops` spectra per frame, each with `dim` / `hops` bands.
 
-    The windows are left-aligned to their past, so even inside a block a frame reads no later sample.
+    Each spectrum reads only samples before its end, so even within a block no frame sees the future.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class LogMel(SpeechFeatures):
             raise ValueError(f"dim must be {hops} hops x 1 ... {_FFT // 2} bands (half a spectrum's window), got {dim}")
         windows = _windows(mode, block_frames, window_frames, right_context_frames)
         spec = FeatureSpec("logmel", f"1-{mels}x{hops}", dim, mode, **windows)
-        super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet instead of being blown up to speech
+        super().__init__(spec, silence=1e-5)  # -50 dBFS: noise floors stay quiet and are not amplified to speech level
         self.hops, self.n_fft = hops, _FFT
         filters = torch.from_numpy(mel_filters(mels, self.n_fft, low_hz=60.0).T.copy()).float()
         self.register_buffer("filters", filters, persistent=False)
@@ -197,10 +197,9 @@ class LogMel(SpeechFeatures):
 class Wav2Vec2Features(SpeechFeatures):
     """All transformer layers of a wav2vec 2.0 model, concatenated layer-major; frozen, eval mode, fp32.
 
-    `checkpoint` is a Hugging Face name (``facebook/wav2vec2-base-960h``) or a local folder, `dim` what its layers give
-    (None: whatever they give). `resample` says where
-    50 Hz becomes 25 fps: "before" the transformer on the convolutional features (as released) or "after" it.
-    Raises UserError when the checkpoint cannot be read, or gives another `dim`.
+    `checkpoint` is a Hugging Face name (``facebook/wav2vec2-base-960h``) or a local folder, `dim` the expected size of
+    all layers (None: any). `resample` is where 50 Hz becomes 25 fps: "before" the transformer, on the convolutional
+    features (as released), or "after" it. Raises UserError when the checkpoint cannot be read or has another size.
     """
 
     def __init__(
@@ -242,7 +241,7 @@ class Wav2Vec2Features(SpeechFeatures):
         self.model = model.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Wav2Vec2Features:
-        """Stays in eval mode: training mode would switch SpecAugment and layer drop on."""
+        """Stay in eval mode: training mode would turn on SpecAugment and layer drop."""
         return super().train(False)  # type: ignore[return-value]
 
     def encode(self, windows: Float[Tensor, "N S"]) -> Float[Tensor, "N T F"]:

@@ -1,4 +1,4 @@
-"""A small network that reads the face parameters of synthetic faces from their images, shipped with its weights."""
+"""A small network that reads face parameters from images of synthetic faces, shipped with its weights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ IMAGE_SIZE: Final = 64
 _CHANNELS: Final = (16, 32, 64, 96, 96, 96)
 _STRIDES: Final = (2, 2, 1, 2, 1, 2)
 _HIDDEN: Final = 96
-_CHUNK: Final = 64  # frames a pass: activations stay small
+_CHUNK: Final = 64  # frames per pass: limits memory for activations
 
 
 class FaceTracker(nn.Module):
     """Images (B,3,64,64) in [-1, 1] -> face parameters (B,P) in the units of `face_spec`.
 
-    `centre` and `spread` map the network's output to those units. `version` distinguishes weights.
+    `centre` and `spread` convert the network's output to these units. `version` distinguishes weights.
     """
 
     def __init__(self, names: tuple[str, ...], expression: int, version: str, *, normalised: bool = True) -> None:
@@ -59,16 +59,16 @@ class FaceTracker(nn.Module):
         self.face_spec = FaceSpec(tuple(names), expression, f"{TRACKER_NAME}/{version}")
 
     def forward(self, images: Float[Tensor, "B 3 64 64"]) -> Float[Tensor, "B P"]:
-        """Parameters of each image."""
+        """Face parameters of each image."""
         features = self.layers(images).flatten(1)
         with without_autocast(features.device):
             return self.head(F.relu(self.hidden(features.float()))) * self.spread + self.centre
 
     @torch.inference_mode()
     def track(self, frames: UInt8[np.ndarray, "T Y X 3"]) -> Float32[np.ndarray, "T P"]:
-        """Parameters of each frame; frames of any size, square crops framed like the synthetic videos.
+        """Face parameters of each frame; frames are square crops of any size, framed like the synthetic videos.
 
-        Raises ValueError for anything but uint8 RGB frames.
+        Raises ValueError unless frames are uint8 RGB.
         """
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames are uint8 (T,Y,X,3), got {frames.dtype} {frames.shape}")
@@ -82,7 +82,7 @@ class FaceTracker(nn.Module):
         return out
 
     def fused(self) -> FaceTracker:
-        """The same function without batch normalisation: its numbers go into the convolutions."""
+        """The same function with batch normalisation folded into the convolutions."""
         plain = FaceTracker(self.face_spec.names, self.face_spec.expression, self.version, normalised=False).eval()
         pairs = list(zip(self.layers, list(self.layers)[1:], strict=False))
         convolutions = [
@@ -113,12 +113,12 @@ class FaceTracker(nn.Module):
 
 
 def shipped_weights() -> Path:
-    """The weights that come with the package."""
+    """Path of the shipped weights."""
     return Path(str(files("af.models"))) / "assets" / "synthetic_tracker.safetensors"
 
 
 def load_tracker(path: Path | None = None, device: torch.device | str = "cpu") -> FaceTracker:
-    """The tracker from a file of `af tracker train`, by default the shipped one, ready to `track`.
+    """Load a tracker written by `af tracker train`, by default the shipped one.
 
     Raises UserError when the file is missing or is not a tracker.
     """

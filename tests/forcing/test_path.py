@@ -100,8 +100,8 @@ def test_heun_evaluates_twice_but_for_the_last_step() -> None:
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [([[0.0, 0.0]], "at least two rows"), ([[0.0], [0.9]], "begins at flow time 0, ends at 1"),
-     ([[0.1], [1.0]], "begins"), ([[0.0], [0.6], [0.5], [1.0]], "never goes back")],
+    [([[0.0, 0.0]], "at least two rows"), ([[0.0], [0.9]], "begin at flow time 0, end at 1"),
+     ([[0.1], [1.0]], "begin at"), ([[0.0], [0.6], [0.5], [1.0]], "never go back")],
 )  # fmt: skip
 def test_wrong_matrices_are_named(levels: list, message: str) -> None:
     with pytest.raises(UserError, match=message):

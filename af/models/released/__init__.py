@@ -1,4 +1,4 @@
-"""Checkpoints released with the paper (your own copies), read into our modules by `read_released`."""
+"""Import of checkpoints released with the paper (your own copies), by `read_released`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from af.models.released import autoencoder, denoiser
 from af.models.released.files import Source, read_state
 
 LICENCE_NOTE: Final = (
-    "The released weights are licensed CC BY-NC 4.0 (non-commercial, attribution). A converted file is the same weights "
+    "The released weights are licensed CC BY-NC 4.0 (non-commercial, attribution). A converted file holds the same weights "
     "under the same licence."
 )
 
 
 @dataclass(frozen=True)
 class Released:
-    """A released checkpoint: `kind` "denoiser" or "autoencoder", the module, and the constructor call that makes it."""
+    """A released checkpoint: `kind` "denoiser" or "autoencoder", the module, and its constructor call."""
 
     kind: str
     model: nn.Module
@@ -28,9 +28,9 @@ class Released:
 
 
 def read_released(source: Source) -> Released:
-    """The checkpoint in `flow_transformer.pth` or `motion_autoencoder.pth`, which of them its keys say.
+    """Read `flow_transformer.pth` or `motion_autoencoder.pth`; the keys decide which of them it is.
 
-    Evaluation mode, fp32. UserError for another file, or listing every missing, unexpected and misshapen key.
+    The module is in evaluation mode, fp32. Raises UserError for other files, listing all wrong keys.
     """
     state = read_state(source)
     if any(key.startswith(denoiser.PREFIX) for key in state):

@@ -1,6 +1,6 @@
 """The released motion autoencoder (`motion_autoencoder.pth`) as our module.
 
-The table below is the whole conversion: our names, theirs, and how a tensor changes shape between the two.
+The table below is the whole conversion: our names, theirs, and changes of shape.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from af.models.released.files import Source, check_layout, read_state
 
 PREFIX: Final = "motion_autoencoder."
 IMAGE_SIZE: Final = 512
-#: The constructor call that makes the released model.
+#: The constructor call of the released model.
 CONFIG: Final[dict[str, Any]] = {"_target_": "af.models.autoencoder.MotionAutoencoder", "image_size": IMAGE_SIZE}
 
 
@@ -63,7 +63,7 @@ def released_names(image_size: int = IMAGE_SIZE, motion_layers: int = 5) -> dict
 
 
 def unused_names(image_size: int = IMAGE_SIZE) -> set[str]:
-    """Released tensors that compute nothing: noise gains (noise is off) and the 4 px colours, which nobody reads."""
+    """Released tensors without effect: noise gains (noise is off) and the unused 4 px colours."""
     convolutions = 2 * (image_size // COARSEST).bit_length()
     noise = {f"dec.convs.{i}.noise.weight" for i in range(convolutions)} | {"dec.conv1.noise.weight"}
     return noise | {"dec.to_rgb1.bias", "dec.to_rgb1.conv.0.weight", "dec.to_rgb1.conv.1.bias"}
@@ -90,7 +90,7 @@ def read_autoencoder(source: Source) -> MotionAutoencoder:
 
 
 def _reshaped(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor in our layout, or as it is if it cannot be that parameter."""
+    """The tensor in our layout, or unchanged if its shape cannot be converted."""
     if name.endswith("up.weight") and tensor.ndim == 5:  # (1, O, I, 3, 3) -> (I, O, 3, 3)
         tensor = tensor[0].transpose(0, 1)
     squeezed = [size for size in tensor.shape if size != 1]

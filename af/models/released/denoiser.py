@@ -1,4 +1,4 @@
-"""The released denoiser (`flow_transformer.pth`) as our module: its keys are ours under other names."""
+"""The released denoiser (`flow_transformer.pth`) as our module, with its keys renamed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _INSIDE = {  # within the parts
 
 @dataclass(frozen=True)
 class ReleasedSizes:
-    """Sizes of the released denoiser; smaller ones serve tests."""
+    """Sizes of the released denoiser; tests use smaller ones."""
 
     dim: int = 512
     hidden: int = 1024
@@ -49,7 +49,7 @@ class ReleasedSizes:
     audio_feature_dim: int = 12 * 768
 
     def config(self) -> dict[str, Any]:
-        """The constructor call that computes what the released denoiser does (as `af.models.artifact.build` reads it)."""
+        """The constructor call of an equivalent denoiser, for `af.models.registry.build`."""
         space = {"kind": "identity", "latent_dim": self.dim, "directions": min(20, self.dim)}
         return {
             "_target_": "af.models.denoiser.MotionDenoiser",
@@ -70,7 +70,7 @@ class ReleasedSizes:
 
 
 def released_key(key: str) -> str:
-    """The released name of one of our denoiser's parameters. KeyError for a parameter that has none."""
+    """The released name of a parameter of our denoiser. Raises KeyError for a parameter without one."""
     for ours, theirs in _PARTS.items():
         if key.startswith(ours):
             key = theirs + key.removeprefix(ours)

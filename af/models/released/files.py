@@ -1,4 +1,4 @@
-"""Reading a released file: tensors only, nothing in it is executed, and every key and shape is checked before use."""
+"""Safe reading of a released file: only tensors, nothing is executed, every key and shape is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 def read_state(source: Source) -> Mapping[str, Tensor]:
-    """The flat state dict of `source`. UserError when there is none, or when it holds numbers that are not finite."""
+    """The flat state dict of `source`. Raises UserError when there is none, or for non-finite numbers."""
     if isinstance(source, Mapping):
         return source
     path = Path(source)
@@ -31,7 +31,7 @@ def read_state(source: Source) -> Mapping[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{path}: not a checkpoint that can be read safely ({type(error).__name__}); is it whole?"
+            f"{path}: cannot be read safely as a checkpoint ({type(error).__name__}); is it whole?"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{path}: not a flat state dict (names to tensors)")
@@ -40,7 +40,7 @@ def read_state(source: Source) -> Mapping[str, Tensor]:
 
 
 def check_layout(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: Source) -> None:
-    """UserError listing every missing, unexpected and misshapen key of `state`, which came from `source`."""
+    """Raise UserError, listing every missing, unexpected and misshapen key of `state`, read from `source`."""
     if faults := layout_faults({key: tensor.shape for key, tensor in state.items()}, expected):
         name = "state dict" if isinstance(source, Mapping) else source
         raise UserError(
