@@ -1,4 +1,4 @@
-"""One conversation to clips: look through it once for faces and scene cuts, then cut the crops out."""
+"""Cutting one conversation into clips: a first pass finds faces and scene cuts, a second one cuts out the crops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from af.ingest.tracks import Track, choose_face, crop, find_clips, steady_crops
 
 @dataclass(frozen=True)
 class Recording:
-    """What the first pass found: the clips, what was left out, and by role track and audio."""
+    """Result of the first pass: the clips, what was left out, and track and audio by role."""
 
     tracks: Mapping[str, Track]
     audio: Mapping[str, Float32[np.ndarray, " S"]]
@@ -36,7 +36,7 @@ class Recording:
 
 
 def _audio(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], str]:
-    """Audio by role (None: silence) and how the voices are told apart. Raises `MediaError`."""
+    """Audio by role (None: silence), and how the voices are separated. Raises `MediaError`."""
     out: dict[str, np.ndarray | None] = {}
     for channel, role in enumerate(ROLES):
         given = getattr(source, f"audio_{role}")
@@ -57,7 +57,7 @@ def _audio(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], 
 
 
 def _first_frames(source: Source, options: IngestOptions) -> dict[str, int]:
-    """Frames of each person's files before both record: whole ones, so that images and audio stay together."""
+    """Frames of each person's files before both record: whole frames, to keep images and audio together."""
     offset = seconds_to_frames(options.offset_s if source.offset is None else source.offset)
     return {"a": max(0, offset), "b": max(0, -offset)}
 
@@ -69,12 +69,12 @@ def examine(
     watch: Watch | None = None,
     notes: Notes | None = None,
 ) -> Recording:
-    """The first pass: everything needed to cut clips, without keeping a frame. `notes` gets what is noteworthy and leaves
-    the conversation usable. Raises `MediaError` for bad input.
+    """The first pass: finds everything needed to cut clips, without keeping a frame. `notes` collects remarks on a
+    usable conversation. Raises `MediaError` for bad input.
     """
     notes = Notes() if notes is None else notes
     first = _first_frames(source, options)
-    heard, separation = _audio(source, notes)  # cheap, so first
+    heard, separation = _audio(source, notes)  # cheap, so checked first
     heard = {r: None if s is None else s[frames_to_samples(first[r]) :] for r, s in heard.items()}
     looks = {
         role: look_through(
@@ -102,9 +102,7 @@ def examine(
         voice = quality.voice_changes(audio[role], frames) if own_voice else None
         path = choose_face(look, voice, getattr(source, f"face_{role}") or options.face, name, notes)
         if not np.isnan(path).all() and quality.stands_still(look, path):
-            text = (
-                "one image all the time: a person who never moves teaches nothing; record the person, or leave it out"
-            )
+            text = "the image never changes, and a still person teaches nothing; record the person, or leave it out"
             raise MediaError(name, "still", text)
         quality.note_movement(look, path, name, notes)
         if voice is not None:
@@ -124,7 +122,7 @@ def examine(
             text = f"no face found{f' in its {half} half' if half else ''} in {frames_to_seconds(frames):.1f} s"
             raise MediaError(source.file(role), "no_face", text)
     if separation == "mixed" or (audio["a"].any() and np.array_equal(audio["a"], audio["b"])):
-        text = "both people get the same mixed audio, nobody's own voice; give each one's with --audio"
+        text = "both people have the same mixed audio; give each person's own voice with --audio"
         notes.add("mixed", f"{source.name}: {text}{', or --stereo' if source.video else ''}")
     elif not source.video and all(s is not None for s in heard.values()):
         quality.check_shared(source, audio, options, notes)
@@ -146,7 +144,7 @@ def examine(
 def cut_out(
     source: Source, recording: Recording, options: IngestOptions, split: str, watch: Watch | None = None
 ) -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
-    """The second pass: samples for `write_shard`, one clip at a time."""
+    """The second pass: yields samples for `write_shard`, one clip at a time."""
     files = {role: source.file(role) for role in ROLES}
     first = _first_frames(source, options)
     with contextlib.ExitStack() as stack:

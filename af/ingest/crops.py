@@ -1,4 +1,4 @@
-"""One person's face cropped as in training: the portrait of an avatar, the video of its user, or a live camera."""
+"""Face crops as in training: an avatar's portrait, a user's video, or a live camera."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from af.ingest.quality import voice_changes
 from af.ingest.tracks import as_squares, choose_face, crop, follow, framed, is_near, steady_crops
 from af.values import require_number
 
-_SMALLEST = 32  # pixels of the shorter side: below that there is no face to be seen
-#: Faces at least this large, as a part of the largest one's side, are worth a word.
+_SMALLEST = 32  # pixels of the shorter side; smaller images show no usable face
+#: Other faces are noted if they are at least this large, relative to the largest.
 _BESIDE = 0.5
-_LOOKS = 4  # so many in a row must see a face elsewhere before it is taken for the person
-_FAR = 0.15  # face sizes: further off than nods are, the crop follows sooner
+_LOOKS = 4  # looks in a row that must see a face elsewhere before the crop moves to it
+_FAR = 0.15  # in face sizes; beyond this, further than a nod, the crop follows faster
 
 
 def read_portrait(
@@ -37,11 +37,11 @@ def read_portrait(
     detector: Detector | None = None,
     notes: Notes | None = None,
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """An image (or the first frame of a video) as a square of `size` pixels around its largest face.
+    """Read an image (or a video's first frame) as a square of `size` pixels around its largest face.
 
-    With `find_face` False the middle square of the image is taken. Grey and 16-bit images become RGB of 8 bits,
-    transparent places white; `notes` gets what is noteworthy, such as other faces. Raises `MediaError` when the file
-    cannot be read, is tiny, or no face is found in it.
+    Without `find_face` the square is the middle of the image. Grey and 16-bit images become 8-bit RGB, transparent
+    areas white; `notes` collects remarks, such as other faces. Raises `MediaError` when the file cannot be read, is
+    tiny, or shows no face.
     """
     path, notes = Path(path), Notes() if notes is None else notes
     frame = read_image(path, notes)
@@ -65,7 +65,7 @@ def read_portrait(
     faces = as_squares(boxes)
     sides = faces[:, 2]
     if (beside := int((sides >= _BESIDE * sides.max()).sum()) - 1) > 0:
-        notes.add("faces", f"{path}: {1 + beside} faces: the largest is taken; for another one give a crop of it")
+        notes.add("faces", f"{path}: {1 + beside} faces: using the largest; for another one, give a crop of it")
     largest = faces[[sides.argmax()], :3]
     return crop(frame, framed(largest, frame.shape[:2], IngestOptions.margin)[0], size)
 
@@ -79,10 +79,10 @@ def face_frames(
     notes: Notes | None = None,
     voice: Float32[np.ndarray, " S"] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
-    """Frames at 25 fps, cropped around the tracked face; two passes over the file, bounded memory.
+    """Frames at 25 fps, cropped around the tracked face, in two passes over the file with bounded memory.
 
-    Of several faces it is the one that moves with `voice` (16 kHz), else the largest that moves. `notes` gets what is
-    noteworthy. Raises `MediaError` when the file cannot be read or shows no face.
+    Of several faces it takes the one that moves with `voice` (16 kHz), else the largest that moves. `notes` collects
+    remarks. Raises `MediaError` when the file cannot be read or shows no face.
     """
     if not find_face:
         yield from (_middle(frame, size) for frame in iter_video(path, notes=notes))
@@ -96,7 +96,7 @@ def face_frames(
         raise MediaError(path, "no_face", "no face found; give face crops with --no-crop")
     seen = np.flatnonzero(track.present)
     for n, frame in enumerate(iter_video(path, notes=notes)):
-        # where the face is lost, the crop stays at the nearest place it was seen
+        # while the face is lost, the crop stays at the nearest place where it was seen
         nearest = seen[np.abs(seen - n).argmin()]
         yield crop(frame, track.boxes[nearest], size)
 
@@ -108,13 +108,13 @@ def _middle(frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "
 
 
 class FaceCropper:
-    """Call it with every frame of a camera; it gives the face crop of `size` pixels, or None where there is no face.
+    """Crops the face from the frames of a live camera: `size` pixels, or None without a face.
 
-    The crop's side is `margin` times the face's, as in `af ingest`, whose smoothing needs the frames to come: here the
-    crop follows with a time constant of about `smoothing_s` where the face nods, and sooner where it has moved away.
-    A face that is lost is held where it was for `hold_s`, then the answer is None until one is found. Faces are looked
-    for in every `detect_every`-th frame of `fps` a second (in every one while none is there). Several faces: the most
-    prominent one, and that one again. Raises UserError for settings out of range and for what is not a frame.
+    The crop's side is `margin` times the face's, as in `af ingest`. Smoothing uses past frames only: the crop follows
+    nods with a time constant of about `smoothing_s`, and larger moves faster. The crop of a lost face is held for
+    `hold_s`, then None is returned until a face is found. Faces are detected in every `detect_every`-th frame of `fps`
+    per second, and in every frame while there is none. Of several faces, the most prominent is taken and kept. Raises
+    UserError for settings out of range and for anything that is not a frame.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class FaceCropper:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the face: another camera, another person."""
-        self._target: Float64[np.ndarray, " 3"] | None = None  # centre x, y, side of the face seen last
-        self._face: Float64[np.ndarray, " 3"] | None = None  # centre x, y, log side, smoothed
-        self._elsewhere: list[Float64[np.ndarray, " 3"]] = []  # what the last looks saw instead of it
+        """Forget the face, for another camera or person."""
+        self._target: Float64[np.ndarray, " 3"] | None = None  # centre x, y, side of the last face seen
+        self._face: Float64[np.ndarray, " 3"] | None = None  # smoothed centre x, y and log side
+        self._elsewhere: list[Float64[np.ndarray, " 3"]] = []  # other faces seen by the last looks
         self._shape: tuple[int, ...] = ()
         self._frames = self._since_look = self._since_face = 0
 
@@ -193,13 +193,13 @@ class FaceCropper:
         self._target, self._elsewhere, self._since_face = prominent, [], 0
 
     def _follow(self, target: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
-        """The smoothed face a frame later."""
+        """Move the smoothed face towards `target` by one frame."""
         goal = np.array([target[0], target[1], np.log(target[2])])
         if self._face is None:
             self._face, self._frames = goal, 0
         away = goal - self._face
         off = max(np.hypot(*away[:2]) / np.exp(self._face[2]), abs(away[2])) / _FAR
-        # sooner at the start, too: the first box is one look's
+        # faster at the start, too: the first box is a single detection
         constant_s = min(self._smoothing_s, 0.2 + self._frames / self._fps) / max(1.0, off**2)
         self._face = self._face + (1 - np.exp(-1 / (self._fps * constant_s * np.array([1.0, 1.0, 2.0])))) * away
         self._frames += 1

@@ -1,6 +1,6 @@
-"""Faces in frames, and the first pass through a video: faces every few frames, scene cuts, damaged frames, what moves.
+"""Face detectors, and the first pass through a video: faces every few frames, scene cuts, damaged frames, movement.
 
-A detector is any callable from an RGB frame to boxes; two are here.
+A detector is any callable from an RGB frame to boxes; this module has two.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from af.errors import UserError
 #: RGB frame -> boxes (x, y, width, height, score) in its pixels; score > 0, larger is surer.
 Detector = Callable[[UInt8[np.ndarray, "Y X 3"]], Float64[np.ndarray, "N 5"]]
 
-#: Told while a file is worked on: (what is done, frames so far).
+#: Progress callback: (current work, frames so far).
 Watch = Callable[[str, int], None]
 
-LOOK_SIDE: Final = 360  # faces are looked for in frames scaled down to this
+LOOK_SIDE: Final = 360  # frames are scaled down to this for detection
 _CUT_SIDE: Final = 128
-_CELL: Final = 8  # pixels (of the frames looked at) of a square in which change is averaged
-STEPS_A_LEVEL: Final = 8  # steps of a grey level in which change is kept: up to 255 / 8 levels
+_CELL: Final = 8  # pixels (of the scaled frames): side of the cells in which change is averaged
+STEPS_A_LEVEL: Final = 8  # change is stored in eighths of a grey level, up to 255 / 8 levels
 
 MEDIAPIPE_MODEL: Final = (
     "https://storage.googleapis.com/mediapipe-models/face_detector/blaze_face_short_range/float16/1/"
@@ -41,17 +41,17 @@ MEDIAPIPE_MODEL: Final = (
 class HaarDetector:
     """OpenCV's bundled frontal-face cascade (Viola & Jones 2001; the "alt2" one of Lienhart et al.): no download.
 
-    Sees faces within about 30 degrees of frontal, at least an eighth of the frame's shorter side.
+    Finds faces within about 30 degrees of frontal that cover at least an eighth of the frame's shorter side.
     """
 
     def __init__(self) -> None:
         self._cascade: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_cascade": None}  # OpenCV objects cannot be pickled; loaded again where used
+        return {"_cascade": None}  # OpenCV objects cannot be pickled, so they are loaded where used
 
     def __call__(self, frame: UInt8[np.ndarray, "Y X 3"]) -> Float64[np.ndarray, "N 5"]:
-        """Faces in an RGB frame; where none is seen, a second look with the contrast spread."""
+        """Faces in an RGB frame; if none is found, a second attempt with stretched contrast."""
         if self._cascade is None:
             self._cascade = _load_cascade()
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
@@ -77,9 +77,9 @@ def _load_cascade() -> Any:
 
 
 class MediaPipeDetector:
-    """MediaPipe's BlazeFace (extra "mediapipe", model file by path): also sees turned and partly hidden faces.
+    """MediaPipe's BlazeFace (extra "mediapipe", with a model file): also finds turned and partly hidden faces.
 
-    Raises `UserError` when the package or the model file is missing, saying where to get them.
+    Raises `UserError`, naming the source, when the package or the model file is missing.
     """
 
     def __init__(self, model: Path | str | None) -> None:
@@ -131,7 +131,7 @@ class MediaPipeDetector:
 def make_detector(name: str, model: Path | str | None = None) -> Detector:
     """The detector called `name`: "haar" or "mediapipe" (with its `model` file). Raises `UserError`."""
     if name == "haar":
-        _load_cascade()  # fails before any work
+        _load_cascade()  # fail before any work
         return HaarDetector()
     if name == "mediapipe":
         return MediaPipeDetector(model)
@@ -141,18 +141,19 @@ def make_detector(name: str, model: Path | str | None = None) -> Detector:
 def faces_in_frame(
     frame: UInt8[np.ndarray, "Y X 3"], detector: Detector, scale: tuple[float, float] = (1.0, 1.0)
 ) -> Float64[np.ndarray, "N 5"]:
-    """The detector's boxes, in pixels of an image that is `scale` (across, down) times as large as `frame`."""
+    """The detector's boxes, scaled by `scale` (horizontal, vertical) to pixels of the original image."""
     found = np.asarray(detector(np.ascontiguousarray(frame)), np.float64).reshape(-1, 5)
     return found * np.array([*scale, *scale, 1.0])
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one person's video shows. Boxes are in pixels of the full frame (of the person's half), one array a look.
+    """Faces and movement in one person's video. Boxes are in full-size pixels (of the person's half), one array per
+    look.
 
-    `looks` are the frames in which faces were looked for, `cuts` the frames that begin a scene, `bad` those that could
-    not be restored, `size` (height, width). `change` is the mean difference in brightness to the frame before, by cell,
-    in eighths of a grey level.
+    `looks` are the frames searched for faces, `cuts` the first frames of scenes, `bad` damaged frames that could not be
+    restored, `size` is (height, width). `change` is the mean change in brightness from the frame before, per cell, in
+    eighths of a grey level.
     """
 
     boxes: list[np.ndarray]
@@ -165,18 +166,18 @@ class Look:
 
     @property
     def scenes(self) -> list[int]:
-        """The number of the scene of each look."""
+        """The scene number of each look."""
         return np.searchsorted(np.asarray(sorted(self.cuts)), self.looks, side="right").tolist()
 
     def up_to(self, frames: int) -> Look:
-        """The first `frames` frames alone."""
+        """The part within the first `frames` frames."""
         kept = [n for n in self.looks if n < frames]
         cuts = [c for c in self.cuts if 0 < c < frames]
         bad = frozenset(n for n in self.bad if n < frames)
         return Look(self.boxes[: len(kept)], kept, cuts, frames, self.size, bad, self.change[:frames])
 
     def change_in(self, left: float, top: float, right: float, bottom: float) -> UInt8[np.ndarray, "T rows columns"]:
-        """The cells of a rectangle in pixels of the full frame, at least one."""
+        """Change in the cells of a rectangle (full-resolution pixels), at least one cell."""
         rows, columns = self.change.shape[1:]
         height, width = self.size
         x, y = (int(np.clip(v, 0, 1 - 1e-9) * n) for v, n in ((left / width, columns), (top / height, rows)))
@@ -185,7 +186,7 @@ class Look:
 
 
 def half_of(frame: UInt8[np.ndarray, "Y X 3"], half: str) -> UInt8[np.ndarray, "Y X2 3"]:
-    """The part of a frame that shows the person: its "left" or "right" half, or with "" all of it."""
+    """The "left" or "right" half of a frame, or with "" the whole frame."""
     middle = frame.shape[1] // 2
     return frame[:, :middle] if half == "left" else frame[:, middle:] if half else frame
 
@@ -193,7 +194,7 @@ def half_of(frame: UInt8[np.ndarray, "Y X 3"], half: str) -> UInt8[np.ndarray, "
 def frames_from(
     path: str, first: int = 0, *, max_side: int | None = None, notes: Notes | None = None, bad: set[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """`iter_video` without its first frames. Raises `MediaError` when there are not so many."""
+    """`iter_video` from frame `first` on. Raises `MediaError` when the video ends before."""
     frames = iter_video(path, max_side=max_side, notes=notes, bad=bad)
     with contextlib.closing(frames):  # type: ignore[type-var]
         for n in range(first):
@@ -212,8 +213,8 @@ def look_through(
     first: int = 0,
     notes: Notes | None = None,
 ) -> Look:
-    """One pass over a video, or a `half` of it, from frame `first` on, keeping no frame: faces in every `every`-th one.
-    Raises `MediaError`.
+    """One pass over a video, or a `half` of it, from frame `first` on, without keeping frames; looks for faces in every
+    `every`-th frame. Raises `MediaError`.
     """
     from scenedetect import AdaptiveDetector, FrameTimecode
 

@@ -1,4 +1,4 @@
-"""How to ingest: the settings of one output folder."""
+"""Settings of an ingestion."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Final
 
 from af.errors import UserError
 
-#: How to choose among several faces. "talking": the one that moves with the voice, else the largest that moves at all.
+#: How to choose among several faces. "talking": the one that moves with the voice, else the largest that moves.
 FACES: Final = ("talking", "largest", "left", "right")
-#: Seconds that one person's recording may begin before the other's.
+#: Largest offset, in seconds, between the starts of two recordings.
 LONGEST_OFFSET_S: Final = 3600
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How to ingest; the same for everything in one output folder.
+    """Settings shared by everything in one output folder.
 
-    `size` pixels of the square crops; `margin` times the face is the crop's side; a face is looked for in every
-    `detect_every`-th frame; clips last `min_s` to `max_s` seconds; faces may be missing for `bridged_gap_s`;
-    the two people's files may differ by `length_tolerance_s`. `face` says which of several faces is the person
-    (`FACES`); the second person's recording begins `offset_s` after the first one's; what is heard or seen to be
-    apart by more than `offset_limit_s` beyond that is refused.
+    Crops are squares of `size` pixels, `margin` times as large as the face, which is detected in every
+    `detect_every`-th frame. Clips last `min_s` to `max_s` seconds; faces may be missing for `bridged_gap_s`; the
+    lengths of two people's files may differ by `length_tolerance_s`. `face` chooses among several faces (`FACES`). The
+    second person's recording begins `offset_s` after the first one's; estimated offsets beyond `offset_limit_s` from
+    that are refused.
     """
 
     size: int = 512

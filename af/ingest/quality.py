@@ -1,6 +1,6 @@
-"""What is wrong with a recording: images that stand still, lips and voice apart, files of different lengths, drift.
+"""Faults of recordings: frozen images, lips out of sync with the voice, files of different lengths, drift.
 
-Estimates are for reports: nothing is shifted by them. None where they are not sure.
+Estimates are for reports only and are never used to shift anything. They are None where uncertain.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from af.ingest.detection import STEPS_A_LEVEL, Look
 from af.ingest.options import IngestOptions
 from af.ingest.sources import Source
 
-_HZ: Final = 100  # steps a second of the bands
+_HZ: Final = 100  # time steps per second of the bands
 _BANDS: Final = 16
 _SHORTEST_S: Final = 6.0
 _SHORTEST_LIPS_S: Final = 8.0
-_STILL: Final = 1.5  # grey levels: what coding and noise change in an image that stands still
+_STILL: Final = 1.5  # grey levels: change by coding and noise in a still image
 _FROZEN_FRAMES: Final = 25  # a second without any change
-_NOTED_S: Final = 0.08  # two frames: less is within what the estimates see
+_NOTED_S: Final = 0.08  # two frames: smaller offsets are within the estimates' error
 _LENGTHS_S: Final = 0.2
-_DRIFT: Final = 2e-4  # 12 ms a minute
+_DRIFT: Final = 2e-4  # 12 ms per minute
 
-Path = Float64[np.ndarray, "N 3"]  # centre x, y, side of a face at each look; NaN: not seen
+Path = Float64[np.ndarray, "N 3"]  # centre x, y, side of a face at each look; NaN if not found
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Lag:
 
 
 def voice_changes(audio: Float32[np.ndarray, " S"], frames: int) -> Float64[np.ndarray, " T"]:
-    """How much the loudness (log) changes around each frame: syllables begin and end when lips move."""
+    """Change of log loudness around each frame; lips move when syllables begin and end."""
     energy = (fit_audio(audio, frames).reshape(frames, -1).astype(np.float64) ** 2).mean(1)
     return np.abs(np.gradient(np.log10(energy + 1e-6))) if frames > 1 else np.zeros(frames)
 
 
 def _contours(lips: np.ndarray, voice: np.ndarray, shortest_s: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """What can be compared, of unit variance; None where that is too short or one of them stands still."""
+    """Both signals at unit variance for a comparison; None if they are too short or one is constant."""
     if len(lips) < FPS * shortest_s or not lips.std() or not voice.std():
         return None
 
-    def contour(values: np.ndarray) -> np.ndarray:  # syllables stay, noise and slow changes go
+    def contour(values: np.ndarray) -> np.ndarray:  # keep syllables, remove noise and slow changes
         smooth = gaussian_filter1d(values, 1.5) - gaussian_filter1d(values, 12.0)
         return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
 
@@ -65,7 +65,7 @@ def _contours(lips: np.ndarray, voice: np.ndarray, shortest_s: float) -> tuple[n
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, reach: int) -> Float64[np.ndarray, " L"]:
-    """Of frames that both have, with `other` late by -reach..reach steps."""
+    """Correlation over common frames, with `other` late by -reach..reach steps."""
     n = len(one)
     pairs = (
         (one[max(0, -lag) : n - max(0, lag)], other[max(0, lag) : n - max(0, -lag)]) for lag in range(-reach, reach + 1)
@@ -74,15 +74,15 @@ def _correlation(one: np.ndarray, other: np.ndarray, reach: int) -> Float64[np.n
 
 
 def lips_follow(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -> float:
-    """Correlation of what moves in a face with `voice_changes`, the best within a quarter of a second; 0 for a still one."""
+    """Best correlation of a face's movement with `voice_changes` within a quarter of a second; 0 for a still face."""
     contours = _contours(lips, voice, 2)
     return 0.0 if contours is None else float(_correlation(*contours, FPS // 4).max())
 
 
 def lip_lag(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -> Lag | None:
-    """How late the voice is against the lips, up to a second.
+    """The delay of the voice relative to the lips, up to a second.
 
-    Sure when the whole recording has a clear peak and both of its halves have theirs at the same place.
+    None unless the whole recording has a clear peak and both halves have one at the same lag.
     """
     if (contours := _contours(lips, voice, _SHORTEST_LIPS_S)) is None:
         return None
@@ -97,7 +97,7 @@ def lip_lag(lips: Float64[np.ndarray, " T"], voice: Float64[np.ndarray, " T"]) -
 
 
 def _peak(correlation: np.ndarray, apart: int) -> tuple[float, int, float]:
-    """(height in standard deviations of what is further away than `apart`, lag, height)."""
+    """(height in standard deviations of the correlation beyond `apart`, lag, height) of the highest peak."""
     reach = len(correlation) // 2
     at = int(correlation.argmax())
     rest = correlation[np.abs(np.arange(len(correlation)) - at) > apart]
@@ -107,10 +107,10 @@ def _peak(correlation: np.ndarray, apart: int) -> tuple[float, int, float]:
 def shared_lag(
     one: Float32[np.ndarray, " S"], other: Float32[np.ndarray, " R"], reach_s: float = 10.0
 ) -> tuple[Lag | None, float | None]:
-    """(how late what both hold is in the other, drift): a voice that reached both microphones.
+    """(delay of `other`, drift) from audio in both recordings, such as a voice that reached both microphones.
 
-    Drift is the change of the lag per second, from the first and last thirds, where both are sure. Loudness in bands is
-    compared, so that codecs, microphones and a slow drift do not matter; to 10 ms.
+    Drift is the change of the lag per second between the first and last thirds, if both lags are certain. Accurate to
+    10 ms; comparing the loudness of bands is robust to codecs, microphones and slow drift.
     """
     bands = [_band_changes(audio) for audio in (one, other)]
     steps = min(map(len, bands))
@@ -128,7 +128,7 @@ def shared_lag(
 
 
 def _band_changes(audio: Float32[np.ndarray, " S"]) -> Float32[np.ndarray, "T bands"]:
-    """Changes of the log loudness of bands from 100 to 4,000 Hz, of unit variance, a hundred a second."""
+    """Changes of log loudness in bands from 100 to 4,000 Hz, at unit variance, a hundred per second."""
     hop, window = SAMPLE_RATE // _HZ, 512
     count = max(0, (len(audio) - window) // hop + 1)
     edges = np.geomspace(100, 4000, _BANDS + 1) * window / SAMPLE_RATE
@@ -154,8 +154,8 @@ def _bands_lag(one: np.ndarray, other: np.ndarray, reach: int) -> Lag | None:
 
 
 def _around(look: Look, path: Path, box: tuple[float, float, float, float], whole: bool) -> Float64[np.ndarray, " T"]:
-    """Change, in grey levels, within `box` (left, top, right, bottom; in sides from the face's centre) at each frame: its
-    mean, or with `whole` that of the cell that changes most. 0 where no face was seen, and at cuts.
+    """Mean change per frame, in grey levels, within `box` (left, top, right, bottom; in face sides from its centre), or
+    with `whole` the change of the cell that changes most. 0 at cuts and without a face.
     """
     out = np.zeros(look.frames)
     for n, ((x, y, side), start) in enumerate(zip(path, look.looks, strict=True)):
@@ -170,47 +170,47 @@ def _around(look: Look, path: Path, box: tuple[float, float, float, float], whol
 
 
 def mouth_changes(look: Look, path: Path) -> Float64[np.ndarray, " T"]:
-    """What changes in the lower half of a face, in grey levels a frame."""
+    """Change in the lower half of a face, in grey levels per frame."""
     return _around(look, path, (-0.35, 0.05, 0.35, 0.6), whole=False)
 
 
 def _still(look: Look, path: Path) -> Bool[np.ndarray, " T"]:
-    """Where nothing of a face changes by more than coding and noise do."""
+    """Frames in which no part of a face changes by more than coding and noise."""
     return _around(look, path, (-0.5, -0.5, 0.5, 0.6), whole=True) < _STILL
 
 
 def stands_still(look: Look, path: Path) -> bool:
-    """Whether what is shown is one image (nearly) all the time."""
+    """Whether the video shows one still image (nearly) all the time."""
     return float(_still(look, path).mean()) > 0.95
 
 
 def note_movement(look: Look, path: Path, name: str, notes: Notes) -> None:
-    """Note stretches in which the image stands still, such as a call that froze."""
+    """Note stretches with a still image, such as a frozen call."""
     runs = [(b - a, a) for a, b in spans(_still(look, path)) if b - a >= _FROZEN_FRAMES]
     if runs:
         total, (longest, start) = sum(length for length, _ in runs), max(runs)
         notes.add(
             "movement",
-            f"{name}: the image stands still for {frames_to_seconds(total):.1f} of {frames_to_seconds(look.frames):.1f} s, "
+            f"{name}: the image is frozen for {frames_to_seconds(total):.1f} of {frames_to_seconds(look.frames):.1f} s, "
             f"longest for {frames_to_seconds(longest):.1f} s from {frames_to_seconds(start):.1f} s on",
         )
 
 
 def check_lag(lag: Lag | None, path: str, what: str, options: IngestOptions, notes: Notes, mend: str) -> None:
-    """Note a lag that is sure, or refuse it beyond the limit (MediaError): `what` is apart ({where}), `mend` helps."""
+    """Note a certain lag, or raise MediaError if it exceeds the limit; `what` describes it, `mend` says what to do."""
     if lag is None or abs(lag.seconds) < _NOTED_S:
         return
     seconds, where = abs(lag.seconds), "behind" if lag.seconds > 0 else "ahead of"
     text = f"{what.format(where=f'about {seconds:.2f} s {where}')} (a peak of {lag.sureness:.0f} sigma)"
     if seconds > options.offset_limit_s:
         raise MediaError(path, "offset", f"{text}, more than --offset-limit {options.offset_limit_s:g}; {mend}")
-    notes.add("offset", f"{path}: {text}; kept as it is; {mend}")
+    notes.add("offset", f"{path}: {text}; kept unchanged; {mend}")
 
 
 def check_lips(
     look: Look, path: Path, voice: Float64[np.ndarray, " T"], name: str, options: IngestOptions, notes: Notes
 ) -> None:
-    """Note or refuse a voice (`voice_changes`) that does not fit the lips of the face at `path`."""
+    """Note or refuse a voice (`voice_changes`) out of sync with the lips of the face at `path`."""
     apart = lip_lag(mouth_changes(look, path), voice)
     shift = 0 if apart is None else -apart.seconds
     mend = f"ffmpeg -i OLD -itsoffset {shift:.2f} -i OLD -map 0:v -map 1:a -c copy NEW moves the audio"
@@ -218,18 +218,18 @@ def check_lips(
 
 
 def check_shared(source: Source, audio: Mapping[str, np.ndarray], options: IngestOptions, notes: Notes) -> None:
-    """What both audio tracks hold, such as a voice that reached the other's microphone, says how far they are apart."""
+    """Note or refuse an offset between two recordings, estimated from audio present in both."""
     lag, drift = shared_lag(audio["a"], audio["b"])
     if lag is None:
         return
     notes.add("bleed", f"{source.a} and {source.b}: a voice is heard in both; separated voices train better")
     given = options.offset_s if source.offset is None else source.offset
-    fitting = given - lag.seconds  # what b holds later began later for a: b was started earlier
+    fitting = given - lag.seconds  # b was started earlier if the shared audio is later in b
     what = f"what is heard in both files is {{where}} {source.a}"
     check_lag(lag, str(source.b), what, options, notes, f"--offset {fitting:.2f} would fit")
     if drift is not None and abs(drift) > _DRIFT:
         text = f"{source.b}: drifts by {drift * 100:+.2f} % against {source.a} ({drift * 60:+.2f} s a minute)"
-        notes.add("drift", f"{text}; kept as it is: its reactions come late or early")
+        notes.add("drift", f"{text}; kept unchanged: its reactions will be late or early")
 
 
 def common_length(
@@ -240,8 +240,9 @@ def common_length(
     notes: Notes,
     late_s: float,
 ) -> int:
-    """Frames that all files have since both record, `late_s` into the one that began first: of `images` frames and 16 kHz
-    `audio` by role. A part of a frame of audio counts. Raises `MediaError` when they differ by more than `tolerance_s`.
+    """Number of frames shared by all files (`images`: frames by file; 16 kHz `audio` by role) from `late_s` into the
+    earlier recording. A partial frame of audio counts. Raises `MediaError` for lengths more than `tolerance_s`
+    apart.
     """
     lengths_s = {source.file(role): frames_to_seconds(images[role]) for role in ROLES}
     shortest = min(images.values())
@@ -257,6 +258,6 @@ def common_length(
     if apart_s > tolerance_s:
         raise MediaError(short, "length_mismatch", f"{text.format(but='but ')}; both must cover the same instants")
     if apart_s > _LENGTHS_S:
-        text = f"{text.format(but='')}: all are cut to the shortest"
-        notes.add("lengths", f"{short}: {text}; see whether both began at one instant (--offset)")
+        text = f"{text.format(but='')}: all files are cut to the shortest"
+        notes.add("lengths", f"{short}: {text}; check that both began at the same instant (--offset)")
     return shortest

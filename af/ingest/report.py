@@ -1,4 +1,4 @@
-"""What became of every conversation, and of the whole: the files that say so and the lines for a person."""
+"""Reports of an ingestion: the outcome of every conversation and of the whole, as files and as lines to read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ REPORT: Final = "ingest_report.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one conversation. `reason` is None when it gave clips, else a short word for counting.
+    """The outcome of one conversation. `reason` is None when it produced clips, else a short word for counting.
 
-    `dropped_s` are seconds left out of a usable conversation, by reason. `line` is the message for a person. `notes` are
-    what is noteworthy and leaves it usable: {"kind", "text"} each.
+    `dropped_s` are the seconds left out of a usable conversation, by reason. `line` is the message for the user.
+    `notes` are remarks on a usable conversation: {"kind", "text"} each.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Outcome:
 
     @classmethod
     def dropped(cls, source: Source, split: str, reason: str, line: str) -> Outcome:
-        """Of a conversation that is not even read."""
+        """The outcome of a conversation that was not read."""
         return cls(source.name, split, source.participants, reason=reason, line=f"{source.name}: {line}")
 
     @classmethod
     def read(cls, path: Path) -> Outcome | None:
-        """From the file of an earlier run; None when it is not there, was cut off, or is another version's."""
+        """Read the file of an earlier run; None if it is missing, truncated or from another version."""
         try:
             data = json.loads(path.read_text("utf-8"))
             return cls(**{**data, "participants": tuple(data["participants"]), "notes": tuple(data.get("notes", ()))})
@@ -54,10 +54,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """All conversations of the folder that were asked for, and how many were done before.
+    """The outcomes of all requested conversations, and how many were done before.
 
-    `notes` are lines about the whole: splits that stay empty, people under several names. `complete`: nothing is left to
-    other shares, and the report is written.
+    `notes` are lines about the whole: empty splits, people with several names. `complete`: no other share has work
+    left, and the report is written.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -67,11 +67,11 @@ class IngestReport:
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
-        """Conversations that gave nothing."""
+        """Conversations without clips."""
         return tuple(o for o in self.outcomes if o.reason is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON with totals first."""
+        """Plain JSON, totals first."""
         dropped: Counter[str] = Counter()
         for outcome in self.outcomes:
             dropped.update(outcome.dropped_s)
@@ -87,7 +87,7 @@ class IngestReport:
         }
 
     def lines(self, most: int = 5) -> list[str]:
-        """What was dropped and why, how much is noteworthy of each kind with the first `most` lines, and what concerns the
+        """Lines on what was dropped and why, the number of notes of each kind, the first `most` notes, and the
         whole.
         """
         lines = [f"dropped: {outcome.line}" for outcome in self.failed]
@@ -104,17 +104,17 @@ class IngestReport:
 def empty_splits(
     out: Path, sources: Sequence[Source], same: Mapping[str, str], split: str, fractions: Sequence[float] | None
 ) -> list[str]:
-    """A line about splits without a clip: why they are empty and what to do. None where only what was asked for is.
+    """A line on splits without clips: why they are empty and what to do. None if they are empty as requested.
 
-    `same`: see `splits.one_person`; `split` and `fractions`: where the conversations went.
+    `same`: see `splits.one_person`; `split` and `fractions`: how the conversations were assigned.
     """
     empty = [name for name in SPLITS if not tars(out / name)]
     if not empty or len(empty) == len(SPLITS):
         return []
-    use = {"train": "to train", "val": "to watch a training by", "test": "for `af evaluate` and held-out videos"}
+    use = {"train": "to train", "val": "to validate a training", "test": "for `af evaluate` and held-out videos"}
     if fractions is None:
         if split != "train":
-            return []  # one split of several runs
+            return []  # several runs, one split each
         why = "all went to train, as --split says by default; --split-by-identity 0.8,0.1,0.1 holds people out"
     else:
         asked = [name for name, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0]
@@ -123,12 +123,12 @@ def empty_splits(
         pairs = [(same[a], same[b]) for a, b in (s.participants for s in sources)]
         if (groups := len(set(groups_of_people(pairs).values()))) < len(asked):
             why = (
-                f"{len(sources)} conversation{'s' * (len(sources) != 1)} of {groups} group{'s' * (groups != 1)} of people "
-                f"who never meet cannot fill {len(asked)} splits; add conversations of other people"
+                f"{len(sources)} conversation{'s' * (len(sources) != 1)} of {groups} group{'s' * (groups != 1)} of "
+                f"unconnected people cannot fill {len(asked)} splits; add conversations of other people"
             )
         else:
             why = (
-                "the conversations that belong there were dropped, or people had their split before; add some, or begin "
-                "anew"
+                "their conversations were dropped, or their people belong to other splits from earlier runs; add "
+                "conversations, or start afresh"
             )
     return [f"{', '.join(f'no clips in {name} ({use[name]})' for name in empty)}: {why}"]

@@ -1,4 +1,4 @@
-"""Many conversations into one folder of shards: in parallel, each on its own, resumable, with a report."""
+"""Ingesting many conversations into one folder of shards: parallel, resumable, with a report."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def ingest_one(
     detector: Detector | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Ingest one conversation: a shard in `out`/`split` when it gives clips, then its outcome as JSON in `path`.
+    """Ingest one conversation: write a shard to `out`/`split` if there are clips, then its outcome as JSON to `path`.
 
-    Bad input is an outcome, not an error. `detector` None: the one that `options` name. Raises `UserError` when the
+    Bad input is an outcome, not an error. `detector` None means the one named by `options`. Raises `UserError` when the
     output cannot be written.
     """
     shard = out / split / f"{source.id}.tar"
-    shard.unlink(missing_ok=True)  # of an earlier state of the files
+    shard.unlink(missing_ok=True)  # from an earlier state of the files
     outcome = Outcome(source.name, split, source.participants, fingerprint=source.fingerprint())
     notes = Notes()
     try:
@@ -67,7 +67,7 @@ def ingest_one(
     except OSError as error:
         raise UserError(f"{shard}: cannot be written ({error.strerror or error})") from error
     except (UserError, MemoryError):
-        raise  # not this input's fault: stop
+        raise  # not the input's fault, so stop
     except Exception as error:
         line = shown(f"{source.name}: {type(error).__name__}: {str(error).strip()}")
         outcome = replace(outcome, reason="unexpected", line=line)
@@ -77,7 +77,7 @@ def ingest_one(
 
 @contextlib.contextmanager
 def _reading(source: Source) -> Iterator[None]:
-    """A file that the system cannot give (no permission, too long a name, a drive that is gone) is the file's fault."""
+    """Turn system errors on reading (no permission, name too long, missing drive) into `MediaError`s."""
     try:
         yield
     except OSError as error:
@@ -102,14 +102,13 @@ def run_ingest(
     share: Share = WHOLE,
     rejected: Sequence[Rejected] = (),
 ) -> IngestReport:
-    """Ingest `sources` into `out`/{train,val,test} and index them; what was done before, from unchanged files, is not
-    done again.
+    """Ingest `sources` into `out`/{train,val,test} and index them; conversations already done from unchanged files are
+    skipped.
 
     `fractions` of train, val and test assign conversations by a hash over connected people; None puts all into `split`.
-    `rejected` is what the list named and cannot be begun: reported with the rest. With a `share` of several, only its
-    conversations are ingested; the share that ends last indexes the splits and writes the report of all, the report of
-    the others has their own. Raises `UserError` for what concerns all: settings
-    that differ from the folder's, a full disk, a missing detector.
+    `rejected` conversations are only reported. A `share` ingests its own conversations and reports on them; the share
+    that ends last indexes the splits and reports on all. Raises `UserError` for faults that concern all: settings that
+    differ from the folder's, a full disk, a missing detector.
     """
     if not sources and not rejected:
         raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
@@ -118,7 +117,7 @@ def run_ingest(
     out = Path(out)
     once = {s.id: s for s in reversed(sources)}
     refused = [Outcome(r.name, split, ("", ""), reason=r.reason, line=r.line) for r in rejected]
-    # flags and a manifest may name one conversation each
+    # flags and a manifest may name the same conversation
     refused += [Outcome.dropped(s, split, "listed_twice", "listed twice") for s in sources if once[s.id] is not s]
     sources = [s for s in sources if once[s.id] is s]
     if detector is None:
@@ -131,13 +130,13 @@ def run_ingest(
     def drop(part: Part) -> None:
         _, source, where, *_ = part.args
         remove_stale(out / where)
-        line = "reading it ends the process (a file that crashes a decoder, or more memory than there is); "
+        line = "reading it ends the process (it crashes a decoder or needs too much memory); "
         outcome = Outcome.dropped(source, where, "crash", f"{line}delete {part.path} to try it again")
         write_json(part.path, asdict(replace(outcome, fingerprint=source.fingerprint())))
 
     with progress_bar() as bar:
         inner = bar.add_task("", total=None, visible=False)
-        here = partial(  # within this process: show how far into a file it is
+        here = partial(  # in this process: show the progress within a file
             ingest_one,
             watch=lambda step, frames: bar.update(inner, description=step, completed=frames, visible=True),
         )
@@ -182,8 +181,8 @@ def _plan(
     share: Share,
     same: Mapping[str, str],
 ) -> tuple[list[Part], dict[str, Outcome]]:
-    """One part a conversation, and the outcomes of those that no split may have. What has changed is made anew: of this
-    share, the others see to theirs.
+    """One part per conversation, and the outcomes of conversations that fit no split. Changed conversations of this
+    share are done again.
     """
     earlier = {p.stem: Outcome.read(p) for p in (out / LEDGER).glob("*.json") if p.stem != "options"}
     ours = {s.id for s in sources}

@@ -1,4 +1,4 @@
-"""What to ingest: pairs of videos and side-by-side videos, from flags or from a manifest file."""
+"""Sources of an ingestion: pairs of videos and side-by-side videos, from flags or a manifest."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from af.errors import UserError
 from af.ingest.options import FACES, LONGEST_OFFSET_S
 
 SILENCE: Final = "silence"
-#: Columns of a manifest, in the words of its documentation.
+#: Columns of a manifest, with their documentation.
 COLUMNS: Final[Mapping[str, str]] = {
     "a": "video of the first person (the user)",
     "b": "video of the second person (the avatar)",
     "video": "instead of a and b: one video with the first person in its left half, the second in its right half",
     "audio_a": f"audio of the first person: a file, '{SILENCE}', or empty for the video's own audio",
     "audio_b": "the same for the second person",
-    "participant_a": "id of the first person, the same wherever the person occurs",
+    "participant_a": "id of the first person, the same in all their conversations",
     "participant_b": "id of the second person",
     "session": "id of the conversation",
     "split": "train, val or test",
@@ -35,7 +35,7 @@ _PATHS: Final = ("a", "b", "video", "audio_a", "audio_b")
 
 
 class UnusableRow(UserError):
-    """One conversation of a list is wrong by itself; `reason` is a short word for counting."""
+    """A single conversation of a list is wrong; `reason` is a short word for counting."""
 
     def __init__(self, text: str, reason: str = "bad_row") -> None:
         super().__init__(text)
@@ -44,7 +44,7 @@ class UnusableRow(UserError):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A conversation that cannot even be begun: how reports call it, a short reason for counting, and a line."""
+    """A conversation that cannot be started: its name in reports, a short reason for counting, and a line."""
 
     name: str
     reason: str
@@ -56,7 +56,7 @@ class Source:
     """One conversation to ingest. Paths are absolute; `video` is a side-by-side video and excludes `a` and `b`.
 
     `stereo`: the left channel of a side-by-side video is the left person's voice, the right one the right person's.
-    Names are cleaned: no spaces around them, one way of writing accents. Raises `UserError` for what fits nobody.
+    Names are stripped and their accents normalised. Raises `UserError` for impossible combinations.
     """
 
     a: str | None = None
@@ -99,42 +99,40 @@ class Source:
             raise UnusableRow(f"participant_a and participant_b are {both}", "same_person")
 
     def file(self, role: str) -> str:
-        """The video in which the person called `role` ("a" or "b") is seen."""
+        """The video that shows the person called `role` ("a" or "b")."""
         return str(getattr(self, role) or self.video)
 
     def half(self, role: str) -> str:
-        """The half of it ("left" or "right") that shows the person, or "" for all of it."""
+        """The half of the video ("left" or "right") that shows the person, or "" for the whole."""
         return "" if self.video is None else dict(zip(ROLES, ("left", "right"), strict=True))[role]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Every file that is read."""
+        """All files of the conversation."""
         paths = (getattr(self, name) for name in _PATHS)
         return tuple(dict.fromkeys(p for p in paths if p and p != SILENCE))
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Its name in reports."""
         return shown(self.video or f"{self.a} + {self.b}")
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits from its files: the same conversation has the same id in every run, whatever
-        spelling of a path leads to them.
-        """
+        """Twelve hexadecimal digits from its files, the same in every run and for every spelling of their paths."""
         paths = (getattr(self, name) for name in _PATHS)
         text = "\n".join([*(str(p and _real(p)) for p in paths), str(self.stereo)])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def faces(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """(file, its half) in which each of the two people is seen."""
+        """(file, half) that shows each of the two people."""
         one, other = ((_real(self.file(role)), self.half(role)) for role in ROLES)
         return one, other
 
     @property
     def participants(self) -> tuple[str, str]:
-        """Ids of the two people; a person without an id is taken for a different one in every file."""
+        """Ids of the two people; without an id, each file counts as another person."""
         ids = [
             f"{Path(path).stem}-{hashlib.sha256(f'{side} {path}'.lstrip().encode()).hexdigest()[:8]}"
             for path, side in self.faces
@@ -142,8 +140,8 @@ class Source:
         return self.participant_a or ids[0], self.participant_b or ids[1]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Size and modification time of every file (None: missing) and the conversation's own settings, to notice that one
-        was replaced.
+        """Size and modification time of every file (None: missing) and the conversation's settings, to detect
+        changes.
         """
         out: dict[str, Any] = {}
         if settings := {k: getattr(self, k) for k in ("offset", "face_a", "face_b") if getattr(self, k) is not None}:
@@ -158,20 +156,20 @@ class Source:
 
 
 def _real(path: str) -> str:
-    """One spelling of a path: without links and `..`; 'silence' stays itself."""
+    """The canonical path, without links and `..`; 'silence' is unchanged."""
     return path if path == SILENCE else os.path.realpath(path)
 
 
 def same_file(one: str, other: str) -> bool:
-    """Whether two paths lead to one file, by another spelling or a link; or to two of the same content."""
+    """Whether two paths lead to one file (by another spelling or a link) or to files of the same content."""
     keys = file_keys([one, other])
     return _real(one) == _real(other) or (len(keys) == 2 and keys[one] == keys[other])
 
 
 def file_keys(paths: Iterable[str]) -> dict[str, str]:
-    """Path -> the same text for every name of one file: links, and copies. Missing files have none.
+    """Map each path to a key, equal for all names of one file, links and copies included. Missing files have none.
 
-    A copy has the size and the first, middle and last half MiB of the other; only files of equal size are opened.
+    Copies have equal sizes and equal first, middle and last half MiB; only files of equal size are opened.
     """
     inode: dict[str, tuple[int, int]] = {}
     sizes: dict[int, dict[tuple[int, int], str]] = {}
@@ -202,8 +200,8 @@ def _sampled(path: str, size: int, piece: int = 1 << 19) -> str:
 
 
 def _resolved(value: str | None, base: Path) -> str | None:
-    """The file that a path in a list means: as written, or else as people also write it (spaces around it, accents as
-    another system writes them, backslashes).
+    """The file named by a path in a list: as written, or with common differences (spaces around it, another encoding of
+    accents, backslashes).
     """
     if not value or not value.strip() or value.strip() == SILENCE:
         return (value or "").strip() or None
@@ -221,8 +219,8 @@ def from_flags(
     *,
     stereo: bool = False,
 ) -> tuple[list[Source], list[Rejected]]:
-    """Sources from command line flags; `audio` and `participants` belong to the pairs, then the side-by-side videos,
-    in order. ``-`` as an audio file means the video's own. Raises `UserError` when their numbers do not match.
+    """Sources from command line flags; `audio` and `participants` are for the pairs, then the side-by-side videos, in
+    order. ``-`` as an audio file means the video's own. Raises `UserError` when their numbers do not match.
     """
     videos = [{"a": a, "b": b} for a, b in pairs] + [{"video": v} for v in side_by_side]
     for name, given in (("--audio", audio), ("--participants", participants)):
@@ -242,9 +240,9 @@ def from_flags(
 
 
 def from_manifest(path: Path | str, *, stereo: bool = False) -> tuple[list[Source], list[Rejected]]:
-    """Sources from a table (`af.data.tables`) with the columns `COLUMNS`, and the rows that are none.
+    """Sources from a table (`af.data.tables`) with the columns `COLUMNS`, and the rejected rows.
 
-    Relative paths count from the manifest's folder. Raises `UserError` for what concerns the whole list.
+    Paths are relative to the manifest's folder. Raises `UserError` for faults of the whole list.
     """
     path = Path(path)
     return _sources(read_rows(path, COLUMNS), path.parent, stereo)
@@ -272,7 +270,7 @@ def _source(row: Mapping[str, Any], base: Path, stereo: bool) -> Source:
     for name, value in row.items():
         if name == "offset" and value is not None:
             try:
-                value = float(str(value).strip().replace(",", "."))  # a decimal comma, as some spreadsheets write
+                value = float(str(value).strip().replace(",", "."))  # some spreadsheets write a decimal comma
             except ValueError:
                 raise UserError(f"offset {value!r} is not a number of seconds") from None
         elif value is not None and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Which split a conversation belongs to, so that no person is in two."""
+"""Assigning conversations to splits such that no person is in two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from af.ingest.sources import Source, file_keys
 
 
 def _place(name: str) -> float:
-    """A fixed number from 0 to 1."""
+    """A hash of `name`, from 0 to 1."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
@@ -26,10 +26,10 @@ def _by_hash(name: str, fractions: Sequence[float]) -> str:
 
 
 def one_person(sources: Sequence[Source]) -> tuple[dict[str, str], list[str]]:
-    """(id of a participant -> the text that stands for the person, lines about people found under several ids).
+    """(map from participant id to person, lines on people with several ids).
 
-    One person are ids that differ in case, spaces or forms of a letter, and whoever is seen in one file under another of
-    its names (`sources.file_keys`).
+    Ids belong to one person if they differ only in case, spaces or forms of a letter, or if they are given for the same
+    file (`sources.file_keys`).
     """
     keys = file_keys(path for source in sources for path, _ in source.faces)
     seen: dict[tuple[str, str], str] = {}
@@ -40,11 +40,11 @@ def one_person(sources: Sequence[Source]) -> tuple[dict[str, str], list[str]]:
         for person, (path, side) in zip(source.participants, source.faces, strict=True):
             key = person_key(person)
             if written.setdefault(key, person) != person:
-                lines.append(f"{written[key]!r} and {person!r} are taken for one person")
+                lines.append(f"{written[key]!r} and {person!r} are treated as one person")
             other = seen.setdefault((keys.get(path, path), side), person)
             alike.append((key, person_key(other)))
             if person_key(other) != key:
-                lines.append(f"{other!r} and {person!r} are seen in one file ({path}): taken for one person")
+                lines.append(f"{other!r} and {person!r} are seen in one file ({path}): treated as one person")
     groups = groups_of_people(alike)
     ids = {person for source in sources for person in source.participants}
     return {person: groups[person_key(person)] for person in ids}, list(dict.fromkeys(lines))
@@ -58,12 +58,11 @@ def assign_splits(
     assigned: Mapping[str, str],
     same: Mapping[str, str] | None = None,
 ) -> list[tuple[str, str | None]]:
-    """(split, objection) of every source; an objection says why it cannot be used there.
+    """(split, objection) for every source; an objection says why the source cannot be used.
 
-    A source's own `split` comes first, then the splits of people who are `assigned` already (from earlier runs), then
-    `fractions` of train, val and test by a hash over people who are connected by conversations, or else `split`. A split
-    that the hash leaves empty gets a group of another one where that can be. `same` is
-    what `one_person` found.
+    A source's own `split` takes precedence, then the splits `assigned` to its people by earlier runs, then `fractions`
+    of train, val and test by a hash over people connected by conversations, or else `split`. A split left empty by the
+    hash gets a group of another one if possible. `same` is the map from `one_person`.
     """
     known = same or {}
 
@@ -75,7 +74,7 @@ def assign_splits(
     for person, where in assigned.items():
         home.setdefault(known.get(person, person_key(person)), where)
     people = groups_of_people([who(s) for s in sources])
-    for source in sources:  # stated ones first: they decide for the people in them
+    for source in sources:  # stated splits first: they decide for their people
         if source.split is not None:
             for person in who(source):
                 home.setdefault(person, source.split)
@@ -85,9 +84,7 @@ def assign_splits(
             settled.setdefault(people[person], set()).add(where)
     by_hash: dict[str, str] = {}
     if fractions is not None:
-        there = {
-            people[who(s)[0]] for s in sources if all(map(os.path.exists, s.files))
-        }  # what is missing fills no split
+        there = {people[who(s)[0]] for s in sources if all(map(os.path.exists, s.files))}  # missing files fill no split
         by_hash = {group: _by_hash(group, fractions) for group in people.values()}
         by_hash |= _by_hashes(there, settled, fractions, set(home.values()))
     chosen: list[tuple[str, str | None]] = []
@@ -100,7 +97,7 @@ def assign_splits(
             wanted = split
         elif own:
             wanted = own[0]
-        elif len(settled.get(group, ())) == 1:  # people they are connected to are settled already
+        elif len(settled.get(group, ())) == 1:  # connected people already have a split
             wanted = next(iter(settled[group]))
         else:
             wanted = by_hash[group]
@@ -118,8 +115,8 @@ def assign_splits(
 def _by_hashes(
     groups: Collection[str], settled: Mapping[str, set[str]], fractions: Sequence[float], taken: Collection[str]
 ) -> dict[str, str]:
-    """Group -> split by hash, for groups that are not settled. A split with a fraction that would stay empty gets one of
-    a split that has several or matters less: first train, then test, then val.
+    """Map unsettled groups to splits by hash. A split with a fraction that would stay empty gets a group of a split
+    that has several or matters less: first train, then test, then val.
     """
     free = sorted(groups - settled.keys(), key=_place, reverse=True)
     home = {group: _by_hash(group, fractions) for group in free}

@@ -1,4 +1,4 @@
-"""From boxes in single frames to one steady square crop a frame: which face is the person, its path, the crops."""
+"""From face boxes to one steady square crop per frame: the path of each face, the choice of the person, the crops."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from af.ingest.detection import Look
 from af.ingest.options import IngestOptions
 from af.ingest.quality import Path, lips_follow, mouth_changes, stands_still
 
-_SEEN = 0.3  # of the looks: a further face must be found in so many
-_MOST = 4  # faces
-_CLEARER = 0.15  # correlation with the voice by which one face must lead
+_SEEN = 0.3  # share of the looks in which a further face must be found
+_MOST = 4  # faces at most
+_CLEARER = 0.15  # lead in correlation with the voice that decides for a face
 
 
 def follow(candidates: Sequence[Float64[np.ndarray, "N 5"]], scene: Sequence[int]) -> Float64[np.ndarray, "T 3"]:
-    """One box a frame as (centre x, centre y, side), NaN where there is none: the cheapest path through all candidates.
+    """The cheapest path through all candidate boxes: (centre x, centre y, side) per frame, NaN without a box.
 
-    Large, sure boxes are cheap; jumps, in units of the face's size, are dear, except across a change of `scene` (a
-    number a frame). Dynamic programming, so that one false detection does not capture the path.
+    Large, certain boxes cost little; jumps, in units of the face's size, cost much, except when `scene` (a number per
+    frame) changes. Dynamic programming keeps single false detections from capturing the path.
     """
     out = np.full((len(candidates), 3), np.nan)
     found = [t for t, boxes in enumerate(candidates) if len(boxes)]
@@ -63,19 +63,19 @@ def as_squares(boxes: Float64[np.ndarray, "N 5"]) -> Float64[np.ndarray, "N 4"]:
 
 
 def _scenes(cuts: Sequence[int], frames: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of what lies between the cuts."""
+    """[start, stop) of each scene between the cuts."""
     return itertools.pairwise([0, *sorted(c for c in set(cuts) if 0 < c < frames), frames])
 
 
 def _smooth(values: np.ndarray, sigma: int) -> np.ndarray:
-    """Gaussian smoothing that leaves straight lines straight up to the ends (mirrored through the end points)."""
+    """Gaussian smoothing that keeps straight lines straight up to the ends (mirrored through the end points)."""
     reach = min(3 * sigma, len(values) - 1)
     longer = np.pad(values, reach, mode="reflect", reflect_type="odd") if reach else values
     return gaussian_filter1d(longer, sigma, mode="nearest")[reach : reach + len(values)]
 
 
 def without_outliers(path: np.ndarray) -> np.ndarray:
-    """Boxes that stand alone, far from the median of their neighbours, become NaN."""
+    """The path with outliers, far from the median of their neighbours, set to NaN."""
     path = path.copy()
     found = np.flatnonzero(~np.isnan(path[:, 0]))
     if len(found) < 3:
@@ -86,13 +86,13 @@ def without_outliers(path: np.ndarray) -> np.ndarray:
 
 
 def is_near(faces: Float64[np.ndarray, "N 3"], usual: Float64[np.ndarray, "*N 3"]) -> Bool[np.ndarray, " N"]:
-    """Which faces (centre x, y, side) may be the usual ones: not far away, and of about their size."""
+    """Which faces (centre x, y, side) may be the `usual` ones: near them and of similar size."""
     near = np.hypot(*(faces[:, :2] - usual[..., :2]).T) <= 0.6 * usual[..., 2]
     return near & (np.abs(np.log(faces[:, 2] / usual[..., 2])) <= np.log(1.6))
 
 
 def faces_in(look: Look) -> list[Path]:
-    """The path of every face, as `follow` gives it, the most prominent first."""
+    """The path of every face (see `follow`), the most prominent first."""
     left = list(look.boxes)
     found: list[Path] = []
     while len(found) < _MOST:
@@ -102,7 +102,7 @@ def faces_in(look: Look) -> list[Path]:
         if seen < (1 if not found else max(2, _SEEN * len(left))):
             break
         found.append(path)
-        for n, (boxes, taken) in enumerate(zip(left, clean, strict=True)):  # the boxes of other faces stay
+        for n, (boxes, taken) in enumerate(zip(left, clean, strict=True)):  # keep the boxes of other faces
             away = np.hypot(*(boxes[:, :2] + boxes[:, 2:4] / 2 - taken[:2]).T)
             left[n] = boxes[~(away < np.maximum(boxes[:, 2], taken[2]) / 2)]
     return found
@@ -116,8 +116,8 @@ def choose_face(
     notes: Notes,
     remedy: str = "--face asks for another",
 ) -> Path:
-    """The path of the person's face: by `wish` (one of `options.FACES`), noted when there was a choice, with `remedy` for
-    who wants another. `voice`: see `quality.voice_changes`, None for a silent person.
+    """The path of the person's face, chosen by `wish` (one of `options.FACES`). A choice among several is noted, with
+    `remedy` to get another. `voice`: see `quality.voice_changes`, None for a silent person.
     """
     found = faces_in(look)
     if len(found) < 2:
@@ -127,7 +127,7 @@ def choose_face(
     asked = {"left": x.argmin(), "right": x.argmax(), "largest": sides.argmax()}
     chosen, why = (int(asked[wish]), "as asked for") if wish in asked else _talking(look, found, sides, voice)
     at = "at {:.0f}, {:.0f}, {:.0f} pixels wide".format(*places[chosen])
-    notes.add("faces", f"{name}: {len(found)} faces: the one {at} is taken, {why}; {remedy}")
+    notes.add("faces", f"{name}: {len(found)} faces: using the one {at}, {why}; {remedy}")
     return found[chosen]
 
 
@@ -141,15 +141,15 @@ def _talking(look: Look, found: list[Path], sides: np.ndarray, voice: np.ndarray
             return best, "which moves with the voice"
     if moving and len(moving) < len(found):
         return moving[0], "the largest that moves"
-    return order[0], "the largest; which of them speaks is not clear"
+    return order[0], "the largest; it is not clear which one speaks"
 
 
 @dataclass(frozen=True)
 class Track:
-    """One person's face over a video.
+    """One person's face through a video.
 
-    `boxes` are square crops (x, y, side) in pixels of the full frame, inside it. `present`: the crop can be used
-    (a face was found, or a short gap was bridged). `valid`: a face was found near enough in time to be trusted.
+    `boxes` are square crops (x, y, side) in pixels, inside the full frame. `present`: the crop is usable (a face was
+    found, or a short gap bridged). `valid`: a face was found near enough in time to be trusted.
     """
 
     boxes: Float64[np.ndarray, "T 3"]
@@ -170,13 +170,12 @@ def steady_crops(
     bridged_gap_s: float = IngestOptions.bridged_gap_s,
     unusable: Collection[int] = (),
 ) -> Track:
-    """The crop of every frame from face boxes (centre x, y, side; NaN: none) seen at the frames `at`.
+    """The crop of every frame, from face boxes (centre x, y, side; NaN: none) in the frames `at`.
 
-    Within a scene (between `cuts`): boxes are interpolated over gaps and smoothed by a Gaussian of `smoothing_s`
-    seconds, the size by twice that, so that the crop follows where the person sits and not each nod. The crop's side is
-    `margin` times the face's, at most the frame's shorter side, and moved to lie inside `frame_size` (height, width).
-    Gaps up to `trusted_gap_s` between two found faces count as valid, up to `bridged_gap_s` as present; frames
-    that are `unusable` never do.
+    Within a scene (between `cuts`), boxes are interpolated over gaps and smoothed by a Gaussian of `smoothing_s`
+    seconds, the size by twice that: the crop follows the seat of the person and not each nod. The crop's side is
+    `margin` times the face's, at most the frame's shorter side; crops are moved inside `frame_size` (height, width).
+    Gaps between faces up to `trusted_gap_s` are valid, up to `bridged_gap_s` present; `unusable` frames are neither.
     """
     boxes = np.zeros((frames, 3))
     present, valid = np.zeros(frames, bool), np.zeros(frames, bool)
@@ -195,7 +194,7 @@ def steady_crops(
             values = np.interp(times, seen, np.log(boxes_seen[:, k]) if k == 2 else boxes_seen[:, k])
             values = _smooth(values, max(seconds_to_frames(sigma), 1))
             boxes[start:stop, k] = np.exp(values) if k == 2 else values
-        # frames between looks, and up to one look before the first and after the last face, belong to them
+        # faces extend over frames between looks, and up to one look before the first and after the last
         for first, last in zip([seen[0] - step, *seen], [*seen, seen[-1] + step], strict=True):
             span = slice(max(first, start), min(last + 1, stop))
             present[span] |= last - first <= max(bridged, step)
@@ -205,7 +204,7 @@ def steady_crops(
 
 
 def framed(faces: Float64[np.ndarray, "T 3"], frame_size: tuple[int, ...], margin: float) -> Float64[np.ndarray, "T 3"]:
-    """The crops (x, y, side) around faces (centre x, y, side): `margin` times as large, inside `frame_size`."""
+    """Crops (x, y, side) around faces (centre x, y, side), `margin` times as large, inside `frame_size`."""
     height, width = frame_size
     side = np.clip(faces[:, 2] * margin, 1.0, min(height, width))
     left = np.clip(faces[:, 0] - side / 2, 0, width - side)
@@ -216,10 +215,10 @@ def framed(faces: Float64[np.ndarray, "T 3"], frame_size: tuple[int, ...], margi
 def crop(
     frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"], size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The square `box` (x, y, side; fractions of pixels count, so that crops do not tremble) as size x size pixels."""
+    """The square `box` (x, y, side; with fractions of pixels, to keep crops steady) as size x size pixels."""
     x, y, side = (float(v) for v in box)
     shrink = max(1, int(side // size))
-    if shrink > 1:  # first average whole cells of pixels, on a grid that stays where it is
+    if shrink > 1:  # first average whole cells of pixels, on a fixed grid
         height, width = frame.shape[0] // shrink * shrink, frame.shape[1] // shrink * shrink
         left, top = int(x) // shrink * shrink, int(y) // shrink * shrink
         right = min(width, left + (int(side) // shrink + 3) * shrink)

@@ -1,4 +1,4 @@
-"""What a synthetic person looks like: colours and proportions drawn from one seed."""
+"""The appearance of a synthetic person: colours and proportions drawn from a seed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Appearance:
     clothes: Colour
     background: Colour
     face_width: float  # half width of the face
-    jaw: float  # how much the face narrows to the chin
+    jaw: float  # how much the face narrows towards the chin
     chin: float  # extra length of the lower face
     eye_size: float
     eye_spacing: float  # half distance between the eyes
@@ -60,8 +60,8 @@ class Appearance:
     hair_sides: float  # how far the hairline comes down at the temples
     hair_part: float  # asymmetry of the hairline
     hair_volume: float
-    hair_drop: float  # how far down the hair at the sides of the face comes
-    hair_length: float  # how far hair hangs behind the head (below 0: it does not)
+    hair_drop: float  # how far the hair comes down at the sides of the face
+    hair_length: float  # how far hair hangs down behind the head (below 0: none)
     bun: float  # radius of a bun on top, 0 for none
     beard: float  # 0 none … 1 full
     glasses: float  # 1 for glasses, 0 for none
@@ -69,7 +69,7 @@ class Appearance:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Appearance:
-        """Draw a person; the same generator state gives the same person."""
+        """Draw a person; the same generator state draws the same person."""
         tone = rng.uniform(0, len(_SKIN) - 1)
         low = int(tone)
         skin = np.array(_SKIN[low]) * (1 - tone + low) + np.array(_SKIN[min(low + 1, len(_SKIN) - 1)]) * (tone - low)

@@ -1,4 +1,4 @@
-"""Synthetic conversations as shards: parts of a few sessions each, made by several processes, continued when stopped."""
+"""Building shards of synthetic conversations: parts of a few sessions, in parallel, resumable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from af.synth.session import Session, SessionConfig, simulate
 from af.synth.turns import ROLES, stream
 from af.values import require_number
 
-#: Changes whenever the same settings would give other bytes.
+#: Changes whenever the same settings produce different bytes.
 GENERATOR_VERSION: Final = 2
 SETTINGS_NAME: Final = "synth.json"
 _MEMBERS = dict[str, bytes | np.ndarray]
@@ -33,7 +33,7 @@ _MEMBERS = dict[str, bytes | np.ndarray]
 
 @dataclass(frozen=True)
 class SynthSettings:
-    """A set of synthetic conversations: sessions a split, image size in pixels, seed, how conversations go."""
+    """Settings of a synthetic data set: sessions per split, image size in pixels, seed, conversations."""
 
     train: int = 160
     val: int = 16
@@ -57,21 +57,21 @@ class SynthSettings:
         except ValueError as error:
             raise UserError(str(error)) from None
         if self.train + self.val + self.test == 0:
-            raise UserError("no sessions asked for: train, val and test are all 0")
+            raise UserError("no sessions requested: train, val and test are all 0")
         if self.size % 2:
             raise UserError(f"size must be an even number of pixels, got {self.size}")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings and the generator's version: what decides the bytes."""
+        """The settings and the generator's version, which together determine the bytes."""
         return json.loads(json.dumps({"generator": GENERATOR_VERSION, **asdict(self)}))
 
     def session_seed(self, split: str, number: int) -> tuple[int, int, int]:
-        """Seed of a session; people are drawn from it, so no two splits share an identity."""
+        """Seed of a session and its people, so no two splits share an identity."""
         return (self.seed, SPLITS.index(split), number)
 
 
 def appearance_of(extra: Mapping[str, Any], role: str) -> Appearance:
-    """Who plays `role` ("a" or "b") in a synthetic clip, from the `extra` of its description."""
+    """Appearance of the person `role` ("a" or "b") in a synthetic clip, from the `extra` of its description."""
     return Appearance.sample(stream(extra["seed"], "appearance", role))
 
 
@@ -82,10 +82,10 @@ def build(
     workers: int = 1,
     overwrite: bool = False,
 ) -> tuple[list[Index], PartsReport]:
-    """Write `out`/{train,val,test}/*.tar with index.json each; shards that exist are kept, so a stopped build goes on.
+    """Write `out`/{train,val,test}/*.tar with an index.json each; a stopped build keeps its finished shards.
 
-    The same settings give the same bytes, whatever the number of workers. Raises `UserError` when `out` holds shards of
-    other settings or of another origin, unless `overwrite`.
+    The bytes depend only on the settings, not on the number of workers. Raises `UserError` when `out` holds shards with
+    other settings or from another origin, unless `overwrite`.
     """
     settings_file = Path(out) / SETTINGS_NAME
     try:
@@ -109,7 +109,7 @@ def build(
 
 
 def write_part(path: Path, settings: SynthSettings, split: str, numbers: range) -> int:
-    """Write one shard of sessions; returns how many."""
+    """Write one shard of sessions; returns their number."""
     samples, _ = write_shard(path, _samples(settings, split, numbers))
     return samples
 
@@ -142,7 +142,7 @@ def _samples(settings: SynthSettings, split: str, numbers: range) -> Iterator[tu
 
 
 def _extra(session: Session, seed: tuple[int, ...]) -> dict[str, Any]:
-    """What is known about a conversation: frames of phrases and of movements with their causes."""
+    """Ground truth of a conversation: frames of phrases and of movements with their causes."""
 
     sides = {role: session.side(role) for role in ROLES}
 

@@ -1,7 +1,7 @@
-"""Anti-aliased drawing on a stack of frames at once: shapes are distances in the head's own coordinates.
+"""Anti-aliased drawing on a stack of frames at once; shapes are distances in head coordinates.
 
-A `Stack` holds a few frames as float planes. `window` finds the pixels a feature can touch in any of the frames, and
-all further work on the feature happens on those pixels only: this is what makes small features cheap.
+A `Stack` holds a few frames as float planes. `window` finds the pixels that a feature can touch in any frame; the
+feature is drawn on those pixels only, which makes small features cheap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Number = float | Array  # one value, or one per frame
 
 @dataclass(frozen=True)
 class Window:
-    """Part of the image, the same for all frames of the stack, with the pixel centres in it."""
+    """A part of the image, the same for all frames of a stack, with its pixel centres."""
 
     rows: slice
     columns: slice
@@ -25,10 +25,10 @@ class Window:
 
 
 class Stack:
-    """`frames` (3,T,Y,X) to draw on, and the map from pixels to head coordinates of each frame.
+    """`frames` (3,T,Y,X) to draw on, and each frame's map from pixels to head coordinates.
 
-    Image coordinates run over [-1, 1] (right, down). Head coordinates have their origin between the ears and unit
-    half a face's height; `roll` turns them clockwise, `unit` is their length in image coordinates.
+    Image coordinates lie in [-1, 1] (right, down). Head coordinates have their origin between the ears and half a
+    face's height as unit; `roll` turns them clockwise, `unit` is their unit in image coordinates.
     """
 
     def __init__(self, frames: Array, roll: Array, unit: Array, centre_x: Array, centre_y: Array) -> None:
@@ -37,10 +37,10 @@ class Stack:
         self.pixels = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
         self.cos, self.sin, self.unit = np.cos(roll), np.sin(roll), unit
         self.centre_x, self.centre_y = centre_x, centre_y
-        self.per_unit = unit * (size / 2)  # pixels in a head unit, per frame
+        self.per_unit = unit * (size / 2)  # pixels per head unit, per frame
 
     def window(self, x: Number, y: Number, half_width: float, half_height: float) -> Window:
-        """Pixels within the given box around head point (x, y) in any frame; none where that is outside of the image."""
+        """Pixels within a box around head point (x, y) in any frame; none if it lies outside the image."""
         image_x = self.centre_x + self.unit * (self.cos * x - self.sin * y)
         image_y = self.centre_y + self.unit * (self.sin * x + self.cos * y)
         reach_x = self.unit * (np.abs(self.cos) * half_width + np.abs(self.sin) * half_height)
@@ -54,7 +54,7 @@ class Stack:
         return slice(max(0, first), max(0, min(self.size, last)))
 
     def local(self, window: Window, x: Number, y: Number, width: Number = 1.0, height: Number = 1.0):
-        """Coordinates (p, q), each (T,rows,columns), with (0, 0) at head point (x, y) and the given units."""
+        """Coordinates (p, q), each (T,rows,columns), with origin (x, y) and units `width`, `height` of the head."""
         scale_p, scale_q = 1 / (self.unit * width), 1 / (self.unit * height)
         c, s = self.cos, self.sin
         origin_p = (c * self.centre_x + s * self.centre_y) * scale_p + x / width
@@ -75,7 +75,7 @@ class Stack:
         self._oval(x, y, width, height, colour, alpha, soft=False)
 
     def glow(self, x: Number, y: Number, width: Number, height: Number, colour: Array, alpha: Number) -> None:
-        """An ellipse that fades out to its edge: shading, blush, highlights."""
+        """An ellipse that fades towards its edge: shading, blush, highlights."""
         self._oval(x, y, width, height, colour, alpha, soft=True)
 
     def _oval(
@@ -90,7 +90,7 @@ class Stack:
         if soft:
             np.maximum(inside, 0, out=inside)
             inside *= inside
-        else:  # a ramp of one pixel
+        else:  # a ramp one pixel wide
             inside *= per_frame(self.per_unit * 0.5 * np.sqrt(width * height))
             ramp(inside)
         inside *= per_frame(alpha)
@@ -109,9 +109,9 @@ def ramp(distance: Array) -> Array:
 
 
 def strip(above: Array, below: Array) -> Array:
-    """Coverage between two edges from the signed distances to them in pixels; right for strips thinner than a pixel.
+    """Coverage between two edges from signed distances in pixels; also correct for strips thinner than a pixel.
 
-    Overwrites both.
+    Overwrites both arguments.
     """
     coverage = ramp(above)
     coverage += ramp(below)

@@ -1,4 +1,4 @@
-"""The parts of a synthetic face, each drawn onto the stack behind or before the others; `render` says in which order."""
+"""The layers of a synthetic face, each drawn onto the stack; `render` defines their order."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PIVOT = 1.15  # the head turns about a point this far below its middle (the neck
 
 @dataclass(frozen=True)
 class Pose:
-    """Face parameters of a few frames by name, and where things on the turned head are."""
+    """Face parameters of a few frames by name, and positions on the turned head."""
 
     values: dict[str, Array]
 
     @classmethod
     def of(cls, face: Array) -> Pose:
-        """From rows of `face.FACE_NAMES`."""
+        """The poses of rows of face parameters (`face.FACE_NAMES`)."""
         face = np.asarray(face, np.float32)
         return cls({name: face[:, i] for name, i in FACE_INDEX.items()})
 
     def place(self, x: float, y: float, z: float) -> tuple[Array, Array, Array]:
-        """Point (x, y, z) of the head, z towards the viewer, after yaw and pitch: x, y, and how much it narrows."""
+        """Head point (x, y, z), z towards the viewer, after yaw and pitch: x, y, and its horizontal foreshortening."""
         yaw, pitch = self.values["yaw"], self.values["pitch"]
         turned_x = x * np.cos(yaw) + z * np.sin(yaw)
         turned_z = z * np.cos(yaw) - x * np.sin(yaw)
@@ -36,7 +36,7 @@ class Pose:
         return turned_x, turned_y, narrow
 
     def stack(self, background: Array) -> Stack:
-        """What the layers are drawn on, in the head's coordinates."""
+        """The stack for drawing the layers, in head coordinates."""
         roll, unit = self.values["roll"], HEAD_UNIT * np.exp(self.values["scale"])
         centre_x = 2 * self.values["shift_x"] + unit * PIVOT * np.sin(roll)
         centre_y = 0.03 + 2 * self.values["shift_y"] + unit * PIVOT * (1 - np.cos(roll))
@@ -49,11 +49,11 @@ def _rgb(*values: float) -> Array:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a person, 0 to 255."""
+    """A person's colours, 0 to 255."""
 
     skin: Array
-    shade: Array  # skin in shadow
-    light: Array  # skin in light
+    shade: Array  # shadowed skin
+    light: Array  # lit skin
     blush: Array
     hair: Array
     hair_dark: Array
@@ -64,7 +64,7 @@ class Palette:
 
     @classmethod
     def of(cls, a: Appearance) -> Palette:
-        """What follows from skin, hair and lips."""
+        """The palette derived from skin, hair and lips."""
         skin, hair, lips = np.array(a.skin, np.float32), np.array(a.hair, np.float32), np.array(a.lips, np.float32)
         return cls(
             skin=skin,
@@ -87,7 +87,7 @@ def hair_behind(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None
         x, y, _ = pose.place(0, -1.12, -0.25)
         stack.ellipse(x, y, a.bun, a.bun * 0.9, paint.hair)
         stack.glow(x - 0.3 * a.bun, y - 0.4 * a.bun, a.bun * 0.6, a.bun * 0.45, paint.hair_light, 0.6)
-    # The back of the head shows beside the face when it turns.
+    # The back of the head appears beside the face when the head turns.
     stack.ellipse(-0.20 * np.sin(yaw), -0.22, a.face_width + 0.02, 0.80 + 0.5 * a.hair_volume, paint.hair_dark)
     if a.hair_length < -0.5:
         return
@@ -111,7 +111,7 @@ def hair_behind(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None
 
 
 def body(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
-    """Neck, shoulders and neckline. The body follows most of the head's shift and none of its turns."""
+    """Neck, shoulders and neckline. The body follows most of the head's shift but none of its turns."""
     body_x = 1.4 * pose.values["shift_x"]
     body_y = 1.7 * pose.values["shift_y"] - 0.02
     upright = np.zeros_like(stack.unit)
@@ -146,12 +146,12 @@ def _mix(colour: Array, amount: Array) -> Array:
 
 
 def ears(stack: Stack, pose: Pose, a: Appearance, paint: Palette, over_head: bool) -> None:
-    """Ears, behind the head or over it: the nearer one when the head turns."""
+    """Ears: behind the head, or with `over_head` the nearer one over it when the head turns."""
     if a.hair_length > 0.3:
         return  # under the hair
     for side in (-1, 1):
         x, y, _ = pose.place(side * (a.face_width + 0.02), 0.02, 0.0)
-        # Behind the face in front view; the near ear comes to lie on the side of the head when it turns away.
+        # In front view both are behind the face; the near ear shows on the side of the head when it turns.
         near = np.clip(-side * np.sin(pose.values["yaw"]) * 5 - 0.6, 0, 1)
         if over_head and not near.any():
             continue
@@ -179,7 +179,7 @@ def head(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
     q *= q
     p += q
     distance = (1 - p) * per_frame(stack.per_unit * (0.5 * a.face_width))
-    # Shade: darker to the rim and below, light from the upper left.
+    # Shading: darker towards the rim and below, light from the upper left.
     shade = p
     shade *= p
     shade *= np.float32(0.42)
@@ -217,7 +217,7 @@ def nose(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
 
 
 def mouth(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
-    """Lips, and what is between them."""
+    """Lips, and the mouth's inside."""
     smile, spread = pose.values["smile"], pose.values["mouth_width"]
     opening = 0.42 * pose.values["mouth_open"] + 0.04 * np.maximum(smile, 0)
     centre_y = 0.555 + 0.6 * a.chin
@@ -278,7 +278,7 @@ def eye(stack: Stack, pose: Pose, a: Appearance, paint: Palette, side: int) -> N
     closing = np.clip(blink, 0, 1) * (lid_high + 0.80 * lid_low)
     under_lid = r + arch * per_frame(lid_high - closing)  # distance below the upper lid
     over_lid = arch * per_frame(lid_low) - r
-    # The lid itself: what blinking covers.
+    # The lid itself, which covers the eye in a blink.
     lid = strip((r + arch * per_frame(lid_high)) * pixels, over_lid * pixels)
     stack.paint(window, lid, paint.skin * 0.62 + paint.shade * 0.38)
     opened = strip(under_lid * pixels, over_lid * pixels)
@@ -333,13 +333,13 @@ def hair_front(stack: Stack, pose: Pose, a: Appearance, paint: Palette) -> None:
     pixels = per_frame(stack.per_unit)
     p, q = stack.local(window, -0.03 * yaw, 0.03 * pitch, half, height)
     vertical = q * np.float32(0.9)
-    # Hair on the near side ends at `hair_drop` in a rounded edge.
+    # Hair on the near side ends in a rounded edge at `hair_drop`.
     ends = (np.float32(a.hair_drop) - q * np.float32(height) - p * p * np.float32(0.10)) * pixels
     p *= p
     q *= q
     p += q
     cap = np.minimum((1 - p) * (pixels * np.float32(0.5 * half)), ends)
-    # The hairline is on the front of the head: it moves with the turn. It drops towards the temples.
+    # The hairline is on the front of the head, moves with its turn, and drops towards the temples.
     forehead = 0.55
     p, r = stack.local(window, forehead * yaw, a.hairline + 0.62 * pitch, a.face_width, 1.0)
     line = p * p

@@ -1,4 +1,4 @@
-"""Draw synthetic faces: parameters (T,13) and a person -> anti-aliased RGB frames of any size, and where eyes and mouth are."""
+"""Rendering synthetic faces: parameters (T,13) and a person to anti-aliased RGB frames, and masks of eyes and mouth."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from af.synth.appearance import Appearance
 from af.synth.canvas import Array
 from af.synth.face import FACE_NAMES
 
-_STACK_PIXELS = 1 << 16  # pixels drawn together: the planes should stay in the cache
+_STACK_PIXELS = 1 << 16  # pixels drawn together: the planes should fit into the cache
 
 
 def render(
     face: Float[np.ndarray, "T P"], appearance: Appearance, size: int = 64
 ) -> UInt8[np.ndarray, "T size size 3"]:
-    """Frames of one person, one per row of face parameters (`face.FACE_NAMES`).
+    """Render one frame per row of face parameters (`face.FACE_NAMES`).
 
-    Raises ValueError for another number of parameters, values that are not finite, or a size under 8 pixels.
+    Raises ValueError for a wrong number of parameters, non-finite values, or a size under 8 pixels.
     """
     background = _background(appearance, size)
     frames = np.empty((len(face), size, size, 3), np.uint8)
@@ -35,7 +35,7 @@ def render(
 def regions(
     face: Float[np.ndarray, "T P"], appearance: Appearance, size: int = 64
 ) -> Float32[np.ndarray, "T size size"]:
-    """Soft masks in [0, 1] that are near 1 on the eyes (with brows) and the mouth: weights of pixels."""
+    """Soft masks in [0, 1], near 1 on the eyes (with brows) and the mouth."""
     masks = np.empty((len(face), size, size), np.float32)
     white = np.ones(1, np.float32)
     for few, pose in _poses(face, size):
@@ -51,22 +51,22 @@ def regions(
 
 @dataclass(frozen=True)
 class EyesAndMouth:
-    """Weights of pixels of which eyes and mouth count more: 1 + weight·mask for a frame's face parameters, the mask that of one
-    typical face (a soft one fits them all).
+    """Pixel weights that emphasise eyes and mouth: 1 + weight·mask, with the mask of a typical face at the frame's face
+    parameters (it is soft enough for all faces).
     """
 
     weight: float = 4.0
     appearance: Appearance = field(default_factory=lambda: Appearance.sample(np.random.default_rng(0)))
 
     def __call__(self, face: Float32[np.ndarray, " P"] | None, size: int) -> Float32[np.ndarray, "Y X"] | None:
-        """Weights of a frame of `size` pixels; None where the face is not known."""
+        """Pixel weights for a frame of `size` pixels; None for an unknown face."""
         if face is None:
             return None
         return 1 + self.weight * regions(face[None], self.appearance, size)[0]
 
 
 def _poses(face: Array, size: int) -> Iterator[tuple[slice, layers.Pose]]:
-    """As many frames at a time as are drawn together: which, and their poses. Raises ValueError as `render` does."""
+    """Yield (slice of frames, their poses) for frames drawn together. Raises ValueError as `render`."""
     if face.ndim != 2 or face.shape[1] != len(FACE_NAMES):
         raise ValueError(f"face parameters are (T, {len(FACE_NAMES)}), got {face.shape}")
     if not np.isfinite(face).all():
@@ -87,7 +87,7 @@ def _background(appearance: Appearance, size: int) -> Array:
 
 
 def _draw(pose: layers.Pose, a: Appearance, background: Array) -> Array:
-    """All layers from back to front; returns the planes (3,T,Y,X), 0–255."""
+    """Draw all layers from back to front; returns the planes (3,T,Y,X), 0–255."""
     stack = pose.stack(background)
     paint = layers.Palette.of(a)
     layers.hair_behind(stack, pose, a, paint)

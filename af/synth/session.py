@@ -1,9 +1,9 @@
-"""A synthetic conversation of two people whose every movement has a known cause.
+"""Simulated conversations of two people in which every movement has a known cause.
 
-Causes, one channel each: lips and head beats from the own voice; **nods** from the end of the partner's phrase
-(audible); **smiles back** from the partner's silent spontaneous smile and **head tilts** from the partner's tilt
-(both visible in the partner's motion only, never audible); gaze to the partner when the partner begins to speak; blinks
-and slow sway from nothing. Answers are not answered again.
+Each movement has one cause: lips and head beats follow the person's own voice; **nods** the end of the partner's phrase
+(audible); **smiles back** the partner's silent spontaneous smile, and **head tilts** the partner's tilt (both visible
+but inaudible); the gaze turns to the partner when the partner begins to speak; blinks and slow sway are spontaneous.
+Reactions cause no further reactions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from af.synth.turns import ROLES, Phrase, Seed, plan_phrase, plan_turns, stream
 from af.synth.voice import VoiceType, lips, speech
 from af.values import require_fraction, require_number
 
-#: Frames from the cause to the reaction, the middle of what is drawn (`REACTION_RANGE_FRAMES`, both ends included).
+#: Mean delay from cause to reaction, in frames, drawn from `REACTION_RANGE_FRAMES` (both ends included).
 REACTION_LAG_FRAMES: Final[Mapping[str, int]] = MappingProxyType({"smile": 11, "tilt": 12, "nod": 8})
 REACTION_RANGE_FRAMES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {"smile": (9, 13), "tilt": (12, 13), "nod": (5, 12)}
@@ -33,10 +33,10 @@ REACTION_RANGE_FRAMES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """How a conversation goes. Rates are means; probabilities are of answering at all.
+    """Settings of a simulated conversation. Rates are means; probabilities are those of reacting at all.
 
-    `expressiveness` scales reactions: drawn per session, low for `low_expressiveness` of them.
-    `speakers`: people outside it say nothing (their track is noise floor); nothing but speech and its effects changes.
+    `expressiveness`, drawn per session and low for a share `low_expressiveness`, scales reactions. Everybody outside
+    `speakers` is silent (noise floor only), which changes nothing but speech and its effects.
     """
 
     seconds: float = 16.0
@@ -62,9 +62,9 @@ class SessionConfig:
 
 @dataclass(frozen=True)
 class Event:
-    """A smile, tilt or nod: first frame, height of its peak, and the frame of its cause (None: spontaneous).
+    """A smile, tilt or nod: first frame, peak height, and the frame of its cause (None: spontaneous).
 
-    `rise`, `hold` and `fall` are frames; a nod goes down and up `hold` times in `rise` frames each.
+    `rise`, `hold` and `fall` are in frames; a nod repeats `hold` times, down and up in `rise` frames each.
     """
 
     start: int
@@ -77,7 +77,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two people: what they look like, do and say."""
+    """One of the two people: appearance, movements and speech."""
 
     appearance: Appearance
     face: Float32[np.ndarray, "T P"]
@@ -89,13 +89,13 @@ class Side:
 
     @property
     def phrase_ends(self) -> tuple[int, ...]:
-        """Frames at which a phrase of this person ends, within the session."""
+        """Frames within the session at which phrases of this person end."""
         return tuple(stop for _, stop in self.phrases if stop < len(self.face))
 
 
 @dataclass(frozen=True)
 class Session:
-    """A conversation between `a` and `b`, who share a session's `expressiveness` (0.4 to 1)."""
+    """A conversation between `a` and `b`, who share an `expressiveness` (0.4 to 1)."""
 
     a: Side
     b: Side
@@ -112,7 +112,7 @@ class Session:
 
 
 def simulate(seed: Seed, config: SessionConfig = SessionConfig(), *, voices: bool = True) -> Session:
-    """A conversation; the same seed and configuration give the same values. Without `voices` both are silent."""
+    """Simulate a conversation, deterministic in seed and configuration. Without `voices` both are silent."""
     frames = seconds_to_frames(config.seconds)
     rng = stream(seed, "expressiveness")
     low = rng.uniform() < config.low_expressiveness
@@ -165,7 +165,7 @@ def _speaking(phrases: Sequence[Phrase], frames: int) -> Bool[np.ndarray, " T"]:
 def _spontaneous(
     rng: np.random.Generator, kind: str, every_s: float, frames: int, expressiveness: float
 ) -> list[Event]:
-    """Smiles or tilts out of nothing, about every `every_s` seconds, never two at once."""
+    """Spontaneous smiles or tilts, about every `every_s` seconds, never two at once."""
     events = []
     apart = min(2.4, 0.6 * every_s)
     time = float(rng.uniform(0, every_s))
@@ -182,7 +182,7 @@ def _spontaneous(
 def _answers(
     rng: np.random.Generator, kind: str, causes: Sequence[Event], probability: float, expressiveness: float, frames: int
 ) -> list[Event]:
-    """The same movement a little later, as high as the person is expressive; some causes stay without an answer."""
+    """Reactions to `causes`: the same movement, later, scaled by `expressiveness`; some causes have no reaction."""
     first, last = REACTION_RANGE_FRAMES[kind]
     answers = []
     for cause in causes:
@@ -201,7 +201,7 @@ def _nods(
     probability: float,
     expressive: float,
 ) -> list[Event]:
-    """One or two dips of the head after a phrase of the partner, by a person who is not speaking then."""
+    """One or two nods after a phrase of the partner, unless this person is speaking."""
     first, last = REACTION_RANGE_FRAMES["nod"]
     nods: list[Event] = []
     for end in ends:
@@ -215,14 +215,14 @@ def _nods(
 
 
 def _swell(event: Event, frames: int) -> np.ndarray:
-    """Smooth rise, plateau and fall of height 1 over the session's frames, along cosines."""
+    """An event's course over the session's frames: cosine rise, plateau and fall, with height 1."""
     t = np.arange(frames) - event.start
     up, down = t / event.rise, (t - event.rise - event.hold) / event.fall
     return (0.5 - 0.5 * np.cos(np.pi * np.clip(up, 0, 1))) - (0.5 - 0.5 * np.cos(np.pi * np.clip(down, 0, 1)))
 
 
 def _slow(rng: np.random.Generator, frames: int, deviation: float, seconds: float = 1.2) -> np.ndarray:
-    """Smooth noise of the given standard deviation: what a person who keeps still does."""
+    """Smooth noise of standard deviation `deviation`: the sway of a person at rest."""
     sigma = seconds * FPS
     noise = gaussian_filter1d(rng.standard_normal(frames + int(8 * sigma)), sigma)[int(4 * sigma) :][:frames]
     return noise * deviation * np.sqrt(2 * np.sqrt(np.pi) * sigma)
@@ -239,7 +239,7 @@ def _face(
     tilts: Sequence[Event],
     nods: Sequence[Event],
 ) -> Float32[np.ndarray, "T P"]:
-    """The parameters of every frame, from the events and the speech."""
+    """Face parameters of every frame, from events and speech."""
     frames = len(speaking)
     rng = stream(seed, "sway", role)
     yaw, pitch, roll = (
@@ -253,14 +253,14 @@ def _face(
     smile = 1 - np.prod([1 - np.clip(e.amplitude, 0, 0.98) * _swell(e, frames) for e in smiles], axis=0)
     tilt = sum((e.amplitude * _swell(e, frames) for e in tilts), np.zeros(frames))
     gaze_x, gaze_y = _gaze(stream(seed, "gaze", role), speaking, partner_starts)
-    turn = gaussian_filter1d(gaze_x, 3) * 0.10  # the head follows the eyes a little
+    turn = gaussian_filter1d(gaze_x, 3) * 0.10  # the head follows the eyes slightly
     values = {
         "mouth_open": opening,
         "mouth_width": width,
         "smile": smile + _slow(rng, frames, 0.012),
         "brow": lift + _slow(rng, frames, 0.06, 0.8) + 0.15 * smile,
         "blink": _blinks(stream(seed, "blinks", role), config.blink_every_s, frames),
-        # Eyes hold their target while the head moves under them.
+        # Eyes stay on their target while the head moves.
         "gaze_x": gaze_x - 1.1 * (yaw + turn),
         "gaze_y": gaze_y - 1.0 * (pitch + nod + beat),
         "yaw": yaw + turn,
@@ -275,7 +275,7 @@ def _face(
 
 
 def _nod_curve(nods: Sequence[Event], frames: int) -> np.ndarray:
-    """Pitch of the nods: dips of a raised cosine, the second one smaller."""
+    """Pitch of the nods: raised-cosine dips, the second one smaller."""
     curve = np.zeros(frames)
     for nod in nods:
         for n in range(nod.hold):
@@ -300,20 +300,20 @@ def _beats(rng: np.random.Generator, phrases: Sequence[Phrase], frames: int) -> 
 
 
 def _blinks(rng: np.random.Generator, every_s: float, frames: int) -> np.ndarray:
-    """Closures of five frames or so, at irregular intervals."""
+    """Blinks of about five frames at irregular intervals."""
     curve = np.zeros(frames)
     time = float(rng.uniform(0.3, every_s))
     while time * FPS < frames:
         centre, half = time * FPS, rng.uniform(2.2, 3.0)
         t = np.arange(frames) - centre
-        # shuts faster than it opens
+        # closes faster than it opens
         curve = np.maximum(curve, np.clip(1.35 - np.abs(t) / np.where(t < 0, 0.8 * half, 1.2 * half) * 1.2, 0, 1))
         time += float(rng.uniform(0.5, 1.5)) * every_s
     return curve
 
 
 def _gaze(rng: np.random.Generator, speaking: Bool[np.ndarray, " T"], partner_starts: Sequence[int]):
-    """Eyes on the partner (0, 0), with glances away: often while speaking, seldom while listening.
+    """Gaze on the partner (0, 0), with glances away: often while speaking, seldom while listening.
 
     A glance ends when the partner begins to speak, 5 to 9 frames later.
     """

@@ -1,4 +1,4 @@
-"""Who speaks when, and which syllables: turn-taking with log-normal durations, pauses, gaps and overlaps."""
+"""Turn-taking with log-normal durations, pauses, gaps and overlaps, and the syllables of each phrase."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Seed = int | Sequence[int]
 
 
 def stream(seed: Seed, *names: str) -> np.random.Generator:
-    """A generator of its own for every channel of a session, so that one channel never disturbs another."""
+    """An independent generator for each channel of a session, so that channels do not affect each other."""
     words = [seed] if isinstance(seed, int) else list(seed)
     return np.random.default_rng([*words, zlib.crc32("/".join(names).encode())])
 
@@ -30,9 +30,9 @@ class Vowel:
 
 @dataclass(frozen=True)
 class Consonant:
-    """What comes before a vowel: noise between two frequencies, its level, length, and what the lips do.
+    """A consonant before a vowel: noise between two frequencies, its level and length, and the lips.
 
-    `lips` is how open they are (0 shut); `voiced` consonants hum; `locus` is the second formant the vowel starts from.
+    `lips` is their opening (0 closed); `voiced` consonants hum; `locus` is the second formant at the vowel's start.
     """
 
     low_hz: float
@@ -70,7 +70,7 @@ CONSONANTS = (
 
 @dataclass(frozen=True)
 class Syllable:
-    """One syllable: when its vowel starts, how long it lasts (seconds), how loud (stressed ones 1)."""
+    """One syllable: start and duration of its vowel (seconds), and loudness (1 if stressed)."""
 
     start_s: float
     vowel_s: float
@@ -108,7 +108,7 @@ def plan_turns(rng: np.random.Generator, seconds: float) -> dict[str, list[tuple
 
 
 def plan_phrase(rng: np.random.Generator, start_s: float, stop_s: float) -> Phrase:
-    """Fill a phrase with syllables at about five a second; the last one is long, every third or so is stressed."""
+    """Fill a phrase with about five syllables per second; the last is long, about every third stressed."""
     syllables: list[Syllable] = []
     time = start_s
     since_stress = 9

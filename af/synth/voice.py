@@ -1,4 +1,4 @@
-"""A source-filter voice, and the lips that go with it: both are computed from the same syllables."""
+"""A source-filter voice and the matching lip movements, both computed from the same syllables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from af.clock import SAMPLE_RATE, frames_to_samples, frames_to_seconds
 from af.synth.turns import CONSONANTS, Consonant, Phrase, Syllable, Vowel
 
 CONTROL_HZ = 200  # grid of the slow curves: envelope, pitch, lips
-NOISE_FLOOR = 0.001  # -60 dBFS, on everybody's track
+NOISE_FLOOR = 0.001  # -60 dBFS, on every track
 _ATTACK_S, _RELEASE_S = 0.025, 0.045
 _WIDTHS = (65, 95, 130, 220, 300)  # of the formants, Hz
 
@@ -41,12 +41,12 @@ class VoiceType:
 
 
 def openness(vowel: Vowel) -> float:
-    """How far a vowel opens the mouth, 0–1: its first formant."""
+    """Mouth opening of a vowel, 0–1, from its first formant."""
     return float(np.clip((vowel.f1 - 240) / 540, 0, 1))
 
 
 def lips(phrases: Sequence[Phrase], frames: int) -> tuple[Float32[np.ndarray, " T"], Float32[np.ndarray, " T"]]:
-    """How the lips move with the phrases, per video frame: opening 0–1 (F1 under the vowel's envelope), width -1–1 (F2)."""
+    """Lip movements per video frame: opening 0–1 (F1 under the vowel's envelope) and width -1–1 (F2)."""
     steps = int(frames_to_seconds(frames) * CONTROL_HZ)
     opening, width, weight = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     for syllable in (syllable for phrase in phrases for syllable in phrase.syllables):
@@ -88,7 +88,7 @@ def speech(
 
 
 def _vowel_window(syllable: Syllable, rate: int) -> tuple[int, np.ndarray]:
-    """First index and level over time of a vowel: quick attack, slower release, at `rate` per second."""
+    """First index of a vowel and its level over time, at `rate` per second: quick attack, slower release."""
     attack, release = int(_ATTACK_S * rate), int(_RELEASE_S * rate)
     length = max(int(syllable.vowel_s * rate), attack + release)
     window = np.ones(length, np.float32)
@@ -104,7 +104,7 @@ def _clip(start: int, values: np.ndarray, length: int) -> tuple[slice, np.ndarra
 
 
 def _source(phrases: Sequence[Phrase], voice: VoiceType, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """The glottis: pulses under a pitch contour that declines over a phrase, rises on stress and falls at its end."""
+    """Glottal pulses under a pitch contour that declines over a phrase, rises on stress and falls at the end."""
     source = np.zeros(samples, np.float32)
     for phrase in phrases:
         first = max(0, int((phrase.start_s - 0.1) * SAMPLE_RATE))
@@ -125,13 +125,13 @@ def _source(phrases: Sequence[Phrase], voice: VoiceType, samples: int, rng: np.r
         breath = rng.standard_normal(last - first, dtype=np.float32)
         pulses = np.diff(flow, prepend=flow[:1])
         source[first:last] = pulses
-        source[first + 1 : last] -= np.float32(0.6) * pulses[:-1]  # lips radiate high frequencies better
+        source[first + 1 : last] -= np.float32(0.6) * pulses[:-1]  # lips radiate high frequencies more
         source[first:last] += flow * breath * np.float32(0.1 * voice.breath)
     return source
 
 
 def _glottis(steps: int = 1 << 13) -> np.ndarray:
-    """Flow of air over one period: opens for 42 % of it, shuts in 14 %."""
+    """Air flow over one period: the glottis opens for 42 % of it and closes within 14 %."""
     phase = np.arange(steps) / steps
     rising = 0.5 - 0.5 * np.cos(np.pi / 0.42 * np.minimum(phase, 0.42))
     falling = np.cos(np.pi / 2 / 0.14 * np.clip(phase - 0.42, 0, 0.14))
@@ -142,7 +142,7 @@ _GLOTTIS = _glottis()
 
 
 def _resonators(formants: Sequence[float], widths: Sequence[float]) -> np.ndarray:
-    """Second-order sections, one resonance each, gain 1 at 0 Hz."""
+    """Second-order sections with one resonance each and gain 1 at 0 Hz."""
     radius = np.exp(-np.pi * np.asarray(widths) / SAMPLE_RATE)
     angle = 2 * np.pi * np.minimum(np.asarray(formants), 7200) / SAMPLE_RATE
     sections = np.zeros((len(formants), 6))
@@ -156,7 +156,7 @@ def _resonators(formants: Sequence[float], widths: Sequence[float]) -> np.ndarra
 def _add_vowel(audio: np.ndarray, source: np.ndarray, syllable: Syllable, voice: VoiceType, fade: float) -> None:
     """Source × envelope through the formants; the second formant starts at the consonant's locus.
 
-    Open vowels are louder than close ones, as they are in people.
+    Open vowels are louder than close ones, as in real speech.
     """
     start, window = _vowel_window(syllable, SAMPLE_RATE)
     place, window = _clip(start, window, len(audio))
@@ -165,7 +165,7 @@ def _add_vowel(audio: np.ndarray, source: np.ndarray, syllable: Syllable, voice:
     excited = source[place] * window
     f1, f2, f3 = (f * voice.formants for f in (syllable.vowel.f1, syllable.vowel.f2, syllable.vowel.f3))
     high = (f3, 3600 * voice.formants, 4600 * voice.formants)
-    length = min(len(window) + 320, len(audio) - place.start)  # resonances ring on
+    length = min(len(window) + 320, len(audio) - place.start)  # the resonances ring on
     vowel = np.zeros(length, np.float32)
     glide = min(int(0.05 * SAMPLE_RATE), len(window))
     if syllable.consonant is not None:

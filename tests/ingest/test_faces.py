@@ -90,7 +90,7 @@ def test_all_faces_are_found(people):
         ("large", None, "large", "which moves with the voice"),
         ("still", None, "small", "which moves with the voice"),
         ("still", "silence", "small", "the largest that moves"),
-        ("small", "silence", "large", "the largest; which of them speaks is not clear"),
+        ("small", "silence", "large", "the largest; it is not clear which one speaks"),
     ],
 )
 def test_the_face_that_moves_with_the_voice_is_taken_and_said(people, tmp_path, video, voice, expected, why):

@@ -177,7 +177,7 @@ def test_autocast_is_for_the_blocks_alone(inputs) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"mask": "causal"}, "'causal'"), ({"heads": 3}, "3 does not divide"), ({"hidden": 34, "heads": 2}, "odd heads"),
+    [({"mask": "causal"}, "'causal'"), ({"heads": 3}, "3 does not divide"), ({"hidden": 34, "heads": 2}, "odd size"),
      ({"window_frames": 13}, "window_frames: 13"), ({"look_ahead_layers": "last"}, "'last'; allowed: all, first"), ({"look_ahead": 5}, "look_ahead: 5")],
 )  # fmt: skip
 def test_wrong_values_are_named(settings: dict, message: str) -> None:
