@@ -35,7 +35,9 @@ def require_types(config: Any, key: str) -> None:
             where = f"{key}.{name}" if key else name
             if name not in parameters and not more and not name.startswith("_"):
                 what = f"{target.rpartition('.')[2]} has no setting {name!r}{did_you_mean(name, list(parameters))}"
-                raise UserError(f"{where}: {what}; does an override or a choice belong to another stage?")
+                raise UserError(
+                    f"{where}: {what}; does an override or a choice belong to another stage? ~{where} takes it out"
+                )
             if name in parameters and not _fits(value, hint := parameters[name]):
                 raise UserError(f"{where}={_shown(value)}: give {_described(hint)}")
 

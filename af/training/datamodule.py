@@ -67,9 +67,10 @@ class _ShardData(LightningDataModule):
         return {"data": self.where, TRAINED_ON: people_digests(self.training_indexes)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: samples taken by all ranks together."""
+        """The position: samples taken by all ranks together (none where the same batches are overfitted again and again)."""
         assert self.trainer is not None
-        batches = int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
+        overfits = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        batches = 0 if overfits else int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
         weights = list(self.weights.values())
         return {"samples": batches * self.batch_size, "seed": self.seed, "root": self.where, "weights": weights}
 

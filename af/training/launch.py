@@ -52,7 +52,7 @@ LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
     "num_sanity_val_steps": {"least": -1, "whole": True, "optional": True},
     "num_nodes": {"least": 1, "whole": True},
     "limit_val_batches": {"least": 0, "optional": True},
-    "overfit_batches": {"least": 0},
+    "overfit_batches": {"least": 0, "whole": True},
     "gradient_clip_val": {"above": 0, "optional": True},
 }
 

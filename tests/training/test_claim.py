@@ -18,7 +18,7 @@ from tests.training.test_resume import DENOISER, SHORT, VAE, same, train
 def arguments(latents) -> list[str]:
     # a constant learning rate: what a longer training has done so far is what a short one does
     short = [*SHORT, "callbacks.previews.clips=0"]
-    return [*DENOISER, *short, f"data.root={latents}", "scheduler=constant"]
+    return [*DENOISER, *short, f"data.root={latents}", "scheduler=constant", "scheduler.warmup_steps=0"]
 
 
 def steps(run) -> int:
@@ -43,7 +43,7 @@ def test_a_finished_training_is_made_longer_and_is_the_one_that_was_long_from_th
 
 
 def test_a_schedule_follows_the_new_length(arguments, tmp_path, capsys):
-    words = [*arguments, "scheduler=cosine", "scheduler.final_ratio=0"]
+    words = [word for word in arguments if word != "scheduler=constant"] + ["scheduler.final_ratio=0"]
     assert train(words, tmp_path) == 0
     assert train(words, tmp_path, "trainer.max_steps=11", "scheduler.total_steps=9") == 1
     assert "scheduler.total_steps" in capsys.readouterr().err
