@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -167,8 +166,3 @@ def tensorboard(trainer: Trainer) -> Any | None:
         if isinstance(logger, TensorBoardLogger) and trainer.global_rank == 0:
             return logger.experiment
     return None
-
-
-def peak_memory_gb() -> float:
-    """Largest GPU memory allocated in this process so far, in GiB (0 on CPU)."""
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
