@@ -1,6 +1,6 @@
-"""Any audio as 16 kHz mono: which track, which channels, at which level, and what is wrong with it.
+"""Reading any audio as 16 kHz mono: choice of track, mix of channels, level, and faults.
 
-A track is heard twice: once to measure its channels, once to mix them. Memory holds the mix alone.
+A track is decoded twice: once to measure its channels, once to mix them. Only the mix is kept in memory.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from af.data.chunks import announced_bytes, uncounted_bytes
 from af.data.container import MediaError, damaged_packet, opened, ranked, refuse_still, says_s, start_s
 from af.data.notes import Notes
 
-#: Audio that starts later than the clock says by more than this gets silence before it (dropped packets).
+#: Gaps in the time stamps longer than this are filled with silence (dropped packets).
 _GAP_S: Final = 0.04
-#: Shares of the channels in one, where there is a centre: ITU-R BS.775's, the centre (where speech is) at full level.
+#: Mixing weights of the channels if there is a centre: ITU-R BS.775's, with the centre (speech) at full level.
 _SHARES: Final = {"FC": 1.0, "FL": 0.5**0.5, "FR": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SURROUND_SHARE: Final = 0.5
-#: A channel this much weaker in energy than the strongest carries no audio (30 dB).
+#: A channel weaker than the strongest by this factor in energy (30 dB) carries no audio.
 _CARRIES: Final = 1e-3
-#: A channel as unlike the strongest as this (correlation) would cancel it.
+#: A channel with a correlation to the strongest below this would cancel it.
 _OPPOSITE: Final = -0.5
 #: Below this level (RMS, full scale = 1) the loudest second counts as silence: -50 dB.
 _SILENT: Final = 10 ** (-50 / 20)
-#: Mean of the audio, a part of full scale, that is worth a word.
+#: Means of the audio above this (full scale = 1) are noted.
 _CONSTANT: Final = 0.02
-#: Floating-point samples above this are not loud but whole numbers: 16, 24 or 32 bits without their scale.
+#: Floating-point samples above this are unscaled integers of 16, 24 or 32 bits.
 _LOUD: Final = 32.0
 _MOST_CHANNELS: Final = 64  # swresample's limit
 
-#: What tells stretches of one track apart that are mixed alike: the names of its channels ("NONE": not said).
+#: A channel layout of a stretch of a track: the names of its channels ("NONE": unnamed).
 Layout = tuple[str, ...]
 
 
@@ -53,7 +53,7 @@ class _Block:
 
 @dataclass
 class _Channels:
-    """Measures of the channels of one layout; what is not a number counts as silence."""
+    """Measures of the channels of one layout; NaN counts as silence."""
 
     products: Float64[np.ndarray, "C C"]
     peaks: Float64[np.ndarray, " C"]
@@ -61,7 +61,7 @@ class _Channels:
     at_full_scale: int = 0
 
     def add(self, samples: Float32[np.ndarray, "S C"]) -> None:
-        """Measure more of it."""
+        """Measure more samples."""
         exact = samples.astype(np.float64)
         self.products += exact.T @ exact
         loud = np.abs(exact)
@@ -72,10 +72,10 @@ class _Channels:
 
 @dataclass
 class _Heard:
-    """What the first hearing of a track tells."""
+    """Results of the first pass over a track."""
 
     channels: dict[Layout, _Channels] = field(default_factory=dict)
-    rates: dict[int, Fraction | None] = field(default_factory=dict)  # rate -> when it is first heard
+    rates: dict[int, Fraction | None] = field(default_factory=dict)  # rate -> time of its first sample
     not_finite: int = 0
     damaged: int = 0
 
@@ -89,13 +89,13 @@ class _Heard:
 
     @property
     def rms(self) -> float:
-        """Of the strongest channel."""
+        """RMS of the strongest channel."""
         energy = max((float(np.diag(c.products).max()) for c in self.channels.values()), default=0.0)
         return float(np.sqrt(energy / max(1, self.samples)))
 
 
 def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Iterator[_Block]:
-    """The decoded audio of track `number`, in float; damaged packets are left out, and counted in `heard`."""
+    """Decode track `number` as float; damaged packets are skipped, and counted in `heard`."""
     with opened(path) as container:
         stream, start = container.streams.audio[number], start_s(container)
         described, resampler, follows = None, None, None
@@ -111,10 +111,12 @@ def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Itera
             for raw in decoded:
                 layout = tuple(channel.name for channel in raw.layout.channels)
                 if len(layout) > _MOST_CHANNELS:
-                    text = f"has {len(layout)} audio channels; at most {_MOST_CHANNELS} can be read: give a mix of them"
+                    text = (
+                        f"has {len(layout)} audio channels; at most {_MOST_CHANNELS} can be read: supply a mix of them"
+                    )
                     raise MediaError(path, "channels", text)
                 if described != (described := (raw.format.name, layout, raw.sample_rate)):
-                    # packed: more than seven planes of samples end the process in PyAV
+                    # packed: more than seven planes of samples crash PyAV
                     resampler = av.AudioResampler(format="flt", layout=raw.layout, rate=raw.sample_rate)
                 time = None if raw.pts is None or raw.pts == follows else raw.pts * raw.time_base - start
                 follows = _assumed_next(packet, raw)
@@ -125,8 +127,8 @@ def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Itera
 
 
 def _assumed_next(packet: Any, raw: Any) -> int | None:
-    """The time stamp that a demuxer makes up for the next packet when it takes this one for longer or shorter than it is
-    (it does so after a change of the rate); None while it is right about the length.
+    """The time stamp that a demuxer assumes for the next packet when it misjudges this one's length, as it does after a
+    change of the rate; None while the length is right.
     """
     if raw.pts is None or not packet.duration:
         return None
@@ -150,10 +152,10 @@ def _hear(path: Path | str, number: int) -> _Heard:
 
 
 def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float64[np.ndarray, " C"], str]:
-    """Shares of the channels in a mono mix, and what is unusual about them ("" if nothing).
+    """Weights of the channels in a mono mix, and a remark on what is unusual ("" if nothing).
 
-    `products`: sums over time of products of two channels. Channels without audio have no share; with a centre, the
-    shares are `_SHARES`, without one the rest is averaged; channels that would cancel each other are turned around.
+    `products`: sums over time of products of two channels. Channels without audio get no weight. With a centre, weights
+    are `_SHARES`, without one the rest is averaged; channels that would cancel others are inverted.
     """
     names, energy = np.array(layout), np.diag(products)
     carries = (energy >= _CARRIES * energy.max()) & ~np.char.startswith(names, "LFE")
@@ -172,13 +174,13 @@ def mixing(layout: Layout, products: Float64[np.ndarray, "C C"]) -> tuple[Float6
     likeness = products[strongest] / np.sqrt(np.maximum(energy * energy[strongest], 1e-30))
     if (turned := carries & (likeness < _OPPOSITE)).any():
         shares = np.where(turned, -shares, shares)
-        said.append(f"{_named(layout, turned)} is the opposite of another channel and was turned around")
+        said.append(f"{_named(layout, turned)} is the opposite of another channel and was inverted")
     return shares, "; ".join(said)
 
 
 def _named(layout: Layout, chosen: np.ndarray) -> str:
     words = {"FL": "left", "FR": "right", "FC": "centre"}
-    layout = ("FL", "FR") if len(layout) == 2 else layout  # many files do not say so
+    layout = ("FL", "FR") if len(layout) == 2 else layout  # many files do not declare it
     return ", ".join(words.get(n, f"number {i + 1}") for i, n in enumerate(layout) if chosen[i])
 
 
@@ -193,7 +195,7 @@ def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
     if not numbers:
         raise MediaError(path, "no_audio", "has no audio")
     first, heard = numbers[0], _hear(path, numbers[0])
-    why = "the first" if first == 0 else "the default one" if default else "the first that is no commentary"
+    why = "the first" if first == 0 else "the default one" if default else "the first that is not a commentary"
     chosen, best = first, heard
     for number in numbers[1:]:
         if best.rms > 0.1 * _SILENT:
@@ -207,7 +209,7 @@ def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
 
 
 def _scale(path: Path | str, peak: float, notes: Notes) -> float:
-    """What makes samples up to `peak` ones of at most 1."""
+    """The factor that scales samples up to `peak` to at most 1."""
     if peak <= 1:
         return 1.0
     if peak <= _LOUD:
@@ -216,13 +218,15 @@ def _scale(path: Path | str, peak: float, notes: Notes) -> float:
         return 1 / peak
     for bits in (16, 24, 32):
         if peak <= 2.0 ** (bits - 1):
-            notes.add("level", f"{path}: floating-point samples up to {peak:.0f}: taken for {bits} bits and scaled")
+            notes.add(
+                "level", f"{path}: floating-point samples up to {peak:.0f}: treated as {bits}-bit integers and scaled"
+            )
             return 2.0 ** (1 - bits)
     raise MediaError(path, "bad_level", f"floating-point samples up to {peak:.3g}; write it with samples in [-1, 1]")
 
 
 def _announced_s(path: Path | str, number: int, ends_s: float) -> float | None:
-    """Declared duration in seconds. Of uncompressed audio, the size that the header announces: FFmpeg takes the file's."""
+    """Declared duration in seconds; for uncompressed audio from the header's size, since FFmpeg uses the file's."""
     with opened(path) as container:
         stream = container.streams.audio[number]
         declared, context = says_s(path, container, stream, ends_s), stream.codec_context
@@ -235,16 +239,18 @@ def read_audio(
 ) -> Float32[np.ndarray, " S"]:
     """The audio of a file as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
 
-    Of several tracks the default one, or the one that is not silent. Channels are mixed by `mixing`, or `channel` (0
-    left, 1 right) is taken alone. Gaps in the time stamps become silence; other rates or channels from some time on are
-    followed. `notes` gets what is noteworthy but usable. Raises `MediaError` for unreadable and cut off files, files
-    without audio, and samples that are no numbers or far beyond full scale.
+    Of several tracks it takes the default one, or the first that is not silent. Channels are mixed (see `mixing`), or
+    only `channel` (0 left, 1 right) is used. Gaps in the time stamps become silence; changes of rate or channels are
+    followed. `notes` collects remarks. Raises `MediaError` for unreadable or truncated files, files without audio, and
+    samples that are NaN or far beyond full scale.
     """
     notes = Notes() if notes is None else notes
     number, heard = _choose(path, notes)
     if not heard.samples:
         if (empty_s := _announced_s(path, number, 0.0) or 0.0) > 0.5:
-            raise MediaError(path, "truncated", f"cut off: says {empty_s:.2f} s but its audio track holds no samples")
+            raise MediaError(
+                path, "truncated", f"cut off: declares {empty_s:.2f} s but its audio track holds no samples"
+            )
         raise MediaError(path, "no_audio", "its audio track holds no samples")
     if 2 * heard.not_finite > heard.samples:
         text = f"{heard.not_finite} of {heard.samples} samples are not numbers (NaN or infinity)"
@@ -271,19 +277,19 @@ def read_audio(
         notes.add("lengths", f"{path}: {text}")
     if (more := uncounted_bytes(path)) and (announced := announced_bytes(path)) and declared:
         more_s = declared * more / announced
-        text = "is not counted by its header and not heard; ffmpeg -ignore_length 1 -i OLD NEW repairs it"
+        text = "is not counted by its header and not read; ffmpeg -ignore_length 1 -i OLD NEW repairs it"
         if more_s > 0.1:
             notes.add("lengths", f"{path}: {more_s:.2f} s behind the first {declared:.2f} s {text}")
     _note_faults(path, heard, missing_s, notes)
     top = float(np.abs(out).max(initial=0.0))
-    if top > 1:  # louder together than each alone
+    if top > 1:  # channels add up to more than each alone
         out /= top
     _note_level(path, out, notes)
     return out
 
 
 def _mixed(path: Path | str, number: int, shares: dict[Layout, np.ndarray]) -> tuple[np.ndarray, float]:
-    """(the mix at 16 kHz, seconds that are missing within it)."""
+    """(the mix at 16 kHz, missing seconds within it)."""
     pieces: list[np.ndarray] = []
     rate, resampler = 0, None
     position, missing = Fraction(0), Fraction(0)  # seconds
@@ -323,9 +329,7 @@ def _note_faults(path: Path | str, heard: _Heard, missing_s: float, notes: Notes
         packets = f" ({heard.damaged} damaged packets)" if heard.damaged else ""
         notes.add("corruption", f"{path}: {missing_s:.2f} s of audio is missing{packets}: silence in their place")
     if heard.not_finite:
-        notes.add(
-            "corruption", f"{path}: {heard.not_finite} of {heard.samples} samples are no numbers: silence instead"
-        )
+        notes.add("corruption", f"{path}: {heard.not_finite} of {heard.samples} samples are NaN or infinite: silenced")
     clipped = sum(c.at_full_scale for c in heard.channels.values())
     if heard.peak <= 2 and clipped > 1e-3 * heard.samples:
         notes.add("clipping", f"{path}: {clipped / heard.samples:.1%} of the audio is at full scale (clipped)")
@@ -337,7 +341,8 @@ def _note_level(path: Path | str, audio: Float32[np.ndarray, " S"], notes: Notes
     loudest, constant = float(whole.std(1, dtype=np.float64).max()), float(audio.mean(dtype=np.float64))
     if abs(constant) > _CONSTANT:
         notes.add(
-            "level", f"{path}: around {constant:.2f} instead of 0: a fault of the recording; remove the DC offset"
+            "level",
+            f"{path}: the audio has a mean of {constant:.2f}, not 0: a fault of the recording; remove the DC offset",
         )
     if loudest == 0:
         notes.add("level", f"{path}: silent throughout")

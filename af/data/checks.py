@@ -1,4 +1,4 @@
-"""What makes the members of a sample correct; the writer, the index and the validator share these checks."""
+"""Checks of the members of a sample, shared by writer, index and validator."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from af.data.schema import FIELDS, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location
 from af.errors import UserError
 
-#: Beyond the numbers of half precision nothing is a motion, a feature or a face parameter.
+#: No motion, feature or face parameter exceeds the range of half precision.
 LARGEST: Final = float(np.finfo(np.float16).max)
 
 
 class ShardError(UserError):
-    """A shard is not what it should be: file, member and a short `reason` for counting, and the detail in words."""
+    """A fault in a shard: file, member, a short `reason` for counting, and details."""
 
     def __init__(self, file: Location | str, member: str, reason: str, detail: str) -> None:
         super().__init__(f"{file}{': ' + member if member else ''}: {detail}")
@@ -30,13 +30,13 @@ class ShardError(UserError):
 
 
 def roles_of(names: Collection[str]) -> tuple[str, ...]:
-    """Whose members these are: both people's, or those of a alone (a one-sided sample)."""
+    """The roles that these members belong to: both, or only a (a one-sided sample)."""
     return ROLES[:1] if names and not any(name.startswith("b.") for name in names) else ROLES
 
 
 def check_fields(file: Location | str, key: str, names: Collection[str], *, one_sided: bool = False) -> None:
-    """Raises `ShardError` for unknown fields, a missing json and parts that only one of the two people has; of a
-    `one_sided` sample, for parts of b.
+    """Raise `ShardError` for unknown fields, a missing json, parts of only one of two people, and parts of b in a
+    `one_sided` sample.
     """
     if unknown := sorted(set(names) - set(FIELDS)):
         raise ShardError(file, f"{key}.{unknown[0]}", "unknown_field", f"unknown field; known: {', '.join(FIELDS)}")
@@ -44,16 +44,16 @@ def check_fields(file: Location | str, key: str, names: Collection[str], *, one_
         raise ShardError(file, f"{key}.json", "half_sample", "the sample has no json")
     if one_sided and roles_of(names) == ROLES:
         surplus = next(name for name in names if name.startswith("b."))
-        raise ShardError(file, f"{key}.{surplus}", "half_sample", "there, though the json calls the sample one-sided")
+        raise ShardError(file, f"{key}.{surplus}", "half_sample", "present, though the json calls the sample one-sided")
     for part in () if one_sided else PERSON_PARTS:
         present = [role for role in ROLES if f"{role}.{part}" in names]
         if len(present) == 1:
             missing = f"{'b' if present == ['a'] else 'a'}.{part}"
-            raise ShardError(file, f"{key}.{missing}", "half_sample", f"missing, though {present[0]}.{part} is there")
+            raise ShardError(file, f"{key}.{missing}", "half_sample", f"missing, though {present[0]}.{part} is present")
 
 
 def check_array(file: Location | str, member: str, field: str, array: np.ndarray, meta: ClipMeta) -> None:
-    """Raises `ShardError` unless `array` is (frames, width of its spec), float16 or float32, of numbers that can be."""
+    """Raise `ShardError` unless `array` is (frames, width of its spec), float16 or float32, with valid values."""
     if array.dtype not in (np.float16, np.float32):
         raise ShardError(file, member, "bad_dtype", f"dtype {array.dtype}, expected float16 or float32")
     if array.ndim != 2 or array.shape[0] != meta.frames:
@@ -62,15 +62,17 @@ def check_array(file: Location | str, member: str, field: str, array: np.ndarray
     if width is None:
         raise ShardError(file, member, "no_spec", f"the json has no {name} that describes it")
     if array.shape[1] != width:
-        raise ShardError(file, member, "wrong_width", f"{array.shape[1]} numbers a frame, {name} says {width}")
+        raise ShardError(file, member, "wrong_width", f"{array.shape[1]} numbers per frame, {name} says {width}")
     check_values(array, partial(ShardError, file, member))
 
 
 def check_values(array: np.ndarray, error: Callable[[str, str], ShardError]) -> None:
-    """Raises `error(reason, detail)` for numbers (float16 or float32) that are NaN, infinite or beyond ±`LARGEST`."""
+    """Raise `error(reason, detail)` for values (float16 or float32) that are NaN, infinite or beyond ±`LARGEST`."""
     half = array.dtype == np.float16
     bits: np.ndarray = array.view(np.uint16 if half else np.uint32)
-    magnitude = bits & (0x7FFF if half else 0x7FFF_FFFF)  # without signs, bits are ordered as numbers, NaN above all
+    magnitude = bits & (
+        0x7FFF if half else 0x7FFF_FFFF
+    )  # without the sign, bit patterns are ordered like numbers, NaN highest
     if array.size and magnitude.max() > np.array(LARGEST, array.dtype).view(bits.dtype):
         if np.isfinite(array).all():
             raise error("out_of_range", f"holds {np.abs(array).max():.3g}; numbers lie within ±{LARGEST:g}")
@@ -89,7 +91,7 @@ def _spec_width(field: str, meta: ClipMeta) -> tuple[str, int | None]:
 
 
 def check_member(file: Location | str, member: str, field: str, data: bytes, meta: ClipMeta, *, deep: bool) -> None:
-    """Raises `ShardError` unless the bytes of one member are what `meta` says; `deep` decodes every video frame."""
+    """Raise `ShardError` unless the bytes of a member agree with `meta`; `deep` decodes every video frame."""
     try:
         if field.endswith(".npy"):
             check_array(file, member, field, codecs.decode_npy(data), meta)

@@ -1,4 +1,4 @@
-"""Sizes that the headers of uncompressed audio files announce: FFmpeg takes what there is, or no more than they say."""
+"""Sizes in the headers of uncompressed audio files, which FFmpeg does not compare with the file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-#: File kind by its first bytes: start of the first chunk, its header (name, size), what the size counts of the header,
-#: bytes that chunks are aligned to, and the start of the name of the chunk with the samples.
+#: By a file's first bytes: start of the first chunk, its header (name, size), header bytes included in the size,
+#: alignment of chunks, and start of the name of the chunk with the samples.
 _CHUNKS: Final = {
     b"RIFF": (12, "<4sI", 0, 2, b"data"),
     b"riff": (40, "<16sQ", 24, 8, b"data"),  # Sony Wave64
@@ -18,8 +18,8 @@ _CHUNKS: Final = {
 
 
 def _chunks(path: Path | str) -> Iterator[tuple[bytes, int, bool]]:
-    """(name, size as announced, whether it holds the samples) of the chunks of a file of `_CHUNKS`; the last may have a
-    size below 0: left open.
+    """(name, declared size, whether it holds the samples) of each chunk; the last may have a size below 0, left
+    open.
     """
     with open(path, "rb") as file:
         if (kind := file.read(4)) not in _CHUNKS:
@@ -36,13 +36,13 @@ def _chunks(path: Path | str) -> Iterator[tuple[bytes, int, bool]]:
 
 
 def announced_bytes(path: Path | str) -> int | None:
-    """Bytes of samples that a header announces; None when it leaves them open (written to a pipe) or there is no such."""
+    """Declared bytes of samples; None without such a header or when it leaves them open (written to a pipe)."""
     size = next((size for _, size, samples in _chunks(path) if samples), 0)
     return size if size > 0 else None
 
 
 def uncounted_bytes(path: Path | str) -> int:
-    """Bytes behind the samples of a WAV that are no chunk, as when the header was not brought up to date; else 0."""
+    """Bytes after the samples of a WAV that belong to no chunk (the header was not updated), otherwise 0."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         if file.read(4) != b"RIFF":

@@ -1,4 +1,4 @@
-"""Bytes of shard members to arrays and back: a whitelist of formats, nothing is ever unpickled.
+"""Codecs between bytes of shard members and arrays: a whitelist of formats; nothing is ever unpickled.
 
 Every decoder checks sizes before it allocates and raises `CodecError` (ValueError) with a reason.
 """
@@ -28,7 +28,7 @@ _MAX_JSON_BYTES: Final = 64 * 2**20
 
 
 class CodecError(ValueError):
-    """Bytes are not what their name says: the text is the reason."""
+    """Bytes do not match their name; the text is the reason."""
 
 
 def encode_npy(array: np.ndarray) -> bytes:
@@ -43,7 +43,7 @@ def encode_npy(array: np.ndarray) -> bytes:
 
 def npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
     """(shape, dtype, offset of the data) from the first bytes of an npy file. Raises `CodecError`."""
-    if head[6:7] == b"\x01":  # the same header comes in many files, but not with the same data behind it
+    if head[6:7] == b"\x01":  # many files share a header, but not the data after it
         head = head[: 10 + int.from_bytes(head[8:10], "little")]
     return _npy_header(head)
 
@@ -67,7 +67,7 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def decode_npy(data: bytes) -> np.ndarray:
-    """An array from npy bytes, never unpickling; the size must match the header exactly. Raises `CodecError`."""
+    """An array from npy bytes, without unpickling; the size must match the header exactly. Raises `CodecError`."""
     shape, dtype, offset = npy_header(data[:4608])
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if expected != len(data) - offset:
@@ -125,13 +125,13 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
     if len(samples) != announced:
         raise CodecError(f"audio cut off: {len(samples)} of {announced} samples")
     loudest = np.abs(samples).max(initial=0.0)
-    if not loudest <= _LOUDEST:  # a WAV may hold floating-point numbers of any kind
+    if not loudest <= _LOUDEST:  # a WAV may hold any floating-point numbers
         raise CodecError(f"audio of samples up to {loudest:.3g}, expected -1 to 1")
     return samples
 
 
 class VideoEncoder(VideoSink):
-    """`encode_video` frame by frame: `write` each frame, then `finish` gives the bytes. Memory holds only those."""
+    """`encode_video` frame by frame: `write` each frame, then `finish` returns the bytes. Only these are in memory."""
 
     def __init__(
         self, *, crf: int = 12, keyframe_interval: int = 12, preset: str = "superfast", pixel_format: str | None = None
@@ -158,9 +158,9 @@ class VideoEncoder(VideoSink):
 def encode_video(frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray, "T Y X 3"], **options: Any) -> bytes:
     """RGB frames as H.264 mp4 bytes at 25 fps; any iterable of frames, taken one by one.
 
-    Key frames come every `keyframe_interval` frames and no frame refers to a later one, so any frame can be decoded
-    from at most `keyframe_interval` others. `pixel_format` None: yuv444p below 256 pixels, else yuv420p. `options` are
-    those of `VideoEncoder`. The same frames and settings give the same bytes. Raises ValueError without frames.
+    There is a key frame every `keyframe_interval` frames and no frame refers to a later one, so decoding a frame takes
+    at most `keyframe_interval` others. `pixel_format` None: yuv444p below 256 pixels, else yuv420p. `options` are those
+    of `VideoEncoder`. Equal frames and settings give equal bytes. Raises ValueError without frames.
     """
     encoder = VideoEncoder(**options)
     for frame in frames:
@@ -169,7 +169,7 @@ def encode_video(frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray
 
 
 class _Mp4:
-    """An open mp4 in memory. The format is fixed: no demuxer that could open other files or addresses is tried."""
+    """An open mp4 in memory. The format is fixed, because other demuxers could open other files or addresses."""
 
     def __init__(self, data: bytes | io.RawIOBase) -> None:
         file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -195,7 +195,7 @@ class _Mp4:
         self.stream.thread_type = "NONE"
         context.thread_count = 1
         time_base: Any = self.stream.time_base
-        self.ticks = 1 / (FPS * time_base)  # time-base units a frame
+        self.ticks = 1 / (FPS * time_base)  # time-base units per frame
         self.origin = self.stream.start_time or 0
         self.reformatter = VideoReformatter()
 
@@ -210,7 +210,7 @@ class _Mp4:
         self.container.seek(self.origin + int(n * self.ticks), stream=self.stream, backward=True)
 
     def images(self) -> Any:
-        """(frame number, image) from here on."""
+        """Yield (frame number, image) from the current position on."""
         for image in self.container.decode(self.stream):
             if image.pts is None:
                 raise CodecError("mp4 without time stamps")
@@ -229,8 +229,8 @@ def video_shape(data: bytes) -> tuple[int, int, int]:
 def decode_frames(data: bytes | io.RawIOBase, indices: Sequence[int]) -> UInt8[np.ndarray, "N Y X 3"]:
     """Chosen frames of an mp4 from `encode_video`, in the order of `indices`, decoding as few others as needed.
 
-    From a file, only the parts needed are read.
-    Raises `CodecError` for broken bytes and IndexError for frames that do not exist.
+    From a file, only the needed parts are read. Raises `CodecError` for broken bytes and IndexError for frames that do
+    not exist.
     """
     try:
         with _Mp4(data) as mp4:
@@ -242,7 +242,7 @@ def decode_frames(data: bytes | io.RawIOBase, indices: Sequence[int]) -> UInt8[n
                 wanted.setdefault(int(n), []).append(place)
             at, images, image = -1, mp4.images(), None
             for n in sorted(wanted):
-                if n - at > 2 * FPS:  # a jump: start over from the nearest key frame
+                if n - at > 2 * FPS:  # a jump: restart from the nearest key frame
                     mp4.seek(n)
                     images = mp4.images()
                 for at, image in images:  # noqa: B007

@@ -1,7 +1,7 @@
-"""Images of high dynamic range or wide gamut as BT.709: tables of colours, applied by FFmpeg.
+"""Conversion of HDR and wide-gamut images to BT.709 by lookup tables, applied by FFmpeg.
 
-Brightness up to a knee is kept (BT.2408: diffuse white at 203 cd/m², 75 % of an HLG signal); highlights above it are bent
-so that they stay below white instead of ending there.
+Brightness up to a knee is kept (BT.2408: diffuse white at 203 cd/m², 75 % of an HLG signal); highlights above it are
+compressed to stay below white instead of clipping.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from av.filter import Graph
 from jaxtyping import Float64, UInt8
 
 _PQ, _HLG = 16, 18  # transfer characteristics (ITU-T H.273)
-#: White in cd/m²: that of a graphic in an HDR image, and the peak of an HLG one.
+#: In cd/m²: white of a graphic in an HDR image, and the peak of an HLG image.
 _WHITE, _HLG_PEAK = 203.0, 1000.0
 _KNEE: Final = 0.6
 _DISPLAY_GAMMA: Final = 2.4  # BT.1886
@@ -32,23 +32,23 @@ _PRIMARIES: Final = {
 
 
 def is_standard(primaries: int, transfer: int) -> bool:
-    """Whether an image's colours are shown as they are (what is not said counts as such)."""
+    """Whether an image's colours need no conversion; undeclared colours need none."""
     return primaries not in _PRIMARIES.keys() - {1} and transfer not in (_PQ, _HLG)
 
 
 def name(primaries: int, transfer: int) -> str:
-    """How people call such colours."""
+    """The common name of such colours."""
     light = {_PQ: "PQ", _HLG: "HLG"}.get(transfer, "")
     gamut = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}.get(primaries, "")
     return " ".join(filter(None, (gamut, light)))
 
 
 def to_bt709(rgb: Float64[np.ndarray, "... 3"], primaries: int, transfer: int) -> Float64[np.ndarray, "... 3"]:
-    """Code values in [0, 1] of the given primaries and transfer as ones of BT.709 for a display of gamma 2.4."""
+    """Convert code values in [0, 1] of the given primaries and transfer to BT.709 for a display of gamma 2.4."""
     light = _light(rgb, transfer)
     if primaries in _PRIMARIES:
         to_709 = np.linalg.inv(_to_xyz(1)) @ _to_xyz(primaries)
-        light = np.maximum(light @ (to_709 / to_709.sum(1, keepdims=True)).T, 0)  # white stays white
+        light = np.maximum(light @ (to_709 / to_709.sum(1, keepdims=True)).T, 0)  # keeps white white
     top = light.max(-1, keepdims=True)
     if transfer in (_PQ, _HLG):
         bent = _KNEE + (1 - _KNEE) * -np.expm1(-(top - _KNEE) / (1 - _KNEE))
@@ -77,7 +77,7 @@ def _to_xyz(primaries: int) -> Float64[np.ndarray, "3 3"]:
 
 @cache
 def _cube(primaries: int, transfer: int) -> str:
-    """The table as text of a .cube file: red changes fastest."""
+    """The table as text of a .cube file; red changes fastest."""
     steps = np.linspace(0, 1, _STEPS)
     blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
     rows = to_bt709(np.stack([red, green, blue], -1).reshape(-1, 3), primaries, transfer)
@@ -85,19 +85,19 @@ def _cube(primaries: int, transfer: int) -> str:
 
 
 class ToBt709:
-    """Converts images (`rgb48le` frames of one size) of one kind of colour to RGB arrays of BT.709."""
+    """Converts images (`rgb48le` frames of one size) with one kind of colour to BT.709 RGB arrays."""
 
     def __init__(self, width: int, height: int, time_base: Any, primaries: int, transfer: int) -> None:
         self._graph = Graph()
         source = self._graph.add_buffer(width=width, height=height, format=VideoFormat("rgb48le"), time_base=time_base)
-        with tempfile.TemporaryDirectory() as folder:  # the filter reads its table when it is made
+        with tempfile.TemporaryDirectory() as folder:  # the filter reads its table on creation
             file = Path(folder) / "table.cube"
             file.write_text(_cube(primaries, transfer))
             table = self._graph.add("lut3d", file=str(file))
             self._graph.link_nodes(source, table, self._graph.add("buffersink")).configure()
 
     def __call__(self, image: Any) -> UInt8[np.ndarray, "Y X 3"]:
-        """One image."""
+        """Convert one image."""
         self._graph.push(image)
         wide: np.ndarray = self._graph.pull().to_ndarray()
         return ((wide.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Opening media files: what a file says about itself, which of its streams count, and how each failure is named."""
+"""Opening media files: declared properties, choice of streams, and errors that name the fault."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from av.stream import Disposition
 from af.data.notes import Notes
 from af.errors import UserError
 
-#: Images that never are "the video" of a file: covers, previews, tiles of a larger image.
+#: Images that are never the main video of a file: covers, previews, tiles of a larger image.
 _NOT_VIDEO: Final = (
     Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
 )
-#: Tracks that are offered beside the main one.
+#: Tracks offered beside the main one.
 _ASIDE: Final = (
     Disposition.comment | Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.descriptions
 )
@@ -30,7 +30,7 @@ STILL_BRANDS: Final = frozenset({"heic", "heix", "heim", "heis", "mif1", "avif"}
 
 
 class MediaError(UserError):
-    """A media file cannot be used: `reason` is a short word for counting, the text names file and reason."""
+    """A media file cannot be used. `reason` is a short word for counting; the text names file and reason."""
 
     def __init__(self, path: Path | str, reason: str, text: str) -> None:
         super().__init__(f"{path}: {text}")
@@ -42,7 +42,7 @@ class MediaError(UserError):
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file says about itself. Durations in seconds (None: not told); sizes in pixels as coded."""
+    """Declared properties of a file. Durations in seconds (None: not declared); sizes in coded pixels."""
 
     width: int
     height: int
@@ -63,7 +63,7 @@ def opened(path: Path | str) -> Iterator[Any]:
             raise MediaError(path, "not_media", "is a folder, not a video or audio file")
         if path.stat().st_size == 0:
             raise MediaError(path, "empty", "the file is empty (0 bytes)")
-    except OSError as error:  # too long a name, a folder without permission
+    except OSError as error:  # name too long, folder without permission
         raise MediaError(path, "unreadable", f"cannot be read ({error.strerror or error})") from error
     try:
         # "file:" keeps names with ":" or "%" from being read as protocols or patterns
@@ -77,20 +77,20 @@ def opened(path: Path | str) -> Iterator[Any]:
         try:
             yield container
         except MemoryError as error:  # FFmpeg's own, too
-            text = "reading it needs more memory than there is: scale its image down, or read it on a larger machine"
+            text = "reading it needs more memory than there is: scale the image down, or use a larger machine"
             raise MediaError(path, "memory", text) from error
         except av.error.FFmpegError as error:
             raise MediaError(path, "damaged", f"damaged or cut off: decoding failed ({error.strerror})") from error
 
 
 def start_s(container: Any) -> Fraction:
-    """Time stamp of the file's earliest stream, in seconds: what all times are counted from."""
+    """Time stamp of the file's earliest stream, in seconds: the origin of all times."""
     return Fraction(container.start_time or 0, av.time_base)
 
 
 def stream_s(container: Any, stream: Any) -> float | None:
-    """How long the file says that a stream lasts, in seconds."""
-    if container.format.name == "avi" and stream.frames:  # what its header says; the rest is FFmpeg's count
+    """Declared duration of a stream, in seconds."""
+    if container.format.name == "avi" and stream.frames:  # from its header; other values are FFmpeg's estimates
         return float(stream.frames * stream.time_base)
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
@@ -98,8 +98,8 @@ def stream_s(container: Any, stream: Any) -> float | None:
 
 
 def says_s(path: Path | str, container: Any, stream: Any, ends_s: float) -> float | None:
-    """How long the file says that a stream lasts that ends at `ends_s`. What is said of the whole file (Matroska, WebM)
-    counts only when none of its streams goes on until then: else this one is just shorter than another.
+    """Declared duration of a stream that ends at `ends_s`. A duration of the whole file (Matroska, WebM) counts only if
+    no stream lasts that long; otherwise this stream is merely shorter than another.
     """
     said = stream_s(container, stream)
     if said is None or stream.duration is not None or ends_s > said - _NEAR_S:
@@ -113,12 +113,12 @@ def says_s(path: Path | str, container: Any, stream: Any, ends_s: float) -> floa
 
 
 def damaged_packet(error: av.error.FFmpegError) -> bool:
-    """Whether one packet could not be decoded: the ones after it may still be."""
+    """Whether the error concerns a single packet, after which decoding can continue."""
     return isinstance(error, av.error.InvalidDataError)
 
 
 def refuse_still(path: Path | str, container: Any) -> None:
-    """Raises `MediaError` for a still image: FFmpeg opens it as a video of one frame, or of one tile."""
+    """Raise `MediaError` for a still image, which FFmpeg opens as a video of one frame or one tile."""
     brand = str(container.metadata.get("major_brand", "")).strip()
     names = container.format.name.split(",")
     if brand in STILL_BRANDS or any(n == "image2" or (n.endswith("_pipe") and n != "gif_pipe") for n in names):
@@ -126,13 +126,13 @@ def refuse_still(path: Path | str, container: Any) -> None:
 
 
 def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
-    """The video stream that counts: the default one, else the largest; never a cover or a single image. Raises `MediaError`."""
+    """The main video stream: the default one, else the largest; never a cover or still image. Raises `MediaError`."""
     refuse_still(path, container)
     moving = [s for s in container.streams.video if not s.disposition & _NOT_VIDEO]
     if not moving:
         cover = " but a cover or a still image" if container.streams.video else ""
         raise MediaError(path, "no_video", f"has no video stream{cover}")
-    first, *others = sorted(  # an animation may come with a still image for those who show no animations
+    first, *others = sorted(  # an animation may include a still image for programs that show no animations
         moving, key=lambda s: (s.frames == 1, not _preferred(s), -s.codec_context.width * s.codec_context.height)
     )
     if others:
@@ -142,7 +142,7 @@ def main_video(path: Path | str, container: Any, notes: Notes) -> Any:
 
 
 def ranked(streams: Sequence[Any]) -> list[Any]:
-    """Streams of one kind, those that a player would take first: the default ones, commentaries last, in the file's order."""
+    """Streams of one kind in a player's order of preference: default ones first, commentaries last."""
     return sorted(streams, key=lambda s: (not _preferred(s), bool(s.disposition & _ASIDE)))
 
 
@@ -151,7 +151,7 @@ def _preferred(stream: Any) -> bool:
 
 
 def probe(path: Path | str) -> MediaInfo:
-    """Sizes, rate and durations as the file declares them. Raises `MediaError` for anything that is not a video."""
+    """Declared sizes, rate and durations. Raises `MediaError` for anything that is not a video."""
     with opened(path) as container:
         stream, audio = main_video(path, container, Notes()), ranked(container.streams.audio)
         context = stream.codec_context

@@ -1,4 +1,4 @@
-"""What all datasets share: reading the items of a plan, and what happens to corrupt samples."""
+"""The base of all datasets: reads the items of a plan and handles corrupt samples."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MAX_WORKERS: Final = 256
 
 
 class BadSamples:
-    """Counts samples read and samples that could not be, over all workers, and stops the run above a rate.
+    """Counts readable and unreadable samples over all workers, and stops the run above a rate.
 
-    `rate` is the share of bad samples allowed, judged over at least 1,000 samples (so that one bad sample among the
-    first does not stop a run). Each worker counts in its own place of one shared tensor.
+    `rate` is the allowed share of bad samples, over at least 1,000 samples (one early bad sample does not stop a run).
+    Each worker counts in its own row of a shared tensor.
     """
 
     def __init__(self, rate: float) -> None:
@@ -35,12 +35,12 @@ class BadSamples:
 
     @property
     def read(self) -> int:
-        """Samples read well."""
+        """Number of samples read."""
         return int(self._counts[:, 0].sum())
 
     @property
     def bad(self) -> int:
-        """Samples skipped."""
+        """Number of samples skipped."""
         return int(self._counts[:, 1].sum())
 
     @staticmethod
@@ -49,11 +49,11 @@ class BadSamples:
         return 0 if worker is None else 1 + worker.id % _MAX_WORKERS
 
     def good(self, n: int) -> None:
-        """Count n samples read well."""
+        """Count n readable samples."""
         self._counts[self._place(), 0] += n
 
     def skip(self, error: Exception, samples: int = 1) -> None:
-        """Count bad samples and tell why once; raises `UserError` above the rate."""
+        """Count bad samples and report the first error; raises `UserError` above the rate."""
         self._counts[self._place(), 1] += samples
         text = str(error)
         if text not in self._told:
@@ -70,19 +70,19 @@ class BadSamples:
 
 @dataclass(frozen=True)
 class Counted(Generic[Batch]):
-    """A validation batch and which of its samples count (the others only fill it, or could not be read)."""
+    """A validation batch and a mask of its samples that count; others fill it up or could not be read."""
 
     batch: Batch
     counted: Bool[Tensor, " B"]
 
     def pin_memory(self) -> Counted[Batch]:
-        """The same in page-locked memory (called by the DataLoader)."""
+        """The batch in page-locked memory (called by the DataLoader)."""
         return Counted(self.batch.pin_memory(), self.counted.pin_memory())  # type: ignore[attr-defined]
 
 
 class PlanDataset(Dataset, Generic[Item, Batch]):
-    """Reads items. With an endless plan, a corrupt sample is replaced by the item of the next position, whoever reads
-    it; without one (validation), an empty sample that does not count takes its place.
+    """Reads items. With an endless plan, the item at the next position replaces a corrupt sample; without one
+    (validation), an empty sample that does not count does.
 
     Subclasses read one item in `_read`, make an empty one in `_blank`, and stack samples in `collate`.
     """
@@ -98,7 +98,7 @@ class PlanDataset(Dataset, Generic[Item, Batch]):
         if self.plan is None:
             return self._blank(item)
         position = item.position
-        while sample is None:  # ends at the latest when the allowed rate is passed
+        while sample is None:  # ends at the latest when the allowed rate is exceeded
             position += 1
             sample = self._try(self.plan.item(position))
         return sample
@@ -119,9 +119,9 @@ class PlanDataset(Dataset, Generic[Item, Batch]):
         raise NotImplementedError
 
     def collate(self, samples: Sequence[Any]) -> Batch:
-        """Stack what `__getitem__` gives into a batch."""
+        """Stack samples into a batch."""
         raise NotImplementedError
 
     def collate_counted(self, samples: Sequence[Any]) -> Counted[Batch]:
-        """A batch together with which of its samples count."""
+        """A batch and the mask of its samples that count."""
         return Counted(self.collate(samples), torch.tensor([s.counted for s in samples]))

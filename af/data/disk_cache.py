@@ -1,4 +1,4 @@
-"""Caches on disk: room by removing what was used longest ago, local copies of remote shards."""
+"""Caches on disk with least-recently-used eviction, and local copies of remote shards."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _JUST_USED_S: Final = 60.0
 
 
 def make_room(folder: Path, suffix: str, wanted: int, limit: int) -> float | None:
-    """Remove the files with `suffix` that were used longest ago until `wanted` more bytes fit into `limit`; returns how
-    many seconds ago the last removed one was used. Half-written files count, and stay.
+    """Remove the least recently used files with `suffix` until `wanted` more bytes fit into `limit`. Returns the age,
+    in seconds since its last use, of the last one removed. Half-written files count but are kept.
     """
     found, total = [], 0
     for entry in os.scandir(folder):
@@ -42,23 +42,23 @@ def make_room(folder: Path, suffix: str, wanted: int, limit: int) -> float | Non
 
 
 def scratch_folder(folder: Location) -> Path:
-    """Where things made from a folder may be kept: the folder itself, or one in the cache for a remote one."""
+    """Where to keep files derived from a folder: in the folder itself, or in the cache for a remote one."""
     if isinstance(folder, Path):
         return folder
     return folder.settings.cache / "beside" / hashlib.sha256(folder.url.encode()).hexdigest()[:32]
 
 
 def local_copy(path: Location, size: int, sha256: str) -> Path:
-    """`path` itself, or a checked copy of a remote file of `size` bytes in the cache, fetched unless it is there.
+    """`path` itself, or a checked copy of a remote file of `size` bytes, fetched into the cache if necessary.
 
-    Processes of a machine that want the same file fetch it once. The copy can go at any time (others need the room), so
-    open it at once, and keep it open. Raises `StoreError` when the store cannot be read, `ShardError` when it has no such
-    file, or another one than the index lists.
+    Processes of a machine fetch a file once. The copy may be evicted at any time, so open it immediately and keep it
+    open. Raises `StoreError` when the store cannot be read, `ShardError` when the file is missing or not the one
+    indexed.
     """
     if isinstance(path, Path):
         return path
     folder = path.settings.cache
-    # the content is part of the name: a shard that was replaced in the store is another file here
+    # the hash is part of the name: a shard replaced in the store becomes another file here
     name = hashlib.sha256(f"{path.url}\n{sha256}".encode()).hexdigest()[:40]
     copy = folder / (name + _SUFFIX)
     if _there(copy, size):
@@ -71,7 +71,7 @@ def local_copy(path: Location, size: int, sha256: str) -> Path:
                     _reserve(path, temporary, size)
                     _fetch(path, temporary, size, sha256)
     except OSError as error:
-        remedy = "AF_CACHE names another folder, AF_CACHE_GB its size"
+        remedy = "AF_CACHE sets another folder, AF_CACHE_GB its size"
         raise UserError(
             f"{folder}: the cache of shards cannot be written ({error.strerror or error}); {remedy}"
         ) from None
@@ -82,7 +82,7 @@ def _there(copy: Path, size: int) -> bool:
     try:
         if copy.stat().st_size != size:
             return False
-        with contextlib.suppress(PermissionError):  # of another user, who shares the cache
+        with contextlib.suppress(PermissionError):  # owned by another user of the cache
             os.utime(copy)
     except FileNotFoundError:
         return False
@@ -90,7 +90,7 @@ def _there(copy: Path, size: int) -> bool:
 
 
 def _reserve(path: RemotePath, temporary: Path, size: int) -> None:
-    """Make room and take it, so that several downloads at a time respect the limit together."""
+    """Make and reserve room, so that simultaneous downloads respect the limit together."""
     settings: StoreSettings = path.settings
     if size > settings.cache_bytes:
         raise UserError(
@@ -111,7 +111,7 @@ def _reserve(path: RemotePath, temporary: Path, size: int) -> None:
 
 
 def _fetch(path: RemotePath, temporary: Path, size: int, sha256: str) -> None:
-    for _ in range(2):  # what is wrong with right lengths may have happened on the way: once again
+    for _ in range(2):  # a wrong hash at the right length may be a transmission error: try again
         digest, at = hashlib.sha256(), 0
         with open(temporary, "r+b") as file:
             while at < size:
@@ -122,7 +122,7 @@ def _fetch(path: RemotePath, temporary: Path, size: int, sha256: str) -> None:
         if digest.hexdigest() == sha256:
             return
     remedy = "upload the shard or the index again"
-    raise ShardError(path, "", "checksum", f"its SHA-256 is not the one that the index lists; {remedy}")
+    raise ShardError(path, "", "checksum", f"its SHA-256 differs from the index; {remedy}")
 
 
 def _piece(path: RemotePath, start: int, stop: int, size: int) -> bytes:

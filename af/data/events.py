@@ -1,7 +1,7 @@
-"""Windows balanced towards reactions: how much a listener moves, and the weights of window starts made from it.
+"""Balancing windows towards reactions: a listener's activity, and weights of window starts from it.
 
-Reactions are rare, and a window without any teaches nothing about them. What a listener does while silent is the
-reaction to somebody or a movement of its own; lips, which move for another reason, are left out with the speech.
+Reactions are rare, and windows without any teach nothing about them. A silent listener's movements are reactions or
+spontaneous; leaving out speech also leaves out the lip movements it causes.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from af.files import atomic_path
 
 NAME: Final = "listener_activity.npz"
 SMOOTHING_FRAMES: Final = 5
-_UNIT: Final = 256  # weights are integers, so that every machine plans the same windows
+_UNIT: Final = 256  # integer weights give the same plan on every machine
 
 
 def activity(motion: Float[np.ndarray, "T D"], listening: Bool[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """Speed of the motion, latent units a frame over `SMOOTHING_FRAMES`, in the frames of listening; 0 in the others."""
+    """Speed of the motion in latent units per frame, over `SMOOTHING_FRAMES`; 0 outside the frames of listening."""
     speed = np.linalg.norm(np.diff(motion.astype(np.float64), axis=0, prepend=motion[:1]), axis=1)
     smooth = np.convolve(speed, np.full(SMOOTHING_FRAMES, 1 / SMOOTHING_FRAMES), mode="same")
     return np.where(listening, smooth, 0.0)
 
 
 def listener_activity(index: Index, listening: Listening) -> dict[str, Float[np.ndarray, " T"]]:
-    """`activity` of both people of every sample, by "number.role"; kept in a file beside the shards.
+    """`activity` of both people in every sample, by "number.role"; cached in a file beside the shards.
 
-    Samples that cannot be read have none: the loader counts them. UserError for shards without latents or voices.
+    Leaves out unreadable samples, which the loader counts. Raises UserError for shards without latents or voices.
     """
     if index.specs.get("motion") is None:
         raise UserError(f"{index.folder}: the shards hold no motion latents; add them with: af encode")
@@ -58,7 +58,9 @@ def listener_activity(index: Index, listening: Listening) -> dict[str, Float[np.
             for role in sample.roles:
                 person = clip.person(role)
                 if person.audio is None or person.motion is None:
-                    raise UserError(f"{index.folder}: sample {sample.key} has no voice or motion of {role} to weigh")
+                    raise UserError(
+                        f"{index.folder}: sample {sample.key} has no voice or motion of {role} to weight it by"
+                    )
                 found[f"{i}.{role}"] = activity(person.motion, listening(person.audio, sample.frames)).astype(
                     np.float32
                 )
@@ -70,10 +72,10 @@ def listener_activity(index: Index, listening: Listening) -> dict[str, Float[np.
 def start_weights(
     index: Index, activities: Mapping[str, Float[np.ndarray, " T"]], *, frames: int, block: int, balance: float
 ) -> Sequence[Mapping[str, Int[np.ndarray, " starts"]]]:
-    """Integer weight of every window start (multiples of `block`), by sample and role of the avatar.
+    """Integer weights of all window starts (multiples of `block`), by sample and role of the avatar.
 
-    1 + `balance` · the window's mean activity over that of the whole split: with `balance` 0 all windows are alike, with
-    a large one the chance of a window is proportional to what the listener does in it. UserError for a negative one.
+    A weight is 1 + `balance` · (mean activity of the window / of the split): equal for all windows with `balance` 0,
+    proportional to the listener's activity for large values. Raises UserError for a negative `balance`.
     """
     if balance < 0:
         raise UserError(f"data.balance: {balance}; it must not be negative")

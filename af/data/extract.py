@@ -1,4 +1,4 @@
-"""One sample of a shard as ordinary files, for a look or as input of other programs."""
+"""Extracting one sample of a shard as ordinary files, to look at or as input of other programs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from af.data.video_writer import write_video
 from af.errors import UserError
 from af.files import atomic_path
 
-#: What a person is called in the files: person a is the user, person b the avatar, as in evaluation.
+#: File names by role: person a is the user, person b the avatar, as in evaluation.
 NAMES = {"a": "user", "b": "avatar"}
 
 
 def extract(folder: Location, sample: int, out: Path) -> list[Path]:
-    """Write `user.mp4`, `user.wav`, `user.png` (first frame) and the same for `avatar`; returns the paths.
+    """Write `user.mp4`, `user.wav` and `user.png` (first frame), and likewise for `avatar`; returns the paths.
 
     Raises UserError when there is no such sample, ShardError when it holds no video or audio.
     """
     reader = ShardReader(folder)
     if not 0 <= sample < len(reader):
-        raise UserError(f"{folder} has samples 0 to {len(reader) - 1}, there is no {sample}")
+        raise UserError(f"{folder} has samples 0 to {len(reader) - 1}, but no {sample}")
     clip = reader.read(sample, {"video", "audio"})
     written = []
     for role in ROLES:

@@ -1,6 +1,6 @@
-"""Decoded videos on disk, bounded, shared by all processes of a machine: decode a short clip once, read single frames.
+"""A bounded disk cache of decoded videos, shared by all processes of a machine, to read single frames of short clips.
 
-Reading goes through pread, not a memory map: the bytes stay in the system's page cache and count for no process.
+Reads use pread, not a memory map: the bytes stay in the page cache and do not count as a process's memory.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SUFFIX: Final = ".frames"
 
 
 class FrameCache:
-    """Frames as raw bytes, one file a video, at most `max_bytes` in `folder`; the least recently opened go first.
+    """Frames as raw bytes, one file per video, at most `max_bytes` in `folder`; evicts the least recently opened.
 
-    Safe for any number of processes: files appear whole under their final names, and one that is removed while another
-    process reads it stays readable there. Raises `UserError` when the folder cannot be written.
+    Safe for any number of processes: files are written atomically, and an evicted file stays readable for processes
+    that have it open. Raises `UserError` when the folder cannot be written.
     """
 
     def __init__(self, folder: Path | str, max_bytes: int) -> None:
@@ -47,7 +47,7 @@ class FrameCache:
         shape: tuple[int, int, int],
         decode: Callable[[], UInt8[np.ndarray, "T Y X 3"]],
     ) -> UInt8[np.ndarray, "N Y X 3"]:
-        """Frames `indices` of the video `name` of (frames, height, width); `decode` is called when it is not there."""
+        """Frames `indices` of the video `name` of shape (frames, height, width); calls `decode` if it is not cached."""
         frames, height, width = shape
         size = height * width * 3
         descriptor = self._files.get(name, lambda: self._open(name, frames * size), _OPEN_FILES)
@@ -73,7 +73,7 @@ class FrameCache:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             return None
-        with contextlib.suppress(PermissionError):  # somebody else's
+        with contextlib.suppress(PermissionError):  # another user's file
             os.utime(descriptor)
         return descriptor
 
@@ -85,6 +85,6 @@ class FrameCache:
                 make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
                 with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
                     frames.tofile(temporary)
-        except OSError as error:  # a full disk, or somebody else's folder, costs speed, not the run
+        except OSError as error:  # a full disk or a foreign folder costs speed, not the run
             self.max_bytes = 0
             warnings.warn(f"{self.folder}: decoded frames are no longer cached ({error.strerror})", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Any still image as upright RGB of 8 bits in sRGB, whole or refused by name."""
+"""Reading any still image as upright 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from af.data.notes import Notes
 from af.data.video import on_white
 
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
-#: Endings of what must be an image (a file of another ending may be a video). TGA files have no other sign.
+#: Suffixes of images (files with other suffixes may be videos). TGA files have no other mark.
 _ENDINGS: Final = frozenset(
     f".{name}"
     for name in "jpg jpeg jpe jfif png bmp webp tif tiff avif ppm pgm jp2 heic heif hif tga".split()  # noqa: SIM905
@@ -25,16 +25,16 @@ _ENDINGS: Final = frozenset(
 
 
 def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X 3"] | None:
-    """A still image (of several, such as an animation, the first); None when the file is of another kind.
+    """Read a still image (the first of several, as in an animation); None for files of another kind.
 
-    It is turned as its camera says, converted to sRGB, and shown on white where it is transparent. Raises `MediaError`
-    when it is absent, cut off, damaged, too large to be read safely (Pillow's limit), or needs an extra.
+    It is rotated upright, converted to sRGB, and blended with white where transparent. Raises `MediaError` when it is
+    missing, truncated, damaged, too large to be read safely (Pillow's limit), or needs an extra.
     """
     notes = Notes() if notes is None else notes
     if not path.is_file():
         raise MediaError(path, "absent", "is a folder" if path.is_dir() else "no such file")
     ending = path.suffix.lower()
-    Image.init()  # else only some formats are known to it
+    Image.init()  # loads all of Pillow's formats
     formats = [f for f in (*_FORMATS, *(["TGA"] if ending == ".tga" else [])) if f in Image.OPEN]
     with path.open("rb") as file:
         head = file.read(64)
@@ -75,7 +75,7 @@ def _need_heif(path: Path) -> None:
 
 
 def _plain(path: Path, image: Image.Image, notes: Notes) -> UInt8[np.ndarray, "Y X 3"]:
-    """The pixels of a loaded image."""
+    """The pixels of a loaded image, as RGB on white."""
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -92,16 +92,16 @@ def _plain(path: Path, image: Image.Image, notes: Notes) -> UInt8[np.ndarray, "Y
 
 
 def _of_whole_numbers(path: Path, image: Image.Image) -> UInt8[np.ndarray, "Y X 3"]:
-    """Grey of 16 bits, which Pillow also keeps in 32."""
+    """16-bit grey, which Pillow also stores in 32 bits."""
     values = np.asarray(image)
     if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise MediaError(path, "unreadable", "its pixels are not of 8 or 16 bits: save it as 8-bit PNG or JPEG")
+        raise MediaError(path, "unreadable", "its pixels have neither 8 nor 16 bits: save it as 8-bit PNG or JPEG")
     grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return np.repeat(grey[..., None], 3, 2)
 
 
 def _in_srgb(path: Path, image: Image.Image, profile: bytes, notes: Notes) -> Image.Image:
-    """By its colour profile; one that does not fit the image is left aside."""
+    """Convert by the colour profile; a profile that does not fit the image is ignored."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         name = ImageCms.getProfileDescription(source).strip()
@@ -109,7 +109,7 @@ def _in_srgb(path: Path, image: Image.Image, profile: bytes, notes: Notes) -> Im
             return image
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
-        notes.add("colour", f"{path}: its colour profile does not fit and was left aside")
+        notes.add("colour", f"{path}: its colour profile does not fit and was ignored")
         return image
     assert converted is not None
     notes.add("colour", f"{path}: {name} converted to sRGB")

@@ -1,4 +1,4 @@
-"""The index of a split folder: where every member of every sample lies, found by reading tar headers only."""
+"""The index of a split folder: the location of every member of every sample, from tar headers alone."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _SHARD_NAME: Final = re.compile(r"[^/\\.\x00][^/\\\x00]{0,200}\.tar")
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """Where a sample lies: shard number within the index, (offset, size) in bytes of each member; and what planning
-    needs: length, people, and the (start, stop) runs of frames with a tracked face by role.
+    """Location of a sample (shard number in the index, byte offset and size of each member) and data for planning:
+    length, people, and the (start, stop) runs of frames with a tracked face by role.
     """
 
     key: str
@@ -41,13 +41,13 @@ class SampleEntry:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Who is in it: both people, or a alone (a one-sided sample)."""
+        """The roles in the sample: both, or only a (a one-sided sample)."""
         return roles_of(self.members)
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar of a split folder. `mtime_ns` lets an unchanged shard be indexed again without reading it."""
+    """One tar of a split folder. By `mtime_ns`, indexing again skips unchanged shards."""
 
     name: str
     bytes: int
@@ -59,7 +59,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Index:
-    """Everything about a split folder that can be known without reading its samples."""
+    """All that is known about a split folder without reading its samples."""
 
     folder: Location
     split: str
@@ -67,11 +67,11 @@ class Index:
     samples: tuple[SampleEntry, ...]
     image_size: int | None
     specs: Mapping[str, Mapping[str, Any] | None]
-    homes: tuple[Location, ...] = ()  # folder of each shard, where they lie in several (`af.data.mixture`)
+    homes: tuple[Location, ...] = ()  # folder of each shard, if there are several (`af.data.mixture`)
 
     @property
     def frames(self) -> int:
-        """Frames of all samples."""
+        """Total number of frames."""
         return sum(s.frames for s in self.shards)
 
     def path(self, shard: int) -> Location:
@@ -79,7 +79,7 @@ class Index:
         return (self.homes[shard] if self.homes else self.folder) / self.shards[shard].name
 
     def local(self, shard: int) -> Path:
-        """The same as a file on this machine's disk: a remote one is fetched into the cache (`local_copy`)."""
+        """The shard as a local file; a remote one is fetched into the cache (`local_copy`)."""
         entry = self.shards[shard]
         return local_copy(self.path(shard), entry.bytes, entry.sha256)
 
@@ -101,8 +101,8 @@ class Index:
 
     @staticmethod
     def load(folder: Location | str, *, check_files: bool = True) -> Index:
-        """Read index.json of a split folder, local or remote. Raises `UserError` when it is absent, broken, or (with
-        `check_files`, local folders only) when a shard is missing or has another size than it says.
+        """Read index.json of a split folder, local or remote. Raises `UserError` when it is missing or broken, or (with
+        `check_files`, for local folders) when a shard is missing or has another size than indexed.
         """
         folder = location(folder)
         file = folder / INDEX_NAME
@@ -142,7 +142,7 @@ class Index:
 
 
 def _check_entries(file: Location, index: Index) -> None:
-    """An index is data from elsewhere: it may name shards beside it and bytes within them, and nothing else."""
+    """Raise UserError unless a (foreign) index names only shards beside it and bytes within them."""
     problem = next((f"shard {s.name!r}" for s in index.shards if not _SHARD_NAME.fullmatch(str(s.name))), None)
     for sample in index.samples if problem is None else ():
         if not 0 <= sample.shard < len(index.shards):
@@ -185,7 +185,7 @@ def _sample_entry(data: Mapping[str, Any]) -> SampleEntry:
 
 @dataclass(frozen=True)
 class TarMember:
-    """A member of a tar: its name split at the first dot, and where its bytes lie."""
+    """A member of a tar: its name, split at the first dot, and the location of its bytes."""
 
     key: str
     field: str
@@ -194,8 +194,8 @@ class TarMember:
 
 
 def scan_tar(path: Path, named: Location | None = None) -> Iterator[list[TarMember]]:
-    """Samples of a tar (their members) in order, headers only; errors call it `named`. Raises `ShardError` for anything but plain files with
-    allowed names, for cut-off archives, and for samples whose members are not adjacent.
+    """Members of each sample of a tar, in order, from headers only; errors call the tar `named`. Raises `ShardError`
+    for anything but plain files with allowed names, truncated archives, and samples with non-adjacent members.
     """
     size, end, seen, named = path.stat().st_size, 0, set(), named or path
     sample: list[TarMember] = []
@@ -207,7 +207,9 @@ def scan_tar(path: Path, named: Location | None = None) -> Iterator[list[TarMemb
                 key, _, field = info.name.partition(".")
                 if not KEY_PATTERN.fullmatch(key) or field not in FIELDS:
                     reason = "bad_name" if not KEY_PATTERN.fullmatch(key) else "unknown_field"
-                    raise ShardError(named, info.name, reason, "name is not KEY.FIELD with a known field and no path")
+                    raise ShardError(
+                        named, info.name, reason, "name is not KEY.FIELD with a known field and without a path"
+                    )
                 end = info.offset_data + info.size
                 if end > size:
                     raise ShardError(named, info.name, "truncated", "the tar is cut off inside this member")
@@ -232,7 +234,7 @@ def scan_tar(path: Path, named: Location | None = None) -> Iterator[list[TarMemb
 
 
 def read_meta(file: Location, key: str, data: bytes) -> ClipMeta:
-    """The checked description of a sample from its json bytes. Raises `ShardError`."""
+    """The checked description in a sample's json bytes. Raises `ShardError`."""
     try:
         return ClipMeta.from_json(codecs.decode_json(data))
     except (codecs.CodecError, SchemaError) as error:
@@ -240,7 +242,7 @@ def read_meta(file: Location, key: str, data: bytes) -> ClipMeta:
 
 
 def described_by(file: Location, members: Sequence[TarMember]) -> TarMember:
-    """The json among the members of a sample. Raises `ShardError`."""
+    """The json member of a sample. Raises `ShardError`."""
     found = next((m for m in members if m.field == "json"), None)
     if found is None:
         raise ShardError(file, f"{members[0].key}.json", "half_sample", "the sample has no json")
@@ -248,7 +250,7 @@ def described_by(file: Location, members: Sequence[TarMember]) -> TarMember:
 
 
 def specs_of(meta: ClipMeta) -> dict[str, dict[str, Any] | None]:
-    """Feature specs of a sample as plain JSON, by name: audio, motion, face, and teacher where there is one."""
+    """Specs of a sample as plain JSON, by name: audio, motion, face, and teacher if present."""
     named = {"audio": meta.audio_spec, "motion": meta.motion_spec, "face": meta.face_spec}
     found = {name: None if spec is None else spec.to_json() for name, spec in named.items()}
     return found if meta.teacher_spec is None else {**found, "teacher": meta.teacher_spec.to_json()}
@@ -262,12 +264,12 @@ def tars(folder: Path) -> list[Path]:
 def build_index(folder: Location | str, *, progress: Callable[[int, int], None] | None = None) -> Index:
     """Scan the tars of a split folder and write its index.json atomically; returns the index.
 
-    Shards that the present index.json already lists with the same size and modification time are not read again.
-    Raises `ShardError` for broken shards, mixed feature specs, and keys that occur twice.
+    Shards already indexed with the same size and modification time are not read again. Raises `ShardError` for broken
+    shards, mixed feature specs and repeated keys.
     """
     folder = location(folder)
     if isinstance(folder, RemotePath):
-        raise UserError(f"{folder}: an index is made where the shards were written; upload index.json with them")
+        raise UserError(f"{folder}: an index is made where the shards are written; upload index.json with them")
     files = tars(folder)
     if not files:
         raise UserError(f"{folder}: no .tar shards there")
@@ -340,9 +342,9 @@ def _same_description(where: Path | str, described: dict[str, Any], common: dict
 
 
 def split_folders(root: Location | str) -> list[Location]:
-    """Split folders of a data root (train, val, test, those that have shards); the folder itself if it has shards."""
+    """Split folders with shards in a data root (train, val, test), or the folder itself if it has shards."""
     root = location(root)
-    if isinstance(root, RemotePath):  # stores cannot always list what they hold: the indexes say it
+    if isinstance(root, RemotePath):  # not every store can list its files, so look for indexes
         inside = [folder for folder in (root, *(root / s for s in SPLITS)) if (folder / INDEX_NAME).is_file()]
         if not inside:
             raise UserError(f"{root}: no {INDEX_NAME} there, nor in {', '.join(SPLITS)} below it")

@@ -1,4 +1,4 @@
-"""Loaders around the datasets: endless training batches in the order of a plan, validation that sees each item once."""
+"""Data loaders: endless training batches in the order of a plan, and validation batches with each item once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def worker_context() -> BaseContext:
-    """A fork server for workers: forked ones and threads of torch do not go together.
+    """A fork server for workers, since forking is not safe with torch's threads.
 
-    It starts with both signals blocked, as its workers do until they handle them: a signal to all processes would end it,
-    and a worker without the server that made it takes its parent for dead.
+    It starts with both signals blocked, and so do its workers until they handle them: a signal to all processes would
+    end it, and a worker without its server takes its parent for dead.
     """
-    resource_tracker.ensure_running()  # would unblock them
+    resource_tracker.ensure_running()  # this would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         forkserver.ensure_running()
@@ -35,21 +35,21 @@ def worker_context() -> BaseContext:
 
 
 def _outlast_signals(worker: int) -> None:
-    """A signal that a terminal or a cluster sends to all processes must not take the data away from the step that is to
-    be finished. A worker whose parent is gone ends by itself; this one ends a minute after the signal in any case.
+    """Keep a worker alive after a signal to all processes (by a terminal or cluster), so the current step can finish.
+    The worker ends with its parent, and a minute after the signal in any case.
     """
     for number in _SIGNALS:
         signal.signal(number, lambda *_: signal.alarm(60))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    end_with_parent()  # torch's own watch is on the fork server, which lives as long as its workers do
+    end_with_parent()  # torch watches the fork server instead, which lives as long as its workers
 
 
 def make_loader(dataset: Dataset, workers: int, seed: int, **options: Any) -> DataLoader:
-    """A DataLoader with this project's workers. `options` go to it."""
+    """A DataLoader with this project's workers; `options` are passed on to it."""
     if workers > 0:
         more = {"prefetch_factor": 4, "persistent_workers": True, "worker_init_fn": _outlast_signals}
         options = {**more, **options}
-    # an own generator: the DataLoader would draw its workers' seed from the global one, and shift all draws after it
+    # its own generator: a seed drawn from the global one would shift all later draws
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, num_workers=workers, generator=generator, **options)
 
@@ -64,9 +64,9 @@ def training_loader(
     workers: int = 0,
     **options: Any,
 ) -> DataLoader:
-    """Endless batches of this rank from `dataset.plan`, from position `start` (samples taken by all ranks so far).
+    """Endless batches for this rank from `dataset.plan`, from position `start` (samples taken by all ranks so far).
 
-    The order does not depend on `workers`. `options` go to the DataLoader (pin_memory, multiprocessing_context, ...).
+    The order does not depend on `workers`. `options` (pin_memory, …) are passed on to the DataLoader.
     """
     if dataset.plan is None:
         raise ValueError("a dataset for training needs a plan")
@@ -86,6 +86,6 @@ def validation_loader(
     workers: int = 0,
     **options: Any,
 ) -> DataLoader:
-    """Every item once over all ranks, as `Counted` batches, equally many on each rank."""
+    """Every item once over all ranks, in `Counted` batches, equally many on each rank."""
     batches = OnceBatchSampler(items, batch_size, rank=rank, world=world)
     return make_loader(dataset, workers, 0, batch_sampler=batches, collate_fn=dataset.collate_counted, **options)

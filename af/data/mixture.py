@@ -1,8 +1,8 @@
-"""Several data sets as one, each with a share of the samples: their indexes joined, their plans interleaved.
+"""Mixtures of data sets: joined indexes and plans interleaved by weight.
 
-The positions of a mixture come in rounds of 1,000. A round has of every set as many as its weight says, to the nearest
-thousandth, in an order that is a hash of (seed, round); each set goes through its own plan, at its own pace. So what is
-read at a position depends on the seed and the weights alone, as with a single set, and a run goes on anywhere.
+Positions are divided into rounds of 1,000. Each round has every set's share, to the nearest thousandth, in an order
+hashed from (seed, round); each set follows its own plan at its own pace. The sample at a position depends only on seed
+and weights, as with a single set, so a run can resume anywhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ROUND: Final = 1000
 _ORDER: Final = 5
 _ROUNDS_KEPT: Final = 4
 
-#: One place, or several with weights: {place: weight}, or [{root: place, weight: number}, ...].
+#: One location, or several with weights: {place: weight}, or [{root: place, weight: number}, ...].
 Root = str | Location | Mapping[str, float] | Sequence[Mapping[str, Any]]
 
 
 def roots(root: Root | None) -> dict[Location, float]:
-    """Places and weights of what `data.root` says. Raises `UserError` for anything else than `Root` with weights > 0."""
+    """The locations and weights in `data.root`. Raises `UserError` unless it is a `Root` with weights > 0."""
     if not isinstance(root, str | Location | Mapping | Sequence) or (not isinstance(root, Location) and not root):
-        raise UserError("data.root: say where the shards are: a folder, a URL, or several of them with weights")
+        raise UserError("data.root: set the location of the shards: a folder, a URL, or several of them with weights")
     if isinstance(root, (str, Location)):
         return {location(root): 1.0}
     forms = "{FOLDER: WEIGHT, ...} or, with URLs on a command line, [{root: URL, weight: WEIGHT}, ...]"
@@ -40,7 +40,7 @@ def roots(root: Root | None) -> dict[Location, float]:
         if not is_number(weight) or weight <= 0:
             raise UserError(f"data.root: weight {weight!r} of {place}; expected a positive number, as in {forms}")
         if location(place) in found:
-            raise UserError(f"data.root: {place} is there twice")
+            raise UserError(f"data.root: {place} occurs twice")
         found[location(place)] = float(weight)
     return found
 
@@ -52,10 +52,9 @@ def _entry(entry: Any, forms: str) -> tuple[str, Any]:
 
 
 def joined(indexes: Sequence[Index]) -> Index:
-    """The samples of all, in order, as one index (of one: that one). Raises `UserError` naming the folders when feature
-    specs or image sizes differ.
+    """All samples, in order, as one index. Raises `UserError`, naming the folders, when specs or image sizes differ.
 
-    A spec that only some sets have is no spec of the whole.
+    A spec missing in some sets is missing in the joined index.
     """
     first = indexes[0]
     if len(indexes) == 1:
@@ -80,10 +79,10 @@ def joined(indexes: Sequence[Index]) -> Index:
 
 
 def require_alike(first: Index, other: Index, *, faces: bool = False) -> None:
-    """Raises `UserError` naming both folders unless image sizes and feature specs agree; with `faces` also the layout of face
-    parameters, which training reads only where they are there.
+    """Raise `UserError`, naming both folders, unless image sizes and feature specs agree, and with `faces` also the
+    layouts of face parameters.
     """
-    remedy = "Join only sets made alike: encode them with the same autoencoder and features (af encode)."
+    remedy = "Join only compatible sets: encode them with the same autoencoder and features (af encode)."
     if first.image_size != other.image_size:
         sizes = f"images of {first.image_size} pixels, {other.folder} of {other.image_size}"
         raise UserError(f"{first.folder} has {sizes}; they do not go together. {remedy}")
@@ -106,9 +105,9 @@ def require_alike(first: Index, other: Index, *, faces: bool = False) -> None:
 
 
 class MixedPlan(Plan[Item]):
-    """Plans of several sets, interleaved by weight; items refer to the samples of the sets' `joined` index.
+    """Plans of several sets, interleaved by weight; items refer to samples of the `joined` index.
 
-    Raises `UserError` for a weight that gives a set no position in a round.
+    Raises `UserError` for weights too small for a position per round.
     """
 
     def __init__(self, plans: Sequence[EndlessPlan[Item]], weights: Sequence[float], *, seed: int) -> None:
@@ -126,7 +125,7 @@ class MixedPlan(Plan[Item]):
         self._rounds: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def item(self, position: int) -> Item:
-        """What to read at `position` >= 0."""
+        """The item at `position` >= 0."""
         turn, within = divmod(position, ROUND)
         owners, ranks = self._round(turn)
         owner = int(owners[within])
@@ -134,7 +133,7 @@ class MixedPlan(Plan[Item]):
         return replace(item, position=position, sample=item.sample + int(self._offsets[owner]))
 
     def _round(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each position of a round: whose it is, and how many positions of the round that set had before."""
+        """For each position of a round: its set, and how many earlier positions of the round that set has."""
         if turn not in self._rounds:
             order = np.argsort(mix_array(self.seed, turn, _ORDER, last=np.arange(ROUND)), kind="stable")
             owners = np.repeat(np.arange(len(self.shares)), self.shares)[order]
@@ -148,7 +147,7 @@ class MixedPlan(Plan[Item]):
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """Positions of a round for each weight: rounded down, the rest to the largest remainders."""
+    """Positions per round for each weight: rounded down, with the rest given to the largest remainders."""
     exact = np.asarray(weights, np.float64) / np.sum(weights) * ROUND
     shares = np.floor(exact + 1e-9).astype(np.int64)
     for n in np.argsort(shares - exact, kind="stable")[: ROUND - int(shares.sum())]:

@@ -1,4 +1,4 @@
-"""What is noteworthy about a conversation and leaves it usable: collected by the readers, shown in the report."""
+"""Remarks on usable conversations, collected by the readers and shown in the report."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to know: a short word for counting, and a sentence that names the file."""
+    """One remark: a short word for counting, and a sentence that names the file."""
 
     kind: str
     text: str
 
 
 class Notes:
-    """Collects notes in the order they come; what is said again (a file is read more than once) counts once."""
+    """Collects notes in order, without repetitions (a file may be read more than once)."""
 
     def __init__(self) -> None:
         self._notes: dict[Note, None] = {}
 
     def add(self, kind: str, text: str) -> None:
-        """Note `text` under `kind`, one of the words that the report counts (tracks, channels, level, colour, ...)."""
+        """Note `text` under `kind`, a word that the report counts (tracks, channels, level, colour, ...)."""
         self._notes[Note(kind, text)] = None
 
     def __iter__(self) -> Iterator[Note]:

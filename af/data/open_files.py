@@ -1,4 +1,4 @@
-"""Files kept open for reading parts of them, in any number of processes."""
+"""Open files for reading parts of them, in any number of processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 
 class OpenFiles:
-    """Descriptors by name; those used longest ago are closed first. A fork or a spawned copy opens its own: reading with
-    pread from shared ones would be fine, but each process closes only what it opened.
+    """Descriptors by name; the least recently used are closed first. Forked and spawned copies open their own, since
+    each process must close only what it opened.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class OpenFiles:
         return {"_files": OrderedDict(), "_pid": -1}
 
     def get(self, name: Hashable, opened: Callable[[], int | None], limit: int) -> int | None:
-        """The descriptor of `name`, at most `limit` being open; `opened` opens it (None: there is no such file)."""
+        """The descriptor of `name`, opened by `opened` (None: no such file); at most `limit` stay open."""
         if self._pid != os.getpid():
             self._files, self._pid = OrderedDict(), os.getpid()
         if name not in self._files:
@@ -34,7 +34,7 @@ class OpenFiles:
         return self._files[name]
 
     def close(self) -> None:
-        """Close those of this process."""
+        """Close the files of this process."""
         if self._pid == os.getpid():
             for descriptor in self._files.values():
                 os.close(descriptor)

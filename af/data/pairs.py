@@ -28,7 +28,7 @@ from af.types import PairBatch
 
 _GIB: Final = 2**30
 
-#: Pixels to emphasise: (face parameters (P,) or None, image size) -> weights (Y, X) for that frame; None: all alike.
+#: Emphasis of pixels: (face parameters (P,) or None, image size) -> weights (Y, X); None: all equal.
 Regions = Callable[[Float32[np.ndarray, " P"] | None, int], Float32[np.ndarray, "Y X"] | None]
 
 
@@ -41,15 +41,14 @@ class _Pair:
 
 
 class PairDataset(PlanDataset[PairItem, PairBatch]):
-    """Source and driving frame of one person of one clip, for the autoencoder.
+    """Source and driving frames of one person in one clip, for the autoencoder.
 
-    `cache_bytes` bounds a cache of decoded clips on disk in `cache_folder` (default: ``.cache`` beside the split
-    folders). It is used when the whole split fits into it decoded (64-pixel clips), and makes reading about ten times
-    faster; larger data is decoded from the nearest key frame each time. 0 turns it off.
-    `regions` gives emphasis weights, from the driving frame's face parameters where the shards have them; `faces` puts
-    the parameters themselves into the batch (all shards must have them then, `UserError` otherwise).
-    `both_ways` doubles a batch: its second half are the same pairs with source and driving exchanged.
-    `uint8` leaves images as bytes (a quarter of the traffic between processes): call `pairs_to_float` on the device.
+    `cache_bytes` bounds a disk cache of decoded clips in `cache_folder` (default: ``.cache`` beside the split folders;
+    0 turns it off). It makes reading about ten times faster and is used if the whole decoded split fits (64-pixel
+    clips); otherwise frames are decoded from the nearest key frame. `regions` computes emphasis weights, from the
+    driving frame's face parameters if available; `faces` adds the parameters to the batch (`UserError` if shards lack
+    them). `both_ways` doubles a batch by exchanging source and driving. `uint8` keeps images as bytes, a quarter of the
+    traffic between processes: call `pairs_to_float` on the device.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
             )
         assert index.image_size is not None
         if faces and index.specs.get("face") is None:
-            raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients by")
+            raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients")
         self.image_size, self.regions, self.faces, self.uint8 = index.image_size, regions, faces, uint8
         self.both_ways = both_ways
         self.cache: FrameCache | None = None
@@ -85,11 +84,11 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
             except UserError as error:
                 if cache_folder is not None:
                     raise
-                warnings.warn(f"{error}; reading goes on without it, slower", stacklevel=2)
+                warnings.warn(f"{error}; reading continues without it, more slowly", stacklevel=2)
 
     @property
     def face_spec(self) -> FaceSpec | None:
-        """Layout of the face parameters that `regions` gets."""
+        """Layout of the face parameters passed to `regions`."""
         found = self.reader.index.specs.get("face")
         return None if found is None else FaceSpec.from_json(found)
 
@@ -134,7 +133,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         return _Pair(np.zeros((2, self.image_size, self.image_size, 3), np.uint8), None, faces, False)
 
     def collate(self, samples: Sequence[_Pair]) -> PairBatch:
-        """Stack pairs, channels first. Weights where any sample has them, 1 elsewhere."""
+        """Stack pairs, channels first. If any sample has weights, those of others are 1."""
         frames = torch.from_numpy(np.stack([s.frames for s in samples], 1))  # (2, B, Y, X, 3)
         frames = frames.permute(0, 1, 4, 2, 3).contiguous()
         ways = 1 + self.both_ways
@@ -150,10 +149,10 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
 
 
 def _ways(values: Sequence[np.ndarray]) -> Tensor:
-    """(ways, ...) of each pair -> (ways · pairs, ...), one way after the other."""
+    """(ways, ...) of each pair -> (ways · pairs, ...), way by way."""
     return torch.from_numpy(np.concatenate(np.stack(values, 1)))
 
 
 def pairs_to_float(batch: PairBatch) -> PairBatch:
-    """uint8 images 0..255 as float32 in [-1, 1], on whatever device they are."""
+    """uint8 images 0..255 as float32 in [-1, 1], on the same device."""
     return PairBatch(to_float(batch.source), to_float(batch.driving), batch.weight, batch.face)

@@ -1,6 +1,6 @@
-"""Long jobs in parts that can be stopped at any time: one file a part, atomic, skipped when it is already there.
+"""Long jobs in parts, which can be stopped at any time: one atomic file per part, skipped if it exists.
 
-The parts can be divided among machines (`Share`): each makes its own, and whoever makes the last one finishes the job.
+Parts can be divided among machines (`Share`); the machine that makes the last part finishes the job.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from af.files import claim_folder, exclusive, remove_stale, write_text
 
 Result = TypeVar("Result")
 
-#: So many parts ending their process before any was made: it is not the parts.
+#: After this many parts have ended their process and none was made, the parts are not to blame.
 _TOO_MANY: Final = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a job: `work(path, *args)` writes the file `path` atomically (`files.atomic_path`, `write_shard`).
+    """One part of a job; `work(path, *args)` writes the file `path` atomically (`files.atomic_path`, `write_shard`).
 
-    `content` is a digest of what it is made from, kept beside the file: a part made from something else is made again.
+    `content` is a digest of its inputs, stored beside the file: a part with other inputs is made again.
     """
 
     path: Path
@@ -47,18 +47,18 @@ class Part:
 
     @property
     def done(self) -> bool:
-        """Whether the file is there, made from this content."""
+        """Whether the file exists and was made from this content."""
         return self.path.exists() and (not self.content or self._known() == self.content)
 
     def begin(self) -> None:
-        """Note the content before the work: a file without that note counts as made from something else."""
+        """Record the content before the work; a file without this record counts as made from other inputs."""
         if self.content and self._known() != self.content:
             self.path.unlink(missing_ok=True)
             write_text(self._note, self.content)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Leave a mark that stays when this process ends within the block."""
+        """Leave a mark that remains if the process dies within the block."""
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._mark.touch()
         try:
@@ -68,7 +68,7 @@ class Part:
 
     @property
     def died_before(self) -> bool:
-        """Whether an earlier process ended in the middle of this part."""
+        """Whether an earlier process died while making this part."""
         return self._mark.exists()
 
     @property
@@ -85,7 +85,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartsReport:
-    """How many parts were made now and how many were there already; what `work` returned, by path, for those made."""
+    """Numbers of parts made now and found existing, and the results of `work` by path."""
 
     made: int
     skipped: int
@@ -94,28 +94,28 @@ class PartsReport:
 
 @dataclass(frozen=True)
 class Share:
-    """What one of `count` processes of a job does: every `count`-th part, from the `number`-th on (from 1)."""
+    """The share of one of `count` processes: every `count`-th part from the `number`-th on (from 1)."""
 
     number: int = 1
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """From text such as 3/16. Raises `UserError`."""
+        """Parse text such as 3/16. Raises `UserError`."""
         number, _, count = text.partition("/")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise UserError(f"--share {text}: expected I/N with I from 1 to N, such as 3/16")
         return cls(int(number), int(count))
 
     def of(self, parts: Sequence[Any]) -> list[Any]:
-        """This process's ones."""
+        """The parts of this share."""
         return list(parts[self.number - 1 :: self.count])
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
 
-#: Everything, by one process.
+#: The share of a single process: everything.
 WHOLE: Final = Share()
 
 
@@ -128,9 +128,9 @@ def run_job(
     workers: int = 1,
     description: str = "working",
 ) -> Result | None:
-    """Make this share of the parts (`run_parts`); then, when nobody's is missing, `finish()` once at a time and return what
-    it gives. None, and a line that says so, while others are not done: the last one finishes. Raises `UserError` when the
-    split folders hold shards of something else.
+    """Make this share of the parts (`run_parts`). If no part is missing then, run `finish()` under a lock and return
+    its result; otherwise print that others are not done and return None. Raises `UserError` when the split folders hold
+    foreign shards.
     """
     ours = {part.path for part in parts}
     for folder in sorted({part.path.parent for part in parts}):
@@ -147,8 +147,8 @@ def run_job(
 
 
 def claim_output(file: Path, settings: Mapping[str, Any], remedy: str = "") -> None:
-    """`claim_folder` for a folder of splits. Raises `UserError` also when it holds shards of something else (maybe the very
-    ones to be read): they would be written over.
+    """`claim_folder` for a folder of splits. Also raises `UserError` when it holds foreign shards (perhaps the input),
+    which would be overwritten.
     """
     if not file.is_file() and (there := [tar for split in SPLITS for tar in tars(file.parent / split)]):
         raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out{remedy}")
@@ -156,32 +156,34 @@ def claim_output(file: Path, settings: Mapping[str, Any], remedy: str = "") -> N
 
 
 def clear(folder: Path, overwrite: bool, share: Share, read: Sequence[Location] = ()) -> None:
-    """Delete `folder` when asked to. Raises `UserError` for one share of several: it would delete the others'; and when
-    something that is to be `read` lies there.
+    """Delete `folder` if `overwrite`. Raises `UserError` for one of several shares, which would delete the others'
+    parts, and if the folder contains something in `read`.
     """
     if overwrite and share.count > 1:
         raise UserError("--overwrite and --share exclude each other: delete the folder before the jobs start")
     for place in read if overwrite else ():
         if isinstance(place, Path) and place.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--overwrite would delete {place}, which is read: choose another folder for --out")
+            raise UserError(f"--overwrite would delete the input {place}: choose another folder for --out")
     if overwrite and folder.exists():
         shutil.rmtree(folder)
 
 
 def tell_unfinished(share: Share, missing: int, total: int) -> None:
-    """Say that this share is done, and who does the rest."""
-    print(f"share {share} is done; {missing} of {total} parts are missing yet: the last share to end writes the index")
+    """Print that this share is done and how many parts are missing."""
+    print(
+        f"share {share} is done; {missing} of {total} parts are still missing: the last share to end writes the index"
+    )
 
 
 def _worker() -> None:
-    """Begin a worker process: one thread in every library, and an end with the process that started it."""
+    """Initialise a worker process: one thread in every library, and an end together with its parent."""
     one_thread_each()
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """End this worker process when the one that started it ends: if that is killed, the worker would wait for work for
-    ever, and hold its memory.
+    """End this worker process together with its parent; if the parent were killed, the worker would wait for work
+    forever and keep its memory.
     """
 
     def watch() -> None:
@@ -193,7 +195,7 @@ def end_with_parent() -> None:
 
 
 def one_thread_each() -> None:
-    """Keep a worker process to one thread in every library that would start its own pool."""
+    """Limit every library with a thread pool of its own to one thread."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     if "torch" in sys.modules:
@@ -213,17 +215,17 @@ def run_parts(
     here: Callable[..., Any] | None = None,
     on_death: Callable[[Part], None] | None = None,
 ) -> PartsReport:
-    """Make every part whose file is not there yet; the caller then writes one index of all.
+    """Make every part without a file; the caller then writes one index of all.
 
-    `work` is a module-level function: with `workers` > 1 it runs in spawned processes (safe with torch or threads
-    loaded; so scripts need the usual ``if __name__ == "__main__":``), one thread each. `on_result` runs in this
-    process, in order of completion. The first error stops the job; finished parts stay, and the same call goes on from
-    them. With one worker the work is done in this process, by `here` if given.
+    `work` is a module-level function. With `workers` > 1 it runs in spawned processes of one thread each (so scripts
+    need the usual ``if __name__ == "__main__":``); with one worker it, or `here` if given, runs in this process.
+    `on_result` runs in this process, in order of completion. The first error stops the job; finished parts stay, and
+    the same call continues from them.
 
-    A part whose work ends its process (a crash, out of memory) does not stop the others: it is found by trying those in
-    question alone, and then `on_death`, if given, writes the part's file. With `on_death` this holds for one worker, too:
-    a part that an earlier call died of is tried in a process of its own. Raises what `work` raised, `UserError` at the
-    end when parts ended their process and there is no `on_death`, and RuntimeError when `work` left no file.
+    A part that kills its process (a crash, out of memory) does not stop the others: candidates are retried alone, and
+    `on_death`, if given, writes the file of the guilty part. With `on_death` and one worker, a part that killed an
+    earlier call is tried in a separate process. Raises the errors of `work`, `UserError` at the end when parts killed
+    their process and there is no `on_death`, and RuntimeError when `work` left no file.
     """
     for folder in {part.path.parent for part in parts}:
         remove_stale(folder)
@@ -237,13 +239,13 @@ def run_parts(
 
     def finished(part: Part, result: Any) -> None:
         if not part.path.exists():
-            raise RuntimeError(f"{part.path}: the work for this part wrote no such file")
+            raise RuntimeError(f"{part.path}: the work for this part did not write this file")
         results[part.path] = result
         if on_result is not None:
             on_result(part, result)
         bar.advance(task)
 
-    dead: list[Part] = []  # and not dealt with
+    dead: list[Part] = []  # and not handled yet
 
     def settle() -> None:
         while on_death is not None and dead:
@@ -252,7 +254,7 @@ def run_parts(
 
     def died(part: Part) -> None:
         dead.append(part)
-        if results or len(todo) < len(parts):  # other parts can be made: it is this one's fault
+        if results or len(todo) < len(parts):  # other parts can be made, so this one is at fault
             settle()
         elif len(dead) >= _TOO_MANY:
             raise UserError(f"every worker process died (out of memory?), so with {_names(dead)}; nothing was made")
@@ -272,7 +274,7 @@ def run_parts(
         settle()
         if dead:
             raise UserError(
-                f"a worker process died making {_names(dead)}, alone as well (a crash, or out of memory?); the other "
+                f"a worker process died making {_names(dead)}, even alone (a crash, or out of memory?); the other "
                 "parts are made, and the same command tries these again"
             )
     finally:
@@ -292,9 +294,9 @@ def _run_pool(
     finished: Callable[[Part, Any], None],
     died: Callable[[Part], None],
 ) -> None:
-    """Make the parts in processes; `died` is told of those that end their process even when nothing else is done."""
+    """Make the parts in processes; `died` is called for parts that kill their process even when made alone."""
     while todo and (left := _until_death(todo, work, workers, finished)):
-        if workers == 1:  # parts are begun in order: it died of the first one
+        if workers == 1:  # parts start in order, so the first one is at fault
             died(left[0])
             todo = left[1:]
         else:
@@ -305,14 +307,14 @@ def _run_pool(
 def _until_death(
     todo: Sequence[Part], work: Callable[..., Any], workers: int, finished: Callable[[Part, Any], None]
 ) -> list[Part]:
-    """Make the parts until a process dies; returns those that are not made then, first the ones that were begun."""
+    """Make the parts until a process dies; returns those not made, with the started ones first."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker)
     waiting = deque(todo)
     running: dict[Future[Any], Part] = {}
     try:
         while True:
-            # few submitted at a time: an error or Ctrl-C leaves nothing long to wait for
+            # submit only a few at a time: after an error or Ctrl-C there is little to wait for
             while len(running) < 2 * workers and waiting:
                 waiting[0].begin()
                 running[pool.submit(work, waiting[0].path, *waiting[0].args)] = waiting[0]
@@ -321,7 +323,7 @@ def _until_death(
                 return []
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                result = future.result()  # the part stays in `running` if this raises: it is one to look at
+                result = future.result()  # the part stays in `running` if this raises: it is a candidate
                 finished(running.pop(future), result)
     except BrokenProcessPool:
         for future in [f for f in running if f.done() and f.exception() is None]:
@@ -330,10 +332,10 @@ def _until_death(
     except BaseException:
         for future in running:
             future.cancel()
-        for process in list((pool._processes or {}).values()):  # a half-made part is only a temporary file
+        for process in list((pool._processes or {}).values()):  # an unfinished part is only a temporary file
             process.terminate()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for folder in {part.path.parent for part in todo}:  # what workers were stopped in the middle of
+        for folder in {part.path.parent for part in todo}:  # leftovers of stopped workers
             remove_stale(folder)

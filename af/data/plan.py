@@ -1,12 +1,12 @@
-"""Who reads what: the endless, deterministic order of training, and validation that sees each item once.
+"""Reading plans: the endless, deterministic order of training, and validation with each item once.
 
-A plan is a function from a position (the count of samples taken by all ranks together since the start) to an item that
-says exactly what to read. Positions [k*L, (k+1)*L) are epoch k, L the plan's length. Nothing about ranks or workers
-enters the plan, so a run continues it at any position with any number of either.
+A plan maps a position (the number of samples taken by all ranks since the start) to an item that says exactly what to
+read. Positions [k*L, (k+1)*L) are epoch k of a plan of length L. Plans do not depend on ranks or workers, so a run can
+continue at any position with any number of either.
 
-Order within an epoch: the shards are shuffled, then cut into groups of `group_shards`, and the items of a group are
-shuffled among themselves. A reader of remote shards thus needs one group at a time. Every shuffle and draw is a hash of
-(seed, epoch, item): no state, no dependence on a library's random generator, and at most a few groups in memory.
+Within an epoch the shards are shuffled and divided into groups of `group_shards`, and the items of a group are
+shuffled: a reader of remote shards needs one group at a time. Every shuffle and draw is a hash of (seed, epoch, item):
+there is no state, no dependence on a library's random generator, and at most a few groups are in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from af.errors import UserError
 
 Role = Literal["a", "b"]
 _MASK: Final = 2**64 - 1
-_SHARDS, _ITEMS, _DRAWS, _FIXED = 1, 2, 3, 4  # purposes: the same numbers give unrelated hashes for each
+_SHARDS, _ITEMS, _DRAWS, _FIXED = 1, 2, 3, 4  # purposes: equal numbers have unrelated hashes for different purposes
 _GROUPS_KEPT: Final = 4
 
 
@@ -63,7 +63,7 @@ def mix_array(*prefix: int, last: np.ndarray) -> np.ndarray:
 
 
 def _below(hashed: int, n: int) -> int:
-    """A hash as a number in [0, n), each equally likely up to n / 2^64."""
+    """Map a hash to [0, n), uniformly up to n / 2^64."""
     return (hashed * n) >> 64
 
 
@@ -72,7 +72,7 @@ def _below(hashed: int, n: int) -> int:
 
 @dataclass(frozen=True)
 class PairItem:
-    """Two different frames of one person of one sample. `counted` False: repeated only to fill a batch."""
+    """Two different frames of one person in one sample. `counted` is False for repeats that fill a batch."""
 
     position: int
     sample: int
@@ -84,9 +84,9 @@ class PairItem:
 
 @dataclass(frozen=True)
 class WindowItem:
-    """Frames [start, start + N) of a sample with `role` as the avatar and the other as the user.
+    """Frames [start, start + N) of a sample, with `role` as the avatar and the other person as the user.
 
-    `reference` is the frame whose motion stands for the portrait. `counted` False: repeated only to fill a batch.
+    `reference` is the frame used as portrait. `counted` is False for repeats that fill a batch.
     """
 
     position: int
@@ -104,17 +104,17 @@ Item = TypeVar("Item", PairItem, WindowItem)
 
 
 class Plan(Generic[Item]):
-    """An endless order: what to read at every position."""
+    """An endless order of items."""
 
     seed: int
 
     def item(self, position: int) -> Item:
-        """What to read at `position` >= 0."""
+        """The item at `position` >= 0."""
         raise NotImplementedError
 
 
 class EndlessPlan(Plan[Item]):
-    """The shuffled order; subclasses say how many items each sample has and what an item is.
+    """The shuffled order; subclasses define the items of each sample.
 
     `counts` are items per sample and epoch. Raises `UserError` when there is nothing to plan.
     """
@@ -123,28 +123,28 @@ class EndlessPlan(Plan[Item]):
         if group_shards < 1:
             raise ValueError(f"group_shards must be at least 1, got {group_shards}")
         self.index, self.seed, self.group_shards = index, seed, group_shards
-        self._first = np.concatenate(([0], np.cumsum(counts)))  # number of each sample's first item, in file order
+        self._first = np.concatenate(([0], np.cumsum(counts)))  # index of each sample's first item, in file order
         if self._first[-1] == 0:
             raise UserError(
                 f"{index.folder}: {len(index.samples)} samples, none of which can be used for {type(self).__name__}"
             )
         shard_of = np.array([s.shard for s in index.samples])
         self._shard_items = np.bincount(shard_of, weights=counts, minlength=len(index.shards)).astype(np.int64)
-        # samples of a shard are adjacent in the index, so its items are one range of numbers
+        # samples of a shard are adjacent in the index, so its items are one range
         self._shard_first = np.concatenate(([0], np.cumsum(self._shard_items)))[:-1]
         self._epochs: OrderedDict[int, tuple[list[np.ndarray], list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
-        """Items in an epoch."""
+        """Number of items in an epoch."""
         return int(self._first[-1])
 
     def epoch(self, position: int) -> int:
-        """The epoch that `position` lies in."""
+        """The epoch of `position`."""
         return position // len(self)
 
     def item(self, position: int) -> Item:
-        """What to read at `position` >= 0."""
+        """The item at `position` >= 0."""
         epoch, within = divmod(position, len(self))
         groups, starts = self._epoch(epoch)
         g = bisect.bisect_right(starts, within) - 1
@@ -153,11 +153,11 @@ class EndlessPlan(Plan[Item]):
         return self._make(position, sample, number - int(self._first[sample]), mix(self.seed, epoch, _DRAWS, number))
 
     def _make(self, position: int, sample: int, k: int, hashed: int) -> Item:
-        """The k-th item of a sample in an epoch; `hashed` is its own random number."""
+        """The k-th item of a sample in an epoch; `hashed` is its random number."""
         raise NotImplementedError
 
     def _epoch(self, epoch: int) -> tuple[list[np.ndarray], list[int]]:
-        """Shards of each group, and the place of each group's first item in the epoch."""
+        """Shards of each group, and the position of each group's first item in the epoch."""
         if epoch not in self._epochs:
             order = np.argsort(
                 mix_array(self.seed, epoch, _SHARDS, last=np.arange(len(self._shard_items))), kind="stable"
@@ -171,7 +171,7 @@ class EndlessPlan(Plan[Item]):
         return self._epochs[epoch]
 
     def _group(self, epoch: int, g: int, shards: np.ndarray) -> np.ndarray:
-        """Item numbers of a group, shuffled."""
+        """Shuffled item numbers of a group."""
         if (epoch, g) not in self._groups:
             numbers = np.concatenate([self._shard_first[s] + np.arange(self._shard_items[s]) for s in np.sort(shards)])
             order = np.argsort(mix_array(self.seed, epoch, _ITEMS, last=numbers), kind="stable")
@@ -182,7 +182,7 @@ class EndlessPlan(Plan[Item]):
 
 
 class PairPlan(EndlessPlan[PairItem]):
-    """Pairs of frames for the autoencoder: every epoch, `pairs_per_person` random pairs of each person of each sample.
+    """Pairs of frames for the autoencoder: per epoch, `pairs_per_person` random pairs of each person in each sample.
 
     Both frames have a tracked face and differ. People with fewer than two such frames are left out.
     """
@@ -199,14 +199,14 @@ class PairPlan(EndlessPlan[PairItem]):
 
 
 class WindowPlan(EndlessPlan[WindowItem]):
-    """Windows of `frames` frames for the denoiser, both role orders.
+    """Windows of `frames` frames for the denoiser, in both role orders.
 
-    Every epoch, a sample of T frames gives T // frames windows (at least one) a role order; the k-th starts at random
-    in the k-th of as many equal stretches, so that every start is equally likely and an epoch covers the clip evenly.
-    Starts are multiples of `block` (the block of streaming audio features; 1 otherwise). Samples shorter than
-    `minimum` frames (default: one window) are left out; below `frames` the reader pads.
-    `weights` (`af.data.events.start_weights`) make starts as likely as they weigh: the stretches are then of equal
-    weight, and a role order of a sample has windows in proportion to its mean weight (at least one).
+    Per epoch and role order, a sample of T frames has T // frames windows (at least one). The k-th starts at random in
+    the k-th of as many equal stretches: starts are equally likely and cover the clip evenly. Starts are multiples of
+    `block` (the block of streaming audio features; 1 otherwise). Samples shorter than `minimum` frames (default: one
+    window) are left out; the reader pads those below `frames`. With `weights` (`af.data.events.start_weights`) starts
+    are as likely as their weights: stretches have equal weight, and a role order of a sample has windows in proportion
+    to its mean weight (at least one).
     """
 
     def __init__(
@@ -244,8 +244,8 @@ class WindowPlan(EndlessPlan[WindowItem]):
 
 
 def window_counts(index: Index, frames: int, minimum: int | None = None) -> Int[np.ndarray, "samples roles"]:
-    """Windows of `frames` frames that an epoch has of each sample and role of the avatar; none of samples below `minimum`
-    frames (default: one window).
+    """Number of windows of `frames` frames per epoch, for each sample and role of the avatar; 0 for samples below
+    `minimum` frames (default: one window).
     """
     least = frames if minimum is None else minimum
     counts = [
@@ -263,21 +263,21 @@ def random_window(
     hashed: int,
     weight_sums: np.ndarray | None = None,
 ) -> tuple[int, int]:
-    """(start, reference frame) of window k of n, `turn` = (k, n), in a sample of `total` frames: at random in the k-th of
-    n equal stretches of all starts (or of all their weight). `hashed` is the window's own random number.
+    """(start, reference frame) of window k of n, `turn` = (k, n), in a sample of `total` frames: random within the k-th
+    of n equal stretches of all starts (or of their weights). `hashed` is the window's random number.
     """
     k, windows = turn
     end = max(0, total - frames) // block + 1 if weight_sums is None else int(weight_sums[-1])
-    place = ((k << 64) + mix(hashed, 0)) * end // (windows << 64)  # a random real number, rounded down
+    place = ((k << 64) + mix(hashed, 0)) * end // (windows << 64)  # a uniform random number, rounded down
     start = block * (place if weight_sums is None else int(np.searchsorted(weight_sums, place, side="right")))
     return start, _reference(tracked, total, start, frames, mix(hashed, 1))
 
 
 def fixed_windows(index: Index, *, frames: int = 50, block: int = 1, minimum: int | None = None) -> list[WindowItem]:
-    """Windows that lie side by side from each sample's start, both role orders; for validation.
+    """Adjacent windows from each sample's start, in both role orders, for validation.
 
-    Starts are multiples of both `frames` and `block`. A rest shorter than a window at a sample's end is left out, as
-    are samples below `minimum` frames (default: one window); shorter samples have one window, which the reader pads.
+    Starts are multiples of both `frames` and `block`. The remainder at a sample's end is left out, and so are samples
+    below `minimum` frames (default: one window); a sample shorter than a window has one, which the reader pads.
     """
     stride = -(-frames // block) * block
     items: list[WindowItem] = []
@@ -293,7 +293,7 @@ def fixed_windows(index: Index, *, frames: int = 50, block: int = 1, minimum: in
 
 
 def fixed_pairs(index: Index, *, pairs_per_person: int = 2, seed: int = 0) -> list[PairItem]:
-    """The same random pairs every time, `pairs_per_person` of each person with two tracked frames; for validation."""
+    """Fixed random pairs for validation, `pairs_per_person` for each person with two tracked frames."""
     items: list[PairItem] = []
     for n, sample in enumerate(index.samples):
         for role in ROLES:
@@ -343,11 +343,11 @@ def _reference(runs: Spans, total: int, start: int, frames: int, hashed: int) ->
 
 
 class PlanBatchSampler(Generic[Item]):
-    """Batches of one rank from an endless plan, for a DataLoader's `batch_sampler`.
+    """Batches for one rank from an endless plan, as a DataLoader's `batch_sampler`.
 
-    Global batch g is the positions [start + g*G, start + (g+1)*G), G = batch_size * world; rank r takes its slice, in
-    order. `start` is the number of samples all ranks took before: a run that stopped after n steps goes on with
-    start = n * G, whatever its number of ranks or workers was. Iterating again begins at `start` again.
+    Global batch g has the positions [start + g*G, start + (g+1)*G), G = batch_size * world; rank r takes its slice in
+    order. `start` is the number of samples taken before by all ranks: a run stopped after n steps continues with start
+    = n * G, for any number of ranks or workers. Every iteration begins at `start`.
     """
 
     def __init__(self, plan: Plan[Item], batch_size: int, *, rank: int = 0, world: int = 1, start: int = 0) -> None:
@@ -363,14 +363,14 @@ class PlanBatchSampler(Generic[Item]):
             first += self.batch_size * self.world
 
     def position(self, steps: int) -> int:
-        """The `start` of a run that goes on after `steps` batches of every rank."""
+        """The `start` of a run that continues after `steps` batches of every rank."""
         return self.start + steps * self.batch_size * self.world
 
 
 class OnceBatchSampler(Generic[Item]):
-    """Every item exactly once over all ranks, in equally many equally large batches, so that no rank waits for ever.
+    """Every item exactly once over all ranks, in equally many, equally large batches, so no rank hangs.
 
-    What is missing to full batches is filled with repeated items, marked `counted=False`.
+    Batches are filled up with repeated items, marked `counted=False`.
     """
 
     def __init__(self, items: Sequence[Item], batch_size: int, *, rank: int = 0, world: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Where a denoiser's windows come from, and the reader that takes them in an order planned to the sample."""
+"""The source of a denoiser's windows, and the reader that takes them in an exactly planned order."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from af.specs import TeacherSpec
 
 @dataclass(frozen=True)
 class WindowSource:
-    """What to train a denoiser on: windows of `frames` frames of the sets `indexes`, in shares by `weights`.
+    """Training data of a denoiser: windows of `frames` frames from the sets `indexes`, mixed by `weights`.
 
-    Starts are multiples of `block` frames. `listening` marks frames in which the avatar does not speak. `losers` and
-    `teacher` (a split's folders), `noise_of` and `activity` (the `Listening` that `balance` goes by) are as in `WindowDataset` and
-    `af.data.events`.
+    Starts are multiples of `block` frames. `listening` marks frames in which the avatar is silent. `losers` and
+    `teacher` (a split's folders), `noise_of` and `activity` (the `Listening` for `balance`) are as in `WindowDataset`
+    and `af.data.events`.
     """
 
     indexes: Sequence[Index]
@@ -44,15 +44,15 @@ class WindowSource:
 
 
 def mixed_plan(plans: Sequence[EndlessPlan], weights: Sequence[float], seed: int) -> Plan:
-    """The plan of one set, or of several by weight."""
+    """The plan of one set, or of several mixed by weight."""
     return plans[0] if len(plans) == 1 else MixedPlan(plans, weights, seed=seed)
 
 
 @dataclass(frozen=True)
 class PlannedReader:
-    """`data/reader=planned`: single windows in an order that depends on the seed alone, continued to the very sample.
+    """`data/reader=planned`: single windows in an order given by the seed, resumed at the exact sample.
 
-    The order is shuffled within groups of `group_shards` shards, so that remote ones are read a group at a time.
+    The order is shuffled within groups of `group_shards` shards, to read remote shards a group at a time.
     """
 
     group_shards: int = 16
@@ -64,7 +64,7 @@ class PlannedReader:
     def loader(
         self, source: WindowSource, batch_size: int, *, state: Mapping[str, Any] | None = None, **options: Any
     ) -> DataLoader:
-        """Endless batches of this rank; `options` as for `training_loader`."""
+        """Endless batches for this rank; `options` as for `training_loader`."""
         plan: Plan[WindowItem] = mixed_plan(
             [self._plan(i, source) for i in source.indexes], source.weights, source.seed
         )
@@ -94,9 +94,9 @@ class PlannedReader:
         batch_size: int,
         slots: tuple[int, int],
     ) -> dict[str, Any]:
-        """Where to go on after `samples` of all ranks since the start: the next sample, whatever the ranks."""
+        """The state for resuming after `samples` of all ranks, independent of the number of ranks."""
         return {"samples": samples}
 
     def told(self, state: Mapping[str, Any]) -> str | None:
-        """Nothing: no window is read twice or left out."""
+        """None: no window is read twice or left out."""
         return None

@@ -1,4 +1,4 @@
-"""Where conversations come from: drawn or filmed, and whether a model has seen their people in training."""
+"""Provenance of conversations: synthetic or filmed, and whether a model was trained on their people."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any, Final
 from af.data.index import Index
 from af.data.shards import ShardReader
 
-#: Where a model folder (model.json) says whom the model was trained on.
+#: Key in model.json of the people the model was trained on.
 TRAINED_ON: Final = "trained_on"
 
 
 def person_digest(name: str) -> str:
-    """What stands for a person in a model folder: nobody's name goes with the weights."""
+    """A digest for a person in a model folder, because names are not stored with the weights."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def people_digests(indexes: Iterable[Index]) -> list[str]:
-    """Everybody in the samples of `indexes`, sorted."""
+    """Sorted digests of all people in `indexes`."""
     return sorted(map(person_digest, {name for index in indexes for s in index.samples for name in s.participants}))
 
 
 def trained_on(info: Mapping[str, Any]) -> set[str] | None:
-    """The digests of a model's people; None when its folder does not say (or says something else)."""
+    """The digests of the people a model was trained on; None when its folder does not list them."""
     told = info.get(TRAINED_ON)
     return set(told) if isinstance(told, list) and all(isinstance(person, str) for person in told) else None
 
 
 def with_earlier_people(info: Mapping[str, Any], start: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`info` of a model whose training began with a model of the info `start`: its people were trained on, too.
+    """`info` of a model that started from another (`start`), with that model's people added.
 
-    Where that one does not say whom, nothing is said: a list that lacks people would call them held out.
+    If these are unknown, the list is removed: people missing from it would count as held out.
     """
     if start is None:
         return dict(info)
@@ -45,8 +45,8 @@ def with_earlier_people(info: Mapping[str, Any], start: Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Whether a split's people took part in a training: `known` is "held out", "training data" or "unknown"; `text` says it
-    in a sentence.
+    """Whether a split's people were in the training data: `known` is "held out", "training data" or "unknown"; `text`
+    is a sentence about it.
     """
 
     known: str
@@ -54,7 +54,7 @@ class HeldOut:
 
     @staticmethod
     def of(index: Index, models: Mapping[str, Mapping[str, Any]], limit: int | None = None) -> HeldOut:
-        """Of the first `limit` conversations of `index`, for model folders {name: content of model.json}."""
+        """Check the first `limit` conversations of `index` against model folders {name: content of model.json}."""
         people = {name for sample in index.samples[:limit] for name in sample.participants}
         silent = [name for name, info in models.items() if trained_on(info) is None]
         for name, info in models.items():
@@ -72,7 +72,7 @@ class HeldOut:
 
 
 def drawn(index: Index, limit: int | None = None) -> bool:
-    """Whether everybody in the first `limit` conversations is drawn (af synth): its tracker knows no other faces."""
+    """Whether the first `limit` conversations are all synthetic; the shipped tracker reads no other faces."""
     reader = ShardReader(index)
     metas = (reader.read_meta(i) for i in range(len(index.samples[:limit])))
     return all(meta.separation == "synthetic" and "seed" in meta.extra for meta in metas)

@@ -1,8 +1,7 @@
-"""The samples of shards into other shards, byte for byte: of another size, order or split, or of several folders in one.
+"""Rearranging samples byte for byte into other shards: resharding, shuffling, splitting and merging.
 
-Every verb first decides which samples go where, then writes the new shards as parts that can be stopped and divided, then
-the index. Members are checked on the way (`af shards validate --quick` does the same), so that nothing broken gets a new
-checksum.
+Every verb first assigns samples to shards, then writes the shards as parts (resumable and divisible), then the index.
+Members are checked as by `af shards validate --quick`, so broken ones get no new checksum.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SETTINGS_NAME: Final = "arranged.json"
 
 @dataclass(frozen=True)
 class Pick:
-    """A sample of an index of the source, and its key in the new shards."""
+    """A source sample and its key in the new shards."""
 
     index: int
     sample: int
@@ -37,7 +36,7 @@ class Pick:
 
 
 def load(roots: Sequence[Location]) -> list[Index]:
-    """The indexes of all splits of all roots. Raises `UserError` when they differ in specs or image size."""
+    """Load the indexes of all splits of all roots. Raises `UserError` when they differ in specs or image size."""
     indexes = [Index.load(folder) for root in roots for folder in split_folders(root)]
     for other in indexes[1:]:
         require_alike(indexes[0], other, faces=True)
@@ -47,8 +46,8 @@ def load(roots: Sequence[Location]) -> list[Index]:
 def reshard(
     root: Location, out: Path, *, shard_bytes: int, shuffle: int | None = None, **how: Any
 ) -> list[Index] | None:
-    """Every split of `root` into shards of about `shard_bytes`, in order or shuffled by a seed; returns the new indexes (None
-    while other shares are not done).
+    """Write every split of `root` as shards of about `shard_bytes`, in order or shuffled by a seed. Returns the new
+    indexes (None while other shares are not done).
     """
     indexes = load([root])
     plan: dict[str, list[Pick]] = {}
@@ -63,8 +62,8 @@ def reshard(
 def merge(
     roots: Sequence[Location], out: Path, *, shard_bytes: int, rename: bool = False, **how: Any
 ) -> list[Index] | None:
-    """The splits of several roots into one root, as `reshard`. Raises `UserError` when a person would be in two splits, or when
-    a key occurs twice, unless `rename` puts the number of its root before every key.
+    """Merge the splits of several roots, as `reshard`. Raises `UserError` when a person would be in two splits, or when
+    a key occurs twice, unless `rename` prefixes every key with the number of its root.
     """
     indexes = load(roots)
     number = {id(index): next(n for n, r in enumerate(roots) if _below(index.folder, r)) for index in indexes}
@@ -90,9 +89,9 @@ def split_by_identity(
     rename: bool = False,
     **how: Any,
 ) -> list[Index] | None:
-    """All samples of `root`, whatever split they are in, into train, val and test with these fractions of the frames, as
-    `reshard`; people who are connected by conversations stay together. `rename` puts the old split before every key.
-    Raises `UserError` when there are fewer groups of people than splits wanted, or when a key occurs twice.
+    """Divide all samples of `root`, from any split, into train, val and test by `fractions` of the frames, as
+    `reshard`. People connected by conversations stay together. `rename` prefixes every key with its old split. Raises
+    `UserError` when there are fewer groups of people than splits, or when a key occurs twice.
     """
     indexes = load([root])
     places = [(n, i) for n, index in enumerate(indexes) for i in range(len(index.samples))]
@@ -117,13 +116,13 @@ def split_by_identity(
 
 
 def _balanced(frames: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
-    """Group of people -> split: in an order by hash (large groups first), each to the split that lacks most frames."""
+    """Map groups of people to splits: in hashed order (large groups first), each to the split lacking most frames."""
     wanted = [
         (split, f * sum(frames.values()) / sum(fractions)) for split, f in zip(SPLITS, fractions, strict=True) if f > 0
     ]
     if len(frames) < len(wanted):
         raise UserError(
-            f"{len(frames)} groups of people who never meet cannot fill {len(wanted)} splits: everybody in a group is "
+            f"{len(frames)} unconnected groups of people cannot fill {len(wanted)} splits: everybody in a group is "
             "connected with the others by conversations, and no person may be in two splits"
         )
     lacking, smallest = dict(wanted), min(target for _, target in wanted)
@@ -135,7 +134,7 @@ def _balanced(frames: Mapping[str, int], fractions: Sequence[float], seed: int) 
     home: dict[str, str] = {}
     for left, group in zip(range(len(frames), 0, -1), sorted(frames, key=order), strict=True):
         empty = [split for split in lacking if split not in home.values()]
-        among = empty if left <= len(empty) else list(lacking)  # the last groups fill what would stay empty
+        among = empty if left <= len(empty) else list(lacking)  # the last groups fill splits that would stay empty
         chosen = max(among, key=lambda split: lacking[split])
         home[group] = chosen
         lacking[chosen] -= frames[group]
@@ -167,7 +166,7 @@ def _refuse_new_keys(indexes: Sequence[Index], plan: Mapping[str, Sequence[Pick]
     for pick in (pick for picks in plan.values() for pick in picks):
         index = indexes[pick.index]
         if pick.key != index.samples[pick.sample].key and index.specs.get("teacher"):
-            raise UserError(f"{index.folder}: a teacher's noise belongs to the keys of its samples: leave --rename out")
+            raise UserError(f"{index.folder}: a teacher's noise depends on its samples' keys: omit --rename")
 
 
 def _unique(picks: list[Pick], indexes: Sequence[Index]) -> list[Pick]:
@@ -229,9 +228,9 @@ def write_picks(
     split: str,
     describe: Callable[[ClipMeta], ClipMeta] = lambda meta: meta,
 ) -> int:
-    """Write one shard of `picks` from split folders, described by `describe`; returns its number of samples.
+    """Write one shard of `picks` from split folders, with json by `describe`; returns its number of samples.
 
-    Raises `ShardError` for broken ones.
+    Raises `ShardError` for broken samples.
     """
 
     def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:

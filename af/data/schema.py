@@ -1,4 +1,4 @@
-"""What the `json` of a sample says, checked strictly: a wrong or unknown value fails with its name, never later."""
+"""The `json` of a sample, checked strictly: a wrong or unknown value fails immediately, by name."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from af.specs import (
 SCHEMA_VERSION: Final = 1
 SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("a", "b")
-#: Parts a person can have in a shard, by file suffix: video, audio, motion latents, audio features, face
-#: parameters, and motion latents that a teacher made.
+#: Parts a person can have in a shard, by file suffix: video, audio, motion latents, audio features, face parameters,
+#: and a teacher's motion latents.
 PERSON_PARTS: Final = ("mp4", "flac", "motion.npy", "audio.npy", "face.npy", "teacher.npy")
 FIELDS: Final = ("json", *(f"{role}.{part}" for role in ROLES for part in PERSON_PARTS))
 KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -41,12 +41,12 @@ _SPECS: Final[Mapping[str, Any]] = {
 
 
 def other_role(role: str) -> str:
-    """The person whom `role` talks with."""
+    """The other person of a conversation."""
     return ROLES[1 - ROLES.index(role)]
 
 
 def person_key(participant: str) -> str:
-    """The same text for every way of writing one person's id: case, spaces, and forms of one letter do not count."""
+    """A key for a person's id that ignores case, spaces and different forms of a letter."""
     plain = "".join(c for c in unicodedata.normalize("NFKC", participant) if unicodedata.category(c) != "Cf")
     return unicodedata.normalize("NFKC", " ".join(plain.split()).casefold())
 
@@ -59,14 +59,13 @@ def spans(mask: Bool[np.ndarray, " T"]) -> Spans:
 
 @dataclass(frozen=True)
 class ClipMeta:
-    """The `json` of a sample: two people, the same instants.
+    """The `json` of a sample: two people at the same instants.
 
-    `frames` at 25 fps and 16 kHz mono, square crops of `image_size` pixels. `valid` are the (start, stop) runs of
-    frames with a tracked face, by role (None: all). `crop_boxes`, where known, hold x, y and side in pixels of the
-    source, one a frame. `separation` says how the two voices were told apart (tracks, synthetic, the tool's name).
-    `source` and `time_range_s` say where the clip was cut from; `extra` is free JSON. A `one_sided` clip shows person a
-    alone, whose id stands twice; there is no video, audio or motion of b.
-    Raises `SchemaError` naming the field when a value is not allowed.
+    `frames` at 25 fps with 16 kHz mono audio, square crops of `image_size` pixels. `valid` are the (start, stop) runs
+    of frames with a tracked face, by role (None: all). `crop_boxes`, if known, hold x, y and side in source pixels per
+    frame. `separation` is how the voices were separated (tracks, synthetic, the tool's name). `source` and
+    `time_range_s` are the origin of the clip; `extra` is free JSON. A `one_sided` clip has only person a, listed twice,
+    and no video, audio or motion of b. Raises `SchemaError`, naming the field, for values not allowed.
     """
 
     dataset: str
@@ -162,7 +161,7 @@ class ClipMeta:
         return mask
 
     def to_json(self) -> dict[str, Any]:
-        """A plain JSON object; `from_json` gives an equal description back."""
+        """A plain JSON object; `from_json` returns an equal description."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in _SPECS:
             out[name] = None if out[name] is None else out[name].to_json()
@@ -174,7 +173,7 @@ class ClipMeta:
         out["crop_boxes"] = {role: [list(map(float, row)) for row in rows] for role, rows in self.crop_boxes.items()}
         out["source"], out["extra"] = dict(self.source), dict(self.extra)
         out["time_range_s"] = None if self.time_range_s is None else list(self.time_range_s)
-        if not self.one_sided:  # what is usual is not said
+        if not self.one_sided:  # defaults are left out
             del out["one_sided"]
         return out
 
@@ -192,7 +191,7 @@ class ClipMeta:
 
 
 def groups_of_people(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Person -> the first name (in sorted order) among all people connected through conversations."""
+    """Map each person to the first (in sorted order) of all people connected through conversations."""
     parent: dict[str, str] = {}
 
     def root(person: str) -> str:

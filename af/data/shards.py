@@ -1,4 +1,4 @@
-"""Shards: tar files that WebDataset reads too, an index beside them, random access by offsets.
+"""Shards: tar files (also readable by WebDataset) with an index, for random access by offsets.
 
 A split folder holds ``NNNNNN.tar`` and ``index.json``; ``<root>/train``, ``val`` and ``test`` are the splits.
 """
@@ -25,22 +25,22 @@ from af.data.stores import Location, RemotePath
 from af.files import atomic_path
 from af.types import Clip, Person
 
-#: Names of a person's fields as readers ask for them, and the members they come from.
+#: A person's fields by the names that readers use, and their members.
 PERSON_FIELDS: Final = dict(
     zip(("video", "audio", "motion", "audio_features", "face", "teacher"), PERSON_PARTS, strict=True)
 )
 _OPEN_FILES: Final = 64
-#: Of remote shards fewer: one that had to leave the cache still takes its room while it is open.
+#: Fewer remote shards: one evicted from the cache still takes up space while it is open.
 _OPEN_COPIES: Final = 20
 
 
 def write_shard(
     path: Path, samples: Iterable[tuple[str, ClipMeta, Mapping[str, bytes | np.ndarray]]]
 ) -> tuple[int, int]:
-    """Write samples (key, description, members by field such as "a.mp4") as one tar; returns (samples, frames).
+    """Write samples (key, description, members by field, such as "a.mp4") as one tar; returns (samples, frames).
 
-    Arrays are for ``*.npy`` fields, bytes for the others. The file appears under its name only when complete; the same
-    samples give the same bytes. Raises `ShardError` for unknown fields, wrong lengths, half samples and repeated keys.
+    ``*.npy`` fields take arrays, the others bytes. The file is written atomically; equal samples give equal bytes.
+    Raises `ShardError` for unknown fields, wrong lengths, incomplete samples and repeated keys.
     """
     keys: set[str] = set()
     frames = 0
@@ -48,7 +48,9 @@ def write_shard(
         with TarWriter(file, encoder=False, mtime=0, mode=0o644) as tar:
             for key, meta, members in samples:
                 if not KEY_PATTERN.fullmatch(key) or key in keys:
-                    raise ShardError(path, key, "bad_key", "keys are unique, of letters, digits, _ and -")
+                    raise ShardError(
+                        path, key, "bad_key", "keys must be unique and consist of letters, digits, _ and -"
+                    )
                 keys.add(key)
                 frames += meta.frames
                 check_fields(path, key, members.keys() | {"json"}, one_sided=meta.one_sided)
@@ -72,7 +74,7 @@ def _encoded_member(path: Path, member: str, field: str, value: bytes | np.ndarr
 
 
 class MemberFile(io.RawIOBase):
-    """A member of a shard as a read-only file: nothing is read before it is asked for."""
+    """A member of a shard as a read-only file that reads only the requested bytes."""
 
     def __init__(self, reader: ShardReader, i: int, field: str) -> None:
         super().__init__()
@@ -93,12 +95,12 @@ class MemberFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move as files do."""
+        """Seek as files do."""
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        """Up to `size` bytes from here on (negative: the rest)."""
+        """Read up to `size` bytes (negative: the rest)."""
         left = max(0, self._size - self._at)
         wanted = left if size is None or size < 0 else min(size, left)
         data = self._reader.read_bytes(self._i, self._field, self._at, wanted)
@@ -107,24 +109,24 @@ class MemberFile(io.RawIOBase):
 
 
 def open_shard(index: Index, shard: int) -> BinaryIO:
-    """The tar of shard number `shard`, a remote one from the cache. Raises `ShardError` and `StoreError` as `Index.local`."""
+    """Open the tar of shard number `shard`, from the cache if remote. Raises `ShardError` and `StoreError`."""
     while True:
         try:
             return open(index.local(shard), "rb")
-        except FileNotFoundError:  # a copy that left the cache before it was opened
+        except FileNotFoundError:  # the copy was evicted before it was opened
             if not isinstance(index.path(shard), RemotePath):
                 raise
 
 
 class ShardReader:
-    """Random access to the samples of a split folder, by offsets. Safe in forked and spawned workers: files are opened
-    on first use in each process, at most 64 at a time. Remote shards are fetched whole, on first use (`Index.local`).
+    """Random access to the samples of a split folder. Safe in forked and spawned workers: each process opens files on
+    first use, at most 64 at a time. Remote shards are fetched whole on first use (`Index.local`).
     """
 
     def __init__(self, folder: Location | str | Index) -> None:
         self.index = folder if isinstance(folder, Index) else Index.load(folder)
         self._files = OpenFiles()
-        self._broken: dict[int, ShardError] = {}  # remote shards that need not be fetched again to know
+        self._broken: dict[int, ShardError] = {}  # checked remote shards, not to be fetched again
 
     def __len__(self) -> int:
         return len(self.index.samples)
@@ -157,7 +159,7 @@ class ShardReader:
         return field in self.index.samples[i].members
 
     def read_bytes(self, i: int, field: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes [start, start + length) of a member of sample i. Raises `ShardError` when it is absent or cut off."""
+        """Bytes [start, start + length) of a member of sample i. Raises `ShardError` when missing or truncated."""
         entry = self.index.samples[i]
         if field not in entry.members:
             raise self.error(i, field, "absent", "no such member")
@@ -169,11 +171,11 @@ class ShardReader:
         return data
 
     def open(self, i: int, field: str) -> MemberFile:
-        """A member of sample i as a file that reads only the parts asked for."""
+        """A member of sample i as a file that reads only the requested bytes."""
         return MemberFile(self, i, field)
 
     def error(self, i: int, field: str, reason: str, detail: str) -> ShardError:
-        """The error that says where the member `field` of sample i lies and what is wrong with it."""
+        """The error for the member `field` of sample i, naming its location and the fault."""
         entry = self.index.samples[i]
         return ShardError(self.index.path(entry.shard), f"{entry.key}.{field}", reason, detail)
 
@@ -183,7 +185,7 @@ class ShardReader:
         return read_meta(self.index.path(entry.shard), entry.key, self.read_bytes(i, "json"))
 
     def read_rows(self, i: int, field: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of a 2-D npy member, reading only their bytes. Raises `ShardError`, also for NaN."""
+        """Rows [start, stop) of a 2-D npy member, reading only their bytes. Raises `ShardError`, also for NaNs."""
         entry = self.index.samples[i]
         try:
             shape, dtype, offset = codecs.npy_header(self.read_bytes(i, field, 0, 512))
@@ -210,9 +212,9 @@ class ShardReader:
         return out
 
     def read(self, i: int, fields: Collection[str] | None = None) -> Clip:
-        """Sample i, decoded. `fields` among video, audio, motion, audio_features, face (None: all that are there).
+        """Decode sample i. `fields` are among video, audio, motion, audio_features, face (None: all present).
 
-        Raises `ShardError` when a field asked for is absent or broken.
+        Raises `ShardError` when a requested field is missing or broken.
         """
         entry = self.index.samples[i]
         if fields is not None and (unknown := set(fields) - set(PERSON_FIELDS)):

@@ -1,4 +1,4 @@
-"""What is in a folder of shards, from its indexes alone."""
+"""Statistics of a folder of shards, from its indexes alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from af.data.stores import Location
 
 @dataclass(frozen=True)
 class SplitStats:
-    """Totals of one split folder. `fields`: samples that have each member; `valid`: share of frames with a face."""
+    """Totals of one split folder. `fields` counts the samples with each member; `valid`: share of frames with a
+    face.
+    """
 
     folder: str
     split: str
@@ -37,7 +39,7 @@ class SplitStats:
         return asdict(self)
 
     def rows(self) -> dict[str, str]:
-        """For a table: texts by what they say."""
+        """Rows of a table: texts by label."""
         sizes: dict[str, float] = {}
         for name, size in sorted(self.gigabytes_by_field.items()):
             if name != "json":
@@ -66,7 +68,7 @@ def _spec(spec: dict[str, Any] | None) -> str:
 
 
 def stats(root: Location | str) -> Sequence[SplitStats]:
-    """Totals of every split below `root` (or of `root`, if it is a split folder). Raises `UserError` without an index."""
+    """Totals of every split below `root`, or of `root` as a split folder. Raises `UserError` without an index."""
     return [_of(Index.load(folder)) for folder in split_folders(root)]
 
 

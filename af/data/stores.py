@@ -1,8 +1,8 @@
-"""Folders of shards behind a URL: whole files and pieces of files, read with retries, and errors that say what to do.
+"""Remote stores of shards: files and byte ranges, read with retries, and errors that say what to do.
 
-`location` turns what a user wrote into a path or a `RemotePath`; everything that reads shards takes both. The protocols
-are fsspec's: http and https need nothing more, s3 (and stores that speak it) the extra `s3`. Credentials are never part
-of a URL: they come from the environment, as each store's own tools take them.
+`location` converts a user's text to a path or a `RemotePath`; all readers of shards accept both. Protocols are
+fsspec's: http and https need nothing else, s3 (and compatible stores) the extra `s3`. Credentials are never part of a
+URL: they come from the environment, as for each store's own tools.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from af.errors import UserError
 
-#: What each protocol needs beyond fsspec itself: the package, and where credentials come from.
+#: The package and the source of credentials for each protocol.
 PROTOCOLS: Final = {
     "http": ("", "credentials come from ~/.netrc"),
     "https": ("", "credentials come from ~/.netrc"),
@@ -33,25 +33,25 @@ PROTOCOLS: Final = {
     "hf": ("pip install huggingface_hub", "set HF_TOKEN"),
 }
 _URL: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_PASSING_STATUS: Final = {408, 425, 429}  # of the 4xx: the ones that another try can mend
+_PASSING_STATUS: Final = {408, 425, 429}  # the 4xx codes worth another try
 _LONGEST_WAIT_S: Final = 30.0
 Value = TypeVar("Value")
 
 
 class StoreError(UserError):
-    """A store could not be read: the text names the URL, what happened and what to do."""
+    """A store could not be read; the text names the URL, what happened and what to do."""
 
 
 class NotInStore(StoreError):
-    """The store answered that there is no such file."""
+    """The store has no such file."""
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """How stores are read, and the cache of whole shards on this machine's disk.
+    """Settings for reading stores and for the local cache of shards.
 
-    A read is tried `attempts` times, with waits from `first_wait_s` on that double (half a minute at most); a piece of
-    `piece_bytes` that has not come within `timeout_s` counts as failed.
+    A read is tried `attempts` times, with waits that double from `first_wait_s` to at most half a minute; it fails when
+    a piece of `piece_bytes` does not arrive within `timeout_s`.
     """
 
     cache: Path
@@ -63,8 +63,8 @@ class StoreSettings:
 
     @classmethod
     def from_environment(cls) -> StoreSettings:
-        """`AF_CACHE` (default: avatar-forcing in the user's cache folder), `AF_CACHE_GB` (default 100),
-        `AF_STORE_ATTEMPTS` and `AF_STORE_TIMEOUT_S`. Raises `UserError` naming the variable that is wrong.
+        """Read `AF_CACHE` (default: avatar-forcing in the user's cache folder), `AF_CACHE_GB` (default 100),
+        `AF_STORE_ATTEMPTS` and `AF_STORE_TIMEOUT_S`. Raises `UserError`, naming the variable, for wrong values.
         """
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = Path(os.environ.get("AF_CACHE") or f"{base}/avatar-forcing/shards").expanduser()
@@ -89,7 +89,7 @@ def _number(name: str, default: float) -> float:
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder in a store: what the code needs of a path, and reading. Equal URLs are equal paths."""
+    """A file or folder in a store, with the parts of a path's interface in use. Equal URLs are equal paths."""
 
     url: str
     settings: StoreSettings = field(default_factory=StoreSettings.from_environment, compare=False, repr=False)
@@ -112,11 +112,11 @@ class RemotePath:
 
     @property
     def protocol(self) -> str:
-        """Such as s3."""
+        """The protocol, such as s3."""
         return self.url.partition("://")[0]
 
     def is_file(self) -> bool:
-        """Whether the store has it. Raises `StoreError` when it cannot be asked."""
+        """Whether the file exists. Raises `StoreError` when the store does not answer."""
         try:
             self._retry(lambda: self._cat(0, 1))
         except NotInStore:
@@ -124,24 +124,24 @@ class RemotePath:
         return True
 
     def read_bytes(self) -> bytes:
-        """The whole file. Raises `NotInStore`, or `StoreError` when it could not be read after all attempts."""
+        """Read the whole file. Raises `NotInStore`, or `StoreError` after all attempts failed."""
         return self._retry(lambda: self._cat(None, None))
 
     def read_piece(self, start: int, stop: int, size: int) -> bytes:
-        """Bytes [start, stop), or [start, size) from a server that sends only whole files. `size` is the file's."""
+        """Read bytes [start, stop), or [start, size) from a server without byte ranges; `size` is the file's."""
 
         def piece() -> bytes:
             data = self._cat(start, stop)
             if len(data) == size:
                 return data[start:]
             if len(data) != stop - start:
-                raise EOFError(f"{len(data)} bytes came instead of {stop - start}")
+                raise EOFError(f"{len(data)} bytes received instead of {stop - start}")
             return data
 
         return self._retry(piece)
 
     def size(self) -> int:
-        """Its bytes, as the store says. Raises `StoreError`."""
+        """Size in bytes as reported by the store. Raises `StoreError`."""
         return self._retry(lambda: int(self._filesystem().info(self.url)["size"]))
 
     def _filesystem(self) -> Any:
@@ -149,7 +149,7 @@ class RemotePath:
 
         options = {"client_kwargs": {"trust_env": True}} if self.protocol in ("http", "https") else {}
         try:
-            return fsspec.filesystem(self.protocol, **options)  # fsspec keeps one for each process
+            return fsspec.filesystem(self.protocol, **options)  # fsspec keeps one per process
         except ImportError as error:
             raise StoreError(
                 f"{self.url}: reading {self.protocol}:// needs another package: {PROTOCOLS[self.protocol][0]} ({error})"
@@ -169,27 +169,27 @@ class RemotePath:
                 raise
             except FileNotFoundError:
                 raise NotInStore(f"{self.url}: the store has no such file") from None
-            except Exception as error:  # the libraries of the stores have no error in common
+            except Exception as error:  # the stores' libraries share no error class
                 said = f"{type(error).__name__}: {error}".strip(": ")
                 if _refused(error):
                     remedy = f"check the URL and your rights; {PROTOCOLS[self.protocol][1]}"
                     raise StoreError(f"{self.url}: the store refuses to send it ({said}); {remedy}") from None
                 if attempt == self.settings.attempts:
                     raise StoreError(
-                        f"{self.url}: could not be read in {attempt} attempts, the last ended with {said}. Check the "
+                        f"{self.url}: could not be read in {attempt} attempts, the last failed with {said}. Check the "
                         "network and the store, then start again: what was fetched is kept "
                         "(AF_STORE_ATTEMPTS and AF_STORE_TIMEOUT_S allow for slower stores)"
                     ) from None
                 if attempt == 3:
                     warnings.warn(f"{self.url}: {said}; trying up to {self.settings.attempts} times", stacklevel=2)
-            # a generator of its own: the global one belongs to whoever seeded it
+            # a separate generator: the global one may have been seeded by the user
             time.sleep(min(wait, _LONGEST_WAIT_S) * (0.5 + random.SystemRandom().random()))
             wait *= 2
         raise AssertionError("unreachable")
 
 
 def _refused(error: Exception) -> bool:
-    """Whether another try would end the same way: no access, no credentials, a request that the server rejects."""
+    """Whether another try is pointless: no access, no credentials, or a rejected request."""
     if isinstance(error, PermissionError) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return True
     status = getattr(error, "status", None)
@@ -200,9 +200,7 @@ Location = Path | RemotePath
 
 
 def location(place: str | Path | RemotePath) -> Location:
-    """A path, or what a URL names. Raises `UserError` for a URL of an unknown protocol, or with parts that do not belong
-    into one (credentials, a query).
-    """
+    """A path or remote path. Raises `UserError` for URLs with an unknown protocol, credentials or a query."""
     if isinstance(place, (Path, RemotePath)):
         return place
     match = _URL.match(place)
@@ -225,13 +223,13 @@ def location(place: str | Path | RemotePath) -> Location:
 
 
 def local_path(place: str) -> Path:
-    """A path for results. Raises `UserError` for a URL: they are written here first."""
+    """A path for results. Raises `UserError` for a URL, since results are written locally."""
     found = location(place)
     if isinstance(found, RemotePath):
-        raise UserError(f"{place}: results are written to a folder of this machine; upload it when it is complete")
+        raise UserError(f"{place}: results must be written to a local folder; upload it when it is complete")
     return found
 
 
 def absolute(place: Location) -> str:
-    """The same text for the same place, whatever folder a command was started in."""
+    """An absolute text for a location, independent of the working folder."""
     return str(place.resolve()) if isinstance(place, Path) else place.url

@@ -1,8 +1,8 @@
-"""Windows streamed from whole shards by webdataset's own pipeline, for sets too large to reach into at random.
+"""Windows streamed from whole shards by webdataset's own pipeline, for sets too large for random access.
 
-Shards come in an endless shuffled order, each epoch every shard once. Slot s of W (a worker of a rank) reads the places
-s, s + W, s + 2W, ... of that order: no shard twice in an epoch, and no rank waits for another, since a slot that is done
-with its shards of an epoch goes on with those of the next one. Windows are cut as they come and mixed in a buffer.
+Shards come in an endless shuffled order, each shard once per epoch. Slot s of W (a worker of a rank) reads the places
+s, s + W, s + 2W, ... of that order: no shard is read twice in an epoch, and no rank waits, since a slot that has
+finished its shards of an epoch continues with the next epoch. Windows are cut in order and mixed in a buffer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ShardOrder:
     def __init__(self, index: Index, frames: int, seed: int) -> None:
         per_sample = window_counts(index, frames).sum(1)
         owners = np.array([s.shard for s in index.samples], np.int64)
-        #: Windows of each shard.
+        #: Number of windows in each shard.
         self.windows = np.bincount(owners, weights=per_sample, minlength=len(index.shards)).astype(np.int64)
         self._used, self._seed = np.flatnonzero(self.windows), seed
         if len(self._used) == 0:
@@ -56,7 +56,7 @@ class ShardOrder:
         self._epoch: tuple[int, np.ndarray] = (-1, self._used)
 
     def __len__(self) -> int:
-        """Shards in an epoch."""
+        """Number of shards in an epoch."""
         return len(self._used)
 
     def shard(self, place: int) -> tuple[int, int]:
@@ -68,8 +68,8 @@ class ShardOrder:
         return int(self._epoch[1][within]), epoch
 
     def reached(self, first: int, taken: Sequence[int]) -> tuple[int, int]:
-        """Where slots are that began at place `first` and took so many windows each: (the first place that some slot has
-        not been through, windows taken behind it).
+        """Progress of slots that began at place `first` and took `taken` windows each: (the first place not finished by
+        its slot, number of windows taken after it).
         """
         slots, whole, at = len(taken), 0, []
         places: dict[int, int] = {}
@@ -87,8 +87,8 @@ class ShardOrder:
 class StreamReader:
     """`data/reader=stream`: whole shards in order, windows mixed in a buffer of `buffer` windows in every worker.
 
-    A stopped run goes on at the first shard that was not read to its end. What other workers had taken from later shards
-    is read again, what waited in buffers is left out of that epoch; `told` counts both.
+    A stopped run continues at the first shard not read to its end. Windows that other workers took from later shards
+    are read again, and windows left in buffers are missing from that epoch; `told` counts both.
     """
 
     buffer: int = 500
@@ -108,7 +108,9 @@ class StreamReader:
         state: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> DataLoader:
-        """Endless batches of this rank. Raises `UserError` for what needs samples at random: losers, teachers, balance."""
+        """Endless batches for this rank. Raises `UserError` for losers, teachers and balance, which need random
+        access.
+        """
         for name in ("losers", "teacher", "balance"):
             if getattr(source, name):
                 raise UserError(f"data.{name} needs single samples of the shards: choose data/reader=planned")
@@ -125,8 +127,8 @@ class StreamReader:
         batch_size: int,
         slots: tuple[int, int],
     ) -> dict[str, Any]:
-        """Where to go on after `samples` of all ranks since the start, in batches of `batch_size` over `slots` (ranks,
-        workers of each); `before` is the state that this process began with. The same whichever rank is asked.
+        """The state for resuming after `samples` of all ranks, in batches of `batch_size` over `slots` (ranks, workers
+        of each); `before` is the initial state of this process. Equal on all ranks.
         """
         world, workers = slots
         batches = (samples - int((before or {}).get("samples", 0))) // batch_size
@@ -139,7 +141,7 @@ class StreamReader:
         return {"samples": samples, "places": places, "repeated": repeated}
 
     def told(self, state: Mapping[str, Any]) -> str:
-        """What a person is to know when a run goes on from `state`."""
+        """A message for a run that continues from `state`."""
         return (
             f"the stream goes on after {state['samples']} windows at the first shard not read to its end; "
             f"{state['repeated']} windows of this run are read twice so far, and up to {self.buffer} that waited in each "
@@ -160,7 +162,7 @@ def _orders(source: WindowSource) -> list[ShardOrder]:
 
 
 class WindowStream(IterableDataset):
-    """Batches of one rank, in each of its workers those of a slot. `places` are where each set's order begins."""
+    """Batches for one rank; each of its workers is a slot. `places` are the first places in each set's order."""
 
     def __init__(
         self,
@@ -180,7 +182,7 @@ class WindowStream(IterableDataset):
         self.specs = [window_specs(index) for index in source.indexes]
         if few := next((i for i, o in zip(source.indexes, self.orders, strict=True) if len(o) < self.slots), None):
             warnings.warn(
-                f"{few.folder}: {len(few.shards)} shards for {self.slots} workers (of all ranks): some read the same ones; "
+                f"{few.folder}: {len(few.shards)} shards for {self.slots} workers (of all ranks): some share shards; "
                 "make smaller shards (af shards reshard), or take fewer workers",
                 stacklevel=3,
             )
@@ -197,7 +199,7 @@ class WindowStream(IterableDataset):
         )
 
     def _set(self, number: int, slot: int) -> webdataset.DataPipeline:
-        """Mixed windows of one set."""
+        """Shuffled windows of one set."""
         source = self.source
         generator = random.Random(mix(source.seed, _BUFFER, slot, number, self.places[number]))
         members = {f"{role}.{signal}" for role in ROLES for signal in _SIGNALS} | {"json"}
@@ -213,11 +215,11 @@ class WindowStream(IterableDataset):
         )
 
     def _skip(self, index: Index, error: Exception) -> bool:
-        """For webdataset: go on behind what cannot be read, unless it is too much, or the store that is away."""
+        """webdataset's error handler: skip unreadable samples, unless they are too many or the store is away."""
         if isinstance(error, StoreError) or not isinstance(error, (ShardError, OSError, ValueError, tarfile.TarError)):
             raise error
         missing = 1
-        if not isinstance(error, ShardError):  # webdataset put the place behind the error's own words
+        if not isinstance(error, ShardError):  # webdataset appends the location to the error's text
             detail, place = str(error.args[0]), str(error.args[-1])
             shard = _place(place)[0]
             error = ShardError(index.path(shard), "", "truncated", f"not a complete tar file ({detail})")
@@ -226,7 +228,7 @@ class WindowStream(IterableDataset):
         return True
 
     def _shards(self, number: int, slot: int) -> Iterator[dict[str, Any]]:
-        """The open shards of a slot, without end."""
+        """The open shards of a slot, endlessly."""
         index, order = self.source.indexes[number], self.orders[number]
         for place in itertools.count(self.places[number] + slot, self.slots):
             shard, epoch = order.shard(place)
@@ -251,7 +253,7 @@ class WindowStream(IterableDataset):
 
 
 def _place(url: str) -> tuple[int, int]:
-    """(shard, epoch) of what the pipeline has for a shard's address."""
+    """(shard, epoch) encoded in the pipeline's address of a shard."""
     _, shard, epoch = map(int, url.split("/"))
     return shard, epoch
 
@@ -267,7 +269,7 @@ class _Sample:
             raise ShardError(shard, f"{self.key}.json", "half_sample", "the sample has no json")
         meta = read_meta(shard, self.key, members["json"])
         if (meta.motion_spec, meta.audio_spec) != specs:
-            raise ShardError(shard, f"{self.key}.json", "mixed_specs", "feature specs are not those of the index")
+            raise ShardError(shard, f"{self.key}.json", "mixed_specs", "feature specs differ from the index")
         roles = ROLES[:1] if meta.one_sided else ROLES
         self.arrays = {f"{r}.{s}": self._array(f"{r}.{s}", members, meta) for r in roles for s in _SIGNALS}
         self.listening = {role: self._listening(role, members, meta) for role in roles} if source.listening else {}
@@ -293,7 +295,7 @@ class _Sample:
         return self.source.listening(codecs.decode_audio(data), meta.frames)
 
     def windows(self, seed: int) -> Iterator[Window]:
-        """As many as the planned reader takes of it in an epoch, in both roles."""
+        """As many windows, in both roles, as the planned reader takes per epoch."""
         frames, block, entry = self.source.frames, self.source.block, self.entry
         if entry.frames < frames:
             return
@@ -312,7 +314,7 @@ class _Sample:
 
 
 def _interleaved(sets: Sequence[Iterator[Window]], shares: Sequence[float]) -> Iterator[Window]:
-    """Of the first n windows each set gives its share of n, to within one."""
+    """Interleave sets such that each has its share of the first n windows, to within one."""
     given = np.zeros(len(sets))
     for n in itertools.count(1):
         owner = int(np.argmax(np.asarray(shares) * n - given))

@@ -1,4 +1,4 @@
-"""Tables that people write by hand or save from a spreadsheet: .csv, .json and .jsonl, a row of texts each."""
+"""Reading tables written by hand or saved from a spreadsheet (.csv, .json, .jsonl) as rows of texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from af.errors import UserError
 
-#: Where a row stands ("pairs.csv, entry 3"), and its values by column, or what is wrong with this row alone.
+#: A row's location ("pairs.csv, entry 3") and its values by column, or the fault of this row.
 Row = tuple[str, Mapping[str, Any] | UserError]
 
 _BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -21,10 +21,10 @@ _BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xf
 def read_rows(path: Path, columns: Collection[str], *, inside: str | None = None) -> list[Row]:
     """Every row of a table whose columns are among `columns`; cells are texts, empty ones None.
 
-    Understood is what spreadsheets save: UTF-8 with or without a mark, UTF-16, commas, semicolons or tabs, spaces around
-    names, empty rows. JSON is a list of objects (or an object that holds one under `inside`), .jsonl an object a line.
-    A row that is wrong by itself is its own error in the list. Raises `UserError` for what concerns all: no such file,
-    nothing in it, an unknown column, a quote that never closes.
+    Accepts what spreadsheets save: UTF-8 with or without a mark, UTF-16, commas, semicolons or tabs, spaces around
+    names, empty rows. JSON is a list of objects (or an object with one under `inside`), .jsonl has one object per line.
+    A faulty row is returned as its error. Raises `UserError` for faults of the table: no such file, no rows, an unknown
+    column, a quote that never closes.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a manifest' if path.is_dir() else 'no such manifest file'}")
@@ -42,7 +42,7 @@ def read_rows(path: Path, columns: Collection[str], *, inside: str | None = None
 
 
 def _decoded(data: bytes) -> str:
-    """Text of a file; bytes that are not UTF-8 stay as lone surrogates, so that only their own row suffers."""
+    """Text of a file; bytes that are not UTF-8 become lone surrogates, to affect only their own row."""
     for mark, encoding in _BOMS.items():
         if data.startswith(mark):
             return data.decode(encoding)
@@ -53,13 +53,13 @@ def _decoded(data: bytes) -> str:
 
 def _csv_rows(path: Path, text: str, columns: Collection[str], _: str | None) -> Iterator[Any]:
     first, _, rest = text.partition("\n")
-    if said := re.fullmatch(r"sep=(.)\s*", first):  # Excel's own way to say it
+    if said := re.fullmatch(r"sep=(.)\s*", first):  # Excel's declaration of the delimiter
         text = rest
     head = next((line for line in re.split("[\r\n]", text) if line.strip(" ,;\t")), "")
     delimiter = said[1] if said else max(",;\t", key=head.count)
-    # not str.splitlines: names may hold U+2028 and its like
+    # not str.splitlines: names may contain U+2028 and similar
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    filled = (cells for cells in lines if any(cell.strip() for cell in cells))  # spreadsheets leave empty rows behind
+    filled = (cells for cells in lines if any(cell.strip() for cell in cells))  # spreadsheets leave trailing empty rows
     header = [name.strip().lower() for name in next(filled, [])]
     if unknown := [name for name in header if name and name not in columns]:
         raise UserError(f"{path}: unknown column {shown(', '.join(unknown))}; allowed: {', '.join(columns)}")
@@ -104,7 +104,7 @@ def _json_lines(path: Path, text: str, _: Collection[str], inside: str | None) -
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | UserError:
-    """An object of JSON, or what is wrong with its row: of a name that is there twice the last value would count."""
+    """A JSON object, or an error for repeated names, of which JSON would keep only the last value."""
     names = [name for name, _ in pairs]
     if twice := {name for name in names if names.count(name) > 1}:
         return UserError(f"column {shown(', '.join(sorted(twice)))} is there twice")
@@ -134,14 +134,14 @@ _READERS = {
 
 
 def unreadable_text(text: str) -> str | None:
-    """What makes a text unfit for a name or path: NUL, or bytes that are not UTF-8. None when nothing does."""
+    """Why a text cannot be a name or path (NUL, or bytes that are not UTF-8); None if it can."""
     if "\0" in text:
         return "holds a NUL character"
     if re.search("[\ud800-\udfff]", text):
-        return "is not UTF-8: save the list as UTF-8, or rename what it names"
+        return "is not UTF-8: save the list as UTF-8, or rename the file"
     return None
 
 
 def shown(text: str) -> str:
-    """`text` on one line that any terminal and log takes: what cannot be printed is escaped."""
+    """`text` on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a folder of shards, counted by reason; nothing found is ever executed."""
+"""Validation of a folder of shards: lists all faults, counted by reason, and never executes content."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from af.data.stores import Location
 from af.errors import UserError
 from af.files import sha256_of
 
-#: A shard as it is called, and how to have it on this machine.
+#: A shard's name, and a function that makes it available locally.
 _Find = tuple[Location, Callable[[], Path]]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, a short reason for counting, and the detail in words."""
+    """One fault: its location, a short reason for counting, and details."""
 
     file: str
     member: str
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `validate`: what was looked at and what is wrong with it."""
+    """The result of `validate`: totals and faults."""
 
     shards: int
     samples: int
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
@@ -56,7 +56,7 @@ class Report:
         return dict(Counter(p.reason for p in self.problems))
 
     def text(self, most: int) -> str:
-        """For people: at most so many problems, and the totals."""
+        """Readable text: at most `most` problems, and the totals."""
         lines = [f"{problem.reason}: {problem}" for problem in self.problems[:most]]
         if len(self.problems) > most:
             lines.append(f"... and {len(self.problems) - most} more (--json prints all)")
@@ -110,7 +110,7 @@ class _Checker:
         videos: set[bytes] = set()
         if path.parent.name in SPLITS and meta.split != path.parent.name:
             self.add(
-                ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, lies in {path.parent.name}")
+                ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, but is in {path.parent.name}")
             )
         found = {"specs": specs_of(meta), "image_size": meta.image_size}
         for name, value in found.items():
@@ -141,7 +141,7 @@ class _Checker:
         listed = {s.name: s for s in index.shards}
         present = {p.name: p for p in tars(folder)}
         for name in sorted(listed.keys() - present.keys()):
-            self.problems.append(Problem(str(folder / name), "", "missing", f"listed in {INDEX_NAME} but not there"))
+            self.problems.append(Problem(str(folder / name), "", "missing", f"listed in {INDEX_NAME} but missing"))
         for name in sorted(present.keys() - listed.keys()):
             self.problems.append(
                 Problem(str(present[name]), "", "not_indexed", f"not in {INDEX_NAME}; run: af shards index {folder}")
@@ -158,7 +158,7 @@ class _Checker:
                 )
 
     def identities(self) -> None:
-        """Whoever is in two splits: by id, in whatever spelling, or by the very same video under another id."""
+        """Report people in two splits: by id, in any spelling, or by the same video under another id."""
         for kind, found in (("participant", self.people), ("the same video", self.clips)):
             for first, second in itertools.combinations([s for s in SPLITS if s in found], 2):
                 for key in sorted(found[first].keys() & found[second].keys()):  # type: ignore[attr-defined]
@@ -176,12 +176,12 @@ def _listed(folder: Location) -> list[_Find]:
 def validate(
     folder: Location | str, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Check every shard below `folder` (a split folder, or a root with train, val, test): archive, names, json, every
-    member's format and length, checksums against the index, one feature spec a folder, splits disjoint in identity.
+    """Check every shard below `folder` (a split folder, or a root with train, val, test): archives, names, json,
+    members' formats and lengths, checksums in the index, one feature spec per folder, splits without shared people.
 
-    `deep` decodes every video frame; otherwise only what the mp4 headers say. `progress(done, total)` counts shards.
-    Remote shards are those that the index lists; they are fetched, which checks their size and checksum. Raises `UserError`
-    only when there is nothing to check, or a store cannot be read.
+    `deep` decodes every video frame; otherwise only mp4 headers are read. `progress(done, total)` counts shards. Remote
+    shards are taken from the index and fetched, which checks size and checksum. Raises `UserError` only when there is
+    nothing to check or a store cannot be read.
     """
     folders = split_folders(folder)
     files: list[tuple[Location, list[_Find]]] = [

@@ -1,4 +1,4 @@
-"""Any video as constant 25 fps RGB: upright, square pixels, whole frames, BT.709; what cannot be restored is named."""
+"""Reading any video as RGB at constant 25 fps: upright, square pixels, deinterlaced, BT.709, damaged frames named."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from af.data.container import MediaError, damaged_packet, main_video, opened, sa
 from af.data.notes import Notes
 
 _UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
-#: Images come regularly when this share of their steps differs by at most this part from the usual one; a hole is a
-#: step of so many usual ones.
+#: Images are regular if this share of their steps differs from the median by at most this fraction; a hole is a step of
+#: this many medians.
 _REGULAR, _IRREGULAR, _HOLE = 0.9, 0.25, 2.5
-_FIRST_STEPS: Final = 50  # of them tell how long a step is at the start
-#: So few images a second show lips in jumps.
+_FIRST_STEPS: Final = 50  # steps that determine the step length at the start
+#: At this frame rate or below, lips move in jumps.
 _FEW: Final = 20
 
 
 @dataclass
 class _Losses:
-    """Which times show what was never received: from a damaged packet, or a hole, to the next whole key image.
+    """Times without intact images: from a damaged packet or a hole to the next intact key image.
 
-    Images in between are predicted from what is missing, though the decoder calls them good. Times are in seconds from
+    Images in between are predicted from missing ones, although the decoder reports no error. Times are in seconds from
     `start`, the file's first time stamp.
     """
 
     start: Fraction
-    _lost: list[tuple[float, float]] = field(default_factory=list)  # (from when on, time of its own key image)
-    _key: float = -1.0  # of the packets that come now
-    _times: list[float] = field(default_factory=list)  # of the images
-    _keys: list[float] = field(default_factory=list)  # of those that need no other
+    _lost: list[tuple[float, float]] = field(default_factory=list)  # (start of the loss, time of its key image)
+    _key: float = -1.0  # key time of the current packets
+    _times: list[float] = field(default_factory=list)  # times of the images
+    _keys: list[float] = field(default_factory=list)  # times of key images
 
     def saw(self, packet: Any) -> None:
-        """A packet, in order of decoding: from a key image on, the ones that follow are predicted from it."""
+        """Register a packet, in decoding order; packets after a key image are predicted from it."""
         if packet.is_keyframe and not packet.is_corrupt and packet.pts is not None:
             self._key = float(packet.pts * packet.time_base - self.start)
 
     def lost(self, packet: Any) -> None:
-        """A damaged packet. Packets after it may be shown before it, but none before its time of decoding."""
+        """Register a damaged packet. Later packets may be shown before it, but not before its decoding time."""
         at = packet.pts if packet.dts is None else packet.dts
         if at is not None:
             self._lost.append((float(at * packet.time_base - self.start), self._key))
 
     def shown(self, image: Any, time: Fraction) -> None:
-        """A decoded image, in order of time."""
+        """Register a decoded image, in order of time."""
         self._times.append(float(time))
         if image.is_corrupt:
             self._lost.append((float(time), float(time)))
@@ -64,7 +64,7 @@ class _Losses:
             self._keys.append(float(time))
 
     def _holes(self) -> Iterator[tuple[float, float]]:
-        """Long gaps between images that otherwise come regularly (a camera that leaves out one or two is no loss)."""
+        """Long gaps between otherwise regular images (one or two skipped by a camera are no loss)."""
         steps = np.diff(self._times)
         if len(steps) == 0:
             return
@@ -75,30 +75,30 @@ class _Losses:
 
     @property
     def begins(self) -> float:
-        """When the images begin, if that is so much later than the file does that some are missing; else 0."""
+        """Start of the images if it is so late that some are missing, else 0."""
         steps = np.diff(self._times[:_FIRST_STEPS])
         step = float(np.median(steps)) if len(steps) else 1 / FPS
         return self._times[0] if self._times and self._times[0] > _HOLE * step else 0.0
 
     @property
     def rate(self) -> float:
-        """Images a second, from the first to the last; 0 when there are too few to say."""
+        """Mean frame rate from first to last image; 0 if there are too few."""
         lasts = self._times[-1] - self._times[0] if self._times else 0.0
         return (len(self._times) - 1) / lasts if lasts > 0 else 0.0
 
     def frames(self, count: int) -> set[int]:
-        """Numbers of the frames at 25 fps, of `count`, that show what was lost."""
+        """Indices of the frames at 25 fps, of `count`, that show lost images."""
         spoilt = set(range(min(count, math.ceil(self.begins * FPS))))
         keys = np.array([*self._keys, count / FPS + 1])
         for at, own_key in [*self._lost, *self._holes()]:
             end = keys[np.searchsorted(keys, max(at, own_key), side="right")]
-            # each frame is the nearest image: half a frame early, half a frame late
+            # each frame shows the nearest image, up to half a frame early or late
             spoilt.update(range(max(0, math.floor(at * FPS)), min(count, math.ceil(end * FPS))))
         return spoilt
 
 
 class _Whole:
-    """Interlaced images made whole (bwdif, one frame a frame); others pass unchanged until the first such one."""
+    """Deinterlaces images (bwdif, one output per frame); images before the first interlaced one pass unchanged."""
 
     def __init__(self) -> None:
         self._graph: Any = None
@@ -129,7 +129,7 @@ class _Whole:
                 yield self._graph.pull()
 
     def end(self) -> Iterator[Any]:
-        """The images that are still on their way."""
+        """The images still in the filter."""
         if self._graph is not None:
             self._graph.push(None)
             yield from self._pull()
@@ -137,21 +137,21 @@ class _Whole:
 
 
 def _strict(decoder: Any) -> Any:
-    """A decoder that reports errors: else they are covered up without a word."""
+    """Set a decoder to report errors, which it would otherwise conceal."""
     decoder.thread_type, decoder.thread_count = "NONE", 1
     decoder.options = {"err_detect": "explode"}
     return decoder
 
 
 def _images(path: Path | str, container: Any, stream: Any, losses: _Losses, whole: _Whole) -> Iterator[Any]:
-    """Decoded images; a damaged packet costs itself, not the ones after it."""
+    """Decoded images; a damaged packet does not stop the ones after it."""
     decoder, spoilt, again = _strict(stream.codec_context), False, contextlib.ExitStack()
     with again:
         for packet in container.demux(stream):
             losses.saw(packet)
             if spoilt and packet.is_keyframe:
-                # strict decoders carry traces of an error into the next key image, even when flushed: a new one, then,
-                # of the same file, because it also holds what the container says (matrix, colours)
+                # strict decoders carry traces of an error into the next key image, even when flushed; a new decoder of
+                # the same file keeps the container's settings (matrix, colours)
                 for image in decoder.decode(None):
                     image.time_base = packet.time_base
                     yield from whole(image)
@@ -187,30 +187,30 @@ def _timed_images(
             time = image.pts * image.time_base - start
         losses.shown(image, time)
         if last is not None and time <= last:
-            continue  # repeated or disordered time stamps: the first image of an instant counts
+            continue  # repeated or unordered time stamps: the first image of an instant counts
         duration = image.duration * image.time_base if image.duration else step
         yield time, duration, image
         last = time
 
 
 def _at_constant_rate(images: Iterable[tuple[Fraction, Fraction, Any]]) -> Iterator[Any]:
-    """The image nearest in time to each instant n/25, n = 0, 1, ... (ties: the earlier one), as long as they last."""
+    """The image nearest to each instant n/25, n = 0, 1, ... (ties: the earlier one), up to the end."""
     current, time, end, n = None, Fraction(0), Fraction(0), 0
     for next_time, duration, image in images:
         while current is not None and Fraction(n, FPS) <= (time + next_time) / 2:
             yield current
             n += 1
         current, time, end = image, next_time, next_time + duration
-    # the last image stays as long as it lasts; half a frame of rounding either way
+    # the last image is shown for its duration; half a frame of rounding either way
     while current is not None and Fraction(n, FPS) < end - Fraction(1, 2 * FPS):
         yield current
         n += 1
 
 
 def display_matrix(image: Any) -> Int32[np.ndarray, "2 2"]:
-    """How an image is to be shown: (a, b), (c, d) of its display matrix as signs; (1, 0), (0, 1) without one.
+    """The signs (a, b), (c, d) of an image's display matrix; (1, 0), (0, 1) without one.
 
-    A pixel at (x, y) is shown at (a x + c y, b x + d y). Angles in between are rounded to a quarter turn.
+    A pixel at (x, y) is shown at (a x + c y, b x + d y). Angles are rounded to quarter turns.
     """
     for data in image.side_data:
         if data.type.name == "DISPLAYMATRIX":
@@ -222,7 +222,7 @@ def display_matrix(image: Any) -> Int32[np.ndarray, "2 2"]:
 
 
 def shown_upright(array: UInt8[np.ndarray, "Y X C"], matrix: Int32[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "Y2 X2 C"]:
-    """An image turned and mirrored as its display matrix says: one of eight ways."""
+    """Rotate and mirror an image by its display matrix (one of eight ways)."""
     if matrix[0, 1]:
         array, across, down = array.transpose(1, 0, 2), matrix[1, 0], matrix[0, 1]
     else:
@@ -231,9 +231,9 @@ def shown_upright(array: UInt8[np.ndarray, "Y X C"], matrix: Int32[np.ndarray, "
 
 
 class _ToRgb:
-    """Decoded images to upright RGB arrays with square pixels, scaled so that no side exceeds `max_side`.
+    """Converts images to upright RGB with square pixels, scaled to sides of at most `max_side`.
 
-    All have the size of the first one: later ones of another size but the same shape are scaled to it.
+    Later images with the same shape but another size are scaled to the size of the first.
     """
 
     def __init__(self, path: Path | str, max_side: int | None, notes: Notes) -> None:
@@ -245,18 +245,18 @@ class _ToRgb:
         self._colours: dict[tuple[int, ...], colour.ToBt709] = {}
 
     def __call__(self, image: Any, aspect: Fraction | None) -> UInt8[np.ndarray, "Y X 3"]:
-        if self._last[0] is image:  # shown again
+        if self._last[0] is image:  # same image again
             return self._last[1]
         matrix = display_matrix(image)
         if (matrix != np.eye(2)).any():
-            self.notes.add("matrix", f"{self.path}: turned or mirrored by its display matrix")
+            self.notes.add("matrix", f"{self.path}: rotated or mirrored by its display matrix")
         height, width = self._fitted(image, aspect, bool(matrix[0, 1]))
         array = shown_upright(self._rgb(image, height, width), matrix)
         self._last = (image, array)
         return array
 
     def _fitted(self, image: Any, aspect: Fraction | None, swapped: bool) -> tuple[int, int]:
-        """Height and width before turning. Raises `MediaError` when the shape differs from the first image's."""
+        """Height and width before rotation. Raises `MediaError` when the shape differs from the first image's."""
         natural = (image.height, max(1, round(image.width * (aspect or 1))))
         natural = natural[::-1] if swapped else natural
         if self._natural is None:
@@ -272,7 +272,7 @@ class _ToRgb:
         return self._size[::-1] if swapped else self._size
 
     def _rgb(self, image: Any, height: int, width: int) -> UInt8[np.ndarray, "Y X 3"]:
-        high = image.width >= 1280 or image.height > 576  # what does not say its colour space: as players do it
+        high = image.width >= 1280 or image.height > 576  # undeclared colour spaces: as players treat them
         source = Colorspace.ITU709 if image.colorspace == _UNSPECIFIED and high else None
 
         def reformat(pixels: str) -> Any:
@@ -300,7 +300,7 @@ class _ToRgb:
 
 
 def on_white(rgba: UInt8[np.ndarray, "Y X 4"]) -> UInt8[np.ndarray, "Y X 3"]:
-    """An image over white: what is hidden under transparent places is of any colour, often black."""
+    """Blend an image with white: hidden colours under transparent areas are arbitrary, often black."""
     opaque = rgba[..., 3:].astype(np.float32) / 255
     return np.rint(rgba[..., :3] * opaque + 255 * (1 - opaque)).astype(np.uint8)
 
@@ -310,10 +310,10 @@ def iter_video(
 ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
     """Frames of any video at constant 25 fps (nearest time stamp), upright RGB, one at a time.
 
-    `max_side` scales down while converting (cheap previews). `notes` gets what is noteworthy but usable; when the frames
-    end, `bad` gets the numbers of those that the decoder could not restore: they are no faces to learn from. Raises
-    `MediaError` for unreadable files, files without video, still images, a change of shape, and at the end when the
-    file stops more than half a second before its declared end (truncated).
+    `max_side` scales down while converting (cheap previews). `notes` collects remarks; after the last frame, `bad` gets
+    the indices of frames that the decoder could not restore, which are unfit for training. Raises `MediaError` for
+    unreadable files, files without video, still images, a change of shape, and at the end if the file stops more than
+    half a second before its declared end (truncated).
     """
     notes = Notes() if notes is None else notes
     with opened(path) as container:
@@ -327,13 +327,15 @@ def iter_video(
             raise MediaError(path, "no_frames", "no image could be decoded")
         declared = says_s(path, container, stream, n / FPS)
         if declared is not None and n / FPS < declared - 0.5:
-            raise MediaError(path, "truncated", f"cut off: says {declared:.2f} s but the images end at {n / FPS:.2f} s")
+            raise MediaError(
+                path, "truncated", f"cut off: declares {declared:.2f} s but the images end at {n / FPS:.2f} s"
+            )
         if whole.used:
-            notes.add("interlaced", f"{path}: interlaced: its images were made whole (bwdif)")
+            notes.add("interlaced", f"{path}: interlaced: its images were deinterlaced (bwdif)")
         if losses.begins:
-            notes.add("corruption", f"{path}: its images begin at {losses.begins:.2f} s: before that nothing is seen")
+            notes.add("corruption", f"{path}: its images begin at {losses.begins:.2f} s: nothing is shown before")
         if n > FPS and 0 < losses.rate < _FEW:
-            notes.add("rate", f"{path}: {losses.rate:.3g} images a second: what it shows moves in jumps")
+            notes.add("rate", f"{path}: {losses.rate:.3g} images per second: movements are jerky")
         spoilt = losses.frames(n)
         if damaged := sum(number >= losses.begins * FPS for number in spoilt):
             text = f"{damaged / FPS:.2f} of {n / FPS:.2f} s could not be restored (damaged packets), from"
@@ -351,7 +353,7 @@ def read_video(
     max_side: int | None = None,
     notes: Notes | None = None,
 ) -> UInt8[np.ndarray, "T Y X 3"]:
-    """Frames [start, stop) at 25 fps of a video, in memory at once (for short clips and tests; else `iter_video`)."""
+    """Frames [start, stop) of a video at 25 fps, all in memory (for short clips and tests; else `iter_video`)."""
     chosen: list[np.ndarray] = []
     with contextlib.closing(iter_video(path, max_side=max_side, notes=notes)) as frames:  # type: ignore[type-var]
         for n, frame in enumerate(frames):

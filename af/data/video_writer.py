@@ -1,4 +1,4 @@
-"""Videos out, frame by frame, whole or not at all: H.264 in mp4 with audio, or an animated GIF, as the name says."""
+"""Writing videos frame by frame and atomically: H.264 in mp4 with audio, or animated GIF, by suffix."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from jaxtyping import Float32, UInt8
 from af.clock import FPS, SAMPLE_RATE
 from af.files import atomic_path, require_suffix
 
-#: What a video may be called. A GIF has no audio and 256 colours a frame.
+#: Allowed suffixes. A GIF has no audio and 256 colours per frame.
 VIDEO_SUFFIXES: Final = (".mp4", ".gif")
 
 
 def require_video_name(path: Path | str, option: str = "") -> Path:
-    """`path`, whose suffix says what to write. Raises UserError naming it (and `option`) unless in `VIDEO_SUFFIXES`."""
+    """`path` if its suffix is in `VIDEO_SUFFIXES`. Raises UserError, naming it (and `option`), otherwise."""
     return require_suffix(path, VIDEO_SUFFIXES, option, "a GIF has no audio")
 
 
 class _Sink:
-    """A file being encoded frame by frame, whatever its format."""
+    """A file of any format being encoded frame by frame."""
 
     def __init__(self, file: IO[bytes] | str, format: str, **options: Any) -> None:
         self._container = av.open(file, "w", format=format, **options)
@@ -44,13 +44,13 @@ class _Sink:
         self._container.close()
 
     def abort(self) -> None:
-        """Release the file after an error; what was written is of no use."""
+        """Close the file after an error; it is unusable."""
         with contextlib.suppress(Exception):
             self._container.close()
 
 
 class VideoSink(_Sink):
-    """Encodes RGB frames one by one to H.264 in mp4: constant 25 fps, BT.709 limited range, tagged so.
+    """Encodes RGB frames one by one as H.264 in mp4: constant 25 fps, tagged BT.709 limited range.
 
     `pixel_format` None chooses full colour (yuv444p) below 256 pixels, where halved colour would blur lips and eyes,
     and yuv420p above. Odd sizes under yuv420p are padded by repeating the last row or column.
@@ -139,7 +139,7 @@ class VideoSink(_Sink):
 
 
 class GifSink(_Sink):
-    """Encodes RGB frames one by one to an endless animated GIF at 25 fps, each with a palette of its own 256 colours."""
+    """Encodes RGB frames one by one as an endless animated GIF at 25 fps, with a 256-colour palette per frame."""
 
     def __init__(self, file: IO[bytes] | str) -> None:
         super().__init__(file, "gif", options={"loop": "0"})
@@ -190,14 +190,14 @@ class GifSink(_Sink):
 
 
 class VideoWriter:
-    """A video being written: `write` frames (RGB, uint8) one by one. Made by `video_writer`."""
+    """A video being written by `video_writer`: `write` frames (RGB, uint8) one by one."""
 
     def __init__(self, sink: _Sink, audio: np.ndarray | None, sample_rate: int) -> None:
         self._sink, self._audio, self._per_frame = sink, audio, sample_rate // FPS
 
     @property
     def frames(self) -> int:
-        """How many were written."""
+        """Number of frames written."""
         return self._sink.frames
 
     def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
@@ -218,15 +218,15 @@ def video_writer(
     preset: str = "veryfast",
     threads: int = 1,
 ) -> Iterator[VideoWriter]:
-    """A `VideoWriter` for H.264 + AAC in mp4, or for a GIF (without audio), as the suffix says; mono audio in [-1, 1].
+    """A `VideoWriter` for H.264 + AAC in mp4, or a GIF (without audio), by suffix; mono audio in [-1, 1].
 
-    The audio starts with the first frame and is cut or padded with silence to the length of the frames. The file appears
-    under its name only when the block ends without an error. Raises UserError for other suffixes, ValueError without
+    Audio starts with the first frame and is cut or padded with silence to the length of the video. The file appears
+    under its name only if the block ends without an error. Raises UserError for other suffixes, ValueError without
     frames.
     """
     path = require_video_name(path)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        # str(...) may hold "%" or a protocol-like prefix ("a:b.mp4"): an open file avoids both
+        # a path may contain "%" or look like a protocol ("a:b.mp4"), which an open file avoids
         sink: VideoSink | GifSink
         if path.suffix.lower() == ".gif":
             sink = GifSink(file)
@@ -260,9 +260,9 @@ def write_video(
     fps: int = FPS,
     **options: Any,
 ) -> int:
-    """Write frames and audio as `video_writer` does, which `options` are for; returns the number of frames.
+    """Write frames and audio by `video_writer` with `options`; returns the number of frames.
 
-    Frames are taken one by one: memory does not grow with length. Raises ValueError when `fps` is not the clock's.
+    Frames are taken one by one, in constant memory. Raises ValueError when `fps` is not the clock's.
     """
     if fps != FPS:
         raise ValueError(f"videos are written at {FPS} fps, got {fps}")

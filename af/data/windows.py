@@ -1,4 +1,4 @@
-"""Windows of conversations as latents and features, for the denoiser."""
+"""Windows of conversations as motion latents and audio features, for the denoiser."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from af.types import DyadBatch
 
 _CLIPS_HEARD: Final = 8192
 
-#: In which frames nobody speaks: (voice (S,), number of frames T) -> (T,).
+#: Frames without speech: (voice (S,), number of frames T) -> (T,).
 Listening = Callable[[Float32[np.ndarray, " S"], int], Bool[np.ndarray, " T"]]
 
 
 @dataclass(frozen=True)
 class Window:
-    """One window before batching: the fields of `DyadBatch` without B, numbers as they are stored."""
+    """One window before batching: the fields of `DyadBatch` without B, in stored precision."""
 
     avatar_motion: Tensor
     avatar_audio: Tensor
@@ -49,12 +49,11 @@ class Window:
 class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     """Windows of `frames` frames for the denoiser, from shards with motion latents and audio features.
 
-    Frames are `valid` where both faces were tracked; windows that reach past the clip are padded with zeros that are
-    not. `losers` are shards of the same samples (by key) with the motion of losers, `teacher` those of a teacher, whose
-    noise `noise_of` gives from their spec, a sample's key, the role and the number of frames; `listening` says, from a
-    clip's voice and its number of frames, in which of them its owner does not speak. Raises `UserError` when the shards
-    lack latents or features, when they were made by others than `motion_spec` and `audio_spec` (None: any), and when a
-    sample has no loser or nothing of the teacher.
+    Frames are `valid` where both faces were tracked; windows beyond the clip's end are padded with zeros, which are not
+    valid. `losers` are shards of the same samples (by key) with the motion of losers, `teacher` with a teacher's
+    motion, whose noise is `noise_of(spec, key, role, frames)`. `listening` computes the silent frames of a clip's
+    voice. Raises `UserError` when the shards lack latents or features, when their specs differ from `motion_spec` and
+    `audio_spec` (None: any), and when a sample lacks a loser or the teacher's motion.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             self._teacher_of = self._matched(self.teacher.index, "teacher", remedy)
 
     def _matched(self, made: Index, what: str, remedy: str) -> list[int]:
-        """The number of every sample there."""
+        """Index of the sample with the same key in `made`, for every sample."""
         numbers = {sample.key: n for n, sample in enumerate(made.samples)}
         for sample in self.reader.index.samples:
             n = numbers.get(sample.key)
@@ -111,7 +110,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         return replace(window, **self._made(item, start, stop), listening=listening)
 
     def _made(self, item: WindowItem, start: int, stop: int) -> dict[str, Any]:
-        """What losers' and a teacher's shards hold for the window, and the teacher's noise."""
+        """The window's motion of loser and teacher, and the teacher's noise."""
         found, dim = {}, self.motion_spec.dim
         if self.losers is not None:
             rows = self._rows(self._loser_of[item.sample], f"{item.role}.motion.npy", start, stop, dim, self.losers)
@@ -127,7 +126,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     def _listening(self, i: int, avatar: str, start: int, stop: int) -> Tensor | None:
         if self.listening is None:
             return None
-        if i not in self._heard:  # of whole clips: how loud speech is shows in them
+        if i not in self._heard:  # from whole clips, which show how loud speech is
             clip, frames = self.reader.read(i, {"audio"}), self.reader.index.samples[i].frames
             voices = {role: clip.person(role).audio for role in ROLES}
             self._heard[i] = {role: self.listening(v, frames) for role, v in voices.items() if v is not None}
@@ -141,7 +140,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         reader = reader or self.reader
         rows = reader.read_rows(i, field, start, stop)
         if rows.shape[1] != dim:
-            raise reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers a frame, not {dim}")
+            raise reader.error(i, field, "wrong_width", f"{rows.shape[1]} numbers per frame, not {dim}")
         return rows
 
     def _blank(self, item: WindowItem) -> Window:
@@ -162,7 +161,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
 def window_specs(
     index: Index, motion_spec: MotionSpec | None = None, audio_spec: FeatureSpec | None = None
 ) -> tuple[MotionSpec, FeatureSpec]:
-    """How the latents and features of `index` were made. Raises `UserError` when it has none, or others than these."""
+    """Specs of the latents and features of `index`. Raises `UserError` when they are missing or differ from these."""
     where, motion, audio = str(index.folder), index.specs.get("motion"), index.specs.get("audio")
     if motion is None or audio is None:
         missing = "motion latents" if motion is None else "audio features"
@@ -183,9 +182,9 @@ def cut(
     motion: MotionSpec,
     audio: FeatureSpec,
 ) -> Window:
-    """The window of `frames` frames that `item` says, of one `sample`; `rows(field, start, stop, width)` reads its arrays.
+    """The window `item`, of `frames` frames, from `sample`; `rows(field, start, stop, width)` reads its arrays.
 
-    Numbers stay as they are stored (`stacked` makes float32 of them). Of a one-sided sample the user is zeros.
+    Values keep their stored precision (`stacked` converts to float32). In a one-sided sample the user is zeros.
     """
     start, stop = item.start, min(item.start + frames, sample.frames)
     valid = np.full(stop - start, item.counted)
@@ -202,14 +201,14 @@ def cut(
 
 
 def padded(rows: np.ndarray | Tensor, frames: int) -> Tensor:
-    """`rows` and zeros (False) behind them, to `frames` frames."""
+    """`rows` padded with zeros (False) to `frames` frames."""
     found = torch.as_tensor(rows)
     missing = frames - len(found)
     return torch.cat((found, found.new_zeros(missing, *found.shape[1:]))) if missing else found
 
 
 def stacked(windows: Sequence[Window]) -> DyadBatch:
-    """A batch of windows, numbers as float32."""
+    """A batch of windows as float32."""
     columns: dict[str, Tensor | None] = {}
     for f in fields(DyadBatch):
         values = [getattr(window, f.name) for window in windows]

@@ -76,7 +76,7 @@ VALUES = {
     "module.flow_times=null": "module.flow_times=null: give the _target_",
     "module._target_=null": "module: Expected a callable target",
     "seed=99999999999999999999": "seed must be",
-    "data.root=5": "data.root: say where",
+    "data.root=5": "data.root: set the location",
     "trainer.max_time=5": "trainer.max_time=5: give days",
     "trainer.logger=csv": "logger=[tensorboard,csv]",
     "trainer.limit_val_batches=abc": "trainer.limit_val_batches must be",

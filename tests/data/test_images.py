@@ -129,7 +129,7 @@ def test_a_colour_profile_is_applied_and_noted(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.png", notes), np.asarray(image))
     assert not list(notes)
     np.testing.assert_array_equal(read_image(tmp_path / "c.png", notes), np.asarray(image))
-    assert "left aside" in next(iter(notes)).text
+    assert "ignored" in next(iter(notes)).text
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "1", "P", "YCbCr", "LA"])

@@ -172,8 +172,8 @@ def test_what_a_root_can_be(monkeypatch, tmp_path):
     listed = roots([{"root": "s3://b/c", "weight": 2}, {"root": "data/a", "weight": 1}])
     assert [type(k) for k in listed] == [RemotePath, type(tmp_path)]
     for wrong, said in (
-        (None, "say where"),
-        ({}, "say where"),
+        (None, "set the location"),
+        ({}, "set the location"),
         ({"data/a": 0}, "weight 0 of data/a"),
         ({"s3": "//b/c: 0.7"}, r"\[\{root: URL"),  # what the command line makes of a URL as a key
         ([{"root": "data/a"}], "in a list"),

@@ -178,7 +178,7 @@ def test_wrong_samples_are_not_written(tmp_path, change, reason):
 def test_wrong_keys_are_not_written(tmp_path):
     sample = (meta(0, FRAMES, SIZE, "train"), members(0, FRAMES, SIZE, video=False))
     for keys in (["a.b"], ["../x"], ["0", "0"], [""]):
-        with pytest.raises(ShardError, match=r"keys are unique"):
+        with pytest.raises(ShardError, match=r"keys must be unique"):
             write_shard(tmp_path / "000000.tar", [(key, *sample) for key in keys])
     assert list(tmp_path.iterdir()) == []
 

@@ -243,7 +243,7 @@ def test_shards_verbs_take_urls(environment, server, tmp_path, capsys):
     assert main(["shards", "extract", f"{url}/val", "--out", str(tmp_path / "clip")]) == 0
     assert (tmp_path / "clip" / "avatar.wav").is_file()
     assert main(["shards", "index", url]) == 1
-    assert "made where the shards were written" in capsys.readouterr().err
+    assert "made where the shards are written" in capsys.readouterr().err
     assert main(["shards", "stats", f"{server.url}/nothing"]) == 1
     assert f"{server.url}/nothing: no index.json" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"did you mean http.*/toy/train"):
