@@ -107,7 +107,7 @@ def commands(tmp_path, monkeypatch) -> Callable[..., list[dict]]:
 
 def settings(table: list[dict]) -> dict[str, int]:
     """Rows with a number for the lips, and of how many runs it is."""
-    return {row["setting"]: row["runs"] for row in table if row["metric"] == "lip/corr"}
+    return {row["setting"]: row["runs"] for row in table if row["metric"] == "mouth/corr"}
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def asked(monkeypatch) -> list[dict]:
             raise UserError("unlucky")
         write_json(folder / "config.json", config)
         write_json(folder / "done.json", {})
-        loss = (config["module"]["lr"] - 0.4) ** 2
+        loss = (config["optimizer"]["lr"] - 0.4) ** 2
         (folder / "validation.jsonl").write_text(json.dumps({"step": 1, "val/loss": loss}) + "\n")
 
     monkeypatch.setattr(multirun, "_train", train)
@@ -133,6 +133,26 @@ def test_an_objective_that_no_job_has_is_said(words, asked, capsys):
     assert main(["train", *words, "objective=val/lss", "-m", "seed=0"]) == 1
     assert "objective=val/lss" in (said := capsys.readouterr().err)
     assert "did you mean val/loss?" in said
+
+
+def test_the_evaluation_comes_before_the_validations_of_which_the_last_counts(tmp_path):
+    lines = [{"step": 1, "val/loss": 3.0}, {"step": 2, "val/loss": 2.0, "react/smile": 0.1}]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert multirun.objective(tmp_path, "val/loss") == 2.0
+    assert multirun.objective(tmp_path, "react/smile") == 0.1
+    write_json(tmp_path / "evaluation" / "metrics.json", {"react/smile": 0.4, "better": {}})
+    assert multirun.objective(tmp_path, "react/smile") == 0.4
+
+
+def test_a_job_whose_evaluation_is_older_than_its_training_is_not_finished(words, asked, tmp_path):
+    command = ["train", *words, "evaluation=linear_probe", "-m", "seed=0,1"]
+    assert main(command) == 0
+    metrics = tmp_path / "runs" / "seed=1" / "evaluation" / "metrics.json"
+    write_json(metrics, {})
+    assert main(command) == 0
+    os.utime(metrics, (0, 0))
+    assert main(command) == 0
+    assert [config["seed"] for config in asked] == [0, 1, 0, 0, 1]
 
 
 def test_a_stopped_search_goes_on_and_finds_the_valley(words, asked, tmp_path, monkeypatch):
@@ -281,5 +301,5 @@ def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
     starts = [line["from_step"] for line in read_lines(folder / "history.jsonl")]
     assert len(starts) == 2
     assert 0 < starts[1] < 60
-    rate = read_json(folder / "config.json")["module"]["lr"]
+    rate = read_json(folder / "config.json")["optimizer"]["lr"]
     assert same(undisturbed(words, tmp_path / "whole", f"optimizer.lr={rate}"), folder)
