@@ -190,7 +190,7 @@ def test_a_commentary_comes_last(tmp_path):
             write()
     notes = Notes()
     assert hertz_of(read_audio(tmp_path / "in.mkv", notes=notes)) == pytest.approx(500, abs=2)
-    assert "number 2 is taken, the first that is no commentary" in next(iter(notes)).text
+    assert "number 2 is taken, the first that is not a commentary" in next(iter(notes)).text
 
 
 def test_a_sound_around_another_value_than_zero_is_noted(tmp_path):

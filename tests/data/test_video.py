@@ -368,9 +368,7 @@ def test_few_pictures_a_second_are_noted(tmp_path, every, noted):
     make_video(tmp_path / "in.mp4", [Fraction(n * every, 25) for n in range(len(frames))], frames)
     notes = Notes()
     assert len(list(iter_video(tmp_path / "in.mp4", notes=notes))) == pytest.approx(40, abs=3)
-    assert [note.text.split(": ", 1)[1] for note in notes] == [
-        "8.33 images a second: what it shows moves in jumps"
-    ] * noted
+    assert [note.text.split(": ", 1)[1] for note in notes] == ["8.33 images per second: movements are jerky"] * noted
 
 
 # --------------------------------------------------------------------------------------------------- no video at all

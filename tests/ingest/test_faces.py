@@ -137,7 +137,7 @@ def test_a_picture_that_never_moves_is_dropped_by_name(people, tmp_path):
     for number, (video, face) in enumerate([("frozen", "talking"), ("still", "largest")]):
         outcome = ingest(tmp_path / str(number), people / f"{video}.mp4", people / "alone.mp4", face=face)
         assert (outcome.reason, outcome.clips) == ("still", 0)
-        assert outcome.line.startswith(f"{people / video}.mp4: one image all the time")
+        assert outcome.line.startswith(f"{people / video}.mp4: the image never changes")
 
 
 def test_a_call_that_froze_is_noted(people, tmp_path):
@@ -150,7 +150,7 @@ def test_a_call_that_froze_is_noted(people, tmp_path):
     outcome = ingest(tmp_path / "out", tmp_path / "froze.mp4", people / "small.mp4", length_tolerance_s=9)
     (note,) = (n for n in outcome.notes if n["kind"] == "movement")
     assert outcome.reason is None
-    assert "froze.mp4: the image stands still for 3.0 of 8.0 s, longest for 3.0 s from 2.0 s on" in note["text"]
+    assert "froze.mp4: the image is frozen for 3.0 of 8.0 s, longest for 3.0 s from 2.0 s on" in note["text"]
 
 
 def test_notes_are_in_the_report_and_on_the_console(people, tmp_path, capsys, monkeypatch):

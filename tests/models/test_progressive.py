@@ -70,7 +70,7 @@ def test_the_same_size_is_copied(tmp_path):
         (64, {}, "go by doubling"),
         (32, {"latent_dim": 16}, "must agree"),
         (32, {"normalised": True}, "must agree"),
-        (16, {"paint": True}, "paint=False, the model it is to start True"),
+        (16, {"paint": True}, "paint=False, the model to start True"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, size, change, message):
