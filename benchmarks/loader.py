@@ -27,9 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from af.data.dataset import PlanDataset
 from af.data.index import Index
-from af.data.loader import training_loader
+from af.data.loader import PlanDataset, training_loader
 from af.data.pairs import PairDataset
 from af.data.plan import PairPlan, WindowPlan
 from af.data.planned import PlannedReader, WindowSource

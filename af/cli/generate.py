@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from af.clock import frames_to_seconds
-    from af.data.notes import Notes
+    from af.data.container import Notes
     from af.data.video_writer import require_video_name
     from af.ingest.crops import read_portrait
     from af.nn.precision import choose

@@ -18,9 +18,18 @@ from av.stream import Disposition
 from jaxtyping import Float32, Float64
 
 from af.clock import SAMPLE_RATE, frames_to_samples, samples_to_seconds, seconds_to_samples
-from af.data.chunks import announced_bytes, uncounted_bytes
-from af.data.container import MediaError, damaged_packet, opened, ranked, refuse_still, says_s, start_s
-from af.data.notes import Notes
+from af.data.container import (
+    MediaError,
+    Notes,
+    announced_bytes,
+    damaged_packet,
+    opened,
+    ranked,
+    refuse_still,
+    says_s,
+    start_s,
+    uncounted_bytes,
+)
 
 #: Gaps in the time stamps longer than this are filled with silence (dropped packets).
 _GAP_S: Final = 0.04

@@ -1,4 +1,4 @@
-"""Caches on disk with least-recently-used eviction, and local copies of remote shards."""
+"""Caches on disk, bounded by removing what was used longest ago: copies of remote shards, decoded videos."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import hashlib
 import os
 import time
 import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import UInt8
 
 from af.data.checks import ShardError
 from af.data.stores import Location, NotInStore, RemotePath, StoreError, StoreSettings
@@ -137,3 +142,110 @@ def _piece(path: RemotePath, start: int, stop: int, size: int) -> bytes:
                 detail = f"{found} bytes in the store, the index says {size}; upload the shard or the index again"
                 raise ShardError(path, "", "truncated", detail) from None
         raise
+
+
+class OpenFiles:
+    """Descriptors by name; the least recently used are closed first. Forked and spawned copies open their own, since
+    each process must close only what it opened.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Hashable, int] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_files": OrderedDict(), "_pid": -1}
+
+    def get(self, name: Hashable, opened: Callable[[], int | None], limit: int) -> int | None:
+        """The descriptor of `name`, opened by `opened` (None: no such file); at most `limit` stay open."""
+        if self._pid != os.getpid():
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if name not in self._files:
+            if (descriptor := opened()) is None:
+                return None
+            if len(self._files) >= limit:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[name] = descriptor
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def close(self) -> None:
+        """Close the files of this process."""
+        if self._pid == os.getpid():
+            for descriptor in self._files.values():
+                os.close(descriptor)
+        self._files.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+
+_OPEN_FILES: Final = 128
+_SUFFIX: Final = ".frames"
+
+
+class FrameCache:
+    """Frames as raw bytes, one file per video, at most `max_bytes` in `folder`; evicts the least recently opened.
+
+    Safe for any number of processes: files are written atomically, and an evicted file stays readable for processes
+    that have it open. Raises `UserError` when the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | str, max_bytes: int) -> None:
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_stale(self.folder)
+        except OSError as error:
+            raise UserError(f"{folder}: the cache of decoded frames cannot be written ({error.strerror})") from None
+        self._files = OpenFiles()
+
+    def read(
+        self,
+        name: str,
+        indices: Sequence[int],
+        shape: tuple[int, int, int],
+        decode: Callable[[], UInt8[np.ndarray, "T Y X 3"]],
+    ) -> UInt8[np.ndarray, "N Y X 3"]:
+        """Frames `indices` of the video `name` of shape (frames, height, width); calls `decode` if it is not cached."""
+        frames, height, width = shape
+        size = height * width * 3
+        descriptor = self._files.get(name, lambda: self._open(name, frames * size), _OPEN_FILES)
+        if descriptor is None:
+            whole = decode()
+            if whole.shape != (frames, height, width, 3):
+                raise ValueError(f"{name}: decoded {whole.shape}, expected {(frames, height, width, 3)}")
+            self._store(name, whole)
+            return whole[np.asarray(indices)]
+        out = np.empty((len(indices), height, width, 3), np.uint8)
+        for row, n in zip(out, indices, strict=True):
+            if os.preadv(descriptor, [row.data], int(n) * size) != size:
+                raise OSError(f"{self.folder / name}: short read")
+        return out
+
+    def _open(self, name: str, size: int) -> int | None:
+        path = self.folder / (name + _SUFFIX)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        if os.fstat(descriptor).st_size != size:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(PermissionError):  # another user's file
+            os.utime(descriptor)
+        return descriptor
+
+    def _store(self, name: str, frames: np.ndarray) -> None:
+        if frames.nbytes > self.max_bytes:
+            return
+        try:
+            with exclusive(self.folder / ".lock"):
+                make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
+                with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
+                    frames.tofile(temporary)
+        except OSError as error:  # a full disk or a foreign folder costs speed, not the run
+            self.max_bytes = 0
+            warnings.warn(f"{self.folder}: decoded frames are no longer cached ({error.strerror})", stacklevel=2)

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps
 
-from af.data.container import STILL_BRANDS, MediaError
-from af.data.notes import Notes
+from af.data.container import STILL_BRANDS, MediaError, Notes
 from af.data.video import on_white
 
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")

@@ -1,20 +1,26 @@
-"""Data loaders: endless training batches in the order of a plan, and validation batches with each item once."""
+"""Datasets that read the items of a plan, what happens to corrupt samples, and the loaders around them."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Bool
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from af.data.dataset import PlanDataset
+from af.data.checks import ShardError
 from af.data.parts import end_with_parent
-from af.data.plan import OnceBatchSampler, PlanBatchSampler
+from af.data.plan import Item, OnceBatchSampler, Plan, PlanBatchSampler
+from af.data.shards import ShardReader
+from af.errors import UserError
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -89,3 +95,113 @@ def validation_loader(
     """Every item once over all ranks, in `Counted` batches, equally many on each rank."""
     batches = OnceBatchSampler(items, batch_size, rank=rank, world=world)
     return make_loader(dataset, workers, 0, batch_sampler=batches, collate_fn=dataset.collate_counted, **options)
+
+
+Batch = TypeVar("Batch")
+_MAX_WORKERS: Final = 256
+
+
+class BadSamples:
+    """Counts readable and unreadable samples over all workers, and stops the run above a rate.
+
+    `rate` is the allowed share of bad samples, over at least 1,000 samples (one early bad sample does not stop a run).
+    Each worker counts in its own row of a shared tensor.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._counts = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
+        self._told: set[str] = set()
+
+    @property
+    def read(self) -> int:
+        """Number of samples read."""
+        return int(self._counts[:, 0].sum())
+
+    @property
+    def bad(self) -> int:
+        """Number of samples skipped."""
+        return int(self._counts[:, 1].sum())
+
+    @staticmethod
+    def _place() -> int:
+        worker = get_worker_info()
+        return 0 if worker is None else 1 + worker.id % _MAX_WORKERS
+
+    def good(self, n: int) -> None:
+        """Count n readable samples."""
+        self._counts[self._place(), 0] += n
+
+    def skip(self, error: Exception, samples: int = 1) -> None:
+        """Count bad samples and report the first error; raises `UserError` above the rate."""
+        self._counts[self._place(), 1] += samples
+        text = str(error)
+        if text not in self._told:
+            self._told.add(text)
+            warnings.warn(f"skipped a corrupt sample: {text}", stacklevel=2)
+        bad, total = self.bad, self.bad + self.read
+        if bad > self.rate * max(total, 1000):
+            some = "\n  ".join(sorted(self._told)[:5])
+            raise UserError(
+                f"{bad} of {total} samples could not be read, more than the allowed share of {self.rate:.2%}:\n  {some}\n"
+                "  check the folder with: af shards validate"
+            )
+
+
+@dataclass(frozen=True)
+class Counted(Generic[Batch]):
+    """A validation batch and a mask of its samples that count; others fill it up or could not be read."""
+
+    batch: Batch
+    counted: Bool[Tensor, " B"]
+
+    def pin_memory(self) -> Counted[Batch]:
+        """The batch in page-locked memory (called by the DataLoader)."""
+        return Counted(self.batch.pin_memory(), self.counted.pin_memory())  # type: ignore[attr-defined]
+
+
+class PlanDataset(Dataset, Generic[Item, Batch]):
+    """Reads items. With an endless plan, the item at the next position replaces a corrupt sample; without one
+    (validation), an empty sample that does not count does.
+
+    Subclasses read one item in `_read`, make an empty one in `_blank`, and stack samples in `collate`.
+    """
+
+    def __init__(self, reader: ShardReader, plan: Plan[Item] | None, max_bad_rate: float) -> None:
+        self.reader, self.bad = reader, BadSamples(max_bad_rate)
+        self.plan: Plan[Item] | None = plan
+
+    def __getitem__(self, item: Item) -> Any:
+        sample = self._try(item)
+        if sample is not None:
+            return sample
+        if self.plan is None:
+            return self._blank(item)
+        position = item.position
+        while sample is None:  # ends at the latest when the allowed rate is exceeded
+            position += 1
+            sample = self._try(self.plan.item(position))
+        return sample
+
+    def _try(self, item: Item) -> Any:
+        try:
+            sample = self._read(item)
+        except (ShardError, OSError) as error:
+            self.bad.skip(error)
+            return None
+        self.bad.good(1)
+        return sample
+
+    def _read(self, item: Item) -> Any:
+        raise NotImplementedError
+
+    def _blank(self, item: Item) -> Any:
+        raise NotImplementedError
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Stack samples into a batch."""
+        raise NotImplementedError
+
+    def collate_counted(self, samples: Sequence[Any]) -> Counted[Batch]:
+        """A batch and the mask of its samples that count."""
+        return Counted(self.collate(samples), torch.tensor([s.counted for s in samples]))

@@ -15,9 +15,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from af.data import codecs
-from af.data.dataset import PlanDataset
-from af.data.disk_cache import scratch_folder
-from af.data.frame_cache import FrameCache
+from af.data.disk_cache import FrameCache, scratch_folder
+from af.data.loader import PlanDataset
 from af.data.plan import PairItem, Plan
 from af.data.shards import ShardReader
 from af.data.stores import Location
@@ -156,3 +155,23 @@ def _ways(values: Sequence[np.ndarray]) -> Tensor:
 def pairs_to_float(batch: PairBatch) -> PairBatch:
     """uint8 images 0..255 as float32 in [-1, 1], on the same device."""
     return PairBatch(to_float(batch.source), to_float(batch.driving), batch.weight, batch.face)
+
+
+@dataclass(frozen=True)
+class FaceCentre:
+    """Weights 1 + weight·mask, with a Gaussian mask on the middle of the face, from the eyes to below the mouth.
+
+    `y`, `x` is its centre and `radius` its standard deviation, all in crop sides. It suits crops of `af ingest`, which
+    have the face in the middle; a head that moves far within its crop needs landmarks instead.
+    """
+
+    weight: float = 4.0
+    y: float = 0.55
+    x: float = 0.5
+    radius: float = 0.13
+
+    def __call__(self, face: Float32[np.ndarray, " P"] | None, size: int) -> Float32[np.ndarray, "Y X"]:
+        """Pixel weights for a frame of `size` pixels; face parameters are ignored."""
+        place = (np.arange(size, dtype=np.float32) + 0.5) / size
+        distance = np.square(place[:, None] - self.y) + np.square(place[None] - self.x)
+        return (1 + self.weight * np.exp(-distance / (2 * self.radius**2))).astype(np.float32)

@@ -18,8 +18,8 @@ from webdataset.writer import TarWriter
 from af.clock import frames_to_samples
 from af.data import codecs
 from af.data.checks import ShardError, check_array, check_fields, check_values
+from af.data.disk_cache import OpenFiles
 from af.data.index import Index, SampleEntry, read_meta
-from af.data.open_files import OpenFiles
 from af.data.schema import KEY_PATTERN, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location, RemotePath
 from af.files import atomic_path

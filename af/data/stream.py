@@ -25,9 +25,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from af.data import codecs
 from af.data.checks import ShardError, check_member
-from af.data.dataset import BadSamples
 from af.data.index import Index, SampleEntry, read_meta
-from af.data.loader import make_loader
+from af.data.loader import BadSamples, make_loader
 from af.data.plan import WindowItem, mix, mix_array, random_window, window_counts
 from af.data.planned import WindowSource
 from af.data.schema import ROLES, ClipMeta

@@ -18,8 +18,7 @@ from jaxtyping import Int32, UInt8
 
 from af.clock import FPS
 from af.data import colour
-from af.data.container import MediaError, damaged_packet, main_video, opened, says_s, start_s
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes, damaged_packet, main_video, opened, says_s, start_s
 
 _UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
 #: Images are regular if this share of their steps differs from the median by at most this fraction; a hole is a step of

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from af.data.dataset import PlanDataset
 from af.data.index import Index, SampleEntry
+from af.data.loader import PlanDataset
 from af.data.plan import Plan, WindowItem
 from af.data.schema import ROLES, Spans, other_role
 from af.data.shards import ShardReader

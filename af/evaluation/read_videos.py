@@ -17,8 +17,7 @@ from rich.console import Console
 from af.clock import frames_to_seconds, samples_to_seconds
 from af.console import progress_bar
 from af.data.audio import read_audio
-from af.data.container import MediaError
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes
 from af.data.video import read_video
 from af.errors import UserError
 from af.evaluation.extractors import MEDIAPIPE_BLENDSHAPES, MEDIAPIPE_POSE, tracked

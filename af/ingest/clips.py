@@ -14,8 +14,7 @@ from jaxtyping import Float32
 from af.clock import FPS, frames_to_samples, frames_to_seconds, seconds_to_frames
 from af.data.audio import fit_audio, read_audio
 from af.data.codecs import VideoEncoder, encode_audio
-from af.data.container import MediaError
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes
 from af.data.schema import ROLES, ClipMeta, spans
 from af.ingest import quality
 from af.ingest.detection import Detector, Watch, frames_from, half_of, look_through

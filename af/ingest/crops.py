@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from af.clock import FPS
-from af.data.container import MediaError
+from af.data.container import MediaError, Notes
 from af.data.images import read_image
-from af.data.notes import Notes
 from af.data.video import iter_video
 from af.errors import UserError
 from af.ingest.detection import LOOK_SIDE, Detector, faces_in_frame, look_through, make_detector

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from af.clock import FPS
-from af.data.container import MediaError
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes
 from af.data.video import iter_video
 from af.errors import UserError
 

@@ -16,8 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from af.clock import FPS, SAMPLE_RATE, frames_to_samples, frames_to_seconds, samples_to_seconds
 from af.data.audio import fit_audio
-from af.data.container import MediaError
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes
 from af.data.schema import ROLES, spans
 from af.ingest.detection import STEPS_A_LEVEL, Look
 from af.ingest.options import IngestOptions

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 from af.clock import frames_to_seconds
 from af.console import progress_bar
-from af.data.container import MediaError
+from af.data.container import MediaError, Notes
 from af.data.index import build_index, tars
-from af.data.notes import Notes
 from af.data.parts import WHOLE, Part, Share, run_parts, tell_unfinished
 from af.data.schema import SPLITS
 from af.data.shards import write_shard

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, UInt8
 from scipy.ndimage import gaussian_filter1d, median_filter
 
 from af.clock import seconds_to_frames
-from af.data.notes import Notes
+from af.data.container import Notes
 from af.data.schema import spans
 from af.ingest.detection import Look
 from af.ingest.options import IngestOptions

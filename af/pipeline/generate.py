@@ -13,8 +13,7 @@ from jaxtyping import Float32, UInt8
 from af.clock import frames_to_samples, seconds_to_frames
 from af.console import progress_bar
 from af.data.audio import fit_audio, read_audio
-from af.data.container import probe
-from af.data.notes import Notes
+from af.data.container import Notes, probe
 from af.data.video import iter_video
 from af.data.video_writer import video_writer
 from af.errors import UserError

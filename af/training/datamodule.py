@@ -10,9 +10,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from af.data.dataset import Counted, PlanDataset
 from af.data.index import INDEX_NAME, Index
-from af.data.loader import training_loader, validation_loader, worker_context
+from af.data.loader import Counted, PlanDataset, training_loader, validation_loader, worker_context
 from af.data.mixture import Root, joined, roots
 from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import PairPlan, Plan, fixed_pairs, fixed_windows

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from af.data.audio import mixing, read_audio
-from af.data.container import MediaError
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes
 from af.data.video import iter_video
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from af.data.container import MediaError
+from af.data.container import MediaError, Notes
 from af.data.images import read_image
-from af.data.notes import Notes
 from af.data.video import iter_video
 from af.ingest.crops import read_portrait
 from tests.toy_videos import disc_video

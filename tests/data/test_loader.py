@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from af.data import codecs
-from af.data.dataset import Counted
-from af.data.frame_cache import FrameCache
+from af.data.disk_cache import FrameCache
 from af.data.index import Index, build_index
-from af.data.loader import training_loader, validation_loader
-from af.data.pairs import PairDataset, pairs_to_float
-from af.data.pixel_weights import FaceCentre
+from af.data.loader import Counted, training_loader, validation_loader
+from af.data.pairs import FaceCentre, PairDataset, pairs_to_float
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import ShardReader, write_shard
 from af.data.windows import WindowDataset

@@ -15,8 +15,7 @@ from PIL import Image
 
 from af.data import colour
 from af.data.audio import read_audio
-from af.data.container import MediaError
-from af.data.notes import Notes
+from af.data.container import MediaError, Notes
 from af.data.video import iter_video, read_video
 from tests.toy_videos import make_video, scene
 

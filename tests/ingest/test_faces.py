@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from af.cli import main as cli
-from af.data.notes import Notes
+from af.data.container import Notes
 from af.data.shards import ShardReader
 from af.data.video_writer import write_video
 from af.ingest.detection import look_through
