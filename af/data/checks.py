@@ -13,6 +13,7 @@ from af.data import codecs
 from af.data.schema import FIELDS, PERSON_PARTS, ROLES, ClipMeta
 from af.data.stores import Location
 from af.errors import UserError
+from af.specs import FaceSpec
 
 #: No motion, feature or face parameter exceeds the range of half precision.
 LARGEST: Final = float(np.finfo(np.float16).max)
@@ -58,9 +59,11 @@ def check_array(file: Location | str, member: str, field: str, array: np.ndarray
         raise ShardError(file, member, "bad_dtype", f"dtype {array.dtype}, expected float16 or float32")
     if array.ndim != 2 or array.shape[0] != meta.frames:
         raise ShardError(file, member, "wrong_length", f"shape {array.shape}, expected ({meta.frames}, ...)")
-    name, width = _spec_width(field, meta)
-    if width is None:
+    name = f"{field.split('.')[1]}_spec"
+    spec = getattr(meta, name)
+    if spec is None:
         raise ShardError(file, member, "no_spec", f"the json has no {name} that describes it")
+    width = len(spec.names) if isinstance(spec, FaceSpec) else spec.dim
     if array.shape[1] != width:
         raise ShardError(file, member, "wrong_width", f"{array.shape[1]} numbers per frame, {name} says {width}")
     check_values(array, partial(ShardError, file, member))
@@ -77,17 +80,6 @@ def check_values(array: np.ndarray, error: Callable[[str, str], ShardError]) -> 
         if np.isfinite(array).all():
             raise error("out_of_range", f"holds {np.abs(array).max():.3g}; numbers lie within ±{LARGEST:g}")
         raise error("not_finite", "holds NaN or infinity")
-
-
-def _spec_width(field: str, meta: ClipMeta) -> tuple[str, int | None]:
-    part = field[2:]
-    if part == "motion.npy":
-        return "motion_spec", meta.motion_spec.dim if meta.motion_spec else None
-    if part == "audio.npy":
-        return "audio_spec", meta.audio_spec.dim if meta.audio_spec else None
-    if part == "teacher.npy":
-        return "teacher_spec", meta.teacher_spec.dim if meta.teacher_spec else None
-    return "face_spec", len(meta.face_spec.names) if meta.face_spec else None
 
 
 def check_member(file: Location | str, member: str, field: str, data: bytes, meta: ClipMeta, *, deep: bool) -> None:

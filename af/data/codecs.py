@@ -19,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from af.clock import FPS, SAMPLE_RATE
-from af.data.video_writer import VideoSink
+from af.data.video_writer import Mp4Sink
 
 _MAX_SIDE: Final = 8192
 _LOUDEST: Final = 2.0  # resampled audio may overshoot
@@ -130,22 +130,15 @@ def decode_audio(data: bytes) -> Float32[np.ndarray, " S"]:
     return samples
 
 
-class VideoEncoder(VideoSink):
+class VideoEncoder(Mp4Sink):
     """`encode_video` frame by frame: `write` each frame, then `finish` returns the bytes. Only these are in memory."""
 
     def __init__(
         self, *, crf: int = 12, keyframe_interval: int = 12, preset: str = "superfast", pixel_format: str | None = None
     ) -> None:
         self._buffer = io.BytesIO()
-        super().__init__(
-            self._buffer,
-            crf=crf,
-            keyframe_interval=keyframe_interval,
-            preset=preset,
-            b_frames=0,
-            pixel_format=pixel_format,
-            threads=1,
-        )
+        settings = {"keyframe_interval": keyframe_interval, "b_frames": 0, "pixel_format": pixel_format}
+        super().__init__(self._buffer, crf=crf, preset=preset, **settings)  # type: ignore[arg-type]
 
     def finish(self) -> bytes:
         """The mp4. Raises `CodecError` without frames."""

@@ -20,7 +20,7 @@ from af.data.stores import Location, NotInStore, RemotePath, StoreError, StoreSe
 from af.errors import UserError
 from af.files import atomic_path, exclusive, remove_stale
 
-_SUFFIX: Final = ".tar"
+_TAR, _FRAMES = ".tar", ".frames"  # suffixes of the files of both caches
 _LOCKS: Final = 256
 _JUST_USED_S: Final = 60.0
 
@@ -65,7 +65,7 @@ def local_copy(path: Location, size: int, sha256: str) -> Path:
     folder = path.settings.cache
     # the hash is part of the name: a shard replaced in the store becomes another file here
     name = hashlib.sha256(f"{path.url}\n{sha256}".encode()).hexdigest()[:40]
-    copy = folder / (name + _SUFFIX)
+    copy = folder / (name + _TAR)
     if _there(copy, size):
         return copy
     try:
@@ -104,7 +104,7 @@ def _reserve(path: RemotePath, temporary: Path, size: int) -> None:
         )
     with exclusive(settings.cache / ".room"):
         remove_stale(settings.cache)
-        used = make_room(settings.cache, _SUFFIX, size, settings.cache_bytes)
+        used = make_room(settings.cache, _TAR, size, settings.cache_bytes)
         with open(temporary, "wb") as file:
             file.truncate(size)
     if used is not None and used < _JUST_USED_S:
@@ -182,7 +182,6 @@ class OpenFiles:
 
 
 _OPEN_FILES: Final = 128
-_SUFFIX: Final = ".frames"
 
 
 class FrameCache:
@@ -225,7 +224,7 @@ class FrameCache:
         return out
 
     def _open(self, name: str, size: int) -> int | None:
-        path = self.folder / (name + _SUFFIX)
+        path = self.folder / (name + _FRAMES)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -243,8 +242,8 @@ class FrameCache:
             return
         try:
             with exclusive(self.folder / ".lock"):
-                make_room(self.folder, _SUFFIX, frames.nbytes, self.max_bytes)
-                with atomic_path(self.folder / (name + _SUFFIX)) as temporary:
+                make_room(self.folder, _FRAMES, frames.nbytes, self.max_bytes)
+                with atomic_path(self.folder / (name + _FRAMES)) as temporary:
                     frames.tofile(temporary)
         except OSError as error:  # a full disk or a foreign folder costs speed, not the run
             self.max_bytes = 0

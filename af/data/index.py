@@ -143,25 +143,25 @@ class Index:
 
 def _check_entries(file: Location, index: Index) -> None:
     """Raise UserError unless a (foreign) index names only shards beside it and bytes within them."""
-    problem = next((f"shard {s.name!r}" for s in index.shards if not _SHARD_NAME.fullmatch(str(s.name))), None)
-    for sample in index.samples if problem is None else ():
+    if problem := next(_problems(index), None):
+        remedy = f"make it again with: af shards index {index.folder}"
+        raise UserError(f"{file}: {problem} is not allowed in an index; {remedy}")
+
+
+def _problems(index: Index) -> Iterator[str]:
+    for shard in index.shards:
+        if not _SHARD_NAME.fullmatch(str(shard.name)):
+            yield f"shard {shard.name!r}"
+    for sample in index.samples:
         if not 0 <= sample.shard < len(index.shards):
-            problem = f"sample {sample.key!r} in shard number {sample.shard}"
-        elif not KEY_PATTERN.fullmatch(str(sample.key)) or sample.frames < 1 or not set(sample.members) <= set(FIELDS):
-            problem = f"sample {sample.key!r} of {sample.frames} frames with {', '.join(sample.members)}"
-        else:
-            end = index.shards[sample.shard].bytes
-            outside = [n for n, (at, size) in sample.members.items() if at < 0 or size < 0 or at + size > end]
-            runs = [frame for spans in sample.valid.values() for span in spans for frame in span]
-            problem = f"{sample.key}.{outside[0]} outside its shard" if outside else None
-            if runs and not 0 <= min(runs) <= max(runs) <= sample.frames:
-                problem = f"sample {sample.key}: runs outside its {sample.frames} frames"
-        if problem is not None:
-            break
-    if problem is not None:
-        raise UserError(
-            f"{file}: {problem} is not allowed in an index; make it again with: af shards index {index.folder}"
-        )
+            yield f"sample {sample.key!r} in shard number {sample.shard}"
+        if not KEY_PATTERN.fullmatch(str(sample.key)) or sample.frames < 1 or not set(sample.members) <= set(FIELDS):
+            yield f"sample {sample.key!r} of {sample.frames} frames with {', '.join(sample.members)}"
+        for name, (at, size) in sample.members.items():
+            if at < 0 or size < 0 or at + size > index.shards[sample.shard].bytes:
+                yield f"{sample.key}.{name} outside its shard"
+        if any(not 0 <= frame <= sample.frames for runs in sample.valid.values() for run in runs for frame in run):
+            yield f"sample {sample.key}: runs outside its {sample.frames} frames"
 
 
 def _check_files(folder: Path, index: Index) -> None:
@@ -241,12 +241,14 @@ def read_meta(file: Location, key: str, data: bytes) -> ClipMeta:
         raise ShardError(file, f"{key}.json", "bad_json", str(error)) from None
 
 
-def described_by(file: Location, members: Sequence[TarMember]) -> TarMember:
-    """The json member of a sample. Raises `ShardError`."""
-    found = next((m for m in members if m.field == "json"), None)
-    if found is None:
-        raise ShardError(file, f"{members[0].key}.json", "half_sample", "the sample has no json")
-    return found
+def meta_of(file: Location, descriptor: int, members: Sequence[TarMember]) -> ClipMeta:
+    """The checked metadata of a sample of an open tar. Raises `ShardError`, also for unknown or missing members."""
+    key, places = members[0].key, {m.field: m for m in members}
+    if "json" not in places:
+        raise ShardError(file, f"{key}.json", "half_sample", "the sample has no json")
+    meta = read_meta(file, key, os.pread(descriptor, places["json"].size, places["json"].offset))
+    check_fields(file, key, places, one_sided=meta.one_sided)
+    return meta
 
 
 def specs_of(meta: ClipMeta) -> dict[str, dict[str, Any] | None]:
@@ -320,9 +322,7 @@ def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry]
     with open(path, "rb") as file:
         for members in scan_tar(path):
             key = members[0].key
-            place = described_by(path, members)
-            meta = read_meta(path, key, os.pread(file.fileno(), place.size, place.offset))
-            check_fields(path, key, {m.field for m in members}, one_sided=meta.one_sided)
+            meta = meta_of(path, file.fileno(), members)
             described = {"split": meta.split, "image_size": meta.image_size, "specs": specs_of(meta)}
             common = _same_description(f"{path}: {key}.json", described, common)
             where = {m.field: (m.offset, m.size) for m in members}

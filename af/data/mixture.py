@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from af.data.index import Index
-from af.data.plan import EndlessPlan, Item, Plan, mix_array
+from af.data.plan import EndlessPlan, Item, Plan, kept, mix_array
 from af.data.stores import Location, location
 from af.errors import UserError
 from af.specs import is_number
@@ -88,20 +88,16 @@ def require_alike(first: Index, other: Index, *, faces: bool = False) -> None:
         raise UserError(f"{first.folder} has {sizes}; they do not go together. {remedy}")
     for name in dict.fromkeys([*first.specs, *other.specs]):
         mine, theirs = first.specs.get(name), other.specs.get(name)
-        if mine is None and theirs is None:
+        if mine == theirs or (name == "face" and not faces and not (mine and theirs)):
             continue
         if mine is None or theirs is None:
-            if name == "face" and not faces:
-                continue
             has, lacks = (first, other) if theirs is None else (other, first)
-            raise UserError(
-                f"{has.folder} has {name} features, {lacks.folder} has none; they do not go together. {remedy}"
-            )
-        if different := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
+            fault = f"{has.folder} has {name} features, {lacks.folder} has none"
+        else:
+            different = [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]
             values = ", ".join(f"{k}: {mine.get(k)!r} and {theirs.get(k)!r}" for k in different)
-            raise UserError(
-                f"{first.folder} and {other.folder} differ in {name} ({values}); they do not go together. {remedy}"
-            )
+            fault = f"{first.folder} and {other.folder} differ in {name} ({values})"
+        raise UserError(f"{fault}; they do not go together. {remedy}")
 
 
 class MixedPlan(Plan[Item]):
@@ -127,23 +123,19 @@ class MixedPlan(Plan[Item]):
     def item(self, position: int) -> Item:
         """The item at `position` >= 0."""
         turn, within = divmod(position, ROUND)
-        owners, ranks = self._round(turn)
+        owners, ranks = kept(self._rounds, turn, lambda: self._round(turn), _ROUNDS_KEPT)
         owner = int(owners[within])
         item = self.plans[owner].item(turn * self.shares[owner] + int(ranks[within]))
         return replace(item, position=position, sample=item.sample + int(self._offsets[owner]))
 
     def _round(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """For each position of a round: its set, and how many earlier positions of the round that set has."""
-        if turn not in self._rounds:
-            order = np.argsort(mix_array(self.seed, turn, _ORDER, last=np.arange(ROUND)), kind="stable")
-            owners = np.repeat(np.arange(len(self.shares)), self.shares)[order]
-            ranks = np.empty(ROUND, np.int64)
-            for n, share in enumerate(self.shares):
-                ranks[owners == n] = np.arange(share)
-            if len(self._rounds) >= _ROUNDS_KEPT:
-                del self._rounds[next(iter(self._rounds))]
-            self._rounds[turn] = owners, ranks
-        return self._rounds[turn]
+        order = np.argsort(mix_array(self.seed, turn, _ORDER, last=np.arange(ROUND)), kind="stable")
+        owners = np.repeat(np.arange(len(self.shares)), self.shares)[order]
+        ranks = np.empty(ROUND, np.int64)
+        for n, share in enumerate(self.shares):
+            ranks[owners == n] = np.arange(share)
+        return owners, ranks
 
 
 def _shares(weights: Sequence[float]) -> list[int]:

@@ -48,39 +48,37 @@ class Part:
     @property
     def done(self) -> bool:
         """Whether the file exists and was made from this content."""
-        return self.path.exists() and (not self.content or self._known() == self.content)
+        return self.path.exists() and self._known
+
+    @property
+    def _known(self) -> bool:
+        note = self._beside(".made_from")
+        return not self.content or (note.is_file() and note.read_text("utf-8") == self.content)
 
     def begin(self) -> None:
         """Record the content before the work; a file without this record counts as made from other inputs."""
-        if self.content and self._known() != self.content:
+        if not self._known:
             self.path.unlink(missing_ok=True)
-            write_text(self._note, self.content)
+            write_text(self._beside(".made_from"), self.content)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Leave a mark that remains if the process dies within the block."""
-        self._mark.parent.mkdir(parents=True, exist_ok=True)
-        self._mark.touch()
+        mark = self._beside(".working")
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
         try:
             yield
         finally:
-            self._mark.unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
 
     @property
     def died_before(self) -> bool:
         """Whether an earlier process died while making this part."""
-        return self._mark.exists()
+        return self._beside(".working").exists()
 
-    @property
-    def _mark(self) -> Path:
-        return self.path.parent / ".working" / self.path.name
-
-    @property
-    def _note(self) -> Path:
-        return self.path.parent / ".made_from" / self.path.name
-
-    def _known(self) -> str | None:
-        return self._note.read_text("utf-8") if self._note.is_file() else None
+    def _beside(self, folder: str) -> Path:
+        return self.path.parent / folder / self.path.name
 
 
 @dataclass(frozen=True)
@@ -175,12 +173,6 @@ def tell_unfinished(share: Share, missing: int, total: int) -> None:
     )
 
 
-def _worker() -> None:
-    """Initialise a worker process: one thread in every library, and an end together with its parent."""
-    one_thread_each()
-    end_with_parent()
-
-
 def end_with_parent() -> None:
     """End this worker process together with its parent; if the parent were killed, the worker would wait for work
     forever and keep its memory.
@@ -194,14 +186,15 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def one_thread_each() -> None:
-    """Limit every library with a thread pool of its own to one thread."""
+def _begin_worker() -> None:
+    """Initialise a worker process: one thread in every library, and an end together with its parent."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
+    end_with_parent()
 
 
 def run_parts(
@@ -210,7 +203,6 @@ def run_parts(
     *,
     workers: int = 1,
     description: str = "working",
-    on_result: Callable[[Part, Any], None] | None = None,
     progress: Progress | None = None,
     here: Callable[..., Any] | None = None,
     on_death: Callable[[Part], None] | None = None,
@@ -219,67 +211,51 @@ def run_parts(
 
     `work` is a module-level function. With `workers` > 1 it runs in spawned processes of one thread each (so scripts
     need the usual ``if __name__ == "__main__":``); with one worker it, or `here` if given, runs in this process.
-    `on_result` runs in this process, in order of completion. The first error stops the job; finished parts stay, and
-    the same call continues from them.
+    The first error stops the job; finished parts stay, and the same call continues from them.
 
     A part that kills its process (a crash, out of memory) does not stop the others: candidates are retried alone, and
-    `on_death`, if given, writes the file of the guilty part. With `on_death` and one worker, a part that killed an
-    earlier call is tried in a separate process. Raises the errors of `work`, `UserError` at the end when parts killed
-    their process and there is no `on_death`, and RuntimeError when `work` left no file.
+    at the end `on_death`, if given, writes the files of the guilty parts. With `on_death` and one worker, a part that
+    killed an earlier call is tried in a separate process. Raises the errors of `work`, `UserError` at the end when parts
+    killed their process and there is no `on_death`, and RuntimeError when `work` left no file.
     """
     for folder in {part.path.parent for part in parts}:
         remove_stale(folder)
     todo = [part for part in parts if not part.done]
     results: dict[Path, Any] = {}
-    own = progress is None
-    bar = progress or progress_bar()
-    if own:
-        bar.start()
-    task = bar.add_task(description, total=len(parts), completed=len(parts) - len(todo))
+    dead: list[Part] = []
 
-    def finished(part: Part, result: Any) -> None:
-        if not part.path.exists():
-            raise RuntimeError(f"{part.path}: the work for this part did not write this file")
-        results[part.path] = result
-        if on_result is not None:
-            on_result(part, result)
-        bar.advance(task)
+    with progress_bar() if progress is None else contextlib.nullcontext(progress) as bar:
+        task = bar.add_task(description, total=len(parts), completed=len(parts) - len(todo))
 
-    dead: list[Part] = []  # and not handled yet
+        def finished(part: Part, result: Any) -> None:
+            if not part.path.exists():
+                raise RuntimeError(f"{part.path}: the work for this part did not write this file")
+            results[part.path] = result
+            bar.advance(task)
 
-    def settle() -> None:
-        while on_death is not None and dead:
-            on_death(dead[0])
-            finished(dead.pop(0), None)
+        def died(part: Part) -> None:
+            dead.append(part)
+            if not results and len(todo) == len(parts) and len(dead) >= _TOO_MANY:
+                raise UserError(f"every worker process died (out of memory?), so with {_names(dead)}; nothing was made")
 
-    def died(part: Part) -> None:
-        dead.append(part)
-        if results or len(todo) < len(parts):  # other parts can be made, so this one is at fault
-            settle()
-        elif len(dead) >= _TOO_MANY:
-            raise UserError(f"every worker process died (out of memory?), so with {_names(dead)}; nothing was made")
-
-    try:
-        if workers <= 1:
-            for part in todo:
-                part.begin()
-                died_before = part.died_before
-                with part.working() if on_death is not None else contextlib.nullcontext():
-                    if died_before:
-                        _run_pool([part], work, 1, finished, died)
-                    else:
-                        finished(part, (here or work)(part.path, *part.args))
-        else:
+        if workers > 1:
             _run_pool(todo, work, min(workers, len(todo)), finished, died)
-        settle()
-        if dead:
-            raise UserError(
-                f"a worker process died making {_names(dead)}, even alone (a crash, or out of memory?); the other "
-                "parts are made, and the same command tries these again"
-            )
-    finally:
-        if own:
-            bar.stop()
+        for part in todo if workers <= 1 else ():
+            part.begin()
+            died_before = part.died_before
+            with part.working() if on_death is not None else contextlib.nullcontext():
+                if died_before:
+                    _run_pool([part], work, 1, finished, died)
+                else:
+                    finished(part, (here or work)(part.path, *part.args))
+        for part in dead:
+            if on_death is None:
+                raise UserError(
+                    f"a worker process died making {_names(dead)}, even alone (a crash, or out of memory?); the other "
+                    "parts are made, and the same command tries these again"
+                )
+            on_death(part)
+            finished(part, None)
     return PartsReport(made=len(todo), skipped=len(parts) - len(todo), results=results)
 
 
@@ -309,7 +285,7 @@ def _until_death(
 ) -> list[Part]:
     """Make the parts until a process dies; returns those not made, with the started ones first."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     waiting = deque(todo)
     running: dict[Future[Any], Part] = {}
     try:

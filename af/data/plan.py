@@ -12,10 +12,9 @@ there is no state, no dependence on a library's random generator, and at most a 
 from __future__ import annotations
 
 import bisect
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -33,16 +32,11 @@ _GROUPS_KEPT: Final = 4
 # ------------------------------------------------------------------------------------------------------------ hashes
 
 
-def _scramble_array(values: np.ndarray) -> np.ndarray:
-    """`_scramble` of every element of a uint64 array."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+Number = TypeVar("Number", int, np.ndarray)
 
 
-def _scramble(value: int) -> int:
-    """One step of SplitMix64 (Steele et al. 2014): every input bit moves every output bit."""
+def _scramble(value: Number) -> Number:
+    """One step of SplitMix64 (Steele et al. 2014), of integers or uint64 arrays: every input bit moves every output bit."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -59,7 +53,7 @@ def mix(*values: int) -> int:
 
 def mix_array(*prefix: int, last: np.ndarray) -> np.ndarray:
     """`mix(*prefix, n)` for every n of an integer array, as uint64."""
-    return _scramble_array(np.uint64(mix(*prefix)) ^ _scramble_array(last.astype(np.uint64)))
+    return _scramble(mix(*prefix) ^ _scramble(last.astype(np.uint64)))
 
 
 def _below(hashed: int, n: int) -> int:
@@ -103,6 +97,18 @@ Item = TypeVar("Item", PairItem, WindowItem)
 # ------------------------------------------------------------------------------------------------------------- plans
 
 
+Value = TypeVar("Value")
+
+
+def kept(cache: dict[Any, Value], key: Any, make: Callable[[], Value], most: int) -> Value:
+    """`cache[key]`, made when it is not there; of more than `most` values the oldest goes."""
+    if key not in cache:
+        cache[key] = make()
+        if len(cache) > most:
+            del cache[next(iter(cache))]
+    return cache[key]
+
+
 class Plan(Generic[Item]):
     """An endless order of items."""
 
@@ -132,8 +138,8 @@ class EndlessPlan(Plan[Item]):
         self._shard_items = np.bincount(shard_of, weights=counts, minlength=len(index.shards)).astype(np.int64)
         # samples of a shard are adjacent in the index, so its items are one range
         self._shard_first = np.concatenate(([0], np.cumsum(self._shard_items)))[:-1]
-        self._epochs: OrderedDict[int, tuple[list[np.ndarray], list[int]]] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._epochs: dict[int, tuple[list[np.ndarray], list[int]]] = {}
+        self._groups: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         """Number of items in an epoch."""
@@ -146,9 +152,10 @@ class EndlessPlan(Plan[Item]):
     def item(self, position: int) -> Item:
         """The item at `position` >= 0."""
         epoch, within = divmod(position, len(self))
-        groups, starts = self._epoch(epoch)
+        groups, starts = kept(self._epochs, epoch, lambda: self._epoch(epoch), 2)
         g = bisect.bisect_right(starts, within) - 1
-        number = int(self._group(epoch, g, groups[g])[within - starts[g]])
+        numbers = kept(self._groups, (epoch, g), lambda: self._group(epoch, groups[g]), _GROUPS_KEPT)
+        number = int(numbers[within - starts[g]])
         sample = int(np.searchsorted(self._first, number, side="right")) - 1
         return self._make(position, sample, number - int(self._first[sample]), mix(self.seed, epoch, _DRAWS, number))
 
@@ -158,27 +165,17 @@ class EndlessPlan(Plan[Item]):
 
     def _epoch(self, epoch: int) -> tuple[list[np.ndarray], list[int]]:
         """Shards of each group, and the position of each group's first item in the epoch."""
-        if epoch not in self._epochs:
-            order = np.argsort(
-                mix_array(self.seed, epoch, _SHARDS, last=np.arange(len(self._shard_items))), kind="stable"
-            )
-            order = order[self._shard_items[order] > 0]
-            groups = [order[i : i + self.group_shards] for i in range(0, len(order), self.group_shards)]
-            sizes = np.cumsum([0] + [int(self._shard_items[g].sum()) for g in groups])
-            self._epochs[epoch] = (groups, [int(n) for n in sizes[:-1]])
-            if len(self._epochs) > 2:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+        hashes = mix_array(self.seed, epoch, _SHARDS, last=np.arange(len(self._shard_items)))
+        order = np.argsort(hashes, kind="stable")
+        order = order[self._shard_items[order] > 0]
+        groups = [order[i : i + self.group_shards] for i in range(0, len(order), self.group_shards)]
+        sizes = np.cumsum([0] + [int(self._shard_items[g].sum()) for g in groups])
+        return groups, [int(n) for n in sizes[:-1]]
 
-    def _group(self, epoch: int, g: int, shards: np.ndarray) -> np.ndarray:
+    def _group(self, epoch: int, shards: np.ndarray) -> np.ndarray:
         """Shuffled item numbers of a group."""
-        if (epoch, g) not in self._groups:
-            numbers = np.concatenate([self._shard_first[s] + np.arange(self._shard_items[s]) for s in np.sort(shards)])
-            order = np.argsort(mix_array(self.seed, epoch, _ITEMS, last=numbers), kind="stable")
-            self._groups[epoch, g] = numbers[order]
-            if len(self._groups) > _GROUPS_KEPT:
-                self._groups.popitem(last=False)
-        return self._groups[epoch, g]
+        numbers = np.concatenate([self._shard_first[s] + np.arange(self._shard_items[s]) for s in np.sort(shards)])
+        return numbers[np.argsort(mix_array(self.seed, epoch, _ITEMS, last=numbers), kind="stable")]
 
 
 class PairPlan(EndlessPlan[PairItem]):

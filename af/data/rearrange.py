@@ -7,6 +7,7 @@ Members are checked as by `af shards validate --quick`, so broken ones get no ne
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.data.checks import check_fields, check_member
-from af.data.index import Index, SampleEntry, build_index, split_folders
+from af.data.index import Index, build_index, split_folders
 from af.data.mixture import require_alike
 from af.data.parts import WHOLE, Part, Share, claim_output, run_job
 from af.data.plan import mix
@@ -50,12 +51,10 @@ def reshard(
     indexes (None while other shares are not done).
     """
     indexes = load([root])
-    plan: dict[str, list[Pick]] = {}
-    for n, index in enumerate(indexes):
-        numbers = list(range(len(index.samples)))
-        if shuffle is not None:
-            numbers.sort(key=lambda i: mix(shuffle, i))
-        plan[index.split] = [Pick(n, i, index.samples[i].key) for i in numbers]
+    picks = _picks(indexes)
+    if shuffle is not None:
+        picks.sort(key=lambda pick: mix(shuffle, pick.sample))
+    plan = _by_split(picks, lambda pick: indexes[pick.index].split)
     return _arrange(indexes, plan, out, {"verb": "reshard", "shuffle": shuffle}, shard_bytes, **how)
 
 
@@ -66,16 +65,10 @@ def merge(
     a key occurs twice, unless `rename` prefixes every key with the number of its root.
     """
     indexes = load(roots)
-    number = {id(index): next(n for n, r in enumerate(roots) if _below(index.folder, r)) for index in indexes}
     _refuse_overlap(indexes)
-    plan: dict[str, list[Pick]] = {}
-    for split in SPLITS:
-        of_split = [(n, index) for n, index in enumerate(indexes) if index.split == split]
-        named = [(n, index, f"{number[id(index)]}-" if rename else "") for n, index in of_split]
-        if named:
-            plan[split] = _unique(
-                [Pick(n, i, p + s.key) for n, x, p in named for i, s in enumerate(x.samples)], indexes
-            )
+    number = [next(n for n, root in enumerate(roots) if root in (i.folder, i.folder.parent)) for i in indexes]
+    picks = _picks(indexes, [f"{n}-" for n in number] if rename else None)
+    plan = _by_split(picks, lambda pick: indexes[pick.index].split)
     return _arrange(indexes, plan, out, {"verb": "merge", "rename": rename}, shard_bytes, **how)
 
 
@@ -94,25 +87,28 @@ def split_by_identity(
     `UserError` when there are fewer groups of people than splits, or when a key occurs twice.
     """
     indexes = load([root])
-    places = [(n, i) for n, index in enumerate(indexes) for i in range(len(index.samples))]
-    groups = groups_of_people([_people(indexes[n].samples[i]) for n, i in places])
-    frames: dict[str, int] = {}
-    for n, i in places:
-        sample = indexes[n].samples[i]
-        group = groups[_people(sample)[0]]
-        frames[group] = frames.get(group, 0) + sample.frames
+    picks = _picks(indexes, [f"{index.split}-" for index in indexes] if rename else None)
+    samples = {pick: indexes[pick.index].samples[pick.sample] for pick in picks}
+    pairs = [(person_key(one), person_key(other)) for one, other in (s.participants for s in samples.values())]
+    groups = groups_of_people(pairs)
+    group = {pick: groups[first] for pick, (first, _) in zip(picks, pairs, strict=True)}
+    frames = Counter[str]()
+    for pick, sample in samples.items():
+        frames[group[pick]] += sample.frames
     home = _balanced(frames, fractions, seed)
-    plan: dict[str, list[Pick]] = {}
-    for split in SPLITS:
-        picks = []
-        for n, i in places:
-            sample = indexes[n].samples[i]
-            if home[groups[_people(sample)[0]]] == split:
-                picks.append(Pick(n, i, f"{indexes[n].split}-{sample.key}" if rename else sample.key))
-        if picks:
-            plan[split] = _unique(picks, indexes)
     settings = {"verb": "split", "fractions": list(fractions), "seed": seed, "rename": rename}
-    return _arrange(indexes, plan, out, settings, shard_bytes, **how)
+    return _arrange(indexes, _by_split(picks, lambda p: home[group[p]]), out, settings, shard_bytes, **how)
+
+
+def _picks(indexes: Sequence[Index], prefixes: Sequence[str] | None = None) -> list[Pick]:
+    """Every sample of every index, the index's prefix before its key."""
+    before = prefixes or [""] * len(indexes)
+    return [Pick(n, i, before[n] + s.key) for n, index in enumerate(indexes) for i, s in enumerate(index.samples)]
+
+
+def _by_split(picks: Sequence[Pick], split_of: Callable[[Pick], str]) -> dict[str, list[Pick]]:
+    found = {split: [pick for pick in picks if split_of(pick) == split] for split in SPLITS}
+    return {split: chosen for split, chosen in found.items() if chosen}
 
 
 def _balanced(frames: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
@@ -141,15 +137,6 @@ def _balanced(frames: Mapping[str, int], fractions: Sequence[float], seed: int) 
     return home
 
 
-def _people(sample: SampleEntry) -> tuple[str, str]:
-    one, other = map(person_key, sample.participants)
-    return one, other
-
-
-def _below(folder: Location, root: Location) -> bool:
-    return folder == root or folder.parent == root
-
-
 def _refuse_overlap(indexes: Sequence[Index]) -> None:
     home: dict[str, Index] = {}
     for index in indexes:
@@ -162,21 +149,15 @@ def _refuse_overlap(indexes: Sequence[Index]) -> None:
                 )
 
 
-def _refuse_new_keys(indexes: Sequence[Index], plan: Mapping[str, Sequence[Pick]]) -> None:
-    for pick in (pick for picks in plan.values() for pick in picks):
+def _check_keys(indexes: Sequence[Index], picks: Sequence[Pick]) -> None:
+    seen: dict[str, Pick] = {}
+    for pick in picks:
         index = indexes[pick.index]
         if pick.key != index.samples[pick.sample].key and index.specs.get("teacher"):
             raise UserError(f"{index.folder}: a teacher's noise depends on its samples' keys: omit --rename")
-
-
-def _unique(picks: list[Pick], indexes: Sequence[Index]) -> list[Pick]:
-    seen: dict[str, Pick] = {}
-    for pick in picks:
-        other = seen.setdefault(pick.key, pick)
-        if other is not pick:
-            folders = f"{indexes[other.index].folder} and in {indexes[pick.index].folder}"
+        if (other := seen.setdefault(pick.key, pick)) is not pick:
+            folders = f"{indexes[other.index].folder} and in {index.folder}"
             raise UserError(f"key {pick.key} is in {folders}; --rename makes keys different")
-    return picks
 
 
 def _arrange(
@@ -191,10 +172,10 @@ def _arrange(
 ) -> list[Index] | None:
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be positive, got {shard_bytes}")
-    _refuse_new_keys(indexes, plan)
     parts = []
     folders = tuple(str(index.folder) for index in indexes)
     for split, picks in plan.items():
+        _check_keys(indexes, picks)
         for number, group in enumerate(_groups(picks, indexes, shard_bytes)):
             parts.append(Part(out / split / f"{number:06d}.tar", (folders, group, split)))
     digest = hashlib.sha256("".join(s.sha256 for index in indexes for s in index.shards).encode()).hexdigest()

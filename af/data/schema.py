@@ -91,41 +91,33 @@ class ClipMeta:
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        require(self.schema == SCHEMA_VERSION, "schema", str(SCHEMA_VERSION), self.schema)
-        for name in ("dataset", "licence", "session", "separation"):
-            require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
-        require(self.split in SPLITS, "split", " | ".join(SPLITS), self.split)
-        two = isinstance(self.participants, (tuple, list)) and len(self.participants) == 2
-        require(
-            two and all(isinstance(p, str) and p for p in self.participants),
-            "participants",
-            "two ids",
-            self.participants,
-        )
-        object.__setattr__(self, "participants", tuple(self.participants))
-        require(isinstance(self.one_sided, bool), "one_sided", "true or false", self.one_sided)
-        if self.one_sided:
-            require(len(set(self.participants)) == 1, "participants", "the one person's id twice", self.participants)
-        require(self.fps == FPS, "fps", str(FPS), self.fps)
-        require(self.sample_rate == SAMPLE_RATE, "sample_rate", str(SAMPLE_RATE), self.sample_rate)
-        require(is_int(self.frames) and self.frames > 0, "frames", "a positive integer", self.frames)
-        require(is_int(self.image_size) and self.image_size > 0, "image_size", "a positive integer", self.image_size)
+        def pair(value: Any) -> bool:
+            return isinstance(value, (tuple, list)) and len(value) == 2
+
+        people, text, span = self.participants, "a string", self.time_range_s
+        two = pair(people) and all(isinstance(p, str) and p for p in people)
+        alone = not self.one_sided or (two and people[0] == people[1])
+        checks: list[tuple[str, bool, str]] = [
+            ("schema", self.schema == SCHEMA_VERSION, str(SCHEMA_VERSION)),
+            *((n, isinstance(getattr(self, n), str), text) for n in ("dataset", "licence", "session", "separation")),
+            ("split", self.split in SPLITS, " | ".join(SPLITS)),
+            ("participants", two, "two ids"),
+            ("one_sided", isinstance(self.one_sided, bool), "true or false"),
+            ("participants", alone, "the one person's id twice"),
+            ("fps", self.fps == FPS, str(FPS)),
+            ("sample_rate", self.sample_rate == SAMPLE_RATE, str(SAMPLE_RATE)),
+            *((n, is_int(v := getattr(self, n)) and v > 0, "a positive integer") for n in ("frames", "image_size")),
+            ("source", isinstance(self.source, Mapping) and set(self.source) <= set(ROLES), "text by role (a, b)"),
+            ("time_range_s", span is None or (pair(span) and all(map(is_number, span))), "two numbers"),
+            *((n, isinstance(getattr(self, n), cls | None), f"a {cls.__name__} or null") for n, cls in _SPECS.items()),
+            ("extra", isinstance(self.extra, Mapping), "an object"),
+        ]
+        for name, fine, expected in checks:
+            require(fine, name, expected, getattr(self, name))
+        object.__setattr__(self, "participants", tuple(people))
+        object.__setattr__(self, "time_range_s", None if span is None else tuple(span))
         object.__setattr__(self, "valid", self._checked_valid())
         self._check_boxes()
-        require(
-            isinstance(self.source, Mapping) and set(self.source) <= set(ROLES),
-            "source",
-            "text by role (a, b)",
-            self.source,
-        )
-        if self.time_range_s is not None:
-            pair = isinstance(self.time_range_s, (tuple, list)) and len(self.time_range_s) == 2
-            require(pair and all(map(is_number, self.time_range_s)), "time_range_s", "two numbers", self.time_range_s)
-            object.__setattr__(self, "time_range_s", tuple(self.time_range_s))
-        for name, cls in _SPECS.items():
-            value = getattr(self, name)
-            require(value is None or isinstance(value, cls), name, f"a {cls.__name__} or null", value)
-        require(isinstance(self.extra, Mapping), "extra", "an object", self.extra)
 
     def _checked_valid(self) -> dict[str, Spans]:
         if self.valid is None:

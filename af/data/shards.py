@@ -90,22 +90,17 @@ class MemberFile(io.RawIOBase):
         """Always."""
         return True
 
-    def tell(self) -> int:
-        """The position of the next byte."""
-        return self._at
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Seek as files do."""
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
-    def read(self, size: int | None = -1) -> bytes:
-        """Read up to `size` bytes (negative: the rest)."""
-        left = max(0, self._size - self._at)
-        wanted = left if size is None or size < 0 else min(size, left)
-        data = self._reader.read_bytes(self._i, self._field, self._at, wanted)
+    def readinto(self, buffer: Any) -> int:
+        """Read into `buffer`; returns the number of bytes read."""
+        data = self._reader.read_bytes(self._i, self._field, self._at, max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
         self._at += len(data)
-        return data
+        return len(data)
 
 
 def open_shard(index: Index, shard: int) -> BinaryIO:
@@ -192,9 +187,8 @@ class ShardReader:
         except codecs.CodecError as error:
             raise self.error(i, field, "pickle" if "pickle" in str(error) else "bad_npy", str(error)) from None
         if len(shape) != 2 or shape[0] != entry.frames or dtype not in (np.float16, np.float32):
-            raise self.error(
-                i, field, "wrong_length", f"{shape} {dtype}, expected {entry.frames} rows of float16 or float32"
-            )
+            expected = f"expected {entry.frames} rows of float16 or float32"
+            raise self.error(i, field, "wrong_length", f"{shape} {dtype}, {expected}")
         if not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"rows [{start}, {stop}) of {shape[0]}")
         member, size = entry.members[field]
@@ -202,11 +196,8 @@ class ShardReader:
         at = offset + start * shape[1] * dtype.itemsize
         if at + out.nbytes > size:
             raise self.error(i, field, "bad_npy", f"npy says {shape} {dtype} but is shorter")
-        if (
-            out.nbytes
-            and os.preadv(self._descriptor(entry.shard), [out.reshape(-1).view(np.uint8).data], member + at)
-            != out.nbytes
-        ):
+        room = out.reshape(-1).view(np.uint8).data
+        if out.nbytes and os.preadv(self._descriptor(entry.shard), [room], member + at) != out.nbytes:
             raise self.error(i, field, "truncated", "the tar is cut off")
         check_values(out, partial(self.error, i, field))
         return out

@@ -270,28 +270,21 @@ class _Sample:
         if (meta.motion_spec, meta.audio_spec) != specs:
             raise ShardError(shard, f"{self.key}.json", "mixed_specs", "feature specs differ from the index")
         roles = ROLES[:1] if meta.one_sided else ROLES
-        self.arrays = {f"{r}.{s}": self._array(f"{r}.{s}", members, meta) for r in roles for s in _SIGNALS}
-        self.listening = {role: self._listening(role, members, meta) for role in roles} if source.listening else {}
+        names = [f"{role}.{signal}" for role in roles for signal in _SIGNALS]
+        self.arrays = {name: codecs.decode_npy(self._bytes(name, members, meta)) for name in names}
+        self.listening: dict[str, np.ndarray] = {}
+        for role in roles if source.listening else ():
+            voice = codecs.decode_audio(self._bytes(f"{role}.flac", members, meta))
+            self.listening[role] = source.listening(voice, meta.frames)  # type: ignore[misc]
         places = dict.fromkeys(self.arrays, (0, 0))
         assert meta.valid is not None
         self.entry = SampleEntry(self.key, 0, meta.frames, meta.participants, meta.session, meta.valid, places)
 
-    def _bytes(self, field: str, members: Mapping[str, bytes]) -> bytes:
+    def _bytes(self, field: str, members: Mapping[str, bytes], meta: ClipMeta) -> bytes:
         if field not in members:
             raise ShardError(self.shard, f"{self.key}.{field}", "absent", "no such member")
+        check_member(self.shard, f"{self.key}.{field}", field, members[field], meta, deep=False)
         return members[field]
-
-    def _array(self, field: str, members: Mapping[str, bytes], meta: ClipMeta) -> np.ndarray:
-        data = self._bytes(field, members)
-        check_member(self.shard, f"{self.key}.{field}", field, data, meta, deep=False)
-        return codecs.decode_npy(data)
-
-    def _listening(self, role: str, members: Mapping[str, bytes], meta: ClipMeta) -> np.ndarray:
-        field = f"{role}.flac"
-        data = self._bytes(field, members)
-        check_member(self.shard, f"{self.key}.{field}", field, data, meta, deep=False)
-        assert self.source.listening is not None
-        return self.source.listening(codecs.decode_audio(data), meta.frames)
 
     def windows(self, seed: int) -> Iterator[Window]:
         """As many windows, in both roles, as the planned reader takes per epoch."""

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from af.data.checks import ShardError, check_fields, check_member
-from af.data.index import INDEX_NAME, Index, described_by, read_meta, scan_tar, specs_of, split_folders, tars
+from af.data.checks import ShardError, check_member
+from af.data.index import INDEX_NAME, Index, meta_of, scan_tar, specs_of, split_folders, tars
 from af.data.schema import SPLITS, person_key
 from af.data.stores import Location
 from af.errors import UserError
@@ -95,9 +95,7 @@ class _Checker:
         self, path: Location, descriptor: int, members: list[Any], expected: dict[str, Any], keys: dict[str, Location]
     ) -> None:
         key = members[0].key
-        described = described_by(path, members)
-        meta = read_meta(path, key, os.pread(descriptor, described.size, described.offset))
-        check_fields(path, key, {m.field for m in members}, one_sided=meta.one_sided)
+        meta = meta_of(path, descriptor, members)
         self.samples += 1
         self.frames += meta.frames
         if key in keys:
@@ -108,10 +106,8 @@ class _Checker:
         if not meta.one_sided and person_key(meta.participants[0]) == person_key(meta.participants[1]):
             self.add(ShardError(path, f"{key}.json", "one_person", f"both people are {meta.participants[0]!r}"))
         videos: set[bytes] = set()
-        if path.parent.name in SPLITS and meta.split != path.parent.name:
-            self.add(
-                ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, but is in {path.parent.name}")
-            )
+        if (home := path.parent.name) in SPLITS and meta.split != home:
+            self.add(ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, but is in {home}"))
         found = {"specs": specs_of(meta), "image_size": meta.image_size}
         for name, value in found.items():
             if expected.setdefault(name, value) != value:
@@ -140,22 +136,18 @@ class _Checker:
             return
         listed = {s.name: s for s in index.shards}
         present = {p.name: p for p in tars(folder)}
-        for name in sorted(listed.keys() - present.keys()):
-            self.problems.append(Problem(str(folder / name), "", "missing", f"listed in {INDEX_NAME} but missing"))
-        for name in sorted(present.keys() - listed.keys()):
-            self.problems.append(
-                Problem(str(present[name]), "", "not_indexed", f"not in {INDEX_NAME}; run: af shards index {folder}")
-            )
-        for name in sorted(listed.keys() & present.keys()):
-            size, wanted = present[name].stat().st_size, listed[name].bytes
-            if size != wanted:
-                self.problems.append(
-                    Problem(str(present[name]), "", "checksum", f"{size} bytes, {INDEX_NAME} says {wanted}")
-                )
+        for name in sorted(listed.keys() | present.keys()):
+            if name not in present:
+                fault = ("missing", f"listed in {INDEX_NAME} but missing")
+            elif name not in listed:
+                fault = ("not_indexed", f"not in {INDEX_NAME}; run: af shards index {folder}")
+            elif (size := present[name].stat().st_size) != listed[name].bytes:
+                fault = ("checksum", f"{size} bytes, {INDEX_NAME} says {listed[name].bytes}")
             elif sha256_of(present[name]) != listed[name].sha256:
-                self.problems.append(
-                    Problem(str(present[name]), "", "checksum", f"its SHA-256 is not the one in {INDEX_NAME}")
-                )
+                fault = ("checksum", f"its SHA-256 is not the one in {INDEX_NAME}")
+            else:
+                continue
+            self.problems.append(Problem(str(folder / name), "", *fault))
 
     def identities(self) -> None:
         """Report people in two splits: by id, in any spelling, or by the same video under another id."""

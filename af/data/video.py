@@ -19,6 +19,7 @@ from jaxtyping import Int32, UInt8
 from af.clock import FPS
 from af.data import colour
 from af.data.container import MediaError, Notes, damaged_packet, main_video, opened, says_s, start_s
+from af.data.video_writer import filtered
 
 _UNSPECIFIED: Final = 2  # of a colour space (ITU-T H.273)
 #: Images are regular if this share of their steps differs from the median by at most this fraction; a hole is a step of
@@ -105,33 +106,23 @@ class _Whole:
         self.used = False
 
     def __call__(self, image: Any) -> Iterator[Any]:
-        kind = (image.width, image.height, image.format.name)
-        if self._graph is not None and kind != self._kind:
+        kind = {"width": image.width, "height": image.height, "format": image.format.name}
+        if kind != self._kind:
             yield from self.end()
         if self._graph is None and not image.interlaced_frame:
             yield image
             return
         if self._graph is None:
-            self._make(kind, image.time_base)
-        self._graph.push(image)
-        yield from self._pull()
-
-    def _make(self, kind: tuple[int, int, str], time_base: Fraction) -> None:
-        self._graph, self._kind, self.used = Graph(), kind, True
-        source = self._graph.add_buffer(width=kind[0], height=kind[1], format=kind[2], time_base=time_base)
-        deinterlace = self._graph.add("bwdif", mode="send_frame", deint="interlaced")
-        self._graph.link_nodes(source, deinterlace, self._graph.add("buffersink")).configure()
-
-    def _pull(self) -> Iterator[Any]:
-        with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
-            while True:
-                yield self._graph.pull()
+            self._graph, self._kind, self.used = Graph(), kind, True
+            source = self._graph.add_buffer(**kind, time_base=image.time_base)
+            deinterlace = self._graph.add("bwdif", mode="send_frame", deint="interlaced")
+            self._graph.link_nodes(source, deinterlace, self._graph.add("buffersink")).configure()
+        yield from filtered(self._graph, image)
 
     def end(self) -> Iterator[Any]:
         """The images still in the filter."""
         if self._graph is not None:
-            self._graph.push(None)
-            yield from self._pull()
+            yield from filtered(self._graph, None)
             self._graph = None
 
 

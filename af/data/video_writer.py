@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -25,17 +26,33 @@ def require_video_name(path: Path | str, option: str = "") -> Path:
     return require_suffix(path, VIDEO_SUFFIXES, option, "a GIF has no audio")
 
 
-class _Sink:
+class VideoSink(abc.ABC):
     """A file of any format being encoded frame by frame."""
 
     def __init__(self, file: IO[bytes] | str, format: str, **options: Any) -> None:
         self._container = av.open(file, "w", format=format, **options)
         self._streams: list[Any] = []
+        self._size: tuple[int, int] | None = None
         self.frames = 0
 
+    @abc.abstractmethod
+    def _open(self, height: int, width: int) -> None:
+        """Make what is needed for frames of this size."""
+
+    @abc.abstractmethod
+    def _encode(self, frame: np.ndarray) -> None: ...
+
     def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append one frame (RGB); all have the size of the first one."""
-        raise NotImplementedError
+        """Append one frame (RGB). Raises ValueError when its size or type differs from the first one's."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"frames must be uint8 (Y, X, 3), got {frame.dtype} {frame.shape}")
+        if self._size is None:
+            self._size = (frame.shape[0], frame.shape[1])
+            self._open(*self._size)
+        if frame.shape[:2] != self._size:
+            raise ValueError(f"frame {self.frames} is {frame.shape[:2]}, the first one was {self._size}")
+        self._encode(frame)
+        self.frames += 1
 
     def close(self) -> None:
         """Flush the encoders and finish the file."""
@@ -49,11 +66,12 @@ class _Sink:
             self._container.close()
 
 
-class VideoSink(_Sink):
+class Mp4Sink(VideoSink):
     """Encodes RGB frames one by one as H.264 in mp4: constant 25 fps, tagged BT.709 limited range.
 
     `pixel_format` None chooses full colour (yuv444p) below 256 pixels, where halved colour would blur lips and eyes,
-    and yuv420p above. Odd sizes under yuv420p are padded by repeating the last row or column.
+    and yuv420p above. Odd sizes under yuv420p are padded by repeating the last row or column. With `audio` (mono, in
+    [-1, 1]) each frame is followed by its part of an AAC track, silence behind the end.
     """
 
     def __init__(
@@ -61,42 +79,34 @@ class VideoSink(_Sink):
         file: IO[bytes] | str,
         *,
         crf: int,
-        keyframe_interval: int,
         preset: str,
-        b_frames: int,
-        pixel_format: str | None,
-        threads: int,
+        keyframe_interval: int = 2 * FPS,
+        b_frames: int = 2,
+        pixel_format: str | None = "yuv420p",
+        threads: int = 1,
+        audio: Float32[np.ndarray, " S"] | None = None,
+        sample_rate: int = SAMPLE_RATE,
     ) -> None:
         super().__init__(file, "mp4")
-        self._options = {
-            "crf": str(crf),
-            "preset": preset,
-            "g": str(keyframe_interval),
-            "keyint_min": str(keyframe_interval),
-            "bf": str(b_frames),
-            "sc_threshold": "0",
-        }
+        interval = str(keyframe_interval)
+        self._options = {"crf": str(crf), "preset": preset, "g": interval, "keyint_min": interval}
+        self._options |= {"bf": str(b_frames), "sc_threshold": "0"}
         self._pixel_format, self._threads = pixel_format, threads
         self._reformatter = VideoReformatter()
-        self._video: Any = None
-        self._audio: Any = None
-        self._size = (0, 0)
-        self._samples = 0
-
-    def add_audio(self, rate: int) -> None:
-        """Declare a mono AAC track. Must be called before the first frame."""
-        self._audio = self._container.add_stream("aac", rate=rate)
-        self._audio.bit_rate = 96_000 if rate <= 24_000 else 128_000
-        self._audio.layout = "mono"
-        self._audio.time_base = Fraction(1, rate)
-        self._streams.append(self._audio)
+        self._samples, self._rate = audio, sample_rate
+        if audio is not None:
+            self._audio: Any = self._container.add_stream("aac", rate=sample_rate)
+            self._audio.bit_rate = 96_000 if sample_rate <= 24_000 else 128_000
+            self._audio.layout = "mono"
+            self._audio.time_base = Fraction(1, sample_rate)
+            self._streams.append(self._audio)
 
     def _open(self, height: int, width: int) -> None:
         chosen = self._pixel_format or ("yuv444p" if min(height, width) < 256 else "yuv420p")
         even = 2 if chosen == "yuv420p" else 1
-        self._size, self._pad = (height, width), (-height % even, -width % even)
+        self._pad = ((0, -height % even), (0, -width % even), (0, 0))
         video: Any = self._container.add_stream("libx264", rate=FPS)
-        video.height, video.width = height + self._pad[0], width + self._pad[1]
+        video.height, video.width = height + self._pad[0][1], width + self._pad[1][1]
         video.pix_fmt, video.options = chosen, self._options
         context = video.codec_context
         context.thread_count = self._threads
@@ -104,56 +114,34 @@ class VideoSink(_Sink):
         self._video = video
         self._streams.insert(0, video)
 
-    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append one frame. Raises ValueError when its size or type differs from the first one's."""
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f"frames must be uint8 (Y, X, 3), got {frame.dtype} {frame.shape}")
-        if self._video is None:
-            self._open(*frame.shape[:2])
-        if frame.shape[:2] != self._size:
-            raise ValueError(f"frame {self.frames} is {frame.shape[:2]}, the first one was {self._size}")
-        if any(self._pad):
-            frame = np.pad(frame, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        image = self._reformatter.reformat(
-            image,
-            format=self._video.pix_fmt,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            threads=1,
-        )
+    def _encode(self, frame: np.ndarray) -> None:
+        image = av.VideoFrame.from_ndarray(np.pad(frame, self._pad, mode="edge"), format="rgb24")
+        colours: Any = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+        image = self._reformatter.reformat(image, format=self._video.pix_fmt, threads=1, **colours)
         image.pts, image.time_base = self.frames, Fraction(1, FPS)
         self._container.mux(self._video.encode(image))
-        self.frames += 1
-
-    def write_audio(self, samples: Float32[np.ndarray, " S"]) -> None:
-        """Append audio in [-1, 1] at the declared rate."""
-        if len(samples) == 0:
-            return
-        block = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
-        )
-        block.sample_rate, block.pts, block.time_base = self._audio.rate, self._samples, Fraction(1, self._audio.rate)
-        self._samples += len(samples)
-        self._container.mux(self._audio.encode(block))
+        if self._samples is not None:
+            count = self._rate // FPS
+            due = self._samples[self.frames * count :][:count]
+            due = np.pad(due, (0, count - len(due))).astype(np.float32)
+            block = av.AudioFrame.from_ndarray(due[None], format="fltp", layout="mono")
+            block.sample_rate, block.pts, block.time_base = self._rate, self.frames * count, Fraction(1, self._rate)
+            self._container.mux(self._audio.encode(block))
 
 
-class GifSink(_Sink):
+class GifSink(VideoSink):
     """Encodes RGB frames one by one as an endless animated GIF at 25 fps, with a 256-colour palette per frame."""
 
     def __init__(self, file: IO[bytes] | str) -> None:
         super().__init__(file, "gif", options={"loop": "0"})
-        self._stream: Any = None
-        self._graph: Any = None
 
     def _open(self, height: int, width: int) -> None:
-        self._stream = self._container.add_stream("gif", rate=FPS)
+        self._stream: Any = self._container.add_stream("gif", rate=FPS)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "pal8"
         self._streams.append(self._stream)
         graph = self._graph = av.filter.Graph()
-        source = graph.add_buffer(
-            width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, FPS)
-        )
+        pixels = av.VideoFormat("rgb24")
+        source = graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1, FPS))
         split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=single")
         use, sink = graph.add("paletteuse", "new=1:dither=bayer:bayer_scale=4"), graph.add("buffersink")
         source.link_to(split)
@@ -163,49 +151,28 @@ class GifSink(_Sink):
         use.link_to(sink)
         graph.configure()
 
-    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append one frame; all have the size of the first one."""
-        if self._stream is None:
-            self._open(*frame.shape[:2])
+    def _encode(self, frame: np.ndarray) -> None:
         image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         image.pts, image.time_base = self.frames, Fraction(1, FPS)
-        self._graph.push(image)
-        self.frames += 1
-        self._drain()
+        self._push(image)
 
-    def _drain(self) -> None:
-        while True:
-            try:
-                image = self._graph.pull()
-            except (av.error.BlockingIOError, av.error.EOFError):
-                return
-            self._container.mux(self._stream.encode(image))
+    def _push(self, image: Any) -> None:
+        for coloured in filtered(self._graph, image):
+            self._container.mux(self._stream.encode(coloured))
 
     def close(self) -> None:
         """Flush the filters and finish the file."""
-        if self._stream is not None:
-            self._graph.push(None)
-            self._drain()
+        if self._size is not None:
+            self._push(None)
         super().close()
 
 
-class VideoWriter:
-    """A video being written by `video_writer`: `write` frames (RGB, uint8) one by one."""
-
-    def __init__(self, sink: _Sink, audio: np.ndarray | None, sample_rate: int) -> None:
-        self._sink, self._audio, self._per_frame = sink, audio, sample_rate // FPS
-
-    @property
-    def frames(self) -> int:
-        """Number of frames written."""
-        return self._sink.frames
-
-    def write(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
-        """Append a frame, and the audio that belongs to it."""
-        self._sink.write(frame)
-        if self._audio is not None and isinstance(self._sink, VideoSink):
-            due = self._audio[(self.frames - 1) * self._per_frame : self.frames * self._per_frame]
-            self._sink.write_audio(np.pad(due, (0, self._per_frame - len(due))))
+def filtered(graph: Any, image: Any) -> Iterator[Any]:
+    """The outputs of a filter graph after one more image (None: there are no more)."""
+    graph.push(image)
+    with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+        while True:
+            yield graph.pull()
 
 
 @contextlib.contextmanager
@@ -217,8 +184,8 @@ def video_writer(
     crf: int = 18,
     preset: str = "veryfast",
     threads: int = 1,
-) -> Iterator[VideoWriter]:
-    """A `VideoWriter` for H.264 + AAC in mp4, or a GIF (without audio), by suffix; mono audio in [-1, 1].
+) -> Iterator[VideoSink]:
+    """Write frames as H.264 + AAC in mp4, or a GIF (without audio), by suffix; mono audio in [-1, 1].
 
     Audio starts with the first frame and is cut or padded with silence to the length of the video. The file appears
     under its name only if the block ends without an error. Raises UserError for other suffixes, ValueError without
@@ -227,24 +194,14 @@ def video_writer(
     path = require_video_name(path)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         # a path may contain "%" or look like a protocol ("a:b.mp4"), which an open file avoids
-        sink: VideoSink | GifSink
+        sink: VideoSink
         if path.suffix.lower() == ".gif":
             sink = GifSink(file)
         else:
-            sink = VideoSink(
-                file,
-                crf=crf,
-                keyframe_interval=2 * FPS,
-                preset=preset,
-                b_frames=2,
-                pixel_format="yuv420p",
-                threads=threads,
-            )
-            if audio is not None:
-                sink.add_audio(sample_rate)
-                audio = np.asarray(audio, np.float32).reshape(-1)
+            mono = None if audio is None else np.asarray(audio, np.float32).reshape(-1)
+            sink = Mp4Sink(file, crf=crf, preset=preset, threads=threads, audio=mono, sample_rate=sample_rate)
         try:
-            yield VideoWriter(sink, audio, sample_rate)
+            yield sink
             if sink.frames == 0:
                 raise ValueError(f"no frames to write to {path}")
             sink.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from af.data.index import Index, SampleEntry
 from af.data.loader import PlanDataset
-from af.data.plan import Plan, WindowItem
+from af.data.plan import Plan, WindowItem, kept
 from af.data.schema import ROLES, Spans, other_role
 from af.data.shards import ShardReader
 from af.data.stores import Location
@@ -74,7 +73,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         super().__init__(reader, plan, max_bad_rate)
         self.frames = frames
         self.motion_spec, self.audio_spec = window_specs(reader.index, motion_spec, audio_spec)
-        self.listening, self._heard = listening, OrderedDict[int, dict[str, np.ndarray]]()
+        self.listening, self._heard = listening, dict[int, dict[str, np.ndarray]]()
         self.losers = self.teacher = None
         if losers is not None:
             self.losers = ShardReader(losers)
@@ -126,13 +125,14 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     def _listening(self, i: int, avatar: str, start: int, stop: int) -> Tensor | None:
         if self.listening is None:
             return None
-        if i not in self._heard:  # from whole clips, which show how loud speech is
+        rule = self.listening
+
+        def hear() -> dict[str, np.ndarray]:  # from whole clips, which show how loud speech is
             clip, frames = self.reader.read(i, {"audio"}), self.reader.index.samples[i].frames
             voices = {role: clip.person(role).audio for role in ROLES}
-            self._heard[i] = {role: self.listening(v, frames) for role, v in voices.items() if v is not None}
-            if len(self._heard) > _CLIPS_HEARD:
-                self._heard.popitem(last=False)
-        return padded(self._heard[i][avatar][start:stop], self.frames)
+            return {role: rule(voice, frames) for role, voice in voices.items() if voice is not None}
+
+        return padded(kept(self._heard, i, hear, _CLIPS_HEARD)[avatar][start:stop], self.frames)
 
     def _rows(
         self, i: int, field: str, start: int, stop: int, dim: int, reader: ShardReader | None = None
@@ -146,12 +146,12 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     def _blank(self, item: WindowItem) -> Window:
         motion, audio = torch.zeros(self.frames, self.motion_spec.dim), torch.zeros(self.frames, self.audio_spec.dim)
         nothing = torch.zeros(self.frames, dtype=torch.bool)
-        loser = None if self.losers is None else motion
-        listening = None if self.listening is None else nothing
-        teacher = noise = None
+        made: dict[str, Tensor] = {} if self.losers is None else {"loser": motion}
+        if self.listening is not None:
+            made["listening"] = nothing
         if self.teacher is not None:
-            teacher, noise = motion, torch.zeros(self.frames, self.teacher_spec.noise_dim)
-        return Window(motion, audio, motion, audio, motion[0], nothing, False, loser, teacher, noise, listening)
+            made |= {"teacher": motion, "noise": torch.zeros(self.frames, self.teacher_spec.noise_dim)}
+        return Window(motion, audio, motion, audio, motion[0], nothing, counted=False, **made)
 
     def collate(self, samples: Sequence[Window]) -> DyadBatch:
         """Stack windows."""
