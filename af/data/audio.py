@@ -279,7 +279,7 @@ def read_audio(
     out, missing_s = _mixed(path, number, {n: (s * scale).astype(np.float32) for n, s in shares.items()})
     declared = _announced_s(path, number, samples_to_seconds(len(out)))
     missing = 0 if declared is None else seconds_to_samples(declared) - len(out)
-    text = f"says {declared or 0:.2f} s but the audio ends at {samples_to_seconds(len(out)):.2f} s"
+    text = f"declares {declared or 0:.2f} s but the audio ends at {samples_to_seconds(len(out)):.2f} s"
     if missing > SAMPLE_RATE // 2:
         raise MediaError(path, "truncated", f"cut off: {text}")
     if missing > SAMPLE_RATE // 10:

@@ -1,4 +1,4 @@
-"""Definitions of all metrics: a family is one file (its functions and its `ClipMetric`) and one line of the list below."""
+"""All metrics: a family is one file (functions and a `ClipMetric`) and one line in the list below."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from af.metrics.smoothness import Smoothness
 
 
 def families(protocol: Protocol = Protocol()) -> list[ClipMetric]:  # noqa: B008 (frozen)
-    """One metric of each family, in the order of their rows."""
+    """One metric of each family, in the order of the table."""
     p, draws = protocol, {"resamples": protocol.resamples, "seed": protocol.seed}
     return [
         Repeats(),
@@ -45,11 +45,11 @@ def evaluate_clips(
     metrics: Sequence[ClipMetric] | None = None,
     attempt: Callable[[str], AbstractContextManager[object]] = lambda family: nullcontext(),
 ) -> MetricResult:
-    """All rows that the clips allow, on this process or on all ranks of a group (each with clips of its own).
+    """All rows that the clips allow, in this process or over the ranks of a group (each with its own clips).
 
-    `metrics` (default: `families`) are reset first: the same list judges several systems on the same true clips, and
-    what was fitted on those is fitted once. Each family runs inside `attempt` with its tags, which may keep an error to
-    itself. Raises ValueError naming a clip of another tracker, layout or length.
+    `metrics` (default: `families`) are reset first; reusing a list for several systems on the same true clips reuses
+    what was fitted on these. Each family runs inside `attempt(tags)`, which may suppress errors. Raises ValueError
+    naming a clip with another tracker, layout or length.
     """
     placed = [clip if clip.position is not None else replace(clip, position=i) for i, clip in enumerate(clips)]
     results = []

@@ -1,4 +1,4 @@
-"""Numbers that may be missing: NaN with a reason, and means that leave it out."""
+"""Missing values: NaN with a warning that gives the reason, and means that ignore NaN."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Clip = Float[np.ndarray, "T D"]
 
 
 class UndefinedMetricWarning(UserWarning):
-    """A metric has no value for this input; the text says which metric and why."""
+    """A metric has no value for this input; the text names the metric and the reason."""
 
 
 def undefined(metric: str, reason: str) -> float:
-    """NaN, after a warning that says why `metric` has no value (never a silent 0)."""
+    """NaN, after a warning with the reason why `metric` has no value (never a silent 0)."""
     warnings.warn(f"{metric}: {reason}; the value is NaN", UndefinedMetricWarning, stacklevel=3)
     return float("nan")
 
@@ -38,7 +38,7 @@ def safe_divide(numerator: Array, denominator: Array, fill: float = np.nan) -> A
 
 
 def nan_mean(values: Array) -> Array:
-    """Mean over the last axis of the values that are not NaN; NaN without one, no warning."""
+    """Mean over the last axis, ignoring NaN; NaN if there are no values, without a warning."""
     valid = np.isfinite(values)
     count = valid.sum(axis=-1)
     total = np.where(valid, values, 0.0).sum(axis=-1)
@@ -46,6 +46,6 @@ def nan_mean(values: Array) -> Array:
 
 
 def nan_max(values: Array) -> Array:
-    """Largest value over the last axis, NaN left out; NaN without one, no warning."""
+    """Maximum over the last axis, ignoring NaN; NaN if there are no values, without a warning."""
     best = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
     return np.where(np.isfinite(best), best, np.nan)

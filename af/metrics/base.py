@@ -1,6 +1,6 @@
-"""What every metric shares: how clips are measured one by one, gathered from all ranks and put into a table.
+"""The base of all metrics: clips are measured one by one, gathered from all ranks and put into a table.
 
-A family of metrics is one file with its definitions as functions and one `ClipMetric`; `af.metrics.families` lists them.
+A family of metrics is one file with its definitions as functions and one `ClipMetric`; see `af.metrics.families`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from af.types import FaceSpec
 
 Sums = Float[np.ndarray, "N S"]
 Finish = Callable[[np.ndarray], np.ndarray]
-#: What most families need, in words.
+#: Requirements shared by most families, for messages.
 FACES: Final = "face parameters"
 
 
 class ClipMetric(Metric):
     """One family of metrics: `update` with one clip at a time, `compute` on all ranks.
 
-    A family says in `measure` what it keeps of a clip (its sums, and series where the definition needs all clips), and
-    in `tabulate` which rows these make. Clips are gathered over ranks, ordered by `position` and name, and counted once
-    (a repeat is the padding of distributed validation): every number of ranks gives the same bits.
+    `measure` returns the data kept of a clip: sums, or series if the definition needs all clips. `tabulate` makes rows
+    of it. Clips are gathered over ranks, ordered by `position` and name, and counted once (repeats are padding of
+    distributed validation), so results are bit-identical for any number of ranks.
     """
 
-    #: {first part of its tags: what a clip must have for them}; a tag without a row is reported absent with this text.
+    #: {first part of a tag: what clips need for it}; a tag without a row is reported as absent with this text.
     needs: ClassVar[Mapping[str, str]] = {}
-    #: Tags shown where there is room for a few: beside curves, as columns of a comparison.
+    #: The most important tags, shown beside curves and as columns of a comparison.
     headline: ClassVar[tuple[str, ...]] = ()
-    #: Tags that a clip's card shows first.
+    #: Tags shown first on a clip's card.
     on_card: ClassVar[tuple[str, ...]] = ()
 
-    #: Whether it counts the clips with face parameters (a family of anything else overrides `takes`).
+    #: Whether it measures clips with face parameters (other families override `takes`).
     of_faces: ClassVar[bool] = True
 
     full_state_update = False
@@ -58,19 +58,19 @@ class ClipMetric(Metric):
 
     @property
     def update_called(self) -> bool:
-        """True: without a clip, a rank computes what the others have, and one alone says what is absent."""
+        """True: a rank without clips computes from those of others, or reports all rows as absent."""
         return True
 
     def takes(self, clip: EvaluationClip) -> bool:
-        """Whether the clip counts at all."""
+        """Whether this family measures the clip."""
         return clip.face is not None or not self.of_faces
 
     def measure(self, clip: EvaluationClip) -> Mapping[str, Any]:
-        """Arrays that are kept of one clip, by name."""
+        """The arrays to keep of one clip, by name."""
         raise NotImplementedError
 
     def tabulate(self, table: ClipTable) -> None:
-        """Put the rows, curves and values of single clips into `table`, which holds what was kept of all clips."""
+        """Add rows, curves and values of single clips to `table`, which holds the data of all clips."""
         raise NotImplementedError
 
     def update(self, clip: EvaluationClip) -> None:
@@ -97,7 +97,7 @@ class ClipMetric(Metric):
         self.sizes.append(torch.tensor([len(blob)], device=self.device))
 
     def compute(self) -> MetricResult:
-        """Rows of the clips of all ranks; without a clip none, and `absent` says why."""
+        """Rows from the clips of all ranks; without clips there are none, and `absent` says why."""
         table = ClipTable(self._records(), self)
         if table.records:
             self.tabulate(table)
@@ -121,7 +121,7 @@ class ClipMetric(Metric):
         return sorted(found.values(), key=lambda record: (record.position, record.name))
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        # torchmetrics sends an empty tensor of floats for a rank without clips, which other ranks cannot join
+        # for a rank without clips, torchmetrics sends an empty float tensor that others cannot join
         if not self.sizes:
             self.blobs = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
             self.sizes = [torch.zeros(0, dtype=torch.int64, device=self.device)]
@@ -129,7 +129,7 @@ class ClipMetric(Metric):
 
 
 class Record:
-    """What a metric has kept of one clip: who it is, and arrays by name."""
+    """Data that a metric keeps of one clip: names, and arrays by name."""
 
     def __init__(self, blob: np.ndarray) -> None:
         with np.load(io.BytesIO(blob.tobytes()), allow_pickle=False) as file:
@@ -145,10 +145,10 @@ class Record:
 
 
 class ClipTable:
-    """What a metric has kept of all clips, in order, and the result that its rows go into.
+    """Data that a metric keeps of all clips, in order, and the result for its rows.
 
-    Clips of one true avatar count as one identity and those of one user as one session, whatever they are called, so
-    that no null pairs a clip with itself under another name and no interval counts it as two.
+    Clips with the same true avatar are one identity and clips with the same user one session, whatever their names: no
+    null pairs a clip with itself under another name, and no interval counts it twice.
     """
 
     def __init__(self, records: Sequence[Record], metric: ClipMetric) -> None:
@@ -160,7 +160,7 @@ class ClipTable:
         self.identities = [record.identity for record in records]
         by_identity = len(set(self.identities)) >= 8
         self.groups = self.identities if by_identity else None
-        #: For each clip another one, whose user makes the null; None with a single clip.
+        #: The partner of each clip, with the user for its null; None with a single clip.
         self.partner = partners([(record.session, record.identity) for record in records])
         self._face = self._one_face()
         tracker = "" if self._face is None else f"{self._face.tracker}, "
@@ -179,28 +179,28 @@ class ClipTable:
 
     @property
     def face(self) -> FaceSpec:
-        """The layout that all clips share."""
+        """The face layout shared by all clips."""
         assert self._face is not None, "a metric of faces takes no clip without one"
         return self._face
 
     @property
     def parts(self) -> dict[str, slice]:
-        """As `EvaluationClip.parts`."""
+        """See `EvaluationClip.parts`."""
         return face_parts(self.face)
 
     def __contains__(self, name: str) -> bool:
         return any(name in record.arrays for record in self.records)
 
     def __getitem__(self, name: str) -> list[np.ndarray]:
-        """The array called `name` of each clip."""
+        """The array `name` of each clip."""
         return [record.arrays[name] for record in self.records]
 
     def sums(self, name: str) -> Sums:
-        """The same stacked, a row a clip."""
+        """The array `name` of all clips, stacked: one row per clip."""
         return np.stack(self[name])
 
     def of_partners(self, series: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Another clip's series for each clip, cut or run round to its length; of a single clip its own, half a clip off."""
+        """The partner's series for each clip, cut or wrapped to its length; a single clip's own, shifted by half."""
         if self.partner is None:
             return [np.roll(x, len(x) // 2, axis=0) for x in series]
         return [fit_length(series[j], len(x)) for j, x in zip(self.partner, series, strict=True)]
@@ -217,7 +217,7 @@ class ClipTable:
         better: Better = "true",
         per_clip: bool = True,
     ) -> None:
-        """A row from per-clip sums: value, bootstrap interval, the same of the truth and of the null."""
+        """Add a row from per-clip sums: value, bootstrap interval, ground truth and null."""
         own = np.asarray(finish(sums), np.float64)
         if per_clip:
             self.clip_values(tag, own)
@@ -237,20 +237,20 @@ class ClipTable:
         )
 
     def mean(self, tag: str, values: Float[np.ndarray, " N"], *, true: Any = None, **options: Any) -> None:
-        """A row that is the mean of one value a clip (and of the `true` ones), NaN left out; `options` of `add`."""
+        """Add a row with the mean of one value per clip (and of `true`), ignoring NaN; `options` as for `add`."""
         self.add(tag, mean_sums(values), true=mean_sums(true) if np.ndim(true) else true, **options)
 
     def row(self, row: MetricRow) -> None:
-        """A row that is made elsewhere; the family says whether it is a headline."""
+        """Add a finished row; the family decides whether it is a headline."""
         self.result.rows.append(replace(row, headline=row.tag in self._headline))
 
     def clip_values(self, tag: str, values: Sequence[float] | np.ndarray) -> None:
-        """The clips' own numbers."""
+        """Add one value per clip for a tag."""
         for record, value in zip(self.records, values, strict=True):
             self.result.per_clip[record.name][tag] = float(value)
 
     def interval(self, tag: str, sums: Sums, finish: Finish) -> Interval | None:
-        """The bootstrap interval, its draws kept; None when there is nothing to resample."""
+        """The bootstrap interval, whose draws are kept; None without anything to resample."""
         if len(set(self.groups) if self.groups is not None else sums) < 2:
             return None
         values = bootstrap_values(sums, finish, self.groups, self._resamples, self._seed)
@@ -271,9 +271,9 @@ def _unify(records: Sequence[Record]) -> None:
 
 
 def partners(clips: Sequence[tuple[str, str]]) -> list[int] | None:
-    """For each (session, identity) another clip's number, of another session and identity where there is one.
+    """For each (session, identity) the index of another clip, of another session and identity if possible.
 
-    None with fewer than two clips: there is nobody to make a null of.
+    None with fewer than two clips, which have no null.
     """
     if len(clips) < 2:
         return None
@@ -286,5 +286,5 @@ def partners(clips: Sequence[tuple[str, str]]) -> list[int] | None:
 
 
 def fit_length(values: np.ndarray, length: int) -> np.ndarray:
-    """Cut to `length`, or run round from the start until it is reached."""
+    """Cut to `length`, or repeated from the start to reach it."""
     return values[np.arange(length) % len(values)]

@@ -1,7 +1,7 @@
 """Bootstrap intervals for metrics that are functions of sums over clips.
 
-A metric is two small functions: clip -> a vector of sums, and summed vectors -> value. Resampling clips (or whole
-identities) is then one matrix product, and the same sums are what the ranks of a distributed run add up.
+A metric is two small functions: from a clip to a vector of sums, and from summed vectors to a value. Resampling clips
+(or whole identities) is then one matrix product, and ranks of a distributed run add up the same sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Interval:
 def group_sums(
     sums: Float[np.ndarray, "N S"], groups: Sequence[str] | None
 ) -> tuple[Float[np.ndarray, "G S"], list[str]]:
-    """Sums added up within each group (identity), groups in order of first appearance; None = every clip its own."""
+    """Sums per group (identity), in order of first appearance; None = every clip is a group."""
     if groups is None:
         return sums, [str(i) for i in range(len(sums))]
     names = list(dict.fromkeys(groups))
@@ -42,7 +42,7 @@ def bootstrap_values(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Float[np.ndarray, " R"]:
-    """`finish` of `resamples` draws, with replacement, of the clips (or of the groups). Same seed, same draws."""
+    """Values of `finish` for `resamples` draws, with replacement, of clips (or groups). Same seed, same draws."""
     grouped, names = group_sums(sums, groups)
     n = len(names)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
@@ -56,14 +56,14 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval | None:
-    """95 % percentile interval; None with fewer than two clips (groups) or when too few resamples have a value."""
+    """95 % percentile interval; None with fewer than two clips (groups), or if too few resamples have a value."""
     if len(set(groups) if groups is not None else sums) < 2:
         return None
     return interval_of(bootstrap_values(sums, finish, groups, resamples, seed))
 
 
 def interval_of(values: Float[np.ndarray, " R"]) -> Interval | None:
-    """Interval of bootstrap values; None when fewer than half of them are numbers."""
+    """Interval of bootstrap values; None if fewer than half of them are numbers."""
     finite = values[np.isfinite(values)]
     if len(finite) < max(2, len(values) // 2):
         return None
@@ -72,14 +72,14 @@ def interval_of(values: Float[np.ndarray, " R"]) -> Interval | None:
 
 
 def mean_sums(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 2"]:
-    """Per-clip values as (sum, count), clips without a value counting 0."""
+    """Per-clip values as (sum, count); clips without a value count 0."""
     values = np.asarray(values, np.float64)
     valid = np.isfinite(values)
     return np.stack([np.where(valid, values, 0.0), valid.astype(np.float64)], axis=-1)
 
 
 def finish_mean(sums: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, ...]:
-    """Mean from (sum, count); NaN without a clip."""
+    """Mean from (sum, count); NaN without clips."""
     from af.metrics.arrays import safe_divide
 
     return safe_divide(sums[..., 0], sums[..., 1])

@@ -1,4 +1,4 @@
-"""Does the avatar move with the user: residual Pearson correlation and time-lagged cross-correlation.
+"""Coupling of avatar and user: residual Pearson correlation and time-lagged cross-correlation.
 
 x = user, y = true avatar, ŷ = generated avatar.
 """
@@ -17,7 +17,7 @@ from af.metrics.base import FACES, ClipMetric, ClipTable, Sums
 from af.metrics.bootstrap import finish_mean, mean_sums
 from af.metrics.records import Better, Curve, EvaluationClip
 
-#: Below this share of its mean square a variance computed from power sums is rounding noise: the series is constant.
+#: A variance from power sums below this share of the mean square is rounding noise: the series is constant.
 CONSTANT = 1e-13
 
 
@@ -47,7 +47,7 @@ def pearson(a: Array, b: Array) -> float:
 
 
 def _spread(series: Clip) -> Float[np.ndarray, " D"]:
-    """Standard deviation per dim; infinite for constant dims (up to rounding), which scaling then sets to 0."""
+    """Standard deviation per dim; infinite for (nearly) constant dims, so scaling sets them to 0."""
     deviation = series.std(0)
     return np.where(deviation > 1e-12 * np.abs(series).max(0, initial=0.0), deviation, np.inf)
 
@@ -55,16 +55,16 @@ def _spread(series: Clip) -> Float[np.ndarray, " D"]:
 def lagged_pearson(
     first: Clip, second: Clip, max_lag: int, valid: np.ndarray | None = None
 ) -> Float[np.ndarray, "L D"]:
-    """Pearson of second[t + lag] with first[t] over the frames that overlap, for every lag −max_lag … max_lag.
+    """Pearson of second[t + lag] with first[t] over overlapping frames, for every lag −max_lag … max_lag.
 
-    `valid` (T,) keeps only frames t of `first` (voiced frames). NaN where a side is constant or fewer than 3 frames
-    overlap. All dimensions and lags at once: sums of one series by running sums, of both through FFTs.
+    `valid` (T,) selects frames t of `first` (voiced frames). NaN where a side is constant or fewer than 3 frames
+    overlap. All dimensions and lags are computed at once, by running sums and FFTs.
     """
     from scipy.fft import irfft, next_fast_len, rfft
 
     frames = len(first)
     weight = np.ones((frames, 1)) if valid is None else np.asarray(valid, np.float64)[:, None]
-    # Centring and scaling over the whole clip first keeps the power sums small: no cancellation whatever the offset.
+    # Centring and scaling over the whole clip keeps power sums small and avoids cancellation for any offset.
     first, second = ((s - s.mean(0)) / _spread(s) for s in (first, second))
     first = first * weight
     lags = np.arange(-max_lag, max_lag + 1)
@@ -75,7 +75,7 @@ def lagged_pearson(
         running = np.concatenate([np.zeros((1, series.shape[1])), series.cumsum(axis=0)])
         return running[np.clip(stop + shift, 0, frames)] - running[np.clip(start + shift, 0, frames)]
 
-    size = next_fast_len(frames + max_lag, real=True)  # enough: what wraps round is beyond max_lag
+    size = next_fast_len(frames + max_lag, real=True)  # long enough: wrap-around is beyond max_lag
 
     def crossed(a: Array, b: Array) -> Array:
         return irfft(np.conj(rfft(a, size, axis=0)) * rfft(b, size, axis=0), size, axis=0)[lags]
@@ -86,13 +86,13 @@ def lagged_pearson(
     else:
         sa, saa = crossed(weight, second), crossed(weight, second**2)
     vx, va = n * sxx - sx**2, n * saa - sa**2
-    # The FFT's rounding is about 1e-15 of the whole clip's energy (n² after scaling): below 1e-12 nothing varies.
+    # The FFT's rounding is about 1e-15 of the clip's energy (n² after scaling): variances below 1e-12 are 0.
     varies = (n > 2) & (vx > 1e-12 * frames * n) & (va > 1e-12 * frames * n)
     return safe_divide(n * sxa - sx * sa, np.where(varies, np.sqrt(np.abs(vx * va)), 0.0))
 
 
 def tlcc_curves(users: list[Clip], avatars: list[Clip], max_lag: int) -> Float[np.ndarray, "N L"]:
-    """Lagged correlation of each clip, mean over the dimensions that vary; NaN rows for clips without a value."""
+    """Lagged correlation of each clip, mean over varying dimensions; NaN rows for clips without a value."""
     curves = np.full((len(users), 2 * max_lag + 1), np.nan)
     for i, (x, a) in enumerate(zip(users, avatars, strict=True)):
         if len(x) < max_lag + 3 or not (np.isfinite(x).all() and np.isfinite(a).all()):
@@ -124,7 +124,7 @@ def lag_rows(
     sign: str,
     better: Better = "true",
 ) -> None:
-    """Two rows from clips' `curve_sums`, height and lag of the mean curve's peak, and the curve; `sign` of a positive lag."""
+    """Add height and lag of the mean curve's peak, and the curve, from `curve_sums`; `sign` explains positive lags."""
     lags = np.arange(sums["generated"].shape[1] - 1) - (sums["generated"].shape[1] - 2) // 2
 
     def peak(s: np.ndarray) -> np.ndarray:
@@ -148,13 +148,13 @@ def lag_rows(
 
 
 class Coupling(ClipMetric):
-    """`rpcc` in three poolings with the signed correlations behind it, and `tlcc`; null: another conversation's user.
+    """`rpcc` in three poolings with the underlying signed correlations, and `tlcc`; null: another conversation's user.
 
-    rPCC = |PCC(y, x) − PCC(ŷ, x)|: how far the avatar's zero-lag correlation with the user is from the true one; 0 is
-    best, range [0, 2]. Pooled over all clips, frames and dims flattened; by clip; by dim (the difference first, then
-    the mean). It is blind to reactions that come late: read `tlcc` and `reaction_gain` beside it. TLCC is Pearson by
-    lag, mean over dims, then over clips; a positive lag says that the avatar follows the user.
-    Source: DIM (pooled), DualTalk and R-DGG (clip), REACT2024 (TLCC).
+    rPCC = |PCC(y, x) − PCC(ŷ, x)|: distance of the avatar's zero-lag correlation with the user from the true one; 0 is
+    best, range [0, 2]. Pooled over all clips, frames and dims flattened; by clip; by dim (difference first, then mean).
+    It does not see delayed reactions, so read it with `tlcc` and `reaction_gain`. TLCC is Pearson by lag, mean over
+    dims, then over clips; at a positive lag the avatar follows the user. Source: DIM (pooled), DualTalk and R-DGG
+    (clip), REACT2024 (TLCC).
     """
 
     needs: ClassVar = {"rpcc": FACES, "tlcc": FACES}
@@ -166,7 +166,7 @@ class Coupling(ClipMetric):
         self.max_lag = max_lag
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
-        """Power sums and lag curves by part, and the series that make the null."""
+        """Power sums and lag curves by part, and the series for the null."""
         kept: dict[str, Any] = {"user": clip.user, "generated": clip.generated}
         for name, part in clip.parts.items():
             x = clip.side("user", part)

@@ -1,4 +1,4 @@
-"""How rich the motion is: entropy of its clusters (SID) and variance, always to be read beside the true values."""
+"""Diversity of motion: entropy of its clusters (SID) and variance, both to be compared with the true values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from af.metrics.records import EvaluationClip, MetricRow, digest
 def fit_clusters(true: Sequence[Clip], clusters: int, name: str = "sid") -> Float[np.ndarray, "K D"] | None:
     """k-means centres on the pooled true frames, in clip order (scikit-learn, random_state 0, n_init "auto").
 
-    None, with a warning, when there are fewer distinct frames than clusters or frames are not finite.
+    None, with a warning, if there are fewer distinct frames than clusters or frames are not finite.
     """
     from sklearn.cluster import KMeans
 
@@ -33,7 +33,7 @@ def fit_clusters(true: Sequence[Clip], clusters: int, name: str = "sid") -> Floa
 
 
 def cluster_counts(clip: Clip, centres: Float[np.ndarray, "K D"]) -> Int[np.ndarray, " K"]:
-    """Frames of a clip nearest to each centre. Sums over clips make SID's pooled histogram."""
+    """Number of frames of a clip nearest to each centre. Summed over clips, they are SID's histogram."""
     distance = (centres**2).sum(1) - 2 * clip @ centres.T  # + |clip|², the same for every centre
     return np.bincount(distance.argmin(1), minlength=len(centres))
 
@@ -50,19 +50,19 @@ def clip_variance(clip: Clip) -> Float[np.ndarray, " D"]:
 
 
 def variance_ratio(own: Float[np.ndarray, "... D"], true: Float[np.ndarray, "... D"]) -> Array:
-    """Quotient of variances (or of their sums); NaN for parameters whose true variance is rounding at most."""
+    """Ratio of variances (or of their sums); NaN for parameters without true variance beyond rounding."""
     varies = true > 1e-18
     return safe_divide(np.where(varies, own, 0.0), np.where(varies, true, 0.0))
 
 
 class Diversity(ClipMetric):
-    """`sid` with every number of clusters, `var` in both poolings and `var_ratio` by parameter.
+    """`sid` for every number of clusters, `var` in both poolings, and `var_ratio` by parameter.
 
-    SID is the entropy (bits, at most log2 K) of the generated frames over k-means clusters of the true frames; higher is
-    richer. Variance is over time per feature, mean over features, then clips (the paper, DualTalk), or of everything
-    flattened (DIM), in squared units of the parameters. Closeness to the truth is good, not size: var_ratio is
-    generated over true variance, 1 right and 0 stiff. Source: DIM (40 clusters for expression, 20 for pose); the paper
-    states 15 and 9.
+    SID is the entropy (bits, at most log2 K) of the generated frames over k-means clusters of the true frames; higher
+    is more diverse. Variance is over time per feature, mean over features, then clips (the paper, DualTalk), or of
+    everything flattened (DIM), in squared units of the parameters. Values should be close to the truth, not large:
+    var_ratio is generated over true variance, 1 is right and 0 motionless. Source: DIM (40 clusters for expression, 20
+    for pose); the paper states 15 and 9.
     """
 
     needs: ClassVar = {"sid": FACES, "var": FACES}
@@ -75,7 +75,7 @@ class Diversity(ClipMetric):
         self._centres: dict[str, tuple[str, Float[np.ndarray, "K D"] | None, str]] = {}
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
-        """The series, to be clustered, and sums of their variances."""
+        """The series for clustering, and sums of their variances."""
         kept: dict[str, Any] = {side: getattr(clip, side) for side in ("true", "generated")}
         for name, part in clip.parts.items():
             for side in ("true", "generated"):
@@ -104,7 +104,7 @@ class Diversity(ClipMetric):
             table.add(tag, counts[0], entropy_bits, true=counts[1], protocol=text)
 
     def _fitted(self, tag: str, true: list[Clip], clusters: int) -> tuple[Float[np.ndarray, "K D"] | None, str]:
-        """Centres, or why there are none; those of the same true clips are fitted once."""
+        """Cluster centres, or why there are none; the same true clips are fitted only once."""
         content = digest(np.concatenate(true))
         known = self._centres.get(tag)
         if known is None or known[0] != content:

@@ -1,4 +1,4 @@
-"""Distances on the features of any network, from images or windows of frames; FID and FVD on the real ones."""
+"""Distances on features of any network, of images or windows of frames; FID and FVD with the standard networks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from af.metrics.frechet import distance_from_sums, frechet_distance, gaussian, g
 from af.metrics.records import EvaluationClip, MetricRow
 from af.metrics.smoothness import border_from_sums, border_sums
 
-#: Up to this many dims a Fréchet distance gets a bootstrap interval (each resample costs three eigen decompositions).
+#: Fréchet distances up to this many dims get a bootstrap interval (three eigendecompositions per resample).
 INTERVAL_DIMS = 256
 FRECHET_RESAMPLES = 200
 
 
 class FeatureDistances(ClipMetric):
-    """Fréchet and kernel distance of all true against all generated vectors, for each extractor of the clips.
+    """Fréchet and kernel distances between all true and all generated vectors, for each extractor of the clips.
 
-    The null of the Fréchet distance is the truth against itself, odd against even clips: what sampling alone gives.
-    Images' features have a `border_ratio` too: jitter at the borders of blocks without any tracker.
+    The null of the Fréchet distance compares odd with even true clips: the effect of sampling alone. Image features
+    also have a `border_ratio`, which shows jitter at block borders without a tracker.
     """
 
     needs: ClassVar = {"fid_inception": "videos and InceptionV3's weights", "fvd_i3d": "videos and I3D's weights"}
@@ -41,11 +41,11 @@ class FeatureDistances(ClipMetric):
         self.block, self.first_border = block, first_border
 
     def takes(self, clip: EvaluationClip) -> bool:
-        """Clips that an extractor has read."""
+        """Whether an extractor has read the clip."""
         return bool(clip.features)
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
-        """The vectors of both sides: kernels need them all."""
+        """The vectors of both sides, all of which kernels need."""
         kept: dict[str, Any] = {}
         for found in clip.features:
             key = f"{found.tag}|{found.kind}|{found.metric or ''}"

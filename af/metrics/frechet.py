@@ -14,7 +14,7 @@ from af.metrics.records import EvaluationClip
 
 
 def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D R"]:
-    """L with L Lᵀ = covariance, over the directions that carry variance (singular covariances are common: T < D)."""
+    """L with L Lᵀ = covariance, over directions with variance (singular covariances are common: T < D)."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     keep = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
@@ -28,9 +28,9 @@ def frechet_distance(
 ) -> float:
     """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2(Σ1Σ2)^½) of two Gaussians, in squared units.
 
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric product L1ᵀ Σ2 L1, Σ1 = L1 L1ᵀ
-    (taken as singular values of L1ᵀ L2): real for singular covariances too, where a matrix square root turns complex.
-    NaN with a warning for values that are not finite. Raises ValueError naming an argument of another shape.
+    The trace of the root is the sum of the roots of the eigenvalues of L1ᵀ Σ2 L1, with Σ1 = L1 L1ᵀ (computed as
+    singular values of L1ᵀ L2). It is real even for singular covariances, for which a matrix square root becomes
+    complex. NaN with a warning for non-finite values. Raises ValueError naming an argument of the wrong shape.
     """
     mean1, mean2 = (np.atleast_1d(as_array(mean)) for mean in (mean1, mean2))
     cov1, cov2 = (np.atleast_2d(as_array(cov)) for cov in (cov1, cov2))
@@ -45,7 +45,7 @@ def frechet_distance(
     root1, root2 = _root(cov1), _root(cov2)
     cross = np.linalg.svd(root1.T @ root2, compute_uv=False).sum() if root1.size and root2.size else 0.0
     distance = float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * cross)
-    return max(distance, 0.0)  # rounding alone can make it negative
+    return max(distance, 0.0)  # only rounding can make it negative
 
 
 def gaussian(frames: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
@@ -54,7 +54,7 @@ def gaussian(frames: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"],
 
 
 def gaussian_sums(rows: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " S"]:
-    """n, Σ, ΣΣᵀ of rows, S = 1 + D + D²: they add up over clips and ranks."""
+    """n, Σ, ΣΣᵀ of rows, S = 1 + D + D²; these add up over clips and ranks."""
     return np.concatenate([[len(rows)], rows.sum(axis=0), (rows.T @ rows).ravel()])
 
 
@@ -68,7 +68,7 @@ def gaussian_from_sums(
 
 
 def distance_from_sums(sums: Float[np.ndarray, "... E"], dims: int) -> Array:
-    """Fréchet distance of two sides' `gaussian_sums`, one after the other; NaN (no warning) below 2 rows on a side."""
+    """Fréchet distance from the concatenated `gaussian_sums` of two sides; NaN (no warning) below 2 rows on a side."""
     flat = np.asarray(sums).reshape(-1, 2, sums.shape[-1] // 2)
     values = [
         frechet_distance(*gaussian_from_sums(a, dims), *gaussian_from_sums(b, dims)) if min(a[0], b[0]) > 1 else np.nan
@@ -93,8 +93,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Unbiased squared MMD with the cubic kernel (a·b/D + 1)³: mean and deviation over random subsets.
 
-    With at most `subset` rows on both sides one exact estimate is made (deviation 0). NaN below 2 rows.
-    Source: Bińkowski et al. 2018 (KID); called KID only on InceptionV3 features.
+    With at most `subset` rows on both sides, one exact estimate (deviation 0). NaN below 2 rows. Source: Bińkowski et
+    al. 2018 (KID); called KID only on InceptionV3 features.
     """
     first, second = as_array(first), as_array(second)
     size = min(subset, len(first), len(second))
@@ -120,10 +120,10 @@ def kernel_distance(
 
 
 class FaceDistances(ClipMetric):
-    """`fd` and `pfd`: Fréchet distance of a clip's parameter frames, and of the pairs [x, y] against [x, ŷ]; 0 is best.
+    """`fd` and `pfd`: Fréchet distances between a clip's true and generated frames, and between [x, y] and [x, ŷ].
 
-    Per clip, then mean. P-FD sees whether the avatar's covariance with the user (at lag 0) is the true one; its null
-    shifts the user by half the clip: same users, coupling broken. Source: DIM.
+    Per clip, then mean; 0 is best. P-FD compares the avatar's covariance with the user (at lag 0) with the true one;
+    its null shifts the user by half the clip, which breaks the coupling. Source: DIM.
     """
 
     needs: ClassVar = {"fd": FACES, "pfd": FACES}

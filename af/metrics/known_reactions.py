@@ -1,4 +1,4 @@
-"""The reactions of synthetic dyads, whose causes are known: smiles, tilts and nods."""
+"""Reactions of synthetic dyads with known causes: smiles, tilts and nods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from af.metrics.records import EvaluationClip, MetricRow
 
 
 def correlation_at_lag(user: Float[np.ndarray, " T"], avatar: Float[np.ndarray, " T"], lag_frames: int) -> float:
-    """Pearson of avatar[t + lag] with user[t], one parameter each; NaN for short or constant sessions."""
+    """Pearson of avatar[t + lag] with user[t], for one parameter; NaN for short or constant sessions."""
     long_enough = len(user) > lag_frames + 2
     return pearson(user[: len(user) - lag_frames], avatar[lag_frames:]) if long_enough else float("nan")
 
@@ -24,9 +24,9 @@ def correlation_at_lag(user: Float[np.ndarray, " T"], avatar: Float[np.ndarray, 
 def nod_response(
     pitch: Float[np.ndarray, " T"], phrase_ends: Sequence[int] | np.ndarray, after_s: float = 1.0
 ) -> float:
-    """Mean pitch in the second after the partner's phrase ends (frame numbers), minus the mean elsewhere.
+    """Mean pitch in the second after the partner's phrase ends (`phrase_ends`, frames), minus the mean elsewhere.
 
-    NaN for sessions without a phrase end inside the clip, or with no frame elsewhere.
+    NaN for sessions without a phrase end inside the clip, or without other frames.
     """
     after = np.zeros(len(pitch), bool)
     for end in phrase_ends:
@@ -36,7 +36,7 @@ def nod_response(
 
 
 def mean_and_error(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
-    """Mean and standard error over the sessions that have a value; NaN where there are too few."""
+    """Mean and standard error over sessions with a value; NaN if there are too few."""
     kept = values[np.isfinite(values)]
     error = float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
     return float(np.nanmean(values)) if len(kept) else float("nan"), error
@@ -51,11 +51,11 @@ class KnownReactions(ClipMetric):
 
     def __init__(self, smile_lag: int = 11, tilt_lag: int = 12, **draws: int) -> None:
         super().__init__(**draws)
-        #: {tag: (parameter, lag in frames)} of the reactions that follow one parameter of the user's.
+        #: {tag: (parameter, lag in frames)} of reactions that follow one parameter of the user.
         self.followed = {"react/smile": ("smile", smile_lag), "react/tilt": ("roll", tilt_lag)}
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
-        """The parameters that react, and the phrase ends."""
+        """The reacting parameters, and the phrase ends."""
         assert clip.face is not None
         kept: dict[str, Any] = {"known": clip.phrase_ends is not None, "ends": np.array(clip.phrase_ends or (), int)}
         for d, name in enumerate(clip.face.names):
@@ -64,7 +64,7 @@ class KnownReactions(ClipMetric):
         return kept
 
     def tabulate(self, table: ClipTable) -> None:
-        """`react/smile`, `react/tilt`, `react/nod`, those whose parameter there is."""
+        """`react/smile`, `react/tilt` and `react/nod`, for the parameters that exist."""
         if not any(table["known"]):
             return
         for tag, (parameter, lag) in self.followed.items():

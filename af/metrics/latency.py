@@ -1,4 +1,4 @@
-"""From a change in the user's raw signal to the first frame that can show it, and speed relative to real time."""
+"""Latency from a change in the user's signal to the first frame that can show it, and speed relative to real time."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Latency:
 
 
 def waiting_frames(block: int, look_ahead: int = 0, audio_right_context: int = 0) -> tuple[float, int]:
-    """Frames of input a system waits for before the first frame that can show a change: (mean, worst).
+    """Frames of input that a system awaits before the first frame that can show a change: (mean, worst).
 
-    A block is computed when its last frame has arrived, plus `audio_right_context` frames of sound and the
-    `look_ahead` frames it keeps back, if it keeps any (this project's roll-out keeps none at the newest block). A
-    change at frame j of a block waits block − j frames more, j = 0 … block − 1.
+    A block is computed when its last frame has arrived, plus `audio_right_context` frames of audio and `look_ahead`
+    frames that the system holds back (this project's roll-out holds back none). A change at frame j of a block, j = 0 …
+    block − 1, waits block − j more frames.
     """
     fixed = look_ahead + audio_right_context
     return (block + 1) / 2 + fixed, block + fixed
@@ -39,10 +39,10 @@ def latency(
     look_ahead: int = 0,
     audio_right_context: int = 0,
 ) -> Latency:
-    """Latency of a running system: waiting (see `waiting_frames`) plus the measured computing time of each block.
+    """Latency of a running system: waiting time (see `waiting_frames`) plus measured computing time per block.
 
-    `computing_ms`: time from the arrival of a block's last input to its first frame, one value a block, in ms; audio
-    features included for `latency`, left out for `latency/motion_only` (the paper's figure).
+    `computing_ms`: time in ms from the arrival of a block's last input to its first frame, per block; with audio
+    features for `latency`, without them for `latency/motion_only` (the paper's figure).
     """
     times = np.asarray(computing_ms, np.float64)
     if times.size == 0:
@@ -54,7 +54,7 @@ def latency(
 
 
 def real_time_factor(compute_s: Mapping[str, float], frames: int) -> dict[str, float]:
-    """`speed/rtf` per stage and in all: compute time over media time; below 1 is faster than real time."""
+    """`speed/rtf` per stage and in total: computing time over media time; below 1 is faster than real time."""
     media_s = frames_to_seconds(frames)
     if media_s <= 0:
         raise ValueError("real_time_factor needs at least one frame")

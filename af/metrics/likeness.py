@@ -1,4 +1,4 @@
-"""Likeness of images: PSNR, SSIM, L1, sharpness, and identity embeddings."""
+"""Image similarity: PSNR, SSIM, L1, sharpness, and identity embeddings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def psnr(
 ) -> float:
     """Peak signal-to-noise ratio in dB, per image, then mean; values clamped to [low, high].
 
-    That of equal images is infinite, and one pair would decide the mean: no image counts more than `MOST_PSNR`.
+    Equal images have infinite PSNR and would dominate the mean, so each image counts at most `MOST_PSNR`.
     """
     error = generated.clamp(low, high).double() - true.clamp(low, high).double()
     return float(decibels(error.square().mean((1, 2, 3)), high - low).clamp(max=MOST_PSNR).mean())
@@ -45,8 +45,8 @@ def ssim(
 ) -> float:
     """Structural similarity, per image, then mean; values clamped to [low, high].
 
-    Gaussian window of 11 pixels, σ 1.5, edges reflected (K1 0.01, K2 0.03): equal to torchmetrics, but the window is
-    applied along rows and columns in turn, many times faster on a CPU.
+    Gaussian window of 11 pixels, σ 1.5, edges reflected (K1 0.01, K2 0.03). Equal to torchmetrics, but much faster on a
+    CPU, since the window is applied separately along rows and columns.
     """
     x, y = (images.clamp(low, high).float() - low for images in (generated, true))
     taps = torch.exp(-0.5 * ((torch.arange(11, device=x.device) - 5) / 1.5) ** 2)
@@ -75,25 +75,25 @@ def l1(generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"]) -> f
 
 
 class ClipValues(ClipMetric):
-    """Means over clips of numbers that are in `EvaluationClip.values` already.
+    """Means over clips of numbers given in `EvaluationClip.values`.
 
-    A number called N is kept as "N", or as "N/generated", "N/true" and "N/null".
+    A number N is stored as "N", or as "N/generated", "N/true" and "N/null".
     """
 
-    #: {number: (which way is good, what a perfect copy has, protocol)}.
+    #: {number: (better direction, value of a perfect copy, protocol)}.
     rows: ClassVar[Mapping[str, tuple[Better, float | None, str]]]
 
     of_faces = False
 
     def takes(self, clip: EvaluationClip) -> bool:
-        """Clips that have one of the numbers."""
+        """Whether the clip has one of the numbers."""
         return bool(self._own(clip))
 
     def _own(self, clip: EvaluationClip) -> dict[str, float]:
         return {key: value for key, value in clip.values.items() if key.split("/")[0] in self.rows}
 
     def measure(self, clip: EvaluationClip) -> dict[str, float]:
-        """The numbers."""
+        """The clip's numbers."""
         return self._own(clip)
 
     def tag(self, name: str) -> str:
@@ -101,7 +101,7 @@ class ClipValues(ClipMetric):
         return name
 
     def tabulate(self, table: ClipTable) -> None:
-        """A row a number."""
+        """One row per number."""
 
         def column(key: str) -> Float[np.ndarray, " N"]:
             return np.array([record.arrays.get(key, np.nan) for record in table.records], np.float64)
@@ -153,7 +153,7 @@ class Identity(ClipValues):
         self.embedder = embedder
 
     def tag(self, name: str) -> str:
-        """With the embedder's name where it is known."""
+        """The tag, with the embedder's name if known."""
         return f"{name}/{self.embedder}/vs_source" if self.embedder else name
 
 

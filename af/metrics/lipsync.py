@@ -1,4 +1,4 @@
-"""Lips against sound without any network: mouth opening against the slow speech envelope, and against the true mouth."""
+"""Lip sync without a network: correlation of mouth opening with the speech envelope and with the true mouth."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from af.metrics.coupling import curve_sums, lag_rows, lagged_pearson
 from af.metrics.records import EvaluationClip
 from af.types import FaceSpec
 
-#: Names of the parameter that opens the mouth, by tracker.
+#: Possible names of the mouth-opening parameter, by tracker.
 MOUTH_NAMES = ("mouth_open", "jawOpen", "jaw_open")
 
-#: One value a frame, or audio samples: an array or a tensor.
+#: One value per frame, or audio samples: an array or a tensor.
 Series = Float[np.ndarray, " N"] | Float[Tensor, " N"]
 
 #: A frame is voiced when its envelope is at least this share of the clip's 95th percentile (−20 dB).
 VOICED_SHARE = 0.1
-#: ... and above this absolute level (−60 dB of full scale), so that a silent clip has no voiced frame.
+#: ... and above this absolute level (−60 dB of full scale): a silent clip has no voiced frames.
 SILENCE = 1e-3
 
 
 def speech_envelope(audio: Series, frames: int, cutoff_hz: float = 10.0) -> Float[np.ndarray, " T"]:
     """0 – `cutoff_hz` amplitude envelope of 16 kHz speech, sampled at the middle of each of `frames` video frames.
 
-    Rectified, then low-passed forwards and backwards (4th-order Butterworth: no delay). Audio is cut or padded with
-    silence to the frames.
+    Rectified, then low-passed forwards and backwards (4th-order Butterworth, no delay). Audio is cut or padded with
+    silence to `frames`.
     """
     from scipy.signal import butter, sosfiltfilt
 
@@ -57,14 +57,14 @@ def voiced_frames(envelope: Float[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
 
 
 def listening_frames(audio: Series, frames: int, margin_frames: int = 12) -> Bool[np.ndarray, " T"]:
-    """Frames in which the owner of the voice listens: no speech in them, nor within `margin_frames` (half a second)."""
+    """Frames in which the owner of the voice listens: no speech within `margin_frames` (half a second)."""
     from scipy.ndimage import binary_dilation
 
     return ~binary_dilation(voiced_frames(speech_envelope(audio, frames)), iterations=margin_frames)
 
 
 def lip_curve(mouth: Series, audio: Series, max_lag: int = 10) -> Float[np.ndarray, " L"]:
-    """Pearson of mouth[t + lag] with envelope[t] over voiced frames t, for lags −max_lag … max_lag; NaN if undefined."""
+    """Pearson of mouth[t + lag] with envelope[t] over voiced frames t, lags −max_lag … max_lag; NaN if undefined."""
     mouth = as_array(mouth).ravel()
     if len(mouth) < 2 * max_lag + 3 or not np.isfinite(mouth).all():
         return np.full(2 * max_lag + 1, np.nan)
@@ -82,7 +82,7 @@ def mouth_curve(true: Series, generated: Series, max_lag: int = 5) -> Float[np.n
 
 
 def shifted(audio: Series, seconds: float | None = None) -> Float[np.ndarray, " S"]:
-    """The control: audio rolled by `seconds` (default half its length), rounded to whole frames."""
+    """The null: audio rolled by `seconds` (default half its length), rounded to whole frames."""
     audio = as_array(audio).ravel()
     step = SAMPLES_PER_FRAME
     samples = len(audio) // 2 // step * step if seconds is None else round(seconds * FPS) * step
@@ -90,10 +90,10 @@ def shifted(audio: Series, seconds: float | None = None) -> Float[np.ndarray, " 
 
 
 class Lips(ClipMetric):
-    """`lip`: the mouth against the avatar's sound (null: half a clip off); `mouth`: against the true mouth.
+    """`lip` correlates the mouth with the avatar's audio (null: half a clip off), `mouth` with the true mouth.
 
-    `corr` is the height of the mean curve's peak, `lag` its place in frames (positive: the mouth is late). The best of
-    several lags is above 0 for unrelated sound too: read the null beside it.
+    `corr` is the height of the mean curve's peak, `lag` its position in frames (positive: the mouth is late). Compare
+    it with the null, because the best of several lags is above 0 even for unrelated audio.
     """
 
     needs: ClassVar = {
@@ -108,13 +108,13 @@ class Lips(ClipMetric):
         self.max_lag, self.mouth_max_lag = max_lag, mouth_max_lag
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
-        """Curves against sound and true mouth, and both mouths for the null; nothing without a mouth."""
+        """Correlation curves with audio and true mouth, and both mouths for the null; nothing without a mouth."""
         mouth = mouth_column(clip.face)
         if mouth is None:
             return {}
         true, own = (clip.side(side, mouth) for side in ("true", "generated"))
         kept: dict[str, Any] = {"true": true, "generated": own, "heard": clip.avatar_audio is not None}
-        # a clip without sound has no curve and does not count
+        # a clip without audio has no curve and does not count
         audio = np.zeros(0) if clip.avatar_audio is None else np.asarray(clip.avatar_audio, np.float64)
         for side, opening, sound in (("true", true, audio), ("generated", own, audio), ("null", own, shifted(audio))):
             kept[f"lip/{side}"] = curve_sums(lip_curve(opening, sound, self.max_lag)[None])[0]
@@ -141,5 +141,5 @@ class Lips(ClipMetric):
 
 
 def mouth_column(face: FaceSpec | None) -> int | None:
-    """The number of the parameter that opens the mouth; None without one."""
+    """Index of the mouth-opening parameter; None without one."""
     return next((face.names.index(n) for n in MOUTH_NAMES if n in face.names), None) if face is not None else None

@@ -1,8 +1,8 @@
-"""Does the avatar react to the user: reaction gain.
+"""Reaction gain: does the avatar react to the user?
 
-It asks whether the user's signal helps to predict the avatar beyond the avatar's own speech. Two ridge
-regressors are fitted on true data only, never on the identities they are judged on: (a) avatar motion from its own
-audio, lags 1 … L; (b) the same plus the user's motion and audio, lags 1 … L.
+It measures how much the user's signal helps to predict the avatar beyond the avatar's own speech. Two ridge regressors
+are fitted on true data only, never on the identities they are evaluated on: (a) avatar motion from its own audio, lags
+1 … L; (b) the same plus the user's motion and audio, lags 1 … L.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Blocks = list[tuple[Int[np.ndarray, " C"], float]]
 def log_mel(audio: Float[np.ndarray, " S"], frames: int, bands: int = 8) -> Float[np.ndarray, "T M"]:
     """ln(mel energy + 1e-6) of each video frame's own 640 samples (Hann, 1024-point FFT), 80 – 7600 Hz.
 
-    Audio is cut, or padded with silence, to `frames`. A frame's value uses no sample outside the frame.
+    Audio is cut or padded with silence to `frames`. A frame's value uses only its own samples.
     """
     padded = np.zeros(frames * SAMPLES_PER_FRAME)
     audio = as_array(audio).ravel()[: len(padded)]
@@ -42,9 +42,9 @@ def log_mel(audio: Float[np.ndarray, " S"], frames: int, bands: int = 8) -> Floa
 
 @dataclass(frozen=True)
 class Gain:
-    """Nats by which the user's signal predicts the avatar better than shifted users do; 0 = blind.
+    """How much better the user predicts the avatar than shifted users do, in nats; 0: no reaction.
 
-    `errors` (identities, 2 + shifts): squared error of (a), of (b), and of (b) on each circular shift of the user.
+    `errors` (identities, 2 + shifts): squared errors of (a), of (b), and of (b) for each circular shift of the user.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Gain:
     errors: Float[np.ndarray, "I E"]
 
     def draws(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
-        """Bootstrap values over identities; same seed and identities, same draws (for paired differences)."""
+        """Bootstrap values over identities; draws depend only on seed and identities (for paired differences)."""
         return bootstrap_values(self.errors, gain_from_errors, None, resamples, seed)
 
 
@@ -65,17 +65,17 @@ def gain_from_errors(errors: Float[np.ndarray, "... E"]) -> Float[np.ndarray, ..
 
 @dataclass
 class ReactionModel:
-    """The fitted pair of regressors per fold; `gain` judges any avatar motion for the same users and audio.
+    """The fitted pairs of regressors per fold; `gain` evaluates any avatar motion for the same users and audio.
 
     `lags` frames of history (2 s by default), `folds` identity-disjoint folds, `shifts` circular shifts of the user by
-    at least `min_shift` frames. Every clip is centred, then divided by the true data's deviations per dimension, so a
-    clip's resting pose and level do not count.
+    at least `min_shift` frames. Every clip is centred, then divided by the true data's deviations per dimension, so
+    resting pose and level do not matter.
 
-    `shift` says what the null moves. "user", the literal definition, breaks the dependence between the two voices along
-    with that between user and avatar: (b)'s own-audio part then misses its counterpart, the shifted error is too large,
-    and blind avatars are rewarded (experiments/003_metric_calibration: lips alone in a face at rest get as much as a
-    perfect sample). "increment" (default) moves what (b) predicts beyond (a), the user's news, less its projection on
-    what (a) predicts in that clip (least squares would leave none; ridge does): it is near 0 for every blind avatar.
+    `shift` is what the null shifts. "user", the literal definition, also breaks the dependence between the two voices.
+    The own-audio part of (b) then lacks its counterpart, the shifted error is too large, and avatars that ignore the
+    user are rewarded (experiments/003_metric_calibration: moving lips in a still face score as high as a perfect
+    sample). "increment" (default) shifts the prediction of (b) minus that of (a), without its projection on the latter
+    (nonzero for ridge): it is near 0 for every avatar that ignores the user.
     """
 
     lags: int = 50
@@ -100,8 +100,7 @@ class ReactionModel:
     ) -> ReactionModel:
         """Fit on true clips: motion (T, P), audio as log-mel frames (T, M), `identities` of the avatars.
 
-        Clips below `min_frames` are left out; `usable` is False when fewer than
-        two identities remain.
+        Clips below `min_frames` are left out; `usable` is False if fewer than two identities remain.
         """
         users, trues, user_mels, avatar_mels = (
             [as_array(c) for c in side] for side in (user, true, user_audio, avatar_audio)
@@ -133,20 +132,20 @@ class ReactionModel:
         is_own = np.tile(np.arange(channels) < own_channels, self.lags)
         self._columns = np.flatnonzero(is_own), np.flatnonzero(~is_own)
         self.strength_a, self._filters_a = self._select(lambda s: [(self._columns[0], s)])
-        # The own audio keeps its strength; the user's block gets one of its own, so that what the user adds is not paid
-        # for by the rest, and a user who adds nothing is shrunk away.
+        # The own audio keeps its strength; a separate one for the user's block shrinks a user without information to
+        # zero at no cost to the rest.
         self.strength_b, self._filters_b = self._select(lambda s: self._blocks(s))
         return self
 
     def _blocks(self, strength: float, user: Int[np.ndarray, " C"] | None = None) -> Blocks:
-        """The columns of (b) with their strengths; `user` a part of the user's columns, None: all."""
+        """The columns of (b) with their strengths; `user` selects some of the user's columns (None: all)."""
         return [(self._columns[0], self.strength_a), (self._columns[1] if user is None else user, strength)]
 
     def _targets(self, motion: list[Clip]) -> list[Clip]:
         return [(motion[i] - motion[i].mean(0)) / self._scale for i in self._kept]
 
     def _select(self, blocks: Callable[[float], Blocks]) -> tuple[float, list[Array]]:
-        """The ridge strength with the least error on held-out identities of the true data, and each fold's filter."""
+        """The ridge strength with the least error on held-out identities of the true data, and the filters per fold."""
         best: tuple[float, float, list[Array]] | None = None
         for strength in self.strengths:
             filters = self._fit_folds(blocks(strength))
@@ -157,14 +156,15 @@ class ReactionModel:
         return best[1], best[2]
 
     def _fit_folds(self, blocks: Blocks) -> list[Array]:
-        """A filter for each fold, fitted on the other folds' identities."""
+        """A filter per fold, fitted on the identities of the other folds."""
         total = sum(self._grams[1:], self._grams[0])
         return [solve_ridge(total - held, blocks) for held in self._grams]
 
     def errors(self, avatar: Sequence[Clip], filters_b: Sequence[Array] | None = None) -> Float[np.ndarray, "N E"]:
-        """Per kept clip: squared error of (a), of (b), and of (b) with each shifted user; sums over frames and dims.
+        """Squared errors per kept clip of (a), of (b), and of (b) for each shift; sums over frames and dims.
 
-        `filters_b`: those of (b) by fold, the fitted ones by default. Raises ValueError naming a clip that is not of the shape of the true clip it was fitted beside.
+        `filters_b`: filters of (b) by fold (default: the fitted ones). Raises ValueError for shapes other than the
+        truth's.
         """
         clips = [as_array(clip) for clip in avatar]
         if len(clips) != len(self._shapes):
@@ -180,10 +180,10 @@ class ReactionModel:
             )
             only_own, own = (lagged_filter(self._own[i], weights[:, :dims]) for weights in (alone, both))
             other = lagged_filter(self._other[i], both[:, dims:])
-            # Filters run round the clip's end, so shifting the input is shifting the filter's output. Frames before
-            # `lags` would look round the end and are not judged.
+            # Filters wrap around the clip's end, so shifting the input shifts the output. Frames before `lags` would
+            # use wrapped input and are left out.
             frames = len(target)
-            # Every clip shifts by the same share of its free range: one draw a shift, the same for every system.
+            # Every clip shifts by the same share of its free range, with one draw per shift, the same for all systems.
             shares = (np.arange(self.shifts) + rng.random(self.shifts)) / self.shifts
             offsets = self.min_shift + np.floor(shares * (frames - 2 * self.min_shift + 1)).astype(int)
             fixed, moving = (own, other) if self.shift == "user" else (only_own, own + other - only_own)
@@ -197,7 +197,7 @@ class ReactionModel:
         return np.asarray(rows)
 
     def gain(self, avatar: Sequence[Clip], resamples: int = 1000) -> Gain:
-        """Reaction gain of `avatar` (true or generated), with a bootstrap interval over identities."""
+        """Reaction gain of `avatar` (true or generated motion), with a bootstrap interval over identities."""
         grouped, _ = group_sums(self.errors(avatar), self.identities)
         value = float(gain_from_errors(grouped.sum(axis=0)))
         interval = bootstrap(grouped, gain_from_errors, resamples=resamples, seed=self.seed)
@@ -208,7 +208,7 @@ class ReactionModel:
     def gain_by_lag(
         self, avatar: Sequence[Clip], bands: Sequence[tuple[int, int]] = LAG_BANDS
     ) -> list[tuple[int, int, float]]:
-        """Gain when (b) sees the user only at lags lo … hi − 1, for each band (lo, hi), frames."""
+        """Gain if (b) sees the user only at lags lo … hi − 1, for each band (lo, hi) in frames."""
         channels = self._own[0].shape[1] + self._other[0].shape[1]
         lag_of = np.repeat(np.arange(1, self.lags + 1), channels)
         user = np.zeros(lag_of.size, bool)
@@ -224,12 +224,12 @@ class ReactionModel:
 
 
 def _without(part: Clip, base: Clip) -> Clip:
-    """`part` without its projection on `base`, dimension by dimension."""
+    """`part` minus its projection on `base`, per dimension."""
     return part - base * safe_divide((part * base).sum(0), (base * base).sum(0), fill=0.0)
 
 
 def _deviation(clips: list[Clip]) -> Float[np.ndarray, " D"]:
-    """Standard deviation within clips (each centred) per dim; infinite for constant dims, which then count 0."""
+    """Standard deviation within centred clips per dim; infinite for constant dims, which then count 0."""
     variance = np.concatenate([c - c.mean(0) for c in clips]).var(axis=0)
     return np.where(variance > 1e-18, np.sqrt(variance), np.inf)
 
@@ -240,10 +240,10 @@ def _standardise(clips: list[Clip]) -> list[Clip]:
 
 
 class ReactionGain(ClipMetric):
-    """`reaction_gain` (nats) of generated and true motion, and by lag; null: the avatar shifted by half the clip.
+    """`reaction_gain` (nats) of generated and true motion, also by lag; null: the avatar shifted by half the clip.
 
-    Fitted on (user, true), judged on the generated motion; 0 = blind to the user. NaN with fewer than two identities
-    that have clips of at least 8 s. Source: the idea of R-DGG.
+    Fitted on user and true motion, evaluated on generated motion; 0 means no reaction to the user. NaN with fewer than
+    two identities with clips of at least 8 s. Source: the idea of R-DGG.
     """
 
     needs: ClassVar = {"reaction_gain": f"{FACES} and the sound of both, avatar and user"}
@@ -252,16 +252,16 @@ class ReactionGain(ClipMetric):
     def __init__(self, mel_bands: int = 8, gain_bands: Sequence[tuple[int, int]] = LAG_BANDS, **draws: int) -> None:
         super().__init__(**draws)
         self.mel_bands, self.gain_bands = mel_bands, gain_bands
-        #: Fitted on the true clips of the last `compute`; the same ones are fitted once.
+        #: Fitted on the true clips of the last `compute`, and reused for the same clips.
         self.model: ReactionModel | None = None
         self._fitted_on = ""
 
     def takes(self, clip: EvaluationClip) -> bool:
-        """Clips with faces and both voices."""
+        """Whether the clip has faces and both voices."""
         return clip.face is not None and clip.avatar_audio is not None and clip.user_audio is not None
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
-        """The series and the voices' log-mel frames: the model is fitted on all clips."""
+        """The series and the voices' log-mel frames, for a model fitted on all clips."""
         kept: dict[str, Any] = {side: getattr(clip, side) for side in ("user", "true", "generated")}
         for voice in ("user_audio", "avatar_audio"):
             kept[voice] = log_mel(getattr(clip, voice), len(kept["user"]), self.mel_bands)

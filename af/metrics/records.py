@@ -1,4 +1,4 @@
-"""What metrics take and give: clips beside their truth, the protocol, rows, curves."""
+"""Inputs and outputs of metrics: clips with their ground truth, the protocol, rows and curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from af.types import FaceSpec
 
 Better = Literal["lower", "higher", "true"]
 
-#: What a clip is made of, in words.
+#: The parts of a clip, for messages.
 PARTS: Final = {
     "user": "user", "true": "true avatar", "generated": "generated avatar", "avatar_audio": "avatar's voice",
     "user_audio": "user's voice",
@@ -26,13 +26,13 @@ LAG_BANDS = tuple(zip(range(1, 51, 5), range(6, 52, 5), strict=True))
 
 
 def digest(array: np.ndarray) -> str:
-    """What stands for the content of an array: a hash of its shape, type and values."""
+    """A hash of an array's shape, type and values."""
     array = np.ascontiguousarray(array)
     return hashlib.blake2b(f"{array.shape} {array.dtype}".encode() + array.tobytes(), digest_size=16).hexdigest()
 
 
 def face_parts(face: FaceSpec) -> dict[str, slice]:
-    """Columns of expression ("exp") and of the head's pose ("pose"), those that there are."""
+    """Existing columns of expression ("exp") and of the head's pose ("pose")."""
     parts = {"exp": slice(0, face.expression), "pose": slice(face.expression, None)}
     return {name: columns for name, columns in parts.items() if face.names[columns]}
 
@@ -41,7 +41,7 @@ def face_parts(face: FaceSpec) -> dict[str, slice]:
 class ClipFeatures:
     """One extractor's vectors of a clip's true and generated frames (`kind` "image") or windows of frames ("video").
 
-    `tag` is the extractor's name and version; `metric` the name that only the real networks have (fid_inception).
+    `tag` is the extractor's name and version; `metric` the name reserved for the standard networks (fid_inception).
     """
 
     tag: str
@@ -53,12 +53,12 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class EvaluationClip:
-    """One generated clip beside the truth: same frames, same tracker, 25 fps, 16 kHz. What is None is not known.
+    """One generated clip with its ground truth: same frames, same tracker, 25 fps, 16 kHz. None means unknown.
 
-    `identity` is the avatar's (intervals and the reaction gain keep identities apart); `session` the conversation
-    (nulls never pair two clips of one session; None = the clip's own name). `phrase_ends`: frames at which the user's
-    phrases end, known on synthetic dyads only. `values`: numbers of this clip alone ("psnr", "lse_d/true").
-    `position` orders the clips of a table whatever the ranks (None: by name); `contents`: see `digests`.
+    `identity` is the avatar's (used by intervals and the reaction gain); `session` the conversation (nulls never pair
+    two clips of one session; None = the clip's name). `phrase_ends`: frames at which the user's phrases end, known only
+    for synthetic dyads. `values`: numbers of this clip ("psnr", "lse_d/true"). `position` orders the clips
+    independently of ranks (None: by name); `contents`: see `digests`.
     """
 
     name: str
@@ -78,24 +78,24 @@ class EvaluationClip:
 
     @cached_property
     def digests(self) -> Mapping[str, Sequence[str]]:
-        """{part: hashes of its content}: `contents`, or else those of the arrays. Parts that share one are the same."""
+        """{part: hashes of its content}, from `contents` or the arrays. Parts that share a hash are the same."""
         if self.contents is not None:
             return self.contents
         return {part: [digest(values)] for part in PARTS if (values := getattr(self, part)) is not None}
 
     @property
     def parts(self) -> dict[str, slice]:
-        """Columns of expression ("exp") and of the head's pose ("pose"), those that there are."""
+        """Existing columns of expression ("exp") and of the head's pose ("pose")."""
         return {} if self.face is None else face_parts(self.face)
 
     def side(self, name: str, columns: slice | int = slice(None)) -> Float[np.ndarray, "T ..."]:
-        """Face parameters of "user", "true" or "generated" as float64; `columns` a part or a single one."""
+        """Face parameters of "user", "true" or "generated" as float64; `columns` selects a part or one column."""
         return np.asarray(getattr(self, name), np.float64)[:, columns]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the numbers depend on besides the clips. Lags and blocks in frames; `embedder` is that of identities."""
+    """Settings of the metrics. Lags and blocks in frames; `embedder` is the identity embedder."""
 
     clusters: tuple[tuple[int, int], ...] = ((40, 20), (15, 9))
     block: int | None = None
@@ -114,12 +114,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One number with what is needed to read it.
+    """One number with all that is needed to interpret it.
 
-    `value` of the generated clips (NaN = undefined, `note` says why); `ground_truth` the same computed on the true
-    clips; `null` the same with the coupling broken; `n` clips that have a value; `protocol` extractor, K, pooling, lags
-    and what the null and the interval are over; `better` says which way is good ("true": close to the ground truth);
-    `headline`: shown where there is room for a few.
+    `value` is that of the generated clips (NaN = undefined, `note` says why), `ground_truth` that of the true clips,
+    `null` that with broken coupling, `n` the number of clips with a value. `protocol` names extractor, K, pooling,
+    lags, null and interval; `better` is the better direction ("true": close to the ground truth); `headline` marks the
+    most important rows.
     """
 
     tag: str
@@ -139,7 +139,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve behind a row: `series` {"true" | "generated" | "null": values} over `x`, and what the axes say."""
+    """A curve behind a row: `series` {"true" | "generated" | "null": values} over `x`, and axis labels."""
 
     x: Float[np.ndarray, " L"]
     series: Mapping[str, Float[np.ndarray, " L"]]
@@ -149,14 +149,14 @@ class Curve:
 
 
 class MetricResult:
-    """Rows, the curves behind them, each clip's own values, bootstrap values by tag, and why rows are absent.
+    """Rows, their curves, values of single clips, bootstrap values by tag, and reasons for absent rows.
 
-    Two results on the same clips and seed draw the same clips (identities), so the difference of their `draws` is the
-    bootstrap of the difference. `on_card`: tags that a clip's card shows first. `absent`: {tag: what it needs}.
-    `remarks`: {clip: what to know about it}.
+    Two results with the same clips and seed draw the same clips (identities), so the difference of their `draws` is the
+    bootstrap of the difference. `on_card`: tags shown first on a clip's card. `absent`: {tag: what it needs}.
+    `remarks`: remarks by clip.
     """
 
-    # no dataclass: torchmetrics would copy it, and refuses the frozen ones inside
+    # not a dataclass: torchmetrics would copy it, and fails on frozen ones inside
     def __init__(self) -> None:
         self.rows: list[MetricRow] = []
         self.curves: dict[str, Curve] = {}
@@ -168,7 +168,7 @@ class MetricResult:
 
     @classmethod
     def merged(cls, results: Iterable[MetricResult]) -> MetricResult:
-        """Those of several families as one, in their order."""
+        """The results of several families as one, in their order."""
         whole = cls()
         for result in results:
             whole.rows += result.rows

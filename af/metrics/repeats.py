@@ -1,4 +1,4 @@
-"""Clips that are there twice, or held against themselves: found by content, whatever they are called."""
+"""Finding repeated clips, and clips compared with themselves, by content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from af.metrics.records import PARTS, EvaluationClip
 
 
 def repeats(clips: Mapping[str, Mapping[str, Collection[str]]]) -> dict[str, list[str]]:
-    """{clip: remarks} on parts that are the same within a clip, or as in a clip before it, from {clip: digests}."""
+    """{clip: remarks} on parts equal within a clip or to an earlier clip, from {clip: digests}."""
     remarks: dict[str, list[str]] = {}
     first: dict[str, tuple[str, str]] = {}
     for name, parts in clips.items():
@@ -18,7 +18,7 @@ def repeats(clips: Mapping[str, Mapping[str, Collection[str]]]) -> dict[str, lis
         for one, other in combinations(parts, 2):
             if set(parts[one]) & set(parts[other]):
                 said.append(
-                    f"the {PARTS[one]} and the {PARTS[other]} are the same: held against itself, anything is perfect"
+                    f"the {PARTS[one]} and the {PARTS[other]} are the same: a clip compared with itself is always perfect"
                 )
         shared: dict[str, list[str]] = {}
         for part, digests in parts.items():
@@ -35,12 +35,12 @@ def repeats(clips: Mapping[str, Mapping[str, Collection[str]]]) -> dict[str, lis
 
 
 class Repeats(ClipMetric):
-    """No rows: remarks on clips whose content is there twice, and on those whose null is the truth all the same."""
+    """Remarks, without rows, on repeated clips and on clips with a null that equals the truth."""
 
     of_faces = False  # every clip
 
     def measure(self, clip: EvaluationClip) -> dict:
-        """Nothing but the digests, which are kept anyway."""
+        """Nothing besides the digests, which are always kept."""
         return {}
 
     def tabulate(self, table: ClipTable) -> None:
@@ -50,6 +50,6 @@ class Repeats(ClipMetric):
         for record, other in zip(faces, partners([(r.session, r.identity) for r in faces]) or (), strict=False):
             if set(record.digests.get("user", ())) & set(faces[other].digests.get("user", ())):
                 remarks.setdefault(record.name, []).append(
-                    f"its null is the truth: the user of {faces[other].name}, the only one left to pair it with, is the same"
+                    f"its null is the truth: {faces[other].name}, the only clip to pair it with, has the same user"
                 )
         table.result.remarks = remarks

@@ -1,4 +1,4 @@
-"""Ridge regression; on lagged inputs with a Gram matrix that is built without ever laying the lags side by side."""
+"""Ridge regression, also on lagged inputs, by a Gram matrix built without stacking the lags."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def fit_ridge(
 
 @dataclass(frozen=True)
 class LaggedGram:
-    """XᵀX, Xᵀy, yᵀy of X[t] = [f(t−1), …, f(t−L)] (lag-major columns) over frames t = L … T−1 of some clips.
+    """XᵀX, Xᵀy and yᵀy for X[t] = [f(t−1), …, f(t−L)] (lag-major columns) over frames t = L … T−1 of clips.
 
-    They add and subtract, so leaving a fold out is one subtraction.
+    Grams can be added and subtracted, so leaving out a fold is one subtraction.
     """
 
     xx: Float[np.ndarray, "LC LC"]
@@ -40,7 +40,7 @@ class LaggedGram:
         """Exact sums over clips of (T_i, C) inputs and (T_i, P) targets, each clip of at least `lags` + 1 frames.
 
         XᵀX is nearly Toeplitz: block (i+1, j+1) is block (i, j) plus the products at the clip's head minus those at its
-        tail. Only the first row is summed over frames: cost falls by the factor L.
+        tail. Only the first row is summed over frames, which reduces the cost by a factor L.
         """
         channels, outputs = inputs[0].shape[1], targets[0].shape[1]
         row = np.zeros((lags, channels, channels))  # block (lag 1, lag j)
@@ -56,7 +56,7 @@ class LaggedGram:
             xy += (lagged.T @ y[lags:]).reshape(lags, channels, outputs)
             yy += float(np.square(y[lags:]).sum())
             frames += last - lags
-            # Going from lag i to i+1 the summed frames move back by one: f(L−1−i) enters, f(T−1−i) leaves.
+            # From lag i to i+1 the summed frames move back by one: f(L−1−i) enters, f(T−1−i) leaves.
             heads.append(f[lags - 2 :: -1][: lags - 1] if lags > 1 else f[:0])
             tails.append(f[last - 2 : last - 1 - lags : -1][: lags - 1] if lags > 1 else f[:0])
         size = lags * channels
@@ -82,10 +82,10 @@ class LaggedGram:
 
 
 def solve_ridge(gram: LaggedGram, blocks: Sequence[tuple[Int[np.ndarray, " C"], float]]) -> Float[np.ndarray, "LC P"]:
-    """Weights over all columns, 0 outside the blocks of columns.
+    """Weights over all columns; 0 outside `blocks`.
 
-    Each block has its own penalty: its strength times the mean squared norm of its columns, so that adding a block
-    under a large strength changes nothing.
+    Each block of columns has its own penalty, its strength times the mean squared norm of its columns: adding a block
+    with a large strength changes nothing.
     """
     from scipy.linalg import cho_factor, cho_solve
 
@@ -100,7 +100,7 @@ def solve_ridge(gram: LaggedGram, blocks: Sequence[tuple[Int[np.ndarray, " C"], 
 
 
 def lagged_filter(signal: Clip, weights: Float[np.ndarray, "L C P"]) -> Float[np.ndarray, "T P"]:
-    """Σ_j signal(t − 1 − j) · weights[j], running round the clip's end (circular)."""
+    """Σ_j signal(t − 1 − j) · weights[j], wrapping around the clip's end (circular)."""
     lags = len(weights)
     wrapped = np.concatenate([signal[-lags:], signal])[: len(signal) + lags - 1]
     windows = np.lib.stride_tricks.sliding_window_view(wrapped, lags, axis=0)[:, :, ::-1]
@@ -108,7 +108,7 @@ def lagged_filter(signal: Clip, weights: Float[np.ndarray, "L C P"]) -> Float[np
 
 
 def fold_of_groups(groups: Sequence[str], folds: int) -> Int[np.ndarray, " N"]:
-    """Fold of each clip so that a group lies in one fold; groups dealt out by size, largest first."""
+    """Fold of each clip, with whole groups in one fold; groups are distributed by size, largest first."""
     names, counts = np.unique(list(groups), return_counts=True)
     folds = min(folds, len(names))
     load, fold = np.zeros(folds), {}

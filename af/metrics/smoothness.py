@@ -1,4 +1,4 @@
-"""Block borders, jerk and drift over long roll-outs."""
+"""Jumps at block borders, jerk, and drift over long roll-outs."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def border_sums(clip: Clip, block: int, first: int | None = None) -> Float[np.nd
 
 
 def border_from_sums(sums: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, ...]:
-    """Mean at borders over mean elsewhere, from `border_sums`; 1 = seamless."""
+    """Mean at borders over mean elsewhere, from `border_sums`; 1 is seamless."""
     at, off = safe_divide(sums[..., 0], sums[..., 1]), safe_divide(sums[..., 2], sums[..., 3])
     return safe_divide(at, off)
 
 
 def jerk_sums(clip: Clip) -> Float[np.ndarray, " 2"]:
-    """Σ norm of the third difference in units/s³, and the count of differences."""
+    """Sum of the norms of third differences in units/s³, and their number."""
     norms = np.linalg.norm(np.diff(clip, n=3, axis=0), axis=1) * FPS**3 if len(clip) > 3 else np.zeros(0)
     return np.array([norms.sum(), norms.size], np.float64)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What happens over a long roll-out, window by window (20 s each)."""
+    """Drift over a long roll-out, per window of 20 s."""
 
     seconds: Float[np.ndarray, " W"]
     distance: Float[np.ndarray, " W"]
@@ -51,12 +51,12 @@ class Drift:
 
     @property
     def growth(self) -> float:
-        """Distance of the last window minus that of the first."""
+        """Growth of the distance from the first window to the last."""
         return float(self.distance[-1] - self.distance[0])
 
 
 def sharpness(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[np.ndarray, " T"]:
-    """Variance of the Laplacian of each frame's grey image (0–255 scale): falls when the picture blurs."""
+    """Variance of the Laplacian of each frame's grey image (0–255 scale); decreases with blur."""
     import cv2
 
     return np.array([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var() for f in frames])
@@ -69,10 +69,10 @@ def drift(
     frame_sharpness: Float[np.ndarray, " T"] | None = None,
     window_s: float = 20.0,
 ) -> Drift:
-    """Fréchet distance of each window's motion coefficients to the training ones; sharpness relative to window one.
+    """Fréchet distances of each window's motion coefficients to the training set, and relative sharpness.
 
-    Meant for roll-outs of at least 4 minutes (shorter ones warn). A last part shorter than a window is left out. Raises
-    ValueError below one window.
+    Meant for roll-outs of at least 4 minutes (shorter ones warn). Sharpness is relative to the first window; a
+    remainder shorter than a window is left out. Raises ValueError below one window.
     """
     coefficients = as_array(coefficients)
     size = seconds_to_frames(window_s)
@@ -80,7 +80,7 @@ def drift(
     if windows == 0:
         raise ValueError(f"drift needs at least one window of {window_s} s ({size} frames), got {len(coefficients)}")
     if len(coefficients) < seconds_to_frames(240):
-        warnings.warn("drift: the roll-out is shorter than 4 min: slow drift cannot show", UndefinedMetricWarning)
+        warnings.warn("drift: the roll-out is shorter than 4 min: slow drift is not visible", UndefinedMetricWarning)
     parts = coefficients[: windows * size].reshape(windows, size, -1)
     distance = np.array([frechet_distance(*gaussian(p), training_mean, training_covariance) for p in parts])
     relative = None
@@ -91,7 +91,7 @@ def drift(
 
 
 class Smoothness(ClipMetric):
-    """`border_ratio`, where the block size is known, and `jerk`, the mean norm (over dims) of the third difference."""
+    """`border_ratio`, if the block size is known, and `jerk`, the mean norm (over dims) of the third difference."""
 
     needs: ClassVar = {"border_ratio": f"{FACES} or videos, and the generator's block size", "jerk": FACES}
     headline = ("border_ratio/pose",)

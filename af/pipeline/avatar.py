@@ -1,4 +1,4 @@
-"""An avatar ready to use: autoencoder, denoiser and speech features that belong together."""
+"""An avatar ready to use: matching autoencoder, denoiser and speech features."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ from af.types import Condition, Identity
 
 @dataclass(frozen=True)
 class Avatar:
-    """Everything that turns a portrait, voices and a user's face motion into frames, on one device: the denoiser's, to
-    which the others are moved.
-    """
+    """Turns a portrait, voices and a user's face motion into frames; all models are moved to the denoiser's device."""
 
     autoencoder: MotionAutoencoder
     denoiser: MotionDenoiser
@@ -51,9 +49,9 @@ class Avatar:
         device: torch.device | str = "cpu",
         precision: str | None = None,
     ) -> Avatar:
-        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser's weights (`af.models.inference`).
+        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser (`af.models.inference`).
 
-        Raises UserError when the folders were not made for each other.
+        Raises UserError when the folders do not match.
         """
         images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
         return cls.of(images, motion, device, precision)
@@ -62,14 +60,14 @@ class Avatar:
     def of(
         cls, images: Artifact, motion: Artifact, device: torch.device | str = "cpu", precision: str | None = None
     ) -> Avatar:
-        """`load` for folders that have been read already."""
+        """`load` for folders already read."""
         autoencoder, denoiser = images.folder, motion.folder
         assert isinstance(images.model, MotionAutoencoder)
         assert isinstance(motion.model, MotionDenoiser)
         latents = motion.motion_spec
         if latents.autoencoder != images.digest:
             raise UserError(
-                f"{denoiser} was trained on latents of another autoencoder (sha256 {latents.autoencoder[:12]}…) than "
+                f"{denoiser} was trained on latents from another autoencoder (sha256 {latents.autoencoder[:12]}…) than "
                 f"{autoencoder} (sha256 {images.digest[:12]}…)"
             )
         made = motion_spec_of(images.model, images.digest)
@@ -81,14 +79,14 @@ class Avatar:
 
     @property
     def device(self) -> torch.device:
-        """Where everything is computed."""
+        """The device of all computation."""
         return next(self.denoiser.parameters()).device
 
     @torch.inference_mode()
     def identity(self, portrait: UInt8[np.ndarray, "Y X 3"]) -> tuple[Identity, Float[Tensor, "1 D"]]:
-        """Identity and reference motion of a portrait of the autoencoder's size (`af.read_portrait` makes one).
+        """Identity and reference motion of a portrait at the autoencoder's size (see `af.read_portrait`).
 
-        Raises UserError for a picture of another size or type.
+        Raises UserError for an image of another size or type.
         """
         portrait = face_crop("portrait", portrait, self.autoencoder.image_size)
         identity = self.autoencoder.identity(image_tensor(portrait[None], self.device), check=False)
@@ -106,11 +104,11 @@ class Avatar:
         generator: torch.Generator | None = None,
         **sampling: Any,
     ) -> Iterator[Float[Tensor, "1 t D"]]:
-        """Motion latents block by block, `frames` in all, in bounded memory.
+        """Motion latents block by block, `frames` in total, in bounded memory.
 
-        A signal that is None is dropped (the model does without it); one that ends early goes on as silence or holds
-        its last motion. `user_motion` comes in pieces of any length. Randomness is `generator`'s alone. `sampling` as in
-        `af.forcing.sampler.BlockSampler`: steps, guidance, schedule, solver, anchor.
+        A None signal is dropped; one that ends early is continued with silence or its last motion. `user_motion` comes
+        in pieces of any length. All randomness is from `generator`. `sampling` as in `af.forcing.sampler.BlockSampler`:
+        steps, guidance, schedule, solver, anchor.
         """
         space = self.denoiser.motion_space
         conditions = self._conditions(frames, avatar_audio, user_audio, user_motion)
@@ -127,7 +125,7 @@ class Avatar:
     def frames(
         self, identity: Identity, motion: Iterable[Float[Tensor, "1 t D"]]
     ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
-        """Decoded frames, one by one, a block at a time."""
+        """Frames one by one, decoded block by block."""
         for block in motion:
             yield from image_array(self.autoencoder.decode(identity, block)[0])
 
@@ -149,7 +147,7 @@ class Avatar:
             m = None if poses is None else torch.from_numpy(np.stack(list(islice(poses, count))))
             if a is None and u is None and m is None:
                 raise UserError(
-                    "give the avatar's audio, the user's audio or the user's video: there is nothing to act on"
+                    "give the avatar's audio, the user's audio or the user's video: there is nothing to react to"
                 )
             yield self.denoiser.condition(
                 *(None if x is None else x[None].to(self.device, non_blocking=True) for x in (a, u, m))
@@ -163,16 +161,16 @@ class Avatar:
 
 
 def longest(*, audio: Iterable[np.ndarray | None], video_frames: int = 0) -> int:
-    """Frames of the longest of the given signals."""
+    """Length in frames of the longest given signal."""
     return max([video_frames, *(samples_to_frames(len(a)) for a in audio if a is not None)])
 
 
 def _held(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Rows one by one; after the last, the last again for ever."""
+    """Rows one by one, repeating the last forever."""
     row = None
     for row in chain.from_iterable(pieces):
         yield row
     if row is None:
-        raise UserError("the user's video gave no motion: no frame could be read")
+        raise UserError("no frame of the user's video could be read")
     while True:
         yield row

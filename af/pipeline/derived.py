@@ -1,4 +1,4 @@
-"""New shards from old ones: one output shard an input shard, in parts that can be stopped and divided among machines."""
+"""Deriving shards from shards, one for one, in resumable parts that can be divided among machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from af.errors import UserError
 
 
 def splits_of(source: Location, splits: Sequence[str] | None = None) -> list[Index]:
-    """The indexes of a folder's splits, of those named. UserError when there is none."""
+    """The indexes of a folder's splits (only those named). Raises UserError when there are none."""
     found = [index for index in map(Index.load, split_folders(source)) if splits is None or index.split in splits]
     if not found:
         raise UserError(f"{source} has none of the splits {', '.join(splits or ())}")
@@ -35,12 +35,12 @@ def derive(
     share: Share = WHOLE,
     description: str,
 ) -> list[Index]:
-    """Write a shard for each of the `indices` beside `settings_file`; returns the new indexes (none while other shares
-    are not done), after `finish` has had them.
+    """Write a shard for each shard of `indices` beside `settings_file`. Returns the new indexes (none while other
+    shares are not done) after `finish(indexes)`.
 
-    `work(path, folder, number, *given)` writes one and returns its number of samples; it may run in worker processes.
-    Shards that exist, made from what has the same `digest`, are skipped: a stopped job goes on, and what has changed is
-    made again. Raises UserError when the folder was made with other `settings` or holds other shards.
+    `work(path, folder, number, *given)` writes one shard and returns its number of samples, maybe in a worker process.
+    Existing shards with the same `digest` of their inputs are skipped, so a stopped job continues. Raises UserError
+    when the folder was made with other `settings` or holds other shards.
     """
     out = settings_file.parent
     claim_output(settings_file, settings)
@@ -59,6 +59,6 @@ def derive(
 
 
 def derived_meta(meta: ClipMeta, **what: Any) -> ClipMeta:
-    """The description of a sample that holds something made from it alone."""
+    """The description of a sample that holds only data derived from it."""
     bare: dict[str, Any] = {"motion_spec": None, "audio_spec": None, "face_spec": None, "crop_boxes": {}}
     return replace(meta, **{**bare, **what})

@@ -1,4 +1,4 @@
-"""Motion latents and audio features into new shards: one output shard an input shard, in parts that can be stopped."""
+"""Encoding shards: motion latents and audio features in new shards, one for one, in resumable parts."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from af.types import FeatureSpec, MotionSpec
 
 STATISTICS_NAME = "motion_statistics.safetensors"
 SETTINGS_NAME = "encoding.json"
-#: How numbers of a frame are kept in shards: latents are targets, and as exact as they were computed; features are inputs.
+#: Stored precision: latents are targets, kept as exact as computed; features are inputs.
 STORED: Final[Mapping[str, type[np.floating]]] = {"motion": np.float32, "audio": np.float16}
 _BATCH = 64
-_BATCH_PIXELS = _BATCH * 128**2  # encoded at once: 4 frames of 512 px, whose activations take half a GB
+_BATCH_PIXELS = _BATCH * 128**2  # encoded at once: 4 frames of 512 px, with half a GB of activations
 _COPIED = ("flac", "face.npy")
 
 
@@ -55,16 +55,14 @@ def encode(
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
-    """Encode every split of `source` into `out`; returns the new indices (none while other shares are not done).
+    """Encode every split of `source` into `out`. Returns the new indexes (none while other shares are not done).
 
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
-    With `keep_video` the face videos are carried along (previews and evaluation need them). Shards that exist,
-    made from the same ones, are skipped: a stopped job goes on, and what has changed is made again. `precision` "bf16"
-    runs the autoencoder in half precision (latents within about 1 %), "auto" does where that is fast
-    (`af.nn.precision`). Both networks run on `device`. The statistics of the training motions are written beside the
-    splits.
-    Raises UserError when `out` was made with other settings or holds other shards, and before anything is written when
-    the shards have no video of the autoencoder's size.
+    `keep_video` copies the face videos, which previews and evaluation need. Existing shards from unchanged inputs are
+    skipped, so a stopped job continues. `precision` "bf16" runs the autoencoder in half precision (latents within about
+    1 %), "auto" does so where it is fast (`af.nn.precision`). Both networks run on `device`. Statistics of the training
+    motions are written beside the splits. Raises UserError when `out` was made with other settings or holds other
+    shards, and before writing when the shards have no video of the autoencoder's size.
     """
     chosen = choose(precision, device)
     if precision != "fp32":
@@ -90,7 +88,7 @@ def encode(
 
 
 def training_statistics(indices: Sequence[Index], out: Path, directions: Float[torch.Tensor, "D K"]) -> None:
-    """Write the statistics of the training motions (of the first split, where there is none to train on) into `out`."""
+    """Write the statistics of the training motions to `out` (of the first split if there is no training split)."""
     training = next((i for i in indices if i.split == "train"), indices[0])
     write_statistics(out / STATISTICS_NAME, motion_statistics(_motions(training), directions))
 
@@ -98,7 +96,7 @@ def training_statistics(indices: Sequence[Index], out: Path, directions: Float[t
 def encode_shard(
     path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, precision: str, device: str
 ) -> int:
-    """Write one encoded shard; returns its number of samples. Runs in worker processes, which keep their models."""
+    """Write one encoded shard and return its number of samples. Runs in worker processes, which cache the models."""
     model, motion_spec, extractor = _models(autoencoder, features, device)
     reader = ShardReader(folder)
     copied = (*_COPIED, "mp4") if keep_video else _COPIED
@@ -137,7 +135,7 @@ def encode_shard(
 
 
 def features_of(extractor: SpeechFeatures, voices: Sequence[Float[np.ndarray, " S"]]) -> list[Float[np.ndarray, "T F"]]:
-    """Speech features of the voices of a conversation, computed together off the CPU, where many windows at once cost
+    """Speech features of the voices of a conversation; computed together on accelerators, where many windows cost
     little more than a few.
     """
     sounds = [torch.from_numpy(voice) for voice in voices]
@@ -158,7 +156,7 @@ def video_motion(
 def video_motion_pieces(
     model: MotionAutoencoder, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], batch: int | None = None
 ) -> Iterator[Float[np.ndarray, "t D"]]:
-    """The same in pieces of `batch` frames (default: `frames_at_once`): frames of any number in bounded memory."""
+    """`video_motion` in pieces of `batch` frames (default: `frames_at_once`), in bounded memory for any length."""
     device = next(model.parameters()).device
     batch = batch or frames_at_once(model)
     iterator = iter(frames)
@@ -167,12 +165,12 @@ def video_motion_pieces(
 
 
 def frames_at_once(model: MotionAutoencoder) -> int:
-    """How many frames to give to an autoencoder in one call: 64, fewer above 128 px."""
+    """Number of frames to encode in one call: 64, fewer above 128 px."""
     return max(1, min(_BATCH, _BATCH_PIXELS // model.image_size**2))
 
 
 def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[np.ndarray, "Y X 3"]:
-    """`frame` if it is a crop of `size` pixels; UserError otherwise."""
+    """Return `frame`. Raises UserError unless it is a crop of `size` pixels."""
     if isinstance(frame, torch.Tensor):
         frame = frame.numpy(force=True)
     shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
@@ -182,14 +180,14 @@ def face_crop(name: str, frame: UInt8[np.ndarray, "Y X 3"], size: int) -> UInt8[
 
 
 def motion_spec_of(model: MotionAutoencoder, digest: str) -> MotionSpec:
-    """What shards made by this autoencoder say about their latents."""
+    """The motion spec of shards encoded by this autoencoder."""
     return MotionSpec(
         dim=model.latent_dim, directions=model.directions_count, autoencoder=digest, image_size=model.image_size
     )
 
 
 def carry_statistics(roots: Sequence[Location], out: Path, indices: Sequence[Index]) -> bool:
-    """Statistics for shards in `out` that were put together from those of encoded `roots`; whether they were encoded."""
+    """Write statistics for shards in `out` merged from encoded `roots`. Returns whether the roots were encoded."""
     if not all((root / STATISTICS_NAME).is_file() for root in roots):
         return False
     training_statistics(indices, out, read_statistics(roots[0]).basis)
@@ -197,13 +195,13 @@ def carry_statistics(roots: Sequence[Location], out: Path, indices: Sequence[Ind
 
 
 def write_statistics(path: Path, statistics: MotionStatistics) -> None:
-    """Save mean, std and directions."""
+    """Save the mean, standard deviation and directions."""
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in vars(statistics).items()}, temporary)
 
 
 def read_statistics(root: Location) -> MotionStatistics:
-    """The motion statistics beside encoded shards. Raises UserError when `root` was not written by `af encode`."""
+    """Read the motion statistics beside encoded shards. Raises UserError unless `root` was written by `af encode`."""
     file = root / STATISTICS_NAME
     if not file.is_file():
         raise UserError(f"{file} is missing: {root} holds no encoded shards; make them with `af encode`")
@@ -224,7 +222,7 @@ def read_statistics(root: Location) -> MotionStatistics:
 
 
 def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
-    """Feature and motion spec of encoded shards. Raises UserError when there are none."""
+    """Feature and motion specs of encoded shards. Raises UserError when they are missing."""
     audio, motion = index.specs.get("audio"), index.specs.get("motion")
     if audio is None or motion is None:
         raise UserError(f"{index.folder} holds no motion latents and audio features; run `af encode` on it first")
@@ -232,9 +230,9 @@ def spec_of(index: Index) -> tuple[FeatureSpec, MotionSpec]:
 
 
 def require_specs(index: Index, artifact: Artifact) -> None:
-    """Raises UserError unless the shards hold the latents and the features that the denoiser was trained on."""
+    """Raise UserError unless the shards hold the latents and features that the denoiser was trained on."""
     audio, motion = spec_of(index)
-    remedy = "Give the shards that this denoiser was trained on, or shards encoded alike."
+    remedy = "Use the shards that this denoiser was trained on, or shards encoded in the same way."
     where = str(index.folder)
     require_spec(audio, artifact.feature_spec, where=where, remedy=remedy)
     require_spec(motion, artifact.motion_spec, where=where, remedy=remedy)
@@ -251,10 +249,10 @@ def _models(autoencoder: str, features: str, device: str) -> tuple[MotionAutoenc
 
 
 def require_videos(index: Index, model: MotionAutoencoder) -> None:
-    """Raises UserError unless the shards hold the videos of both people, of the autoencoder's size."""
+    """Raise UserError unless the shards hold both people's videos at the autoencoder's size."""
     if blind := next((s for s in index.samples if not {f"{role}.mp4" for role in ROLES} <= set(s.members)), None):
         raise UserError(
-            f"{index.folder}: no video of {blind.key}, which the autoencoder needs; give the shards with videos"
+            f"{index.folder}: no video of {blind.key}, which the autoencoder needs; use the shards with videos"
         )
     if index.samples and index.image_size != model.image_size:
         raise UserError(

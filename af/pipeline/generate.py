@@ -1,4 +1,4 @@
-"""From files to videos: the inputs of a conversation read as an avatar takes them, its frames written with their sound."""
+"""From files to videos: reading the inputs of an avatar, and writing its frames with audio."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from af.pipeline.side_by_side import enlarged, side_by_side
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an avatar acts on for `frames` frames: two voices and the user's face crops; None for what is not there."""
+    """Inputs of an avatar for `frames` frames: two voices and the user's face crops; None if missing."""
 
     frames: int
     voice: Float32[np.ndarray, " S"] | None = None
@@ -33,7 +33,7 @@ class Inputs:
 
     @property
     def spoken(self) -> Float32[np.ndarray, " S"]:
-        """The avatar's voice: a listener is silent, which is something else than a voice that the model was not told about."""
+        """The avatar's voice; silence for a listener, which differs from a dropped signal."""
         return np.zeros(frames_to_samples(self.frames), np.float32) if self.voice is None else self.voice
 
     @property
@@ -53,8 +53,8 @@ def read_inputs(
     seconds: float | None,
     notes: Notes,
 ) -> Inputs:
-    """The files as inputs, as long as the longest (`seconds` cuts it), face crops of `size` pixels. The user's voice is
-    `user_audio`, or the sound of `user_video`. UserError when there is nothing to act on, or less than a frame.
+    """Read files as inputs with face crops of `size` pixels, as long as the longest file (at most `seconds`). Without
+    `user_audio` the voice is that of `user_video`. Raises UserError without input, or with less than a frame.
     """
     voice = None if avatar_audio is None else read_audio(avatar_audio, notes=notes)
     user_voice = None if user_audio is None else read_audio(user_audio, notes=notes)
@@ -63,13 +63,13 @@ def read_inputs(
         info = probe(user_video)
         if info.video_s is not None:
             video_frames = seconds_to_frames(info.video_s)
-        else:  # what browsers record does not say how long it is
+        else:  # browser recordings do not declare their duration
             video_frames = sum(1 for _ in iter_video(user_video, max_side=16))
         if user_voice is None and info.has_audio:
             user_voice = read_audio(user_video, notes=notes)
         user_frames = face_frames(user_video, size, find_face=find_face, notes=notes, voice=user_voice)
     if voice is None and user_voice is None and user_frames is None:
-        raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to act on")
+        raise UserError("give --avatar-audio, --user-audio or --user-video: there is nothing to react to")
     frames = longest(audio=(voice, user_voice), video_frames=video_frames)
     if seconds is not None:
         frames = min(frames, seconds_to_frames(seconds))
@@ -81,7 +81,7 @@ def read_inputs(
 def write_videos(
     images: Iterable[UInt8[np.ndarray, "Y X 3"]], inputs: Inputs, out: Path, both: Path | None, user_video: Path | None
 ) -> None:
-    """Write the avatar's frames with its voice to `out` and, beside the user's, with both voices to `both`."""
+    """Write the avatar's frames with its voice to `out`, and beside the user's video with both voices to `both`."""
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         task = progress.add_task("generating", total=inputs.frames)
@@ -98,7 +98,7 @@ def write_videos(
 
 
 def _held_frames(video: Path | None) -> Iterator[np.ndarray | None]:
-    """The frames of a video, the last one again for ever; None as long as there is none."""
+    """The frames of a video, repeating the last one forever; Nones if there is none."""
     held = None
     for frame in iter_video(video) if video is not None else ():
         held = frame

@@ -1,4 +1,4 @@
-"""A live session of a loaded avatar: the models plugged into `af.forcing.stream`."""
+"""Live sessions of a loaded avatar: its models connected to `af.forcing.stream`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from af.pipeline.threads import use_free_cores
 
 
 def speech_stream(features: SpeechFeatures) -> SpeechStream:
-    """Streaming features for a session. UserError when the features read whole utterances."""
+    """Streaming features for a session. Raises UserError for features of whole utterances."""
     spec = features.spec
     if spec.block_frames is None:
         raise UserError(
@@ -33,10 +33,10 @@ def speech_stream(features: SpeechFeatures) -> SpeechStream:
 
 
 def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any) -> LiveSession:
-    """A session that takes user frames: face crops of the autoencoder's size, as `af.FaceCropper` makes them, or None.
+    """A session that takes user frames: face crops at the autoencoder's size (see `af.FaceCropper`), or None.
 
-    On a CPU torch gets no more threads than there are free cores now (`use_free_cores`). `options` as in `LiveSession`.
-    Raises UserError for features that read whole utterances.
+    On a CPU, limits torch's threads to the cores free at this moment (`use_free_cores`). `options` as in `LiveSession`.
+    Raises UserError for features of whole utterances.
     """
     if avatar.device.type == "cpu":
         use_free_cores()
@@ -45,7 +45,7 @@ def live_session(avatar: Avatar, reference: Float[Tensor, "1 D"], **options: Any
 
 
 def user_encoder(avatar: Avatar) -> Callable[[UInt8[np.ndarray, "Y X 3"]], Float[Tensor, " D"]]:
-    """What turns one face crop of the user into a motion latent. It raises UserError for another size."""
+    """A function from one face crop of the user to a motion latent, which raises UserError for another size."""
     size = avatar.autoencoder.image_size
 
     def encode_user(frame: UInt8[np.ndarray, "Y X 3"]) -> Float[Tensor, " D"]:

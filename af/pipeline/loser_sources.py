@@ -1,7 +1,7 @@
-"""Where losers come from: motion of the same avatars in the same conversations that is worse than the true one.
+"""Sources of losers: motion of the same avatars in the same conversations, worse than the true motion.
 
-A source is what `conf/losers/*.yaml` describe; `af losers` makes shards with one and `OnlineLosers` (the preference stage)
-losers for the batch at hand. A new one is a `LoserSource` here, or in a package of your own.
+`conf/losers/*.yaml` describe sources. `af losers` makes shards with one; `OnlineLosers` (the preference stage) makes
+losers for the current batch. A new source is a `LoserSource` here, or in a package of your own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from af.values import require_number
 
 
 class LoserSource:
-    """Base of the sources: called with a denoiser, a scene and noise (B, N, M), it gives motion latents (B, T, D)."""
+    """Base of the sources: maps a denoiser, a scene and noise (B, N, M) to motion latents (B, T, D)."""
 
-    #: Whether the scene is to hold the users of other conversations.
+    #: Whether the scene must hold the users of other conversations.
     other_users: ClassVar[bool] = False
-    #: Whether it rolls out the denoiser; without, `af losers` needs none.
+    #: Whether it rolls out the denoiser; if not, `af losers` needs none.
     needs_denoiser: ClassVar[bool] = True
 
     def __call__(self, denoiser: MotionDenoiser, scene: Scene, noise: Tensor) -> Float[Tensor, "B T D"]:
@@ -39,15 +39,15 @@ class LoserSource:
         raise NotImplementedError
 
     def inputs(self, name: str) -> Sequence[Path]:
-        """Files that the loser of the turn `name` (KEY/ROLE) depends on beside the shards: it is made again when they change."""
+        """Files besides the shards that the loser of turn `name` (KEY/ROLE) depends on, to detect changes."""
         return ()
 
 
 @dataclass(frozen=True)
 class WeakUser(LoserSource):
-    """The denoiser with a guidance scale below 1 for the user's signals: at 0 (`drop_user`) it goes without them.
+    """The denoiser with a guidance scale below 1 for the user's signals; at 0 (`drop_user`) it ignores them.
 
-    `audio` is the scale of the avatar's audio, `steps` the Euler steps a block.
+    `audio` is the scale of the avatar's audio, `steps` the number of Euler steps per block.
     """
 
     audio: float = 2.0
@@ -64,7 +64,7 @@ class WeakUser(LoserSource):
 
 @dataclass(frozen=True)
 class OtherUser(WeakUser):
-    """The denoiser reacting to the user of another conversation (on line: of the batch's next window)."""
+    """The denoiser reacting to the user of another conversation (online: of the batch's next window)."""
 
     other_users: ClassVar[bool] = True
     user: float = 1.0
@@ -84,16 +84,16 @@ class Talking(WeakUser):
         return super().__call__(cached_denoiser(self.model, str(noise.device))[0], scene, noise)
 
     def inputs(self, name: str) -> Sequence[Path]:
-        """Its weights."""
+        """The other denoiser's weights."""
         place = find_model(self.model)
         return (place if place.is_file() else place / WEIGHTS,)
 
 
 @dataclass(frozen=True)
 class FromFiles(LoserSource):
-    """Arrays KEY.a.npy and KEY.b.npy (frames x motion latent) of a folder, for `af losers` alone.
+    """Arrays KEY.a.npy and KEY.b.npy (frames x motion latent) in a folder; only for `af losers`.
 
-    UserError for files that are missing, cannot be read, or hold something else.
+    Raises UserError for files that are missing, unreadable, or of another shape.
     """
 
     needs_denoiser: ClassVar[bool] = False
@@ -102,11 +102,11 @@ class FromFiles(LoserSource):
     def __call__(self, denoiser: MotionDenoiser, scene: Scene, noise: Tensor) -> Float[Tensor, "B T D"]:
         """The losers."""
         if not scene.names:
-            raise UserError("online.source: the arrays of a folder belong to whole clips; make shards with `af losers`")
+            raise UserError("online.source: the arrays in a folder are for whole clips; make shards with `af losers`")
         return torch.stack([self._read(name, scene.user_motion.shape[1:]) for name in scene.names])
 
     def inputs(self, name: str) -> Sequence[Path]:
-        """The array."""
+        """The array's file."""
         file = Path(self.folder) / f"{name.replace('/', '.')}.npy"
         if not file.is_file():
             raise UserError(f"{file} is missing: losers=file needs KEY.a.npy and KEY.b.npy for every sample")

@@ -1,6 +1,6 @@
-"""Shards of losers for the preference stage: the same samples by key, each with the motion of both people as the avatar.
+"""Shards of losers for the preference stage: the same samples by key, with both people's motion as avatars.
 
-The sources are in `af.pipeline.loser_sources`; a sample's json says how its losers were made.
+Sources are in `af.pipeline.loser_sources`; a sample's json describes how its losers were made.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def make_losers(
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
-    """Write losers for every sample of the encoded shards in `data` (`af.pipeline.derived.derive` says how a job goes on).
+    """Write losers for every sample of the encoded shards in `data`; resumable as `af.pipeline.derived.derive`.
 
-    `losers` describes the source (`{"_target_": "af.pipeline.loser_sources…"}`), `denoiser` is the model folder, the run
-    or the checkpoint of the denoiser that makes them; `batch` clips are rolled out together, with noise of `seed`. Raises
-    UserError when the denoiser is missing, or knows other latents or features than the shards.
+    `losers` describes the source (`{"_target_": "af.pipeline.loser_sources…"}`); `denoiser` is its model folder, run or
+    checkpoint. `batch` clips are rolled out together, with noise from `seed`. Raises UserError when the denoiser is
+    missing, or was trained on other latents or features.
     """
     indices = splits_of(data, splits)
     source: LoserSource = build(losers, "losers", any_class=True)
@@ -53,7 +53,7 @@ def make_losers(
     if source.needs_denoiser:
         if denoiser is None:
             raise UserError("losers: this source rolls out a denoiser, and none is given (--denoiser)")
-        place = str(find_model(denoiser))  # once: a run that is trained meanwhile comes to have newer checkpoints
+        place = str(find_model(denoiser))  # resolved once: a run still in training gets newer checkpoints
         artifact = cached_denoiser(place, str(device))[1]
         model = {"model": artifact.digest}
         for index in indices:
@@ -79,7 +79,7 @@ def make_losers(
 def loser_shard(
     path: Path, folder: str, shard: int, denoiser: str | None, losers: str, settings: str, device: str
 ) -> int:
-    """Write one shard of losers; returns its number of samples. Runs in worker processes, which keep their model."""
+    """Write one shard of losers and return its number of samples. Runs in worker processes, which cache the model."""
     source: LoserSource = build(json.loads(losers), "losers", any_class=True)
     how, reader = json.loads(settings), ShardReader(folder)
     model = None if denoiser is None else cached_denoiser(denoiser, device)[0]

@@ -1,4 +1,4 @@
-"""Recorded conversations through the denoiser: from arrays of shards to motion latents, the one way for every task."""
+"""Rolling out recorded conversations: from arrays in shards to motion latents, shared by all tasks."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from af.types import Clip
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How clips are generated: Euler steps, guidance scales, seed, clips rolled out together, signals the model gets,
-    and what holds long roll-outs to the portrait.
+    """Settings of generation: Euler steps, guidance scales, seed, clips per batch, signals for the model, and the
+    anchor.
     """
 
     steps: int = 8
@@ -45,7 +45,7 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class Turn:
-    """One person as the avatar: what the denoiser hears and sees, as it is in shards, and the name of the noise."""
+    """One person as the avatar: the denoiser's inputs as stored in shards, and the name that determines the noise."""
 
     name: str
     avatar_audio: Float[np.ndarray, "T F"]
@@ -54,15 +54,15 @@ class Turn:
     reference: Float[np.ndarray, " D"]
 
     def first(self, frames: int) -> Turn:
-        """The beginning of it."""
+        """The first `frames` frames of the turn."""
         parts: dict[str, Any] = {name: getattr(self, name)[:frames] for name in SIGNALS}
         return replace(self, **parts)
 
 
 def turn_of(clip: Clip, role: str, heard: Clip | None = None, *, name: str | None = None, reference: int = 0) -> Turn:
-    """A clip with latents and audio features, `role` as the avatar and frame `reference` as its portrait.
+    """The turn of `role` as the avatar in a clip with latents and audio features; frame `reference` is the portrait.
 
-    The user is that of the clip `heard` (None: this one), cut to length, or begun again.
+    The user is from the clip `heard` (None: this one), cut or repeated to length.
     """
     own, user = clip.person(role), (heard or clip).person(other_role(role))
     assert own.audio_features is not None and user.audio_features is not None  # noqa: PT018
@@ -75,9 +75,9 @@ def turn_of(clip: Clip, role: str, heard: Clip | None = None, *, name: str | Non
 
 @dataclass(frozen=True)
 class Scene:
-    """Several avatars for equally many frames: audio features and motion latents as shards hold them, on one device.
+    """Several avatars for equally many frames: audio features and motion latents as stored, on one device.
 
-    `names` are those of the turns (KEY/ROLE for clips of shards; none for windows of a training batch).
+    `names` are the turns' names (KEY/ROLE for clips in shards; none for windows of a training batch).
     """
 
     avatar_audio: Float[Tensor, "B T F"]
@@ -88,7 +88,7 @@ class Scene:
 
     @classmethod
     def of(cls, turns: Sequence[Turn], device: torch.device | str = "cpu") -> Scene:
-        """Turns of one length, together."""
+        """A scene from turns of equal length."""
 
         def stacked(rows: Iterable[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.stack([np.asarray(r, np.float32) for r in rows])).to(device, non_blocking=True)
@@ -97,7 +97,7 @@ class Scene:
         return cls(**parts, names=tuple(turn.name for turn in turns))
 
     def noise(self, denoiser: MotionDenoiser, seed: int) -> Float[Tensor, "B N M"]:
-        """The noise that belongs to the names and the seed, for whole blocks (at least as many frames as the scene)."""
+        """The noise for names and seed, in whole blocks (at least as many frames as the scene)."""
         frames = sum(block_sizes(self.avatar_audio.shape[1], denoiser.layout))
         noise = torch.stack([clip_noise(name, seed, frames, denoiser.dim) for name in self.names])
         return noise.to(self.reference.device, non_blocking=True)
@@ -105,7 +105,7 @@ class Scene:
     def rolled_out(
         self, denoiser: MotionDenoiser, noise: Tensor, *, signals: Sequence[str] = SIGNALS, **sampling: Any
     ) -> Float[Tensor, "B T D"]:
-        """Motion latents of the avatars from this noise. `sampling` as in `af.forcing.rollout.rollout`."""
+        """Roll out motion latents of the avatars from `noise`. `sampling` as in `af.forcing.rollout.rollout`."""
         space = denoiser.motion_space
         condition = denoiser.condition(self.avatar_audio, self.user_audio, self.user_motion)
         reference = space.to_model(self.reference)
@@ -115,7 +115,7 @@ class Scene:
 
 @torch.inference_mode()
 def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutSettings) -> Float[Tensor, "B T D"]:
-    """Motion latents of turns of one length, rolled out together; the noise belongs to a turn's name and the seed."""
+    """Motion latents of turns of equal length, rolled out together; noise depends on a turn's name and the seed."""
     scene = Scene.of(turns, next(denoiser.parameters()).device)
     return scene.rolled_out(
         denoiser,
@@ -127,7 +127,7 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
     )
 
 
-#: What a roll-out reads of a clip.
+#: The fields of a clip that a roll-out reads.
 PARTS: Final = ("motion", "audio_features")
 #: Makes motion latents for the avatars of a scene: (denoiser, scene, noise) -> (B, T, D).
 Maker = Callable[[Any, Scene, Tensor], Tensor]
@@ -144,16 +144,16 @@ def shard_motions(
     batch: int = 32,
     other_users: bool = False,
 ) -> dict[tuple[int, str], Float[np.ndarray, "T D"]]:
-    """What `make` makes for every (sample, avatar's role) of a shard, in batches of at most `batch` clips of one length.
+    """Results of `make` for every (sample, avatar's role) of a shard, in batches of at most `batch` equally long clips.
 
-    With `other_users` every avatar hears and sees the user of another conversation (`another_conversation`). Without a
-    denoiser there is no noise either.
+    With `other_users` every avatar gets the user of another conversation (`another_conversation`). Without a denoiser
+    there is no noise.
     """
     by_length: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for i, entry in enumerate(reader.index.samples):
         if entry.shard == shard:
             if set(entry.roles) != set(ROLES):
-                raise UserError(f"{reader.index.folder}/{entry.key} has one side only, and a roll-out needs both")
+                raise UserError(f"{reader.index.folder}/{entry.key} has only one side, and a roll-out needs both")
             by_length[entry.frames] += [(i, role) for role in ROLES]
     device = "cpu" if denoiser is None else next(denoiser.parameters()).device
 
@@ -176,14 +176,14 @@ def shard_motions(
 
 
 def turn_name(key: str, role: str) -> str:
-    """What the noise of a person's motion belongs to."""
+    """The name that determines the noise of a person's motion."""
     return f"{key}/{role}"
 
 
 def another_conversation(index: Index, i: int, seed: int) -> int:
-    """Another sample, of another session and without any of the same people where there is one; by hash of the key.
+    """Another sample, by hash of the key: from another session and without common people if possible.
 
-    UserError when there is a single one.
+    Raises UserError when there is only one sample.
     """
     own = index.samples[i]
 
@@ -193,7 +193,7 @@ def another_conversation(index: Index, i: int, seed: int) -> int:
 
     others = [j for j in range(len(index.samples)) if j != i]
     if not others:
-        raise UserError(f"{index.folder}: the user of another conversation is asked for, and there is only one")
+        raise UserError(f"{index.folder}: the user of another conversation is needed, but there is only one")
     least = min(map(nearness, others))
     strangers = [j for j in others if nearness(j) == least]
     return strangers[mix(seed, zlib.crc32(own.key.encode())) % len(strangers)]
@@ -201,6 +201,6 @@ def another_conversation(index: Index, i: int, seed: int) -> int:
 
 @lru_cache(maxsize=2)
 def cached_denoiser(folder: str, device: str) -> tuple[MotionDenoiser, Artifact]:
-    """The denoiser of a model folder, a run or a checkpoint on `device`; worker processes keep it."""
+    """The denoiser of a model folder, a run or a checkpoint on `device`, cached per process."""
     denoiser, artifact = load_as(folder, MotionDenoiser)
     return denoiser.to(device), artifact

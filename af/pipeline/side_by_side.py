@@ -1,4 +1,4 @@
-"""Images of several people in one: brought to one size in one way, each under its caption."""
+"""Images side by side, scaled to one size in the same way, each with a caption."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-#: Smaller images are enlarged to at least so many rows, so that players do not blur them.
+#: Smaller images are enlarged to at least this many rows, to prevent blurring by players.
 LEAST_SIDE = 192
 
 
 def enlarged(frames: UInt8[np.ndarray, "T Y X 3"], least: int = LEAST_SIDE) -> UInt8[np.ndarray, "T Y2 X2 3"]:
-    """Small frames repeated to at least `least` rows; an even number of pixels."""
+    """Enlarge small frames to at least `least` rows by repeating pixels; the size is even."""
     factor = max(1, -(-least // frames.shape[1]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def side_by_side(images: Mapping[str, UInt8[np.ndarray, "Y X 3"]], side: int) -> UInt8[np.ndarray, "Y2 X2 3"]:
-    """The middle squares of `images`, by caption, in a row: each `side` pixels wide under a strip with its caption.
+    """The middle squares of `images` (by caption) in a row, each `side` pixels wide under its caption.
 
-    All are brought to that size in the same way, whatever their own: pixels are repeated until there are enough, then
-    averaged. So none looks sharper or smoother than it is beside the others.
+    All are scaled in the same way, by repeating pixels and then averaging, so that none looks sharper or smoother than
+    it is beside the others.
     """
     columns = [np.concatenate([_strip(caption, side), _fitted(image, side)]) for caption, image in images.items()]
     return np.concatenate(columns, axis=1)
 
 
 def strip_height(side: int) -> int:
-    """Rows that the captions of `side_by_side` take."""
+    """Height in rows of the captions of `side_by_side`."""
     return max(20, 2 * (side // 20))
 
 

@@ -1,6 +1,6 @@
-"""Shards of a teacher for distillation: what a guided denoiser, with all of its steps, makes of known noise.
+"""Shards of a teacher for distillation: motion that a guided denoiser generates in many steps from known noise.
 
-Same samples by key; the noise is a function of key, role and the seed in the shards' `TeacherSpec`, so it is not stored.
+Samples keep their keys. The noise is not stored: it is a function of key, role and the seed in `TeacherSpec`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def make_teacher(
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
-    """Write what `denoiser` (a model folder, a run or a checkpoint) makes for every sample of the encoded shards in `data`
-    (`af.pipeline.derived.derive` says how a job goes on). UserError when it knows other latents or features than they hold.
+    """Write the motion that `denoiser` (a model folder, run or checkpoint) generates for the encoded shards in `data`;
+    resumable as `af.pipeline.derived.derive`. Raises UserError when their latents or features do not fit the
+    denoiser.
     """
     indices = splits_of(data, splits)
-    place = str(find_model(denoiser))  # once: a run that is trained meanwhile comes to have newer checkpoints
+    place = str(find_model(denoiser))  # resolved once: a run still in training gets newer checkpoints
     model, artifact = cached_denoiser(place, str(device))
     for index in indices:
         require_specs(index, artifact)
@@ -69,7 +70,7 @@ def make_teacher(
 
 
 def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described: str, batch: int, device: str) -> int:
-    """Write one shard of a teacher; returns its number of samples. Runs in worker processes, which keep their model."""
+    """Write one shard of a teacher, in a worker process that caches the model; returns its number of samples."""
     spec, reader = TeacherSpec.from_json(json.loads(described)), ShardReader(folder)
     guidance = Guidance(*spec.guidance)
 
@@ -87,5 +88,5 @@ def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described:
 
 
 def teacher_noise(spec: TeacherSpec, key: str, role: str, frames: int) -> Float[Tensor, "T M"]:
-    """The noise from which the teacher made a person's motion."""
+    """The noise from which the teacher generated a person's motion."""
     return clip_noise(turn_name(key, role), spec.seed, frames, spec.noise_dim)

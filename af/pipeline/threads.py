@@ -1,4 +1,4 @@
-"""How many threads a live session gets: no more than there are cores that nothing else uses."""
+"""Limiting a live session's threads to free cores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 import psutil
 import torch
 
-_had = _gave = 0  # torch's threads before they were taken away, and what was left of them
+_had = _gave = 0  # torch's number of threads before and after the limit
 
 
 def free_cores(seconds: float = 0.1) -> int:
-    """Cores that this process may use and that no other one did for the last `seconds`, rounded; at least one."""
+    """Cores of this process that nothing else used for `seconds`, rounded; at least one."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     before = time.process_time()
     busy = psutil.cpu_percent(seconds, percpu=True)
@@ -22,12 +22,12 @@ def free_cores(seconds: float = 0.1) -> int:
 
 
 def use_free_cores() -> int:
-    """Let torch have no more threads than there are free cores (never more than it had), unless OMP_NUM_THREADS or
-    MKL_NUM_THREADS says how many; returns the number. A thread that waits for a core holds up all the others.
+    """Limit torch's threads to the free cores, unless OMP_NUM_THREADS or MKL_NUM_THREADS sets their number, which is
+    returned. A thread that waits for a core holds up all the others.
     """
     global _had, _gave
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
-        if torch.get_num_threads() != _gave:  # somebody else has said so
+        if torch.get_num_threads() != _gave:  # set by the user
             _had = torch.get_num_threads()
         torch.set_num_threads(_gave := min(_had, free_cores()))
     return torch.get_num_threads()

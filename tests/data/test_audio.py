@@ -198,7 +198,7 @@ def test_a_sound_around_another_value_than_zero_is_noted(tmp_path):
         notes = Notes()
         read_audio(tmp_path / f"{name}.wav", notes=notes)
         said = [note.text.split(": ", 1)[1] for note in notes]
-        assert said[0].startswith("around 0.10 instead of 0")
+        assert said[0].startswith("the audio has a mean of 0.10, not 0")
         assert any("silent" in text for text in said) == (level == 0)
 
 
@@ -261,7 +261,7 @@ def test_sound_that_is_cut_off_says_both_lengths(tmp_path, ending, subtype):
     assert len(read_audio(tmp_path / f"whole.{ending}")) == 64000
     data = (tmp_path / f"whole.{ending}").read_bytes()
     (tmp_path / f"in.{ending}").write_bytes(data[: len(data) // 2])
-    with pytest.raises(MediaError, match=r"says 4\.00 s but the audio ends at (2\.0|1\.9)\d s") as caught:
+    with pytest.raises(MediaError, match=r"declares 4\.00 s but the audio ends at (2\.0|1\.9)\d s") as caught:
         read_audio(tmp_path / f"in.{ending}")
     assert caught.value.reason == "truncated"
     (tmp_path / f"in.{ending}").write_bytes(data[: int(0.94 * len(data))])
@@ -297,7 +297,7 @@ def test_sound_that_the_header_does_not_count_is_noted(tmp_path, more):
 def test_a_track_without_any_of_its_samples_is_cut_off(tmp_path):
     soundfile.write(tmp_path / "in.wav", voice(3.0), 16000, subtype="PCM_16")
     (tmp_path / "in.wav").write_bytes((tmp_path / "in.wav").read_bytes()[:44])
-    with pytest.raises(MediaError, match=r"says 3\.00 s but its audio track holds no samples"):
+    with pytest.raises(MediaError, match=r"declares 3\.00 s but its audio track holds no samples"):
         read_audio(tmp_path / "in.wav")
 
 

@@ -112,7 +112,7 @@ def test_splits_by_identity_share_nobody(written, tmp_path):
         if split_by_identity(written, folder := tmp_path / str(seed), (0.5, 0.25, 0.25), seed=seed, shard_bytes=SIZE)
     }
     assert len(homes) > 1
-    with pytest.raises(UserError, match=r"2 groups of people .* cannot fill 3 splits"):
+    with pytest.raises(UserError, match=r"2 unconnected groups of people cannot fill 3 splits"):
         split_by_identity(written / "train", tmp_path / "x", (0.5, 0.25, 0.25), shard_bytes=SIZE)
 
 

@@ -400,7 +400,7 @@ def test_an_avi_that_is_cut_off_is_refused(tmp_path):
     assert len(list(iter_video(whole))) == 50
     data = whole.read_bytes()
     (tmp_path / "in.avi").write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(MediaError, match=r"says 2\.00 s"):
+    with pytest.raises(MediaError, match=r"declares 2\.00 s"):
         list(iter_video(tmp_path / "in.avi"))
 
 

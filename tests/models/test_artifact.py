@@ -124,7 +124,7 @@ def test_another_autoencoder_under_a_digest_that_the_denoiser_knows_is_refused(
     with pytest.raises(UserError, match=r"not the file that model\.json describes"):
         Avatar.load(tmp_path / "vae", denoiser_folder)
     edit(tmp_path / "vae", lambda info: info.update(sha256=sha256_of(tmp_path / "vae" / "model.safetensors")))
-    with pytest.raises(UserError, match="trained on latents of another autoencoder"):
+    with pytest.raises(UserError, match="trained on latents from another autoencoder"):
         Avatar.load(tmp_path / "vae", denoiser_folder)
 
 
