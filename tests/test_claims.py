@@ -111,7 +111,7 @@ def test_the_commands_name_the_models_of_their_tables():
     assert len(shared) > 5
     assert all(teacher[tag] == pytest.approx(same[tag], rel=1e-3) for tag in shared)
     models = [
-        re.search(rf"{option} (\S+/export)", (EXPERIMENTS / name / "README.md").read_text())[1]
-        for name, option in (("008_distillation", "--start"), ("011_condition_dropping", "--denoiser"))
+        re.search(rf"{option}(\S+/export)", (EXPERIMENTS / name / "README.md").read_text())[1]
+        for name, option in (("008_distillation", "START="), ("011_condition_dropping", "--denoiser "))
     ]
     assert len(set(models)) == 1

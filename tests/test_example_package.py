@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tomllib
@@ -67,7 +68,15 @@ def test_a_package_of_ones_own(installed, dyads, autoencoder_folder, tmp_path, m
     assert np.ptp(rows, axis=0).max() == 0
 
     models += ["--denoiser", run / "export"]
-    af("evaluate", *models, "--data", latents / "test", "--out", tmp_path / "table", "--steps", 1, "--limit", 1)
+    table, nods = tmp_path / "table", "evaluation.metrics=[{_target_:af_example.metrics.Nods,level:0.4}]"
+    few = ["evaluation.steps=1", "evaluation.limit=1", "evaluation.videos=1", "evaluation/tracker=brightness", nods]
+    af("evaluate", *models, "--data", latents / "test", "--out", table, *CONF, *few)
+    by_tracker = ["evaluation/tracker=brightness", nods, "evaluation.protocol.block=5"]
+    af("compare", table / "manifest.csv", "--out", tmp_path / "compared", *CONF, *by_tracker)
+    for folder in (table, tmp_path / "compared"):
+        numbers = json.loads((folder / "metrics.json").read_text())
+        assert numbers["nods/count"] is not None
+        assert numbers["protocol"]["nods/count"].startswith("pitch above 0.4; af_example/1")
     af("shards", "extract", latents / "test", "--sample", 0, "--out", tmp_path / "clip")
     clip = tmp_path / "clip"
     inputs = [
@@ -86,8 +95,6 @@ def test_without_its_entry_point_nothing_of_it_is_built_from_a_folder(
     installed, denoiser_folder, tmp_path, monkeypatch
 ):
     """A command may name any class; a model folder only those that an installed package has registered."""
-    import json
-
     folder = shutil.copytree(denoiser_folder, tmp_path / "model")
     description = json.loads((folder / "model.json").read_text())
     description["features"] = {"_target_": "af_example.features.Loudness"}

@@ -23,7 +23,7 @@ from af.errors import UserError
 from af.evaluation.extractors import tracked
 from af.evaluation.linear_probe import LinearProbe
 from af.evaluation.manifest import ManifestClip, write_manifest
-from af.evaluation.measured import SIDES, Measured, fill_gaps, hints, look, paired_features, remarks
+from af.evaluation.measured import SIDES, Measured, Table, fill_gaps, hints, look, paired_features, remarks
 from af.evaluation.reconstruction import reconstruction_rows
 from af.evaluation.report import attempt, write_report
 from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
@@ -123,6 +123,10 @@ class Subject:
     def protocol(self) -> Protocol:
         """The settings' protocol, with the model's block."""
         return replace(self.settings.named_protocol, block=self.denoiser.layout.block_frames)
+
+    def table(self, device: torch.device) -> Table:
+        """An empty table for the clips."""
+        return Table(self.protocol, self.settings.metrics, device)
 
     def groups(self) -> list[list[int]]:
         """Numbers of clips to be rolled out together: of one length, at most `batch`. They depend on nothing else, so

@@ -18,6 +18,7 @@ from af.evaluation.settings import Tools
 from af.evaluation.syncnet import lse
 from af.files import atomic_path
 from af.metrics import families
+from af.metrics.base import ClipMetric
 from af.metrics.likeness import csim
 from af.metrics.lipsync import mouth_column, shifted
 from af.metrics.records import ClipFeatures, EvaluationClip, MetricResult, Protocol
@@ -122,13 +123,17 @@ def fill_gaps(values: np.ndarray, name: object) -> tuple[np.ndarray, str | None]
 
 
 class Table:
-    """The metrics' table, fed clip by clip; with several ranks each feeds its own. A family that fails is noted in
-    `failed` and takes no other with it.
+    """The table of our families and the user's `own`, fed clip by clip; with several ranks each feeds its own.
+
+    A family that fails is noted in `failed` and takes no other with it.
     """
 
-    def __init__(self, protocol: Protocol, device: torch.device | str = "cpu") -> None:
+    def __init__(self, protocol: Protocol, own: Sequence[ClipMetric] = (), device: torch.device | str = "cpu") -> None:
+        metrics = [*families(protocol), *own]
         # ranks exchange what is on their device
-        self._families = {", ".join(m.needs) or type(m).__name__: m.to(device) for m in families(protocol)}
+        self._families = {", ".join(m.needs) or type(m).__name__: m.to(device) for m in metrics}
+        for metric in own:
+            metric.reset()  # those of the table before
         self.failed: dict[str, str] = {}
 
     def add(self, clip: EvaluationClip) -> None:

@@ -56,7 +56,7 @@ def compare(clips: Path, out: Path, settings: FilesSettings) -> int:
                 console.print(f"left out: {error}", style="yellow", highlight=False, markup=False)
     if not measured:
         raise UserError(f"{clips}: none of the {len(listed)} clips could be measured (see the lines above)")
-    table = Table(protocol := settings.named_protocol)
+    table = Table(protocol := settings.named_protocol, settings.metrics)
     for position, m in enumerate(measured):
         table.add(replace(m.clip, position=position))
     result = table.result()

@@ -16,6 +16,7 @@ from af.evaluation.syncnet import SyncNet
 from af.forcing.anchor import Anchor
 from af.forcing.dropout import SIGNALS, named_subset
 from af.forcing.guidance import Guidance
+from af.metrics.base import ClipMetric
 from af.metrics.records import Protocol
 from af.pipeline.rolling import RolloutSettings
 from af.values import require_number
@@ -29,13 +30,14 @@ class Tools:
     """What reads frames and makes numbers of them.
 
     `tracker` reads faces; `networks` are image and video networks by a name of the user's; `embedder` reads identity,
-    `syncnet` lips.
+    `syncnet` lips. `metrics` are families of the user's beside ours.
     """
 
     tracker: Tracker | None = None
     networks: Mapping[str, Extractor] = field(default_factory=dict)
     embedder: Extractor | None = None
     syncnet: SyncNet | None = None
+    metrics: Sequence[ClipMetric] = ()
     protocol: Protocol = Protocol()  # noqa: RUF009 (frozen)
     gallery: bool = True
 
@@ -44,6 +46,9 @@ class Tools:
             wanted = ("identity",) if name == "embedder" else ("image", "video")
             if network is not None and (not isinstance(network, Extractor) or network.kind not in wanted):
                 raise UserError(f"evaluation: {name} must be an extractor of kind {' or '.join(wanted)}")
+        for metric in self.metrics:
+            if not isinstance(metric, ClipMetric):
+                raise UserError(f"evaluation.metrics: {type(metric).__name__} is no af.metrics.base.ClipMetric")
         if self.tracker is not None and not (hasattr(self.tracker, "track") and hasattr(self.tracker, "face_spec")):
             raise UserError("evaluation.tracker: give an object with `face_spec` and `track(frames)`")
 

@@ -71,7 +71,7 @@ class EvaluationModule(LightningModule):
 
     def on_test_start(self) -> None:
         """Show how far this rank is (the first one speaks for all), and stop at once where a signal says so."""
-        self._table = Table(self._subject[0].protocol, self.device)
+        self._table = self._subject[0].table(self.device)
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS_TO_STOP:
                 signal.signal(number, _stop)
@@ -214,8 +214,7 @@ def _stop(number: int, _: Any) -> NoReturn:
 
 def _every_subset(trainer: Trainer, subject: Subject, out: Path) -> int:
     """The 2³ table: what the model makes of every subset of its signals."""
-    from af.evaluation.comparison import Comparison, Setting
-    from af.evaluation.comparison_files import write_comparison
+    from af.evaluation.comparison import Comparison, Setting, write_comparison
     from af.evaluation.table import write_metrics
 
     found = []
@@ -282,7 +281,7 @@ class EvaluationCallback(Callback):
         if self._off:
             return
         self._last, subject = trainer.global_step, self._subject
-        table = Table(subject.protocol, module.device)
+        table = subject.table(module.device)
         for group in subject.groups()[trainer.global_rank :: trainer.world_size]:
             for problem in count(table, subject.measure(group, None)).values():
                 rank_zero_warn(f"evaluation: {problem}")

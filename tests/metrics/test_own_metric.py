@@ -7,6 +7,7 @@ import json
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from af.evaluation.measured import Measured
 from af.evaluation.report import write_report
 from af.metrics import evaluate_clips, families
 from af.metrics.records import EvaluationClip, Protocol
@@ -27,7 +28,8 @@ def test_a_metric_of_another_package_is_like_ours(tmp_path):
     assert row.interval is not None
     assert row.protocol.startswith("pitch above 0.4")
     out = tmp_path / "out"
-    write_report(out, result.rows, result, clips, Protocol(), title="theirs", videos={})
+    measured = [Measured(clip) for clip in clips]
+    assert write_report(out, result, Protocol(), title="theirs", measured=measured) == 0
     numbers = json.loads((out / "metrics.json").read_text())
     assert (numbers["nods/count"], numbers["nods/count/true"]) == (1.0, 2.0)
     assert "nods/count" in numbers["headline"]
