@@ -1,4 +1,4 @@
-"""A model on the conversations of a split: roll out, decode, read, one seeded sample a clip; then everything in a report."""
+"""Evaluating a model on the conversations of a split: roll out, decode and measure one sample per clip, then report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from af.pipeline.side_by_side import enlarged, side_by_side
 from af.specs import require_spec
 from af.types import Clip, FaceSpec
 
-#: In the results' folder: the videos that were made, as `af compare` reads them.
+#: File in the results' folder that lists the videos for `af compare`.
 MANIFEST: Final = "manifest.csv"
 _FIELDS: Final = frozenset({"audio", "motion", "audio_features"})
 _ROLE: Final = "b"
@@ -50,10 +50,10 @@ _ROLE: Final = "b"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated on what: faces come from decoded frames (`avatar`) or from the latents (`probe`).
+    """Models and data of an evaluation; faces come from decoded frames (`avatar`) or from the latents (`probe`).
 
-    `digests` of the models, `people` says whether the split's are held out. With `remember` what is read of true
-    frames is kept, for those who evaluate the same clips again.
+    `digests` are the models' hashes; `people` tells whether the split is held out. With `remember`, measurements of
+    true frames are kept for later evaluations of the same clips.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Subject:
     def load(cls, denoiser: str | Path, settings: CheckpointSettings, device: torch.device) -> Subject:
         """Read the models (a model folder, run or checkpoint each) and the split. UserError when they do not fit."""
         if settings.data is None or (settings.autoencoder is None) == (settings.linear_probe is None):
-            raise UserError("say on what to evaluate: data, and either an autoencoder or a linear_probe's split")
+            raise UserError("set what to evaluate on: data, and either an autoencoder or a linear_probe's split")
         index = Index.load(location(settings.data))
         model, artifact = load_as(denoiser, MotionDenoiser)
         require_specs(index, artifact)
@@ -87,7 +87,7 @@ class Subject:
             remedy = "Give a split of the same latents as linear_probe."
             require_spec(probe.motion_spec, motion_spec, where=str(settings.linear_probe), remedy=remedy)
         if settings.lpips:
-            LpipsPerceptual("alex")  # what it lacks is told before the roll-outs
+            LpipsPerceptual("alex")  # report missing parts before the roll-outs
         settings.on(device)
         remember: dict[str, Any] | None = {} if settings.conditions == "all" else None
         people = HeldOut.of(index, models, settings.limit)
@@ -101,19 +101,19 @@ class Subject:
 
     @property
     def face_spec(self) -> FaceSpec | None:
-        """The layout of the faces that are read; None: nobody reads them."""
+        """The layout of the tracked faces; None without a tracker."""
         if self.probe is not None:
             return self.probe.face_spec
         return None if self.settings.tracker is None else self.settings.tracker.face_spec
 
     @property
     def count(self) -> int:
-        """Clips that are evaluated."""
+        """Number of clips to evaluate."""
         return len(self.index.samples[: self.settings.limit])
 
     @property
     def videos(self) -> int:
-        """Clips that are written as videos: all where nobody reads the faces, so that somebody can."""
+        """Number of clips to write as videos: all of them without a tracker, so that faces can be tracked later."""
         asked = self.settings.videos
         if self.avatar is None:
             return 0
@@ -121,7 +121,7 @@ class Subject:
 
     @property
     def protocol(self) -> Protocol:
-        """The settings' protocol, with the model's block."""
+        """The settings' protocol, with the model's block size."""
         return replace(self.settings.named_protocol, block=self.denoiser.layout.block_frames)
 
     def table(self, device: torch.device) -> Table:
@@ -129,8 +129,8 @@ class Subject:
         return Table(self.protocol, self.settings.metrics, device)
 
     def groups(self) -> list[list[int]]:
-        """Numbers of clips to be rolled out together: of one length, at most `batch`. They depend on nothing else, so
-        that a clip has the same company on any number of ranks.
+        """Indices of clips to roll out together: equally long, at most `batch`. They do not depend on the number of
+        ranks, so neither do the results.
         """
         seen = self.face_spec is not None or self.settings.reads_images
         lengths: dict[int, list[int]] = {}
@@ -140,7 +140,7 @@ class Subject:
         return [same[s : s + size] for same in lengths.values() for s in range(0, len(same), size)]
 
     def claim(self, out: Path) -> None:
-        """See that what is kept in `out` belongs to these settings. UserError when it does not."""
+        """Raise UserError if results kept in `out` belong to other settings."""
         rollout = self.settings.rollout
         made_with = {
             **asdict(rollout),
@@ -151,10 +151,10 @@ class Subject:
         claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests})
 
     def measure(self, group: Sequence[int], out: Path | None) -> dict[int, Measured | str]:
-        """Generate the clips of one of `groups` and read them, by number; of one that cannot be, why.
+        """Generate and measure the clips of one group: {index: result, or the error of a clip that failed}.
 
-        What is done is kept in `out`/clips, so a stopped evaluation goes on; the first `videos` are written there as
-        mp4: each side alone, and user | generated | true with both voices.
+        Results are kept in `out`/clips, so a stopped evaluation continues there. The first `videos` clips are written
+        as mp4: each side alone, and user | generated | true with both voices.
         """
         reader, results = ShardReader(self.index), dict[int, Measured | str]()
         waiting: list[tuple[int, Clip, Measured]] = []
@@ -244,7 +244,7 @@ def _kept(out: Path, key: str) -> Path:
 
 
 def with_tracker(settings: CheckpointSettings, index: Index) -> CheckpointSettings:
-    """The settings, with the tracker of drawn faces where none is chosen and everybody in the split is drawn."""
+    """The settings, with the tracker of synthetic faces as default if the whole split is synthetic."""
     if settings.tracker is None and drawn(index, settings.limit):
         return replace(settings, tracker=load_tracker())
     return settings
@@ -275,9 +275,9 @@ def report_checkpoint(
     out: Path,
     took_s: float,
 ) -> int:
-    """The report, with everything beside the clips: reconstruction, latency, speed, drift; the exit code.
+    """Write the report, with reconstruction, latency, speed and drift; returns the exit code.
 
-    `problems` {clip: why it was left out}; `took_s` is what the clips took.
+    `problems` {clip: why it was left out}; `took_s` is the time for the clips.
     """
     settings, failed = subject.settings, dict(result.absent)
     about = {"people": [subject.people.text]}
@@ -325,7 +325,7 @@ def report_checkpoint(
 
 
 def report_autoencoder(autoencoder: str | Path, settings: CheckpointSettings, out: Path, device: torch.device) -> int:
-    """The rows of a motion VAE alone: what is lost when a frame is made from another one; the exit code."""
+    """Write the report of a motion VAE (reconstruction from another frame); returns the exit code."""
     if settings.data is None:
         raise UserError("say on what to evaluate: data")
     model, artifact = load_as(autoencoder, MotionAutoencoder)
@@ -352,7 +352,7 @@ def _reconstruction(
 
 
 def _running(subject: Subject, out: Path, missing: dict[str, str]) -> list[MetricRow]:
-    """Latency, speed and, where asked for, drift; what was not measured, and why, is added to `missing`."""
+    """Latency, speed and, if requested, drift; reasons for missing measurements are added to `missing`."""
     index, avatar, settings = subject.index, subject.avatar, subject.settings
     rows = waiting_rows(subject.denoiser, spec_of(index)[0])
     if avatar is not None:
@@ -377,7 +377,7 @@ def _running(subject: Subject, out: Path, missing: dict[str, str]) -> list[Metri
 
 
 def _write_manifest(measured: Sequence[Measured], out: Path) -> bool:
-    """List the clips that were written as videos, for `af compare`; whether there are any."""
+    """List the clips written as videos, for `af compare`. Returns whether there are any."""
     listed = []
     for m in (m for m in measured if m.videos):
         clip, about = m.clip, dict[str, Any](m.videos)

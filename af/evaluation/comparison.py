@@ -1,4 +1,4 @@
-"""Several settings beside each other in one table: mean ± standard error over seeds, ground truth, null, the best marked."""
+"""Comparison of settings in one table: mean ± standard error over seeds, ground truth, null, best values marked."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-#: The flat metrics of one run, as `af evaluate` writes them: {tag: value, tag/true: …, tag/null: …}.
+#: The flat metrics of one run, as written by `af evaluate`: {tag: value, tag/true: …, tag/null: …}.
 Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over runs that have the number, its standard error (None for a single run) and how many there are."""
+    """Mean over runs with the number, its standard error (None for a single run), and their count."""
 
     mean: float
     standard_error: float | None
@@ -41,7 +41,7 @@ class Cell:
 
 
 def cell(values: Sequence[float | None]) -> Cell:
-    """Mean and standard error (ddof 1) of the values that are there and finite."""
+    """Mean and standard error (ddof 1) of the finite values."""
     known = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
     if not len(known):
         return Cell(math.nan, None, 0)
@@ -51,7 +51,7 @@ def cell(values: Sequence[float | None]) -> Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: its name and the metrics of its runs (one a seed); empty when none is finished."""
+    """One row: a name and the metrics of its runs (one per seed); empty if none has finished."""
 
     name: str
     runs: tuple[Metrics, ...]
@@ -59,7 +59,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings by metrics. `better` says which way is good: lower, higher, or true (close to the ground truth)."""
+    """Settings by metrics. `better` is the better direction: lower, higher, or true (close to the ground truth)."""
 
     settings: tuple[Setting, ...]
     tags: tuple[str, ...]
@@ -67,14 +67,14 @@ class Comparison:
 
     @classmethod
     def of(cls, settings: Sequence[Setting], tags: Sequence[str] | None = None) -> Comparison:
-        """A table of the given columns; by default those that any run calls a headline."""
+        """A table with the columns `tags`; by default the headlines of any run."""
         runs = [run for setting in settings for run in setting.runs]
         better = {tag: way for run in runs for tag, way in run.get("better", {}).items()}
         headlines = dict.fromkeys(tag for run in runs for tag in run.get("headline", ()))
         return cls(tuple(settings), tuple(headlines if tags is None else tags), better)
 
     def cell(self, setting: Setting, tag: str) -> Cell:
-        """The generated number of a setting."""
+        """The value of a setting for generated clips."""
         return cell([run.get(tag) for run in setting.runs])
 
     def side(self, tag: str, side: str) -> Cell:
@@ -82,7 +82,7 @@ class Comparison:
         return cell([run.get(f"{tag}/{side}") for setting in self.settings for run in setting.runs])
 
     def best(self, tag: str) -> set[str]:
-        """Names of the settings with the best mean; empty where it is unknown which way is good."""
+        """Names of the settings with the best mean; empty if the better direction is unknown."""
         means = {s.name: c.mean for s in self.settings if (c := self.cell(s, tag)).runs}
         direction, true = self.better.get(tag), self.side(tag, "true")
         if not means or direction is None or (direction == "true" and not true.runs):
@@ -92,14 +92,14 @@ class Comparison:
         return {name for name, value in cost.items() if value == min(cost.values())}
 
     def rows(self, mark: str = "{}") -> list[list[str]]:
-        """Cells as text: name, runs, one a metric; ground truth and null last. `mark` is put around the best."""
+        """Cells as text: name, runs, one per metric; ground truth and null last. `mark` encloses the best."""
         best = {tag: self.best(tag) for tag in self.tags}
         found = []
         for s in self.settings:
             texts = [(self.cell(s, tag).text(), s.name in best[tag]) for tag in self.tags]
             found.append([s.name, str(len(s.runs)), *(mark.format(t) if is_best else t for t, is_best in texts)])
         for name, side in (("ground truth", "true"), ("null", "null")):
-            # sides differ between runs by the runs' own clips alone: no standard error over settings
+            # these differ between runs only by their clips: no standard error over settings
             sides = [self.side(tag, side) for tag in self.tags]
             found.append([name, "", *(number_text(c.mean) if c.runs else "–" for c in sides)])
         return found
@@ -116,7 +116,7 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
     def console(self, title: str | None = None) -> Table:
-        """The same as a rich table; settings side by side when they are fewer than the metrics."""
+        """The table for the terminal, with settings as columns if they are fewer than the metrics."""
         from rich.table import Table
 
         columns = [self.header(), *self.rows("[bold]{}[/bold]")]
@@ -149,7 +149,7 @@ class Comparison:
         return found
 
     def figures(self) -> dict[str, Figure]:
-        """One picture a metric: every setting's mean ± standard error and its runs, ground truth and null as lines."""
+        """One figure per metric: mean ± standard error and runs of every setting; ground truth and null as lines."""
         from matplotlib.figure import Figure
 
         figures = {}
@@ -179,16 +179,18 @@ class Comparison:
 
 
 def _meaning(better: str | None) -> str:
-    return {"lower": " (lower is better)", "higher": " (higher is better)", "true": " (like the truth is better)"}.get(
-        better or "", ""
-    )
+    return {
+        "lower": " (lower is better)",
+        "higher": " (higher is better)",
+        "true": " (closer to the truth is better)",
+    }.get(better or "", "")
 
 
 def write_comparison(
     out: Path, comparison: Comparison, title: str, *, text: str = "", content: Mapping[str, Any] | None = None
 ) -> None:
-    """table.md (with `text` below the table), table.csv (long form), table.json (with `content` beside the numbers) and
-    plots/, each whole or not at all.
+    """Write table.md (with `text` below the table), table.csv (long form), table.json (with `content`) and plots/, each
+    atomically.
     """
     from af.evaluation.plots import save_figures
 

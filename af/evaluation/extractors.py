@@ -1,8 +1,8 @@
-"""Networks and trackers that turn frames into numbers; their names and versions stand in every tag.
+"""Networks and trackers that turn frames into numbers; their names and versions are part of every tag.
 
-Frames are uint8 RGB (T, Y, X, 3) of one clip. A tracker is any object with `face_spec` and `track(frames)` -> (T, P); an
-`Extractor` gives (T, F) for "image" and "identity", (windows, F) for "video". Weights are files of the user's: a missing
-one is an error that says what to fetch, and nothing else takes its place.
+Frames are uint8 RGB (T, Y, X, 3) of one clip. A tracker is any object with `face_spec` and `track(frames)` -> (T, P);
+an `Extractor` returns (T, F) for "image" and "identity", (windows, F) for "video". Users supply the weights: a missing
+file is an error that says what to fetch, and there is no substitute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kind = Literal["image", "video", "identity"]
 
 
 class Tracker(Protocol):
-    """Reads face parameters. One tracker reads all sides of a table: numbers of two are never mixed."""
+    """Reads face parameters. All sides of a table use one tracker: results of two are never mixed."""
 
     face_spec: FaceSpec
 
@@ -36,7 +36,7 @@ class Tracker(Protocol):
 
 
 def tracked(tracker: Tracker, frames: Frames) -> Float[np.ndarray, "T P"]:
-    """What a tracker reads. Raises ValueError when that has another shape than it says."""
+    """The tracker's parameters. Raises ValueError when their shape differs from its `face_spec`."""
     values, shape = np.asarray(tracker.track(frames)), (len(frames), len(tracker.face_spec.names))
     if values.shape != shape:
         raise ValueError(f"tracker {tracker.face_spec.tracker} returned shape {values.shape}, expected {shape}")
@@ -45,10 +45,10 @@ def tracked(tracker: Tracker, frames: Frames) -> Float[np.ndarray, "T P"]:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A function from frames to vectors with the name and version that its numbers carry.
+    """A function from frames to vectors, with a name and version for the tags.
 
-    `metric` is the tag its distance gets: "fd_img/<name>-<version>", or "fid_inception" and "fvd_i3d" for the real
-    networks alone. `network` is what `function` runs, on whatever device it has been moved to.
+    `metric` is the tag of its distance: "fd_img/<name>-<version>", or "fid_inception" and "fvd_i3d" for the standard
+    networks only. `network` is the module that `function` runs, on its current device.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Extractor:
 
     @property
     def tag(self) -> str:
-        """Name and version as they stand in tags."""
+        """Name and version, as in tags."""
         return f"{self.name}-{self.version}"
 
     def __call__(self, frames: Frames) -> Float[np.ndarray, "N F"]:
@@ -72,7 +72,7 @@ class Extractor:
 
 
 def require_file(path: Path | str | None, what: str, fetch: str, sha256: str | None = None) -> Path:
-    """The path, or UserError saying what to fetch and where to put it; also when its SHA-256 is not the one given."""
+    """Return `path`. Raises UserError, saying what to fetch, when it is missing or its SHA-256 differs."""
     if path is None:
         raise UserError(f"{what} needs its weights, which are not shipped: {fetch}; then give its path")
     path = Path(path)
@@ -105,7 +105,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _in_batches(network: nn.Module, inputs: Tensor, batch: int, width: int = 0, **options: Any) -> np.ndarray:
-    """(N, F) of a network on the device where its weights are; of nothing, (0, `width`)."""
+    """Run a network in batches on its own device: (N, F), or (0, `width`) without inputs."""
     weights = next((t for t in (*network.parameters(), *network.buffers())), inputs)
     with torch.no_grad():
         parts = [
@@ -122,7 +122,7 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def thumbnail(side: int = 8) -> Extractor:
-    """Image features without weights: the mean colour of side x side cells, RGB in [0, 1]. Coarse, but always there."""
+    """Image features without weights: mean RGB colours in [0, 1] of side x side cells. Coarse, but always available."""
 
     def function(frames: Frames) -> np.ndarray:
         return to_tensor(frames, side).permute(0, 2, 3, 1).flatten(1).double().numpy() / 255
@@ -145,8 +145,8 @@ def torch_module(
 ) -> Extractor:
     """Any TorchScript file (or torch module) as an extractor; version = first 8 digits of the file's SHA-256.
 
-    It gets RGB float (N, 3, size, size) scaled to [low, high], for "video" (N, 3, window, size, size) windows every
-    `stride` frames, and returns (N, F) (a tuple or dict: its first tensor).
+    Its input is float RGB (N, 3, size, size) scaled to [low, high], for "video" windows (N, 3, window, size, size)
+    every `stride` frames; its output (N, F), or a tuple or dict with this as first tensor.
     """
     if isinstance(path, nn.Module):
         network = path.eval()
@@ -171,20 +171,20 @@ def to_tensor(frames: Frames, size: int) -> Float[Tensor, "T 3 size size"]:
 
 
 def windows_of(frames: Float[Tensor, "T 3 Y X"], window: int, stride: int) -> Float[Tensor, "N 3 window Y X"]:
-    """Windows of `window` frames every `stride`, none running over the end (none at all for shorter clips)."""
+    """Windows of `window` frames every `stride` frames, all within the clip (none for shorter clips)."""
     if len(frames) < window:
         return frames.new_zeros(0, 3, window, *frames.shape[2:])
     return torch.stack([frames[i : i + window] for i in range(0, len(frames) - window + 1, stride)]).transpose(1, 2)
 
 
-_INCEPTION_PREFIX = "6726825d"  # the released file's name carries the first digits of its SHA-256
+_INCEPTION_PREFIX = "6726825d"  # the released file's name contains the first digits of its SHA-256
 
 
 def inception(path: Path | str | None, batch: int = 16) -> Extractor:
     """InceptionV3 pool features (2048) through torch-fidelity (extra `fidelity`), weights by path.
 
-    Tag `fid_inception` only for the real weights (SHA-256 6726825d…), else `fd_img/inception-<hash>`. Frames stay
-    uint8: nothing to clamp.
+    The tag is `fid_inception` only for the standard weights (SHA-256 6726825d…), else `fd_img/inception-<hash>`. Frames
+    stay uint8, so nothing needs clamping.
     """
     fetch = "fetch weights-inception-2015-12-05-6726825d.pth from the releases of toshas/torch-fidelity on GitHub"
     weights = require_file(path, "FID", fetch)
@@ -193,7 +193,7 @@ def inception(path: Path | str | None, batch: int = 16) -> Extractor:
     except ImportError as error:
         raise UserError("FID needs torch-fidelity: pip install 'avatar-forcing[fidelity]'") from error
     version = sha256_of(weights)[:8]
-    require_state_dict(weights, "InceptionV3 weights")  # torch-fidelity itself would unpickle anything
+    require_state_dict(weights, "InceptionV3 weights")  # torch-fidelity's own loader unpickles anything
     network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).eval()
 
     def function(frames: Frames) -> np.ndarray:
@@ -208,7 +208,7 @@ def i3d(
 ) -> Extractor:
     """I3D features (StyleGAN-V's TorchScript file), 16-frame windows at 224 px.
 
-    Tag `fvd_i3d` only when `sha256` vouches for the file, else `fd_vid/i3d-<hash>`.
+    The tag is `fvd_i3d` only if `sha256` confirms the file, else `fd_vid/i3d-<hash>`.
     """
     fetch = (
         "fetch i3d_torchscript.pt, the detector named in universome/stylegan-v, src/metrics/frechet_video_distance.py"
@@ -231,7 +231,7 @@ class MediaPipeTracker:
     """MediaPipe FaceLandmarker (extra `mediapipe`, Apache-2.0): 52 blendshape scores and pose from its 4x4 matrix.
 
     Angles in radians (yaw positive to the image's right, pitch positive down, roll positive clockwise as seen),
-    translation in centimetres of the canonical face. Frames without a face are NaN. UserError without the file or extra.
+    translation in centimetres of the canonical face. Frames without a face are NaN. UserError without file or extra.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -257,7 +257,7 @@ class MediaPipeTracker:
             num_faces=1,
         )
         rows = np.full((len(frames), 52 + 6), np.nan)
-        # a new one for each clip: video mode carries state from frame to frame
+        # a new one per clip: video mode carries state between frames
         with vision.FaceLandmarker.create_from_options(options) as landmarker:
             for t, frame in enumerate(frames):
                 image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
     from af.evaluation.measured import Measured
 
-#: The page holds its videos: about 0.1 MB a clip and second of three 192 px sides.
+#: The page contains its videos: about 0.1 MB per clip and second, for three sides of 192 px.
 LARGEST_SIDE, MOST_CLIPS = 192, 60
 CURVES = ("mouth_open", "jawOpen", "smile", "pitch", "roll")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over x: `series` {"user" | "generated" | "true": values}; `time` says that x is the video's time."""
+    """Lines over x: `series` {"user" | "generated" | "true": values}; `time` is True if x is the video's time."""
 
     x: Float[np.ndarray, " L"]
     series: Mapping[str, Float[np.ndarray, " L"]]
@@ -67,7 +67,7 @@ def gallery_html(
     rows: Sequence[MetricRow] = (),
     on_card: Sequence[str] = (),
 ) -> str:
-    """The page, videos and all: opens from disk, asks no server for anything. `on_card`: numbers shown at first."""
+    """The page with its videos, which opens from disk without a server. `on_card`: tags shown first."""
     data = [
         {
             "name": clip.name,
@@ -103,7 +103,7 @@ def gallery_html(
 def make_gallery(
     path: Path, title: str, measured: Sequence[Measured], result: MetricResult, console: Console | None = None
 ) -> None:
-    """Write the page of the first `MOST_CLIPS` clips, those with videos first; the others have curves alone."""
+    """Write the page of the first `MOST_CLIPS` clips, those with videos first; others have only curves."""
     from rich.console import Console
 
     from af.console import progress_bar
@@ -115,7 +115,7 @@ def make_gallery(
             for side, source in m.videos.items():
                 try:
                     sides[side] = preview(source, clip.avatar_audio if side == "generated" else None)
-                except UserError as error:  # a side no metric had to read
+                except UserError as error:  # a side that no metric needed
                     if console is not None:
                         console.print(f"not in the gallery: {error}", style="yellow", markup=False, highlight=False)
             posters = {side: first_frame(video) for side, video in sides.items()}
@@ -125,7 +125,7 @@ def make_gallery(
 
 
 def preview(source: Path, audio: Float[np.ndarray, " S"] | None) -> bytes:
-    """A small H.264 mp4 (no side above 192 px) of a video file, with sound if given."""
+    """A small H.264 mp4 (no side above 192 px) of a video file, with audio if given."""
     from af.data.video import iter_video
     from af.data.video_writer import write_video
 
@@ -136,7 +136,7 @@ def preview(source: Path, audio: Float[np.ndarray, " S"] | None) -> bytes:
 
 
 def first_frame(video: bytes) -> bytes:
-    """The first frame of an mp4 as JPEG: shown until the browser has decoded the video."""
+    """The first frame of an mp4 as JPEG, shown until the browser has decoded the video."""
     import av
 
     with av.open(io.BytesIO(video), "r") as container:
@@ -147,7 +147,7 @@ def first_frame(video: bytes) -> bytes:
 
 
 def face_curves(clip: EvaluationClip) -> dict[str, Curve]:
-    """Mouth, smile and head of the three sides over time (the first parameters where none has such a name)."""
+    """Mouth, smile and head of the three sides over time (the first parameters if there are none by these names)."""
     if clip.face is None:
         return {}
     names = clip.face.names

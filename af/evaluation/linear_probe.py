@@ -1,4 +1,4 @@
-"""Face parameters as a linear function of motion latents: an evaluation that decodes no frame."""
+"""Face parameters as a linear function of motion latents, for evaluation without decoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from af.types import Clip, FaceSpec, MotionSpec
 
 
 class LinearProbe:
-    """Reads face parameters from motion latents; `r2` says how well, for each parameter, on clips left out of the fit."""
+    """Reads face parameters from motion latents; `r2` is its accuracy per parameter on clips left out of the fit."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class LinearProbe:
 
     @classmethod
     def fit(cls, index: Index, *, clips: int = 64) -> LinearProbe:
-        """Fit on three quarters of the first `clips` conversations (both people), and check on the rest.
+        """Fit on three quarters of the first `clips` conversations (both people), and test on the rest.
 
-        Raises UserError when the shards lack motion or face parameters, or have a single clip.
+        Raises UserError when the shards lack motion or face parameters, or have only one clip.
         """
         reader, count = ShardReader(index), min(clips, len(index.samples))
         if count < 2:

@@ -1,4 +1,4 @@
-"""The list of clips that `af evaluate` and `af study` read: CSV or JSON, one row a clip, paths relative to the file."""
+"""Lists of clips for `af compare` and `af study`: CSV or JSON, one row per clip, paths relative to the file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ManifestClip:
     """One row. Paths are absolute; a path with a suffix of `ARRAYS` holds face parameters (T, P), others are videos.
 
     `clip` is a unique name, `user`/`true`/`generated` the three sides. Optional: `audio` (the avatar's; default: the
-    sound of the true video), `user_audio` (default: the sound of the user video), `*_face` parameter arrays beside the
+    audio of the true video), `user_audio` (default: the audio of the user video), `*_face` parameter arrays besides the
     videos, `source` portrait, `identity`, `session`, `phrase_ends` (frames, separated by spaces).
     """
 
@@ -41,13 +41,13 @@ class ManifestClip:
     phrase_ends: tuple[int, ...] | None = None
 
     def face_file(self, side: str) -> Path | None:
-        """The array of parameters of a side, if the manifest names one."""
+        """The parameter array of a side, if listed."""
         path: Path = getattr(self, side)
         own: Path | None = getattr(self, f"{side}_face")
         return own or (path if path.suffix.lower() in ARRAYS else None)
 
     def video_file(self, side: str) -> Path | None:
-        """The video of a side, if the manifest names one."""
+        """The video of a side, if listed."""
         path: Path = getattr(self, side)
         return None if path.suffix.lower() in ARRAYS else path
 
@@ -60,7 +60,7 @@ PATHS = ("user", "true", "generated", "audio", "user_audio", "user_face", "true_
 def read_manifest(path: Path) -> list[ManifestClip]:
     """Rows of a CSV (with a header) or JSON (a list of objects, or {"clips": [...]}) manifest.
 
-    Raises UserError naming the file, the row and the column. Files need not exist: that is each clip's own error.
+    Raises UserError naming file, row and column. Missing files are errors of their clips, not of the list.
     """
     columns = REQUIRED + OPTIONAL
     clips: list[ManifestClip] = []
@@ -74,7 +74,7 @@ def read_manifest(path: Path) -> list[ManifestClip]:
 
 
 def write_manifest(path: Path, clips: Sequence[ManifestClip]) -> None:
-    """The same as a CSV that `read_manifest` reads, paths relative to it where they lie beside it."""
+    """Write clips as a CSV for `read_manifest`, with relative paths where possible."""
     names = [n for n in (*REQUIRED, *OPTIONAL) if any(getattr(clip, n) not in (None, "") for clip in clips)]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -99,7 +99,7 @@ def _clip(path: Path, where: str, row: Mapping[str, Any]) -> ManifestClip:
     values: dict = {k: str(v).strip() for k, v in row.items() if v not in (None, "", []) and k != "phrase_ends"}
     for key in PATHS:
         if key in values:
-            values[key] = Path(os.path.realpath(path.parent / values[key]))  # of a loop of links, too
+            values[key] = Path(os.path.realpath(path.parent / values[key]))  # also raised for a loop of links
     ends = row.get("phrase_ends")
     if ends not in (None, ""):
         try:

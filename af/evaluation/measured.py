@@ -1,4 +1,4 @@
-"""One clip as an evaluation knows it, however it was made: read by trackers and networks, kept on disk, tabled."""
+"""Measuring clips with trackers and networks, storing the results, and collecting them in the table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from af.metrics.records import ClipFeatures, EvaluationClip, MetricResult, Proto
 from af.types import FaceSpec
 
 SIDES: Final = ("user", "true", "generated")
-#: Longest gap without a face that is filled by a straight line (0.4 s); longer ones make the clip unusable.
+#: Longest gap without a face that is interpolated (0.4 s); longer ones make the clip unusable.
 LONGEST_GAP: Final = 10
 _FORMAT: Final = 6
 _VOICES: Final = ("avatar_audio", "user_audio")
@@ -33,14 +33,14 @@ _VOICES: Final = ("avatar_audio", "user_audio")
 
 @dataclass(frozen=True)
 class Measured:
-    """A clip as the metrics take it, remarks on it, and its videos by side."""
+    """A clip for the metrics, remarks on it, and its videos by side."""
 
     clip: EvaluationClip
     notes: tuple[str, ...] = ()
     videos: Mapping[str, Path] = field(default_factory=dict)
 
     def save(self, path: Path, signature: str, *, voices: bool = True) -> None:
-        """Write what was computed, so that it is computed once."""
+        """Save the measurements."""
         clip, kept = self.clip, (*SIDES, *(_VOICES if voices else ()))
         arrays = {name: value for name in kept if (value := getattr(clip, name)) is not None}
         features = []
@@ -53,14 +53,14 @@ class Measured:
             np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
     def load(self, path: Path, signature: str) -> Measured | None:
-        """This clip with what `save` wrote of it under the same signature; None without such a file."""
+        """This clip with measurements saved under the same signature; None without such a file."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 known, made_by, face, features, values, contents, notes = json.loads(str(file["header"]))
                 if (known, made_by) != (_FORMAT, signature):
                     return None
                 arrays = {key: file[key] for key in file.files if key != "header"}
-        except (ValueError, OSError, KeyError, EOFError):  # not there, or cut off by a full disk
+        except (ValueError, OSError, KeyError, EOFError):  # missing, or truncated by a full disk
             return None
         clip = replace(
             self.clip,
@@ -83,8 +83,8 @@ def look(
     voice: Float[np.ndarray, " S"] | None,
     portrait: UInt8[np.ndarray, "Y X 3"],
 ) -> tuple[list[Float[np.ndarray, "N F"]], dict[str, float]]:
-    """What networks see on one side, "true" or "generated": features of `tools.networks` in their order, and numbers. Of the
-    generated side SyncNet also gives the null: the voice half a clip off.
+    """Features by `tools.networks`, in order, and numbers for one side ("true" or "generated"). For the generated side
+    SyncNet also computes the null, with the voice shifted by half a clip.
     """
     features = [network(frames).astype(np.float32) for network in tools.networks.values()]
     values: dict[str, float] = {}
@@ -109,7 +109,7 @@ def paired_features(
 
 
 def fill_gaps(values: np.ndarray, name: object) -> tuple[np.ndarray, str | None]:
-    """Tracker output with short gaps (no face, NaN) filled by straight lines, and a note; UserError for long gaps."""
+    """Tracker output with short gaps (no face, NaN) interpolated, and a note. Raises UserError for long gaps."""
     missing = ~np.isfinite(values).all(axis=1)
     if not missing.any():
         return values, None
@@ -119,7 +119,7 @@ def fill_gaps(values: np.ndarray, name: object) -> tuple[np.ndarray, str | None]
         raise UserError(f"{name}: no face was found in {missing.sum()} of {len(values)} frames, {longest} in a row")
     time, known = np.arange(len(values)), np.flatnonzero(~missing)
     filled = np.stack([np.interp(time, known, column[known]) for column in values.T], axis=1)
-    return filled, f"{getattr(name, 'name', name)}: {missing.sum()} frames without a face filled by straight lines"
+    return filled, f"{getattr(name, 'name', name)}: {missing.sum()} frames without a face interpolated"
 
 
 class Table:
@@ -130,7 +130,7 @@ class Table:
 
     def __init__(self, protocol: Protocol, own: Sequence[ClipMetric] = (), device: torch.device | str = "cpu") -> None:
         metrics = [*families(protocol), *own]
-        # ranks exchange what is on their device
+        # ranks exchange tensors on their device
         self._families = {", ".join(m.needs) or type(m).__name__: m.to(device) for m in metrics}
         for metric in own:
             metric.reset()  # those of the table before
@@ -156,7 +156,7 @@ class Table:
 
 
 def hints(measured: Sequence[Measured], block: int | None, without_faces: str, without_images: str) -> dict[str, str]:
-    """{first part of a tag: which setting or column makes up for what it needs}, where that is known."""
+    """{first part of a tag: the setting or column that supplies what it needs}, where known."""
     found = {
         "fid_inception": "evaluation/networks=[inception], with the path of weights-inception-2015-12-05-6726825d.pth",
         "fvd_i3d": "evaluation/networks=[i3d], with the path of i3d_torchscript.pt and its sha256",
@@ -182,7 +182,7 @@ def hints(measured: Sequence[Measured], block: int | None, without_faces: str, w
 
 
 def remarks(measured: Sequence[Measured], result: MetricResult) -> dict[str, list[str]]:
-    """{clip: what to know about it}: its own notes, voices that it lacks and others have, and what the metrics remark."""
+    """Remarks by clip: its own notes, voices that only other clips have, and the metrics' remarks."""
     found: dict[str, list[str]] = {}
 
     def add(name: str, texts: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ COLOURS = {"true": "#222222", "generated": "#d1495b", "null": "#9aa5b1", "user":
 
 
 def _figure(width: float = 7.0, height: float = 3.4) -> Figure:
-    from matplotlib.figure import Figure  # the object alone: no pyplot, no global state, no display
+    from matplotlib.figure import Figure  # figures without pyplot need no global state and no display
 
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -37,7 +37,7 @@ def _decorate(axes, title: str, x: str, y: str) -> None:
 
 
 def plot_curve(curve: Curve) -> Figure:
-    """A line each for generated, true and null; where x has two signs, 0 is marked."""
+    """Lines for generated, true and null; 0 is marked if x has both signs."""
     figure = _figure()
     axes = figure.subplots()
     for key, values in curve.series.items():
@@ -73,9 +73,9 @@ def plot_mouth(clips: Sequence[EvaluationClip], count: int = 4, seconds: float =
 def plot_borders(
     sides: Mapping[str, Sequence[Float[np.ndarray, "T F"]]], block: int, first: int | None = None, of: str = ""
 ) -> Figure:
-    """Mean |second difference| by place within the block, generated and true, both relative to the middle frames'.
+    """Mean |second difference| by position in the block, generated and true, relative to the middle frames.
 
-    `sides` {"true" | "generated": clips} of face parameters or of images' features, which `of` names.
+    `sides` {"true" | "generated": clips} are face parameters or image features, as named by `of`.
     """
     figure = _figure()
     axes = figure.subplots()
@@ -143,8 +143,8 @@ def log_tensorboard(
     figures: Mapping[str, Figure],
     made_with: Mapping[str, str | float] | None = None,
 ) -> None:
-    """Value, truth and null of the `headline` rows as scalars, the whole table as text and the figures, for TensorBoard;
-    with `made_with` the final numbers beside these settings, too (never the default `hp_metric`).
+    """Log to TensorBoard: value, truth and null of the `headline` rows as scalars, the table as text, and the figures;
+    with `made_with` also the final numbers with these hyper-parameters (never the default `hp_metric`).
     """
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams

@@ -1,7 +1,7 @@
-"""What a motion latent is worth: what can be read from it, what cannot, and whether it moves as smoothly as the face.
+"""Probes of motion latents: what they contain, what they do not, and whether they move as smoothly as the face.
 
-All probes are linear (ridge), judged on people they were not fitted to. Each has a null (the link between input and
-target broken) and, where that means something, the same probe on the true face parameters.
+All probes are linear (ridge) and evaluated on people left out of the fit. Each has a null (input and target decoupled)
+and, where meaningful, a reference: the same probe on the true face parameters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Person:
-    """One person's video as the autoencoder sees it, and what is true of it."""
+    """One person's encoded video and its ground truth."""
 
     coefficients: Float[np.ndarray, "T K"]
     codes: Float[np.ndarray, "T D"]
@@ -43,7 +43,7 @@ class Person:
 def read_people(
     model: MotionAutoencoder, index: Index, conversations: int, frames: int, advance: Callable[[], None] = lambda: None
 ) -> list[Person]:
-    """Both people of the first conversations, their first `frames` frames. UserError when they are not synthetic."""
+    """Read the first `frames` frames of both people in the first conversations. Raises UserError unless synthetic."""
     reader, directions = ShardReader(index), model.directions()
     device = directions.device
     people = []
@@ -52,7 +52,9 @@ def read_people(
         for role in ROLES:
             extra, person = clip.meta.get("extra", {}), clip.person(role)
             if "seed" not in extra or person.video is None or person.face is None:
-                raise UserError(f"{index.folder}: only synthetic shards with videos know who is to be seen (af synth)")
+                raise UserError(
+                    f"{index.folder}: only synthetic shards with videos know their people's appearance (af synth)"
+                )
             identities = [
                 model.identity(image_tensor(person.video[:frames][t : t + _BATCH], device), check=False)
                 for t in range(0, min(frames, len(person.video)), _BATCH)
@@ -76,7 +78,7 @@ def read_people(
 
 
 def probe_r2(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Float[np.ndarray, " O"]:
-    """R² of each target on people left out of the fit, people dealt into folds; one array of rows a person."""
+    """Cross-validated R² of each target on people left out of the fit; one array of rows per person."""
     found = []
     for fold in range(_FOLDS):
         fitted = [n for n in range(len(inputs)) if n % _FOLDS != fold]
@@ -88,14 +90,14 @@ def probe_r2(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Flo
 
 
 def identity_from(people: Sequence[Person], inputs: Sequence[np.ndarray]) -> float:
-    """Mean R² of colours and proportions read from one frame's `inputs`, on people not seen before."""
+    """Mean R² of colours and proportions read from one frame's `inputs`, on unseen people."""
     targets = [np.tile(p.appearance, (len(rows), 1)) for p, rows in zip(people, inputs, strict=True)]
     return float(np.nanmean(probe_r2(inputs, targets)))
 
 
 def recognised(inputs: Sequence[np.ndarray]) -> float:
-    """How often a linear classifier names the person of a frame: fitted on the first half of each video, judged on the
-    last quarter. What differs between conversations (how the head is held) counts too: compare with the true faces'.
+    """Accuracy of a linear classifier of the person, fitted on the first half and tested on the last quarter of each
+    video. The head's posture in a conversation helps it, so compare it with the accuracy on true faces.
     """
     first = [rows[: len(rows) // 2] for rows in inputs]
     last = [rows[len(rows) - len(rows) // 4 :] for rows in inputs]
@@ -108,9 +110,9 @@ def recognised(inputs: Sequence[np.ndarray]) -> float:
 
 
 def motion_from_codes(people: Sequence[Person], inputs: Sequence[np.ndarray], *, other: int = 0) -> float:
-    """Mean R² of the coefficients of a frame read from `inputs` of another frame of the same video, half a video away.
+    """Mean R² of a frame's coefficients read from `inputs` of another frame, half a video away.
 
-    With `other` the frame is of another person (that many further): the null.
+    With `other` that frame is from another person (this many further on), for the null.
     """
     targets = [people[(n + other) % len(people)].coefficients for n in range(len(people))]
     shifted = [np.roll(rows, len(rows) // 2, 0)[: len(inputs[n])] for n, rows in enumerate(targets)]
@@ -118,7 +120,7 @@ def motion_from_codes(people: Sequence[Person], inputs: Sequence[np.ndarray], *,
 
 
 def roughness(tracks: Sequence[Float[np.ndarray, "T C"]]) -> float:
-    """Mean absolute second difference over mean absolute first difference, per coefficient in units of its spread."""
+    """Mean absolute second over first difference, per coefficient in units of its spread."""
     scale = np.concatenate(list(tracks)).std(0) + 1e-12
     first, second = (np.concatenate([np.diff(t / scale, order, axis=0) for t in tracks]) for order in (1, 2))
     return float(np.abs(second).mean() / np.abs(first).mean())
@@ -128,7 +130,7 @@ def roughness(tracks: Sequence[Float[np.ndarray, "T C"]]) -> float:
 def traversal(
     model: MotionAutoencoder, people: Sequence[Person], steps: Sequence[float]
 ) -> UInt8[np.ndarray, "K S Y X 3"]:
-    """The first person with each coefficient in turn at `steps` standard deviations from the portrait's own."""
+    """The first person with each coefficient in turn moved by `steps` standard deviations from the portrait's."""
     portrait = image_tensor(people[0].portrait[None], model.direction_weight.device)
     identity: Identity = model.identity(portrait)
     spread = torch.from_numpy(np.concatenate([p.coefficients for p in people]).std(0)).float().to(portrait.device)

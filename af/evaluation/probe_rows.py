@@ -1,4 +1,4 @@
-"""The rows and images of `af probe`: what the latents of a motion VAE are worth, on synthetic people."""
+"""The rows and images of `af probe`: probes of a motion VAE's latents on synthetic people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """A motion VAE, a synthetic split and how much of it is read: `pairs` transfers, `conversations`, `frames` a person."""
+    """A motion VAE, a synthetic split and its amount to read: `pairs`, `conversations`, `frames` per person."""
 
     model: MotionAutoencoder
     tracker: FaceTracker
@@ -40,9 +40,9 @@ class Probe:
     seed: int = 0
 
     def run(self, advance: Callable[[], None] = lambda: None) -> tuple[list[MetricRow], str]:
-        """All rows, and what each direction moves, in words; directions.png and transfer.png are written into `out`.
+        """All rows, and a text on what each direction moves; writes directions.png and transfer.png to `out`.
 
-        `advance` is called once a person read. UserError when the split is not synthetic or too small.
+        `advance` is called once per person. Raises UserError when the split is not synthetic or too small.
         """
         people = probe.read_people(self.model, self.index, self.conversations, self.frames, advance)
         with doing("transferring motion"):
@@ -51,10 +51,10 @@ class Probe:
         return rows + probe_rows(people), self.directions(people)
 
     def transfer_rows(self) -> list[MetricRow]:
-        """One person's motion on another's portrait, against the image that would be right."""
+        """One person's motion on another's portrait, compared with the true image."""
         pairs = transfer.draw_pairs(self.index, self.pairs, seed=self.seed)
         made, right = transfer.transfer(self.model, pairs.portraits, pairs.driving), pairs.truth
-        step = max(1, len(made) // ROWS_SHOWN)  # different portraits, as far as they go
+        step = max(1, len(made) // ROWS_SHOWN)  # different portraits, as many as there are
         _save_grid(self.out / "transfer.png", [c[::step] for c in (pairs.portraits, pairs.driving, made, right)])
         on = "motion on another's portrait; null: portrait unchanged"
 
@@ -70,7 +70,7 @@ class Probe:
         groups |= {name: slice(n, n + 1) for n, name in enumerate(FACE_NAMES)}
         for tag, truth, told in (
             ("r2", pairs.driving_faces, "truth"),
-            ("agreement", read[1], "tracker's reading of the right image"),
+            ("agreement", read[1], "tracker's reading of the true image"),
         ):
             r2 = [transfer.explained(truth, faces) for faces in read]
             protocol = f"R² against the {told}, {self.tracker.face_spec.tracker}; {on}"
@@ -92,7 +92,7 @@ class Probe:
         return rows
 
     def directions(self, people: Sequence[probe.Person]) -> str:
-        """Save the portrait with each direction in turn; what it moves most, in standard deviations from end to end."""
+        """Save the portrait with each direction in turn; returns what it moves most, in standard deviations."""
         images = probe.traversal(self.model, people, STEPS)
         _save_grid(self.out / "directions.png", list(images.swapaxes(0, 1)), rows=len(images))
         spread = np.concatenate([p.face for p in people]).std(0)
@@ -106,7 +106,7 @@ class Probe:
 
 
 def probe_rows(people: Sequence[probe.Person]) -> list[MetricRow]:
-    """What linear probes read from motion and from the identity code, and how smooth the coefficients are."""
+    """Rows of linear probes on motion and identity code, and of the coefficients' smoothness."""
     motion, faces, codes = ([getattr(p, name) for p in people] for name in ("coefficients", "face", "codes"))
     count, half, held_out = len(people), len(people) // 2, "R² on people left out"
     strangers = motion[half:] + motion[:half]

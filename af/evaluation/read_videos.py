@@ -1,4 +1,4 @@
-"""Anybody's files against true ones: reads the clips of a list and measures them, each once."""
+"""Measuring the files of any system against true ones, from a list of clips."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from af.metrics.smoothness import sharpness
 from af.models.tracker import FaceTracker
 from af.types import FaceSpec
 
-#: Columns of arrays without names whose layout is known: expression parameters among so many.
+#: Known layouts of arrays without column names: {columns: number of expression parameters}.
 KNOWN_LAYOUTS = {56: 50, 58: 52}
 
 
 def compare(clips: Path, out: Path, settings: FilesSettings) -> int:
-    """Measure the files listed in `clips` and write the report into `out`; the exit code is 1 if a part has failed.
+    """Measure the files listed in `clips` and write the report to `out`; returns the exit code, 1 if a part failed.
 
-    A clip that cannot be read is reported and loses no other. Raises UserError when none could be measured.
+    Unreadable clips are reported and skipped. Raises UserError when no clip could be measured.
     """
     console, listed = Console(), read_manifest(clips)
     reader, measured, problems = Reader(settings, out / "cache"), list[Measured](), dict[str, str]()
@@ -83,13 +83,13 @@ def compare(clips: Path, out: Path, settings: FilesSettings) -> int:
 
 
 class Reader:
-    """Reads clips, from the cache where it can. A clip that cannot be used raises UserError naming the file."""
+    """Reads clips, from the cache if possible. Raises UserError, naming the file, for an unusable clip."""
 
     def __init__(self, settings: FilesSettings, cache: Path) -> None:
         self.settings, self.cache = settings, cache
 
     def read(self, clip: ManifestClip) -> Measured:
-        """A clip; measured once, until a file or a tool changes."""
+        """Read a clip, which is measured again only if a file or tool has changed."""
         described = EvaluationClip(clip.clip, clip.identity, phrase_ends=clip.phrase_ends, session=clip.session)
         videos = {side: path for side in SIDES if (path := clip.video_file(side))}
         files = {name: path for name, path in vars(clip).items() if isinstance(path, Path)}
@@ -178,12 +178,12 @@ class Reader:
                 continue
             early = frames_to_seconds(length) - samples_to_seconds(len(audio))
             if length and early > 1:
-                notes.append(f"{source}: sound ends {early:.1f} s early")
+                notes.append(f"{source}: audio ends {early:.1f} s early")
             voices[name] = audio.astype(np.float32)
         return voices
 
     def _images(self, clip: ManifestClip, videos: Mapping[str, np.ndarray], voice: np.ndarray | None) -> dict[str, Any]:
-        """What networks see, and how like the true frames the generated ones are."""
+        """Features of the networks, and similarity of generated and true frames."""
         portrait = videos["true"][0] if clip.source is None else _portrait(clip.source)
         features, values = dict[str, list[np.ndarray]](), dict[str, float]()
         for side in ("true", "generated"):
@@ -204,7 +204,7 @@ def _require_one_layout(clip: ManifestClip, specs: dict[str, FaceSpec], faces: d
 
 
 def _digests(clip: ManifestClip, videos: Mapping[str, np.ndarray], known: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Of the frames as far as all sides go, of the parameters, of voices, and of files that nothing had to decode."""
+    """Hashes of the common frames, parameters, voices, and files that were not decoded."""
     found: dict[str, list[str]] = {}
     for side in SIDES:
         file = clip.video_file(side)
@@ -251,7 +251,7 @@ def read_parameters(path: Path) -> tuple[Float[np.ndarray, "T P"], tuple[str, ..
 
 
 def array_spec(file: Path, columns: int, named: tuple[str, ...] | None, settings: FilesSettings) -> FaceSpec:
-    """The layout of an array: given, or known from its number of columns. UserError naming file and settings."""
+    """The layout of an array: given, or known from its number of columns. Raises UserError naming file and settings."""
     count = KNOWN_LAYOUTS.get(columns) if settings.expression is None else settings.expression
     if count is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""How like one image is to another, and what a motion autoencoder loses: frames made from another frame."""
+"""Image similarity, and the reconstruction error of a motion autoencoder from another frame."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def reconstruction_rows(
     seed: int = 0,
     lpips: Network | None = None,
 ) -> list[MetricRow]:
-    """Rows `psnr` (dB), `ssim`, `l1` (range 0 … 1) and, with a network for it, `lpips`: driving frames made from another
-    frame of the same clip, both people. Null: the source shown unchanged. `people` says who they are.
+    """Rows `psnr` (dB), `ssim`, `l1` (range 0 … 1) and, with a network, `lpips`, of driving frames reconstructed from
+    another frame of the same clip, for both people. Null: the source frame unchanged. `people` describes the people.
 
-    `lpips` takes images in −1 … 1 and gives the mean of a batch.
+    `lpips` takes images in −1 … 1 and returns the mean over a batch.
     """
     reader, rng, batch = ShardReader(index), np.random.default_rng(seed), frames_at_once(autoencoder)
     device = next(autoencoder.parameters()).device
@@ -69,12 +69,12 @@ def reconstruction_rows(
 def likeness(
     images: Images, true: Images, lpips: Network | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """PSNR, SSIM, L1 and, with a network for it (which runs on `device`), LPIPS: means over the batch."""
+    """PSNR, SSIM, L1 and, with a network (run on `device`), LPIPS: means over the batch."""
     first, second = (image_tensor(side) for side in (images, true))
     values = {
         "psnr": psnr(first, second),
         "ssim": ssim(first, second),
-        "l1": l1(first, second) / 2,  # of the range −1 … 1
+        "l1": l1(first, second) / 2,  # for the range −1 … 1
     }
     return values if lpips is None else values | {"lpips": float(lpips(first.to(device), second.to(device)))}
 

@@ -1,4 +1,4 @@
-"""Writes an evaluation: table, JSON, plots, TensorBoard, gallery. Every way to evaluate ends here."""
+"""Writing the report of any evaluation: table, JSON, plots, TensorBoard, gallery."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from af.metrics.records import MetricResult, Protocol
 if TYPE_CHECKING:
     from af.evaluation.measured import Measured
 
-#: How many remarks the console shows; metrics.md has them all.
+#: Number of remarks shown on the console; metrics.md has all.
 MOST_REMARKS = 8
 _FAILED = "failed: "
 
 
 @contextmanager
 def attempt(part: str, missing: dict[str, str]) -> Iterator[None]:
-    """Do a part of an evaluation that must not take the others with it: an error is shown, and noted in `missing`."""
+    """Run a part of an evaluation whose failure must not affect others: errors are shown and noted in `missing`."""
     try:
         yield
     except Exception as error:
@@ -50,11 +50,11 @@ def write_report(
     extra: Mapping[str, Any] | None = None,
     made_with: Mapping[str, Any] | None = None,
 ) -> int:
-    """Print, and write metrics.json, metrics.md, clips.json, plots/, tensorboard/ and gallery.html, each whole or not at
-    all; the exit code: 1 with a line on stderr if a part has failed.
+    """Print the table and write metrics.json, metrics.md, clips.json, plots/, tensorboard/ and gallery.html, each
+    atomically. Returns the exit code: 1, with a line on stderr, if a part failed.
 
-    `problems` {clip: why it was left out}, `notes` {clip or subject: remarks}, `extra` further entries of metrics.json,
-    `made_with` the settings that TensorBoard shows beside the numbers.
+    `problems` {clip: why it was left out}, `notes` {clip or subject: remarks}, `extra`: further entries of
+    metrics.json, `made_with`: the settings shown with the numbers in TensorBoard.
     """
     rows, missing, notes = result.rows, result.absent, notes or {}
     content: dict = {
@@ -89,7 +89,7 @@ def write_report(
         with attempt("gallery", missing):
             make_gallery(out / "gallery.html", title, measured, result, console)
             written.append("gallery.html")
-    write_json(out / "metrics.json", content)  # with what has failed since
+    write_json(out / "metrics.json", content)  # including later failures
     show(console_table(rows, title), console)
     lines = [f"{name}: {'; '.join(texts)}" for name, texts in notes.items()]
     if len(lines) > MOST_REMARKS:

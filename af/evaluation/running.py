@@ -1,4 +1,4 @@
-"""What can only be measured on a running system: latency, speed, and drift over a long roll-out."""
+"""Measurements on a running system: latency, speed, and drift over long roll-outs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from af.types import Clip
 
 @dataclass(frozen=True)
 class Running:
-    """Latency with and without the audio features' time, and compute time over media time by stage."""
+    """Latency with and without audio features, and computing time over media time per stage."""
 
     latency: Latency
     motion_only: Latency
@@ -41,17 +41,17 @@ class Running:
 
 
 class _Stopwatch:
-    """Seconds by stage, of a device that is waited for."""
+    """Seconds per stage, with synchronisation of the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
 
     def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, its time counted."""
+        """Run `work` and count its time."""
 
         def run(*args: Any, **named: Any) -> Any:
-            synchronize(self.device)  # what was asked before belongs to its own stage
+            synchronize(self.device)  # earlier work belongs to its own stage
             start = time.perf_counter()
             try:
                 return work(*args, **named)
@@ -65,10 +65,10 @@ class _Stopwatch:
 def measure_running(
     avatar: Avatar, clip: Clip, settings: RolloutSettings, *, role: str = "b", warm_up: int = 2
 ) -> Running:
-    """A live session on one recorded clip, frame by frame as it would arrive, and every block decoded.
+    """Measure a live session on a recorded clip that arrives frame by frame, decoding every block.
 
-    The first `warm_up` blocks are not counted. Raises UserError for features that read whole utterances, and
-    ValueError when the clip is too short for a block more.
+    The first `warm_up` blocks are not counted. Raises UserError for features of whole utterances, and ValueError for a
+    clip too short for another block.
     """
     own, user = clip.person(role), clip.person(other_role(role))
     assert own.video is not None and own.audio is not None  # noqa: PT018
@@ -126,10 +126,10 @@ def long_drift(
     roll_outs: int = 4,
     every: int = 5,
 ) -> tuple[Drift, Drift]:
-    """`drift` of long roll-outs over the split's conversations one after the other, and of the true motion there.
+    """Drift of long roll-outs over the split's joined conversations, and of the true motion.
 
-    Mean over `roll_outs` that begin at different conversations. Distances are to the motion coefficients of
-    `training`'s avatars. With an `avatar` the first roll-out is decoded: the sharpness is that of every `every`-th frame.
+    Mean over `roll_outs` from different conversations on. Distances are to the motion coefficients of `training`. With
+    an `avatar` the first roll-out is decoded, for the sharpness of every `every`-th frame.
     """
     frames = seconds_to_frames(seconds)
     space, reader = denoiser.motion_space, ShardReader(index)
@@ -163,7 +163,7 @@ def _mean_drift(drifts: Sequence[Drift]) -> Drift:
 
 
 def _joined(reader: ShardReader, start: int, frames: int, role: str) -> tuple[Turn, Float[np.ndarray, "T D"]]:
-    """Conversations from number `start` on, one after the other, and the true motion in them."""
+    """The conversations from index `start` on, joined, and their true motion."""
     count = len(reader.index.samples)
     turns: list[Turn] = []
     true: list[np.ndarray] = []
@@ -187,7 +187,7 @@ def _array(values: np.ndarray | None) -> np.ndarray:
 
 
 def waiting_rows(denoiser: MotionDenoiser, features: FeatureSpec) -> list[MetricRow]:
-    """Rows `latency/waiting/…`: what is waited for before the first frame that can show a change, by construction."""
+    """Rows `latency/waiting/…`: the theoretical waiting time before the first frame that can show a change."""
     text = f"ms, blocks of {denoiser.layout.block_frames} frames, computing left out"
     found = waiting_frames(denoiser.layout.block_frames, audio_right_context=features.right_context_frames)
     return [
@@ -197,7 +197,7 @@ def waiting_rows(denoiser: MotionDenoiser, features: FeatureSpec) -> list[Metric
 
 
 def running_rows(running: Running) -> list[MetricRow]:
-    """Rows `latency`, `latency/motion_only` and `speed/rtf`; a running system has no truth and no null."""
+    """Rows `latency`, `latency/motion_only` and `speed/rtf`, which have neither truth nor null."""
     rows: list[MetricRow] = []
 
     def row(tag: str, value: float, protocol: str) -> None:
@@ -214,7 +214,7 @@ def running_rows(running: Running) -> list[MetricRow]:
 
 
 def drift_rows(found: Drift, true: Drift, training: str) -> list[MetricRow]:
-    """Rows `drift/…`: distance of the first and of the last window, sharpness of the last against the first."""
+    """Rows `drift/…`: distances of the first and last windows, and relative sharpness of the last."""
     text = (
         f"roll-outs of {found.seconds[-1] + found.seconds[1]:.0f} s, windows of 20 s, K coefficients against {training}"
     )

@@ -1,4 +1,4 @@
-"""Finds evaluated runs below some folders and says how they differ: what `af report` makes a table of."""
+"""Finding evaluated runs below folders, and how they differ, for the table of `af report`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from af.errors import UserError
 from af.files import read_json
 
 METRICS: Final = "metrics.json"
-#: What a job of a multirun is.
+#: Name of the file that marks a job of a multirun.
 JOB: Final = "job.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation, or a job of a multirun that has none yet (`metrics` None).
+    """An evaluation, or a job of a multirun without one yet (`metrics` None).
 
-    `swept` is what a multirun names its jobs by, `config` the flat configuration, `commands` what made the run.
+    `swept` are the overrides that name a job, `config` is the flat configuration, `commands` made the run.
     """
 
     folder: Path
@@ -32,18 +32,18 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        """The run's seed, where it is known."""
+        """The run's seed, if known."""
         return next((v for k, v in self.swept.items() if _last(k) == "seed"), self.config.get("seed"))
 
     def has_come_to(self, key: str) -> bool:
-        """Whether its configuration says something about a key, if only that it is not set."""
+        """Whether its configuration contains a key, even as unset."""
         return key in self.config or (bool(self.config) and self.metrics is not None)
 
 
 def find_runs(places: Sequence[Path], tag: str | None = None) -> list[Run]:
-    """Every evaluation below `places`, and every job of a multirun there that has none. With `tag`, runs that carry it.
+    """All evaluations below `places`, and jobs of multiruns without one; with `tag`, only runs with this tag.
 
-    UserError for a place that does not exist, or when nothing is found.
+    Raises UserError for a missing folder, or when nothing is found.
     """
     for place in places:
         if not place.exists():
@@ -68,9 +68,9 @@ def find_runs(places: Sequence[Path], tag: str | None = None) -> list[Run]:
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """{name: runs that differ in their seed alone}; the name is what is swept, and what else differs between its runs.
+    """{name: runs that differ only in their seed}, named by swept and other differing values.
 
-    Folders and hashes, which differ between seeds, tell nothing unless they differ between runs of one seed, too.
+    Folders and hashes differ between seeds, so they count only if they also differ between runs of one seed.
     """
     groups: dict[str, list[Run]] = {}
     for name, members in _by(runs, lambda run: _name(run.swept) or run.folder.as_posix()).items():
@@ -95,8 +95,8 @@ def _with_values(name: str, run: Run, keys: Sequence[str]) -> str:
 
 
 def distinguishing(runs: Sequence[Run], *, places: bool = False) -> list[str]:
-    """Keys that are not the same in all runs, but seeds and names of runs; folders and hashes too with `places`. Of a job
-    that has not ended, what it has not come to yet tells nothing.
+    """Keys with different values, except seeds and names of runs; with `places` also folders and hashes. Keys that an
+    unfinished job does not have yet are ignored.
     """
     found: dict[str, set[str]] = {}
     for run in runs:
@@ -111,19 +111,19 @@ def _is_place(key: str, value: Any) -> bool:
 
 
 def _is_evaluation(folder: Path) -> bool:
-    """Whether it is one of its own, not a row of an evaluation of all subsets of the signals."""
+    """Whether it is a separate evaluation, not a row of one over all subsets of the signals."""
     in_table = folder.parent.name == "conditions" and "signals" in read_json(folder / METRICS)
     return (folder / "metrics.md").is_file() and not in_table
 
 
 def _home(evaluation: Path) -> Path | None:
-    """The run in whose folder an evaluation lies, at most two levels down."""
+    """The folder of an evaluation's run, at most two levels up."""
     parents = [evaluation.parent, evaluation.parent.parent]
     return next((folder for folder in parents if any((folder / name).is_file() for name in ("config.json", JOB))), None)
 
 
 def _run(folder: Path, home: Path | None, more: Mapping[str, Any]) -> Run:
-    """A run by its files; an evaluation outside of a run has the configurations and commands of the runs beside it."""
+    """Read a run; an evaluation outside a run has the configurations and commands of the runs beside it."""
     homes = {f"{file.parent.name}/": file.parent for file in sorted(folder.parent.glob("*/config.json"))}
     if home is not None:
         homes = {"": home}
@@ -142,7 +142,7 @@ def _run(folder: Path, home: Path | None, more: Mapping[str, Any]) -> Run:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
+    """Flatten nested mappings to dotted keys."""
     if not isinstance(value, Mapping):
         return {prefix.rstrip("."): value}
     found: dict[str, Any] = {}
@@ -156,11 +156,11 @@ def _last(key: str) -> str:
 
 
 def require_one_tracker(runs: Sequence[Run]) -> None:
-    """UserError when faces were read in more than one way: numbers of two trackers do not go into one table."""
+    """Raise UserError for more than one face tracker, whose numbers are not comparable."""
     read_by = {str(by): run.folder for run in runs if (by := run.config.get("evaluation/faces")) is not None}
     if len(read_by) > 1:
         found = "".join(f"\n  {tracker}: {folder}" for tracker, folder in sorted(read_by.items()))
-        raise UserError(f"faces were read by several trackers, whose numbers do not go into one table:{found}")
+        raise UserError(f"faces were read by several trackers, whose numbers are not comparable:{found}")
 
 
 def _tags(run: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an evaluation measures, and with what: the values of the configuration group `evaluation`."""
+"""Settings of an evaluation: the values of the configuration group `evaluation`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from af.metrics.records import Protocol
 from af.pipeline.rolling import RolloutSettings
 from af.values import require_number
 
-#: A remark on numbers that the tracker of drawn faces has made.
+#: A remark on numbers from the tracker of synthetic faces.
 ONLY_DRAWN: Final = "read by the tracker of drawn faces (af synth); of filmed people it says nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What reads frames and makes numbers of them.
+    """The tracker and networks that measure frames.
 
-    `tracker` reads faces; `networks` are image and video networks by a name of the user's; `embedder` reads identity,
-    `syncnet` lips. `metrics` are families of the user's beside ours.
+    `tracker` reads faces; `networks` are image and video networks by name; `embedder` measures identity, `syncnet`
+    lips. `metrics` are families of the user's beside ours.
     """
 
     tracker: Tracker | None = None
@@ -53,7 +53,7 @@ class Tools:
             raise UserError("evaluation.tracker: give an object with `face_spec` and `track(frames)`")
 
     def on(self, device: torch.device) -> None:
-        """Move every network there."""
+        """Move all networks to a device."""
         networks = [e.network for e in (*self.networks.values(), self.embedder) if e is not None]
         for module in (*networks, self.syncnet, self.tracker):
             if isinstance(module, nn.Module):
@@ -61,7 +61,7 @@ class Tools:
 
     @property
     def reads_images(self) -> bool:
-        """Whether anything but the tracker looks at frames."""
+        """Whether anything besides the tracker reads frames."""
         return bool(self.networks or self.embedder or self.syncnet)
 
     @property
@@ -70,7 +70,7 @@ class Tools:
         return self.protocol if self.embedder is None else replace(self.protocol, embedder=self.embedder.tag)
 
     def signature(self) -> str:
-        """What a clip's numbers depend on, besides the clip."""
+        """Everything besides the clip that its numbers depend on."""
         tags = [e.tag for e in (*self.networks.values(), self.embedder) if e is not None]
         faces = None if self.tracker is None else self.tracker.face_spec.tracker
         return json.dumps([faces, tags, None if self.syncnet is None else self.syncnet.version])
@@ -78,12 +78,12 @@ class Tools:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings(Tools):
-    """How a model is evaluated on a split.
+    """Settings for evaluating a model on a split.
 
-    `data` is the split's folder or URL; frames come from `autoencoder`, or faces from the latents by a linear fit on
-    the split `linear_probe`. `limit` clips are rolled out, `batch` at a time, with the signals of `conditions` ("all":
-    every subset), and `videos` of them written (None: 4, or all where nobody reads the faces). `drift` adds roll-outs
-    of 4 minutes, `lpips` that distance of the reconstruction.
+    `data` is the split's folder or URL. `autoencoder` decodes frames, or faces are a linear function of the latents,
+    fitted on the split `linear_probe`. `limit` clips are rolled out, `batch` at a time, with the signals `conditions`
+    ("all": every subset), and `videos` of them are written (None: 4, or all without a tracker). `drift` adds roll-outs
+    of 4 minutes, `lpips` the LPIPS of the reconstruction.
     """
 
     data: str | None = None
@@ -116,12 +116,12 @@ class CheckpointSettings(Tools):
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """The signals the model gets. UserError for a name that is none."""
+        """The signals for the model. Raises UserError for an unknown name."""
         return SIGNALS if self.conditions in (None, "all") else tuple(named_subset(str(self.conditions)))
 
     @property
     def rollout(self) -> RolloutSettings:
-        """How clips are generated."""
+        """Settings of the roll-out."""
         guidance = Guidance.conditional() if self.unguided else Guidance(self.guidance_audio, self.guidance_user)
         anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
         return RolloutSettings(self.steps, guidance, self.seed, self.batch, self.signals, anchor)
@@ -129,10 +129,10 @@ class CheckpointSettings(Tools):
 
 @dataclass(frozen=True, kw_only=True)
 class FilesSettings(Tools):
-    """How anybody's files are compared with true ones.
+    """Settings for comparing the files of any system with true ones.
 
-    Of arrays of face parameters: `tracker_of_arrays` is who made them, e.g. emoca/2; the first `expression` columns are
-    expression, `names` are the columns'. Sides that differ by at most `max_length_difference` frames are cut.
+    Arrays of face parameters come from `tracker_of_arrays` (e.g. emoca/2); the first `expression` of their columns,
+    called `names`, are expressions. Sides that differ by at most `max_length_difference` frames are cut.
     """
 
     tracker_of_arrays: str = "arrays/unnamed"
@@ -147,6 +147,6 @@ class FilesSettings(Tools):
                 require_number(name, value, least=0, whole=True)
 
     def signature(self) -> str:
-        """What a clip's numbers depend on, besides its files."""
+        """Everything besides its files that a clip's numbers depend on."""
         arrays: list[Any] = [self.tracker_of_arrays, self.expression, self.names and list(self.names)]
         return json.dumps([super().signature(), *arrays, self.max_length_difference])

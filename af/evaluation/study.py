@@ -1,4 +1,4 @@
-"""A blinded preference study of two systems: an A/B page that opens from disk, and the key that the page must not know."""
+"""A blinded preference study of two systems: an A/B page that opens from disk, and its secret key."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A comparison: mp4 bytes by token, the user's video if it is shown. Tokens say nothing about the system."""
+    """A comparison: mp4 bytes by token, and the user's video if shown. Tokens do not reveal the system."""
 
     name: str
     videos: Mapping[str, bytes]
@@ -49,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class StudyKey:
-    """What the page must not know: system by token, what each trial shows, and the token that is right in each attention
+    """Kept from the page: the system of each token, the content of each trial, and the right token of each attention
     check.
     """
 
@@ -64,7 +64,7 @@ class StudyKey:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StudyKey:
-        """From the key file; KeyError names what is missing."""
+        """Read from the key file. Raises KeyError for missing entries."""
         return cls(value["study"], dict(value["systems"]), dict(value["trials"]), dict(value.get("checks", {})))
 
 
@@ -83,11 +83,11 @@ def make_study(
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> StudyKey:
-    """Write `out`/study.html and key.json for `pairs` (name, video of A, of B, of the user) of two systems of these `names`.
+    """Write `out`/study.html and key.json for `pairs` (name, video of A, of B, of the user) of two systems of these
+    `names`.
 
-    At most `limit` comparisons are drawn at random, and `checks` attention checks mixed in (one side frozen and blurred).
-    Order and sides are drawn anew for every rater. `advance` is called once a video pair. UserError for two sides that
-    are one video, and for names that do not differ.
+    Draws at most `limit` comparisons and mixes in `checks` attention checks (one side frozen and blurred). Order and
+    sides are random for every rater. `advance` is called per video pair. Raises UserError for equal videos or names.
     """
     if len(names) != 2 or names[0] == names[1] or "check" in names:
         raise UserError(f"the two systems need two different names, got {list(names)}: use --names A,B")
@@ -104,7 +104,7 @@ def make_study(
         return text
 
     def add(about: str, videos: Mapping[str, bytes], user: Path | None, right: str | None = None) -> None:
-        """A trial whose order of videos says nothing."""
+        """Add a trial with its videos in random order."""
         name, tokens = f"t{len(trials)}", list(videos)
         seen = prepare(user, max_side) if user else None
         trials.append(Trial(name, {tokens[i]: videos[tokens[i]] for i in rng.permutation(len(tokens))}, seen))
@@ -117,7 +117,7 @@ def make_study(
     for name, a, b, user in pairs:
         videos = {token(s): prepare(p, max_side) for s, p in zip(names, (a, b), strict=True)}
         if len(set(videos.values())) == 1:
-            raise UserError(f"{a} and {b} are the same video: nobody can prefer one; leave {name!r} out of a folder")
+            raise UserError(f"{a} and {b} are the same video, so nobody can prefer one; remove {name!r} from a folder")
         add(name, videos, user)
     for name, a, _, user in (pairs[i] for i in chosen):
         right, wrong = token("check"), token("check")
@@ -130,7 +130,7 @@ def make_study(
 
 
 def paired_videos(a: Path, b: Path, user: Path | None) -> list[Pair]:
-    """(name, video of A, of B, of the user) for names in both folders. UserError naming folders without a common one."""
+    """(name, video of A, of B, of the user) for names in both folders. Raises UserError without a common name."""
     found = []
     for folder in (a, b, *([user] if user else [])):
         if not folder.is_dir():
@@ -145,7 +145,7 @@ def paired_videos(a: Path, b: Path, user: Path | None) -> list[Pair]:
 
 
 def prepare(path: Path, max_side: int, spoiled: bool = False) -> bytes:
-    """The video as a small mp4 without a trace of its origin; `spoiled`: its first frame, blurred, with the same sound."""
+    """A small mp4 without traces of the video's origin; if `spoiled`, its blurred first frame with its audio."""
     try:
         audio = read_audio(path)
     except MediaError as error:
@@ -167,7 +167,7 @@ def prepare(path: Path, max_side: int, spoiled: bool = False) -> bytes:
 
 
 def study_html(study: str, title: str, trials: Sequence[Trial], introduction: str = INTRODUCTION) -> str:
-    """The page with its videos: opens from disk, asks no server, saves the answers as a JSON file."""
+    """The page with its videos, which opens from disk without a server and saves answers as a JSON file."""
 
     def text(video: bytes | None) -> str | None:
         return None if video is None else base64.b64encode(video).decode()

@@ -1,4 +1,4 @@
-"""The score of a preference study's answers: rates with exact intervals, sign tests, raters' checks and agreement."""
+"""Scoring a preference study: rates with exact intervals, sign tests, attention checks and agreement of raters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Rater:
-    """One person: answers given, attention checks failed of how many, share of answers equal to the others' majority."""
+    """One person: number of answers, failed and total attention checks, agreement with the others' majority."""
 
     name: str
     answers: int
@@ -49,7 +49,7 @@ class Score:
 
 
 def exact_interval(wins: int, decided: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper–Pearson interval of a share; (nan, nan) of nothing."""
+    """Clopper–Pearson interval of a share; (nan, nan) without data."""
     from scipy.stats import binomtest
 
     if decided == 0:
@@ -59,7 +59,7 @@ def exact_interval(wins: int, decided: int, level: float = 0.95) -> tuple[float,
 
 
 def fleiss_kappa(counts: np.ndarray) -> float:
-    """Agreement beyond chance of items x categories counts (items with one rater do not count); NaN without any."""
+    """Agreement beyond chance for items x categories counts, ignoring items with one rater; NaN without any."""
     counts = counts[counts.sum(1) > 1].astype(float)
     if len(counts) == 0:
         return float("nan")
@@ -72,8 +72,8 @@ def fleiss_kappa(counts: np.ndarray) -> float:
 def score_answers(key: StudyKey, answers: Sequence[Mapping[str, Any]], max_failed: int = 0) -> Score:
     """Preference rates over all raters who failed at most `max_failed` attention checks.
 
-    A rater fails a check when the overall question is answered for the wrong side, or as a tie. p is the exact two-sided
-    sign test on decided answers. Raises ValueError for answers to another study or with tokens that the key lacks.
+    A rater fails a check by choosing the wrong side, or a tie, in the overall question. p is from the exact two-sided
+    sign test on decided answers. Raises ValueError for answers to another study or with unknown tokens.
     """
     from scipy.stats import binomtest
 
@@ -123,7 +123,7 @@ def score_answers(key: StudyKey, answers: Sequence[Mapping[str, Any]], max_faile
 
 
 def _agreement(rater: str, votes: Mapping[str, Mapping[tuple[str, str], str]], used: Sequence[str]) -> float:
-    """Share of a rater's answers that equal the other used raters' most frequent answer (undecided items left out)."""
+    """Share of a rater's answers equal to the most frequent answer of the other used raters, without tied items."""
     same = total = 0
     for item, own in votes[rater].items():
         others = [votes[r][item] for r in used if r != rater and item in votes[r]]
@@ -134,7 +134,7 @@ def _agreement(rater: str, votes: Mapping[str, Mapping[tuple[str, str], str]], u
 
 
 def score_markdown(score: Score) -> str:
-    """The score as two Markdown tables; – where nothing was decided or nobody to agree with."""
+    """The score as two Markdown tables; – for missing values."""
 
     def percent(value: float) -> str:
         return "–" if np.isnan(value) else f"{value:.1%}"

@@ -1,4 +1,4 @@
-"""SyncNet's LSE-D and LSE-C: the network and the protocol, with the user's weights.
+"""SyncNet's LSE-D and LSE-C: network and protocol, for weights supplied by the user.
 
 Written from the public facts of joonson/syncnet_python (MIT) and the paper (Chung & Zisserman 2016): 25 fps, 16 kHz,
 224 px face crops, windows of 5 frames against 20 MFCC steps, offsets ±15, averaged over time.
@@ -69,7 +69,7 @@ class SyncNet(nn.Module):
         self.netfclip = _head()
 
     def audio(self, mfcc: Float[Tensor, "B 1 13 20"]) -> Float[Tensor, "B 1024"]:
-        """Embedding of 0.2 s of sound."""
+        """Embedding of 0.2 s of audio."""
         return self.netfcaud(self.netcnnaud(mfcc).flatten(1))
 
     def lips(self, frames: Float[Tensor, "B 3 5 224 224"]) -> Float[Tensor, "B 1024"]:
@@ -78,7 +78,7 @@ class SyncNet(nn.Module):
 
 
 def load_syncnet(path: Path | str | None, sha256: str | None = None) -> SyncNet:
-    """SyncNet with the user's weights (path and SHA-256). Raises UserError saying what to fetch, or what does not fit."""
+    """Load SyncNet with the user's weights. Raises UserError saying what to fetch, or what does not fit."""
     fetch = "fetch syncnet_v2.model, named in download_model.sh of joonson/syncnet_python on GitHub"
     path = require_file(path, "LSE-D/LSE-C", fetch, sha256)
     network, state = SyncNet(), require_state_dict(path, "SyncNet weights")
@@ -138,9 +138,9 @@ class SyncResult:
 
 
 def offset_curve(lips: Float[Tensor, "N E"], sound: Float[Tensor, "N E"]) -> Float[np.ndarray, " 31"]:
-    """Distance of the images' embeddings to the sound's at offsets −15 … 15, averaged over time.
+    """Distance between image and audio embeddings at offsets −15 … 15, averaged over time.
 
-    Beyond the ends the sound's embedding is zero, as in the reference; its distance has 1e-6 added to each difference.
+    As in the reference, audio embeddings beyond the ends are zero, and 1e-6 is added to each difference.
     """
     n = len(lips)
     padded = torch.nn.functional.pad(sound, (0, 0, MAX_OFFSET, MAX_OFFSET))
@@ -154,10 +154,10 @@ def offset_curve(lips: Float[Tensor, "N E"], sound: Float[Tensor, "N E"]) -> Flo
 def lse(
     network: SyncNet, frames: UInt8[np.ndarray, "T Y X 3"], audio: Float[np.ndarray, " S"], batch: int = 20
 ) -> SyncResult:
-    """LSE-D and LSE-C of one face-crop clip at 25 fps with 16 kHz sound.
+    """LSE-D and LSE-C of one face-crop clip at 25 fps with 16 kHz audio.
 
-    D = min over offsets of the time-averaged distance, C = median − min. Silent clips do not discriminate: compare with
-    the same clip and shifted audio. NaN with a warning below 6 frames.
+    D = min over offsets of the time-averaged distance, C = median − min. Silent clips are uninformative: compare with
+    shifted audio. NaN with a warning below 6 frames.
     """
     device = next(network.parameters()).device
     cepstra = torch.from_numpy(mfcc(audio)).float()

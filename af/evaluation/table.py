@@ -1,4 +1,4 @@
-"""Rows of results as files, as Markdown and on the terminal: value, interval, ground truth, null, protocol."""
+"""Tables of results as files, Markdown and on the terminal: value, interval, ground truth, null, protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def headline(rows: Iterable[MetricRow]) -> list[MetricRow]:
-    """Rows to look at beside curves: those that their families name, and families of a single number."""
+    """The most important rows: those named by their families, and families with a single row."""
     return [row for row in rows if row.headline or "/" not in row.tag]
 
 
@@ -47,7 +47,7 @@ def flat_metrics(rows: Iterable[MetricRow]) -> dict[str, float | None]:
 
 
 def number_text(value: float | None) -> str:
-    """A number for a table: four digits; – for None, n/a for NaN and infinity."""
+    """A number with four digits; – for None, n/a for NaN and infinity."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -71,7 +71,7 @@ HEADER = ("metric", "generated", "95 % interval", "ground truth", "null", "N")
 
 
 def markdown_table(rows: Sequence[MetricRow]) -> str:
-    """The table in Markdown: value, interval, ground truth, null, N, protocol; reasons of missing values below it."""
+    """The table in Markdown: value, interval, ground truth, null, N, protocol; reasons for missing values below."""
     lines = ["| " + " | ".join([*HEADER, "protocol"]) + " |", "| --- |" + " ---: |" * 5 + " --- |"]
     lines += ["| " + " | ".join([*row_cells(row), row.protocol.replace("|", "\\|")]) + " |" for row in rows]
     notes = [f"- `{row.tag}`: {row.note}" for row in rows if row.note]
@@ -81,7 +81,7 @@ def markdown_table(rows: Sequence[MetricRow]) -> str:
 
 
 def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol: bool = False) -> Table:
-    """The same as a rich table for the terminal."""
+    """The table for the terminal."""
     from rich.table import Table
 
     table = Table(title=title)
@@ -93,7 +93,7 @@ def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol:
 
 
 def metrics_content(rows: Sequence[MetricRow]) -> dict[str, Any]:
-    """What `metrics.json` says of rows: their numbers, which way is `better`, and which are a `headline`."""
+    """The rows in `metrics.json`: numbers, `better` directions and `headline` tags."""
     return {
         **flat_metrics(rows),
         "better": {row.tag: row.better for row in rows},
@@ -108,8 +108,8 @@ def write_metrics(
     title: str = "Evaluation",
     notes: str = "",
 ) -> tuple[Path, Path]:
-    """Write `metrics.json` (`metrics_content` and `extra` entries such as seconds/<stage>) and `metrics.md` (with `notes`
-    below the table); returns both paths.
+    """Write `metrics.json` (`metrics_content` and `extra` entries such as seconds/<stage>) and `metrics.md` (with
+    `notes` below the table). Returns both paths.
     """
     json_path, markdown_path = folder / "metrics.json", folder / "metrics.md"
     write_json(json_path, {**metrics_content(rows), **(extra or {})})

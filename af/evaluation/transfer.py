@@ -1,9 +1,8 @@
-"""One person's motion on another's face, held against the truth: synthetic people can be drawn with any expression.
+"""One person's motion on another's face, compared with the true image, which can be drawn for synthetic people.
 
-For a portrait of person A and a driving frame of person B the right image is A drawn with B's face parameters. So an
-autoencoder's image can be compared pixel by pixel, its expression can be tracked, and what it did to A can be read off:
-the difference of the two images is explained, to first order, by changes of A's colours and proportions, and what
-persists from image to image is an error of the identity.
+For a portrait of person A and a driving frame of person B the true image is A drawn with B's face parameters. An
+autoencoder's image can be compared with it pixel by pixel, and its expression tracked. To first order, the difference
+is explained by changes of A's colours and proportions; changes that persist between images are an identity error.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from af.synth.build import appearance_of
 from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES
 from af.synth.render import render
 
-#: What a person's colours and proportions are; the rest is style (hair) that changes too much to be seen to first order.
+#: A person's colours and proportions; hair style changes the image too much for a first-order estimate.
 COLOURS = ("skin", "hair", "iris", "lips", "clothes", "background")
 SHAPES = (
     "face_width", "jaw", "chin", "eye_size", "eye_spacing", "eye_tilt", "brow_thickness", "brow_height", "nose_width",
     "nose_length", "mouth_width", "lip_fullness", "hairline", "hair_volume",
 )  # fmt: skip
-_OPEN = 0.3  # blink of a portrait at most
-_PEOPLE = 400  # drawn for the spread between people
-_STEP = 0.25  # of that spread, for derivatives
-#: Driving frames a portrait. One image cannot tell a wider mouth from a wider opened one, their mean can.
+_OPEN = 0.3  # largest blink of a portrait
+_PEOPLE = 400  # number of people drawn to estimate their spread
+_STEP = 0.25  # step for derivatives, relative to the spread
+#: Driving frames per portrait: only their mean can distinguish a wider mouth from a wider opening.
 DRIVEN = 8
-#: By how much face parameters are off where the measure's own floor is read, as a share of their ranges.
+#: Error of face parameters for measuring the metric's floor, as a share of their ranges.
 FACES_OFF = 0.02
-_NOISE = 4.0  # grey values (of 255) that a pixel may differ for no reason
+_NOISE = 4.0  # tolerated difference of a pixel in grey values (of 255)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Portraits and driving frames of different people, uint8 images, with what is true of them."""
+    """Portraits and driving frames of different people as uint8 images, with their ground truth."""
 
     portraits: UInt8[np.ndarray, "N Y X 3"]
     portrait_faces: Float[np.ndarray, "N P"]
@@ -53,15 +52,15 @@ class Pairs:
 
     @property
     def truth(self) -> UInt8[np.ndarray, "N Y X 3"]:
-        """The people of the portraits with the driving faces."""
+        """The true images: the portraits' people with the driving frames' face parameters."""
         drawn = zip(self.driving_faces, self.people, strict=True)
         return np.concatenate([render(face[None], person, self.portraits.shape[1]) for face, person in drawn])
 
 
 def draw_pairs(index: Index, count: int, *, seed: int = 0) -> Pairs:
-    """`count` portraits with driving frames of other people, of a synthetic split; each portrait `DRIVEN` times in turn.
+    """Draw `count` pairs of portraits (`DRIVEN` times each) and other people's frames from a synthetic split.
 
-    UserError when the split is not synthetic.
+    Raises UserError when the split is not synthetic.
     """
     reader, rng = ShardReader(index), np.random.default_rng(seed)
     if len(index.samples) < 2:
@@ -74,9 +73,11 @@ def draw_pairs(index: Index, count: int, *, seed: int = 0) -> Pairs:
         clip, role = reader.read(i, {"video", "face"}), rng.choice(["a", "b"])
         extra, person = clip.meta.get("extra", {}), clip.person(role)
         if "seed" not in extra or person.video is None or person.face is None:
-            raise UserError(f"{index.folder}: only synthetic shards with videos know who is to be seen (af synth)")
+            raise UserError(
+                f"{index.folder}: only synthetic shards with videos know their people's appearance (af synth)"
+            )
         blink = person.face[:, FACE_INDEX["blink"]]
-        # nobody can keep the colour of eyes that a portrait does not show
+        # a portrait with closed eyes does not show their colour
         t = (
             rng.choice(np.flatnonzero(blink <= max(_OPEN, blink.min())))
             if portrait
@@ -91,10 +92,9 @@ def draw_pairs(index: Index, count: int, *, seed: int = 0) -> Pairs:
 
 
 def with_faces_off(pairs: Pairs, *, seed: int = 0) -> UInt8[np.ndarray, "N Y X 3"]:
-    """The right people with face parameters that are off by `FACES_OFF` of their ranges (normal, kept within them).
+    """The true images with normal errors of `FACES_OFF` of their ranges in the face parameters.
 
-    What `appearance_error` reads on these is the least that it can tell: a face that is a little off and a person of
-    other proportions look alike.
+    `appearance_error` on these is its floor: a slightly wrong face and a person of other proportions look alike.
     """
     low, high = np.array([FACE_RANGES[name] for name in FACE_NAMES]).T
     noise = np.random.default_rng((seed, 1)).normal(size=pairs.driving_faces.shape)
@@ -106,7 +106,7 @@ def with_faces_off(pairs: Pairs, *, seed: int = 0) -> UInt8[np.ndarray, "N Y X 3
 def transfer(
     model: MotionAutoencoder, portraits: UInt8[np.ndarray, "N Y X 3"], driving: UInt8[np.ndarray, "N Y X 3"]
 ) -> UInt8[np.ndarray, "N Y X 3"]:
-    """The portraits with the motion of the driving frames."""
+    """Reconstruct the portraits with the motion of the driving frames."""
     device = next(model.parameters()).device
     step = 32
     pieces = [
@@ -117,7 +117,7 @@ def transfer(
 
 
 def explained(truth: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
-    """R² of each parameter: 1 is exact, 0 as good as the mean, below 0 worse. NaN where the truth is constant."""
+    """R² of each parameter: 1 is exact, 0 as good as the mean, negative worse. NaN where the truth is constant."""
     spread = truth.var(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spread > 0, 1 - np.square(truth - found).mean(0) / spread, np.nan)
@@ -138,17 +138,17 @@ def appearance_error(
     person: Appearance,
     spread: dict[str, Float[np.ndarray, " C"]],
 ) -> dict[str, Float[np.ndarray, " C"]]:
-    """By how much (in standard deviations between people) an image shows other colours and proportions than `person`'s.
+    """Deviation of an image from `person`'s colours and proportions, in standard deviations between people.
 
-    The most likely change of appearance and of the face parameters at once, given the difference from the true image:
-    least squares on derivatives of the drawing, with a standard normal prior, so that what cannot be seen counts as 0.
+    The most likely joint change of appearance and face parameters, given the difference from the true image: least
+    squares on derivatives of the drawing with a standard normal prior, so invisible changes count as 0.
     """
     size = image.shape[0]
     names = [(name, i) for name, values in spread.items() for i in range(len(values))]
     steps = [replace(person, **_moved(person, name, i, _STEP * spread[name][i])) for name, i in names]
     base = render(face[None], person, size)[0].astype(np.float64)
     columns = [(render(face[None], other, size)[0] - base) / _STEP for other in steps]
-    # Face parameters are free to differ too: their changes must not pass for changes of the person.
+    # Face parameters are fitted too, so that their changes do not count as changes of the person.
     for k, name in enumerate(FACE_NAMES):
         low, high = FACE_RANGES[name]
         unit = 0.05 * (high - low)
@@ -168,7 +168,7 @@ def appearance_error(
 def identity_error(
     images: UInt8[np.ndarray, "N Y X 3"], pairs: Pairs, spread: dict[str, Float[np.ndarray, " C"]]
 ) -> dict[str, Float[np.ndarray, "G C"]]:
-    """What persists of `appearance_error` in the images of each of the G portraits: the mean of its `DRIVEN` images."""
+    """Mean `appearance_error` over the `DRIVEN` images of each of the G portraits: the persistent part."""
     drawn = zip(images, pairs.driving_faces, pairs.people, strict=True)
     errors = [appearance_error(*each, spread) for each in drawn]
     groups = [errors[n : n + DRIVEN] for n in range(0, len(errors), DRIVEN)]
