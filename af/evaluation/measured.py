@@ -123,9 +123,9 @@ def fill_gaps(values: np.ndarray, name: object) -> tuple[np.ndarray, str | None]
 
 
 class Table:
-    """The table of our families and the user's `own`, fed clip by clip; with several ranks each feeds its own.
+    """The table of our families and the user's `own`, filled clip by clip on every rank.
 
-    A family that fails is noted in `failed` and takes no other with it.
+    A family that fails is noted in `failed` without affecting others.
     """
 
     def __init__(self, protocol: Protocol, own: Sequence[ClipMetric] = (), device: torch.device | str = "cpu") -> None:

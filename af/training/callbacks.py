@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: progress, throughput, exports."""
+"""Callbacks for progress, a log of validations and the export."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from af.files import append_line
 from af.models.artifact import model_info, save_model
 from af.training.ema import Ema
 
-#: Steps before the pace of a training is taken, and over which it is.
+#: Steps before the speed of a training is measured, and steps to measure.
 WARM_STEPS: Final = 10
 PACE_STEPS: Final = 40
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or what is fit for less."""
+    """A duration in hours and minutes, or in smaller units."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -34,8 +34,8 @@ def duration(seconds: float) -> str:
 
 
 def writes_logs(module: LightningModule) -> bool:
-    """Whether Lightning writes what `module` (which counts its `batches_seen`) logs in this step: in every
-    `log_every_n_steps`-th one, and not in the first. What was logged in an earlier step is written as if it were of that one.
+    """Whether Lightning writes what `module` (which counts `batches_seen`) logs in this step: every
+    `log_every_n_steps`-th but the first. Values logged in earlier steps are attributed to that step.
     """
     every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside of the class
     steps = -(-module.batches_seen // module.trainer.accumulate_grad_batches)  # type: ignore[operator]
@@ -43,7 +43,7 @@ def writes_logs(module: LightningModule) -> bool:
 
 
 class StepProgress(Callback):
-    """One bar over optimiser steps (the data are endless, so epochs say nothing), with the logged progress values."""
+    """One bar over optimiser steps (the data are endless, without epochs), with the logged progress values."""
 
     def __init__(self, refresh_s: float = 0.5) -> None:
         self.refresh_s = refresh_s
@@ -62,7 +62,7 @@ class StepProgress(Callback):
         self._began = (trainer.global_step + WARM_STEPS, time.monotonic())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the bar; say once how long it will take."""
+        """Advance the bar; print once how long the training will take."""
         now = time.monotonic()
         self._say_pace(trainer, now)
         if self._progress is None or (now - self._shown < self.refresh_s and trainer.global_step < trainer.max_steps):
@@ -75,17 +75,17 @@ class StepProgress(Callback):
         first, since = self._began
         if self._progress is None or first < 0 or trainer.global_step < first:
             return
-        if trainer.global_step == first:  # what only the first steps cost is over
+        if trainer.global_step == first:  # the first steps, with their one-off costs, are over
             self._began = (first, now)
         elif trainer.global_step >= first + PACE_STEPS:
             step_s, left = (now - since) / (trainer.global_step - first), trainer.max_steps - trainer.global_step
-            text = f"{step_s:.3g} s a step: {duration(left * step_s)} for the {left:,} steps that are left"
+            text = f"{step_s:.3g} s per step: {duration(left * step_s)} for the remaining {left:,} steps"
             if left > 0:
                 self._progress.console.print(text, highlight=False)
             self._began = (-1, 0.0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One line a validation: also what a log file shows of a run."""
+        """Print one line per validation, which also appears in log files."""
         if self._progress is not None:
             shown = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(("val/", "psnr"))}
             values = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if k.count("/") < 2)
@@ -101,12 +101,12 @@ class StepProgress(Callback):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._stop()
 
 
 class ValidationLog(Callback):
-    """A line of JSON a validation, `{"step": …, "val/loss": …}`: what a search reads while a training runs."""
+    """One line of JSON per validation, `{"step": …, "val/loss": …}`, for searches to read during a training."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -121,10 +121,10 @@ class ValidationLog(Callback):
 
 
 class Export(Callback):
-    """Says in every checkpoint what model it holds (`af.models.checkpoint` reads it), and writes that at the end as a model
-    folder: the trained `part`, with averaged weights when an `Ema` is among the callbacks.
+    """Describes the model in every checkpoint (for `af.models.checkpoint`) and writes it as a model folder at the end:
+    the trained `part`, with averaged weights if the callbacks include an `Ema`.
 
-    `config` describes the model, `info` what it is for; what the data say of themselves is added.
+    `config` describes the model, `info` its specs; the data's provenance is added.
     """
 
     def __init__(self, part: str, config: Mapping[str, Any], info: Mapping[str, Any], start: str | None = None) -> None:
@@ -132,7 +132,7 @@ class Export(Callback):
         self.earlier = model_info(start) if start else None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What `af.models.artifact.load_model` needs to know beside the weights."""
+        """Add the description that `af.models.artifact.load_model` needs."""
         averages = [c.state_key for c in _averages(trainer) if c.part == self.part]
         checkpoint["model"] = {
             "part": self.part,
@@ -142,7 +142,7 @@ class Export(Callback):
         }
 
     def write(self, trainer: Trainer, module: LightningModule, folder: Path) -> None:
-        """The model folder."""
+        """Write the model folder."""
         averages = _averages(trainer)
         for average in averages:
             average.swap_in(module)

@@ -1,4 +1,4 @@
-"""Checkpoints that can be relied on: written whole, read back, kept with the one before, found again after any stop."""
+"""Reliable checkpoints: written atomically, verified, kept together with the previous one, found after any stop."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from af.values import require_number
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name in the same folder, syncs, checks every checksum, and only then renames.
+    """Writes to a temporary file, syncs it, checks all checksums, and only then renames it.
 
-    Loading a folder loads its newest sound checkpoint: rank 0 looks (and sets broken ones aside), the others take the same.
+    Loading a folder loads its newest sound checkpoint; rank 0 chooses, and sets broken ones aside.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write one checkpoint. UserError when the disk does not take it; the earlier ones are untouched then."""
+        """Write one checkpoint. Raises UserError, leaving earlier ones untouched, when writing fails."""
         try:
             with atomic_path(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
                 if not sound(temporary):
-                    raise OSError("what was read back is not what was written")
+                    raise OSError("the written file could not be verified")
         except (OSError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
             earlier = [file for file in checkpoint_files(Path(path).parent) if file != Path(path)]
-            there = "earlier checkpoints there are whole" if earlier else "there is no earlier one"
+            there = "earlier checkpoints there are intact" if earlier else "there is no earlier one"
             raise UserError(
                 f"{path}: the checkpoint could not be written ({error}); {there}. "
                 "Make room, then start the same command again"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, or the newest sound one of a folder. UserError when the folder has none."""
+        """Read a checkpoint, or the newest sound one in a folder. Raises UserError when there is none."""
         chosen = [path]
         if Path(path).is_dir():
             if not dist.is_initialized() or dist.get_rank() == 0:
-                remove_stale(Path(path))  # what killed writers have left behind
+                remove_stale(Path(path))  # leftovers of killed writers
                 chosen = [newest(Path(path), broken=_set_aside)]
             if dist.is_initialized():
                 dist.broadcast_object_list(chosen)
@@ -58,9 +58,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class _Newest(ModelCheckpoint):
-    """Saves the states a run goes on from: every n steps, every few minutes, the last one, and when a signal stops it.
+    """Saves the state for resuming: every n steps, every few minutes, at the end, and when a signal stops the run.
 
-    Always after a whole step, never after one of its accumulated batches, and before the validation that may follow.
+    It saves only after whole steps, never between accumulated batches, and before a validation that follows.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, stops: Stops, monitor: str | None = None) -> None:
@@ -80,16 +80,16 @@ class _Newest(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The same whatever the interval, which may change."""
+        """A key independent of the interval, which may change."""
         return "newest_checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is there is saved."""
+        """Mark the loaded state as saved."""
         super().on_train_start(trainer, pl_module)
         self._step = self._last_global_step_saved = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """UserError when nothing logs what the best ones are to be known by."""
+        """Raise UserError when the metric for the best checkpoints is not logged."""
         super().on_validation_end(trainer, pl_module)
         known = [name for name in trainer.callback_metrics if isinstance(name, str)]
         if self.best_by is not None and not trainer.sanity_checking and self.best_by not in known:
@@ -99,7 +99,7 @@ class _Newest(ModelCheckpoint):
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save when it is time. Raises Stopped when a signal came, all ranks after the same step."""
+        """Save when due. Raises Stopped after a signal, on all ranks after the same step."""
         step = trainer.global_step
         if step == self._step:
             return
@@ -122,9 +122,8 @@ def checkpointers(
     grace_s: float = 20.0,
     keep_best: Mapping[str, Any] | None = None,
 ) -> list[Callback]:
-    """Callbacks that keep the two newest checkpoints (`last.ckpt` is a link to the newest) and, when asked, the best: every
-    n steps, when the last one is `every_minutes` old (None: never for that reason), and when a signal stops the training,
-    for which it has `grace_s` seconds.
+    """Callbacks that keep the two newest checkpoints (`last.ckpt` links to the newest) and optionally the best ones:
+    every n steps, after `every_minutes` (None: never), and when a signal stops the training, within `grace_s` seconds.
 
     `keep_best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
     """

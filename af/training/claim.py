@@ -1,7 +1,7 @@
-"""Whose run a folder holds, and what may change when it goes on.
+"""Ownership of a run's folder, and the settings that may change when the run continues.
 
-A run is claimed by its first checkpoint, which carries the configuration it was made with: a start that failed, or ended
-before its first step, claims nothing, and no edit of `config.json` changes what a run is.
+The first checkpoint, which contains the run's configuration, claims the folder: a start that ended before its first
+step claims nothing, and editing `config.json` does not change a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from af.errors import UserError
 from af.files import append_line, read_json, write_json
 from af.models.checkpoint import FOLDER, checkpoint_files, read_checkpoint
 
-#: Keys that say how a run is carried out and not what comes out of it: they may change when it goes on.
+#: Keys that affect only the execution of a run, not its results: they may change when it continues.
 FREE: Final = (
     *(
         "name",
@@ -48,8 +48,7 @@ FREE: Final = (
     *(f"trainer.{name}" for name in ("val_check_interval", "num_sanity_val_steps", "limit_val_batches", "max_time")),
     *("trainer.inference_mode", "trainer.detect_anomaly"),
 )
-#: Callbacks of Lightning's that have a part in what comes out, as have those that say so of themselves (`acts = True`).
-#: All others watch.
+#: Lightning's callbacks that affect the results, as do those with the attribute `acts = True`. All others only observe.
 _ACTING: Final = (
     callbacks.EarlyStopping,
     callbacks.WeightAveraging,
@@ -62,24 +61,24 @@ _ACTING: Final = (
 )
 STEPS: Final = "trainer.max_steps"
 _TOTAL: Final = "total_steps"
-#: `auto` stands for the others, by what a machine is fast in: a run may go on on another one, and may have been begun with one.
+#: `auto` stands for one of the others, depending on the machine: a run may continue on another machine.
 _AUTOMATIC: Final = ("auto", "bf16-mixed", "32-true")
 
 
 class Claim(Callback):
-    """Puts the configuration into every checkpoint, as `config`, and writes at each start what that is into the folder:
-    `config.json` is the configuration now, `history.jsonl` has a line a start: when, from which step, what changed.
+    """Stores the configuration in every checkpoint, as `config`, and at each start in the folder: `config.json` is the
+    current configuration; `history.jsonl` has a line per start with time, step and changes.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], command: Sequence[str]) -> None:
         self.folder, self.config, self.command = folder, plain(config), list(command)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What the state was made with."""
+        """Add the configuration."""
         checkpoint["config"] = self.config
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rank 0 writes once everything is ready to train, and says what has changed."""
+        """On rank 0, write the files and print what has changed."""
         if trainer.global_rank:
             return
         before = known(self.folder)
@@ -92,24 +91,24 @@ class Claim(Callback):
         line = {"time": time, "from_step": trainer.global_step, "command": self.command, "changed": different}
         append_line(self.folder / "history.jsonl", json.dumps(line))
         if told := {key: values for key, values in different.items() if key not in ("run", "name")}:
-            print(f"goes on from step {trainer.global_step} with {_told(told)}")
+            print(f"continues from step {trainer.global_step} with {_told(told)}")
         if STEPS in told:
-            print(f"what is planned over the whole training ends at step {trainer.max_steps}; {self._rate()}")
+            print(f"schedules over the whole training now end at step {trainer.max_steps}; {self._rate()}")
 
     def _rate(self) -> str:
-        """What a longer training does to the learning rate."""
+        """The effect of a longer training on the learning rate."""
         if _TOTAL not in self.config.get("scheduler", {}):
-            return "the learning rate stays as it is"
+            return "the learning rate does not change"
         return "the learning rate follows its schedule over the new length, and rises now if it had fallen"
 
 
 def known(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run in `folder`: of its newest checkpoint, or of `config.json` where that has none. None
-    when nothing is claimed there.
+    """The configuration of the run in `folder`, from its newest checkpoint or else `config.json`. None without a
+    claim.
     """
     files = checkpoint_files(folder / FOLDER)
     for path in files:
-        with contextlib.suppress(UserError):  # a damaged one: said when it is to be gone on from
+        with contextlib.suppress(UserError):  # damaged: reported when the run continues from it
             if (config := read_checkpoint(path).get("config")) is not None:
                 return config
     file = folder / "config.json"
@@ -117,36 +116,36 @@ def known(folder: Path) -> dict[str, Any] | None:
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the run in `folder` has ended, with this configuration (but for what may change) and with all its steps.
+    """Whether the run in `folder` has finished all its steps with this configuration (except for what may change).
 
-    UserError when `folder` holds a run of another configuration.
+    Raises UserError when `folder` holds a run with another configuration.
     """
     before = known(folder)
     if before is None:
         return False
     if different := refused(before, config):
-        more = "a training gets longer, never shorter; " if STEPS in different else ""
+        more = "a training can be made longer, not shorter; " if STEPS in different else ""
         raise UserError(
             f"{folder} holds a run with another configuration (different: {_told(different)}); {more}"
-            "give the same values, choose another run=FOLDER, or delete that one"
+            "give the same values, choose another run=FOLDER, or delete this one"
         )
     return (folder / "done.json").is_file() and not _longer(before, config)
 
 
 def changed(before: Any, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (before, now)} of all that differs between two configurations."""
+    """{key: (before, now)} for all differences between two configurations."""
     return dict(sorted(_differences(before, plain(config)).items()))
 
 
 def refused(before: Any, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What of `changed` would give another run."""
+    """The part of `changed` that would make it another run."""
     return {
         key: (old, new) for key, (old, new) in changed(before, config).items() if not _may_change(key, before, config)
     }
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Versions, commit and command: what one needs to know to run the same again."""
+    """Versions, commit and command, to reproduce a run."""
     packages = ["torch", "lightning", "torchmetrics", "transformers", "webdataset", "hydra-core", "numpy", "av"]
     return {
         "command": list(command),
@@ -160,7 +159,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 
 
 def plain(config: Mapping[str, Any]) -> Any:
-    """As JSON gives it back."""
+    """The value after a round trip through JSON."""
     return json.loads(json.dumps(config))
 
 
@@ -174,7 +173,7 @@ def _may_change(key: str, before: Any, config: Mapping[str, Any]) -> bool:
         return True
     if key == STEPS:
         return _longer(before, config)
-    if key.endswith(f"scheduler.{_TOTAL}"):  # what follows from the number of steps may change with it
+    if key.endswith(f"scheduler.{_TOTAL}"):  # values that follow from the number of steps may change with it
         return all(_at(c, key) == c["trainer"]["max_steps"] for c in (before, config))
     if key == "trainer.precision":
         names = [str(c["trainer"].get("precision")) for c in (before, config)]
@@ -196,7 +195,7 @@ def _acts(callback: Any) -> bool:
     try:
         found = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError):
-        return False  # what cannot be built is said when it is
+        return False  # errors in building are reported later
     return inspect.isclass(found) and (issubclass(found, _ACTING) or getattr(found, "acts", False))
 
 
@@ -218,7 +217,7 @@ def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]
 
 
 def _from_root(value: Any) -> Any:
-    """A value with its texts as absolute paths: however a folder is written, it is the same one (other texts stay apart)."""
+    """A value with its texts as absolute paths, so that all spellings of a folder are equal."""
     if isinstance(value, dict):
         return {_from_root(k): _from_root(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Switches that change memory and speed, not what is learnt (beyond rounding)."""
+"""Options that change memory and speed but not the results (beyond rounding)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from af.errors import UserError
 
 
 class Stage(Protocol):
-    """A stage that knows what its training step calls."""
+    """A stage that can compile the networks of its training step."""
 
     def compile_networks(self, **how: Any) -> None: ...  # noqa: D102
 
 
 def prepare(stage: Stage, part: str, *, compile: bool | str, activation_checkpointing: bool) -> None:
-    """Switch compilation on for a stage, and activation checkpointing for its trained `part`. UserError if `part` is none."""
+    """Turn on compilation for a stage, and activation checkpointing for its `part`. UserError without such a part."""
     network = getattr(stage, part, None)
     if not isinstance(network, nn.Module):
         raise UserError(f"part={part}: {type(stage).__name__} has no network of this name")
@@ -33,18 +33,18 @@ def prepare(stage: Stage, part: str, *, compile: bool | str, activation_checkpoi
 
 
 def recompute(part: nn.Module) -> None:
-    """Activation checkpointing: blocks are computed again in the backward pass instead of keeping what they had."""
+    """Activation checkpointing: recompute blocks in the backward pass instead of storing activations."""
     for block in repeated(part):
-        # nothing in our blocks draws random numbers
+        # our blocks draw no random numbers
         block.forward = partial(  # type: ignore[method-assign]
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
 
 
 def compiled(stage: Stage, how: bool | str) -> None:
-    """torch.compile for all that a training step calls; `how` True, or the name of another backend than inductor.
+    """Compile everything that a training step calls; `how` is True (inductor) or the name of another backend.
 
-    Names of weights stay. UserError for an unknown backend, and without the compiler that inductor needs for a CPU.
+    Keeps the names of weights. Raises UserError for an unknown backend, or without inductor's compiler for CPUs.
     """
     backend = "inductor" if how is True else str(how)
     if backend not in torch.compiler.list_backends(exclude_tags=()):
@@ -53,15 +53,15 @@ def compiled(stage: Stage, how: bool | str) -> None:
     missing = not any(map(shutil.which, ("g++", "clang++", "c++", "cl")))
     if backend == "inductor" and missing and not torch.cuda.is_available():
         raise UserError("compile: no C++ compiler is found; install g++, or set compile=false")
-    from torch import _dynamo  # slow to import
+    from torch import _dynamo  # slow import
 
-    # a roll-out in a step (losers made on line) calls its blocks with as many shapes as a window has blocks, and more
+    # a roll-out in a step (online losers) calls its blocks with many shapes, at least one per block of a window
     _dynamo.config.recompile_limit = max(64, _dynamo.config.recompile_limit)
     stage.compile_networks(backend=backend)
 
 
 def repeated(part: nn.Module) -> Iterator[nn.Module]:
-    """The blocks a network is made of: what its lists hold (but for batch statistics, which count a batch once)."""
+    """The blocks in a network's lists, except those with batch statistics, which must count a batch once."""
     for child in part.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             blocks = child.values() if isinstance(child, nn.ModuleDict) else child

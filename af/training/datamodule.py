@@ -1,4 +1,4 @@
-"""Batches for the stages: plans and loaders, with the position kept by the run and not by ranks or workers."""
+"""Data modules of the stages; the run keeps the position in the data, independent of ranks and workers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from af.values import require_number
 
 
 class _ShardData(LightningDataModule):
-    """What both stages share. `root` is the folder or URL of the shards, or several with weights (`af.data.mixture`).
-    `batch_size` is the global one: with several ranks each reads its share. `validation` names the split to validate on,
-    of all that have it; without such a split there is no validation.
+    """Base of both data modules. `root` is the folder or URL of the shards, or several with weights
+    (`af.data.mixture`). `batch_size` is global: each rank reads its share. `validation` names the validation split;
+    without this split in the data there is no validation.
 
-    The training position is the number of samples all ranks took so far; it is part of the checkpoint, so a run goes on
-    with the very next sample, with any number of ranks and workers that divides the same global batch.
+    The training position is the number of samples taken by all ranks. It is part of the checkpoint, so a run continues
+    with the next sample, with any number of ranks that divides the global batch.
     """
 
     validation_index: Index | None = None
@@ -58,15 +58,15 @@ class _ShardData(LightningDataModule):
 
     @property
     def where(self) -> str:
-        """The data's place or places, in words."""
+        """The data's locations, as text."""
         return " + ".join(map(str, self.weights))
 
     def provenance(self) -> dict[str, Any]:
-        """What an exported model should say about the data it was made from: its place, and who was in it."""
+        """Provenance of the data for an exported model: location and people."""
         return {"data": self.where, TRAINED_ON: people_digests(self.training_indexes)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: samples taken by all ranks together (none where the same batches are overfitted again and again)."""
+        """The position: samples taken by all ranks (none when overfitting the same batches)."""
         assert self.trainer is not None
         overfits = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         batches = 0 if overfits else int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
@@ -74,31 +74,31 @@ class _ShardData(LightningDataModule):
         return {"samples": batches * self.batch_size, "seed": self.seed, "root": self.where, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the samples of the checkpoint. Raises UserError when it was made with another seed or mixture."""
+        """Continue after the checkpoint's samples. Raises UserError for another seed or mixture."""
         if state_dict["seed"] != self.seed:
             raise UserError(f"data.seed is {self.seed}, the checkpoint was made with {state_dict['seed']}")
         weights, before = list(self.weights.values()), state_dict.get("weights", [1.0])
         if weights != before:
             raise UserError(
                 f"data.root mixes {self.where} by {weights}, the checkpoint was made with {state_dict['root']} by {before}; "
-                "go on with the same mixture, or start another run from the exported model"
+                "continue with the same mixture, or start another run from the exported model"
             )
         self.start = int(state_dict["samples"])
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """A validation batch keeps only the samples that count (on the host, which has to know how many)."""
+        """Keep only the samples of a validation batch that count (on the host, which needs their number)."""
         if not isinstance(batch, Counted):
             return batch
         counted, batch = batch.counted, batch.batch
         return type(batch)(**{k: v if v is None else v[counted] for k, v in vars(batch).items()})
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Bytes become floats on the device."""
+        """Convert bytes to floats on the device."""
         batch = pairs_to_float(batch) if isinstance(batch, PairBatch) else batch
         return doubled(batch) if self.trainer is not None and self.trainer.precision == "64-true" else batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; copies overlap with work where the memory is page-locked."""
+        """Move a batch; copies from page-locked memory overlap with computation."""
         return batch.to(device, non_blocking=True)
 
     @property
@@ -125,9 +125,9 @@ class _ShardData(LightningDataModule):
 class PairData(_ShardData):
     """Pairs of frames of one person for the motion VAE.
 
-    `regions` says how much each pixel counts, from the face parameters in the shards (None: all alike);
-    `faces` puts the driving frames' parameters into the batches; with `both_ways` every pair of `batch_size` is trained in
-    both directions, the second half of a batch being the first with its roles exchanged; `cache_gb` bounds the cache of decoded clips on disk (0: none).
+    `regions` weights pixels by the face parameters in the shards (None: equally); `faces` adds the driving frames'
+    parameters to the batches; `both_ways` trains every pair in both directions, with the second half of a batch as the
+    first with exchanged roles; `cache_gb` bounds the disk cache of decoded clips (0: none).
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class PairData(_ShardData):
         self.regions, self.faces, self.both_ways = regions, faces, both_ways
 
     def train_dataloader(self) -> DataLoader:
-        """Endless, in the plan's order."""
+        """Endless batches in the plan's order."""
 
         plans = [
             PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person) for index in self.training_indexes
@@ -161,7 +161,7 @@ class PairData(_ShardData):
         return training_loader(dataset, share, rank=rank, world=world, start=self.start, **self._options())
 
     def val_dataloader(self) -> DataLoader | list:
-        """Fixed pairs, each once."""
+        """Fixed pairs, each one once."""
         if self.validation_index is None:
             return []
         items = fixed_pairs(self.validation_index, seed=self.seed)
@@ -182,12 +182,11 @@ class PairData(_ShardData):
 class WindowData(_ShardData):
     """Windows of conversations for the denoiser, from shards written by `af encode`.
 
-    `features` is the extractor the model is built for, `motion_spec` (as JSON; None: any) the latents it knows: shards
-    made with others are refused. `losers` is a folder written by `af losers`, `listening` marks the frames in which the
-    avatar does not speak; both are for the preference stage. `teacher` is a folder written by `af teacher` for a
-    distillation: windows then start with their blocks and bring its motion together with the noise it was made from.
-    `balance` above 0 makes windows in which the avatar reacts while listening more likely (`af.data.events`).
-    `reader` is how the windows are read: planned to the sample (the default), or streamed from whole shards.
+    `features` is the model's extractor, `motion_spec` (as JSON; None: any) the spec of its latents: shards with others
+    are refused. For the preference stage, `losers` is a folder from `af losers`, and `listening` marks the frames in
+    which the avatar is silent. For distillation, `teacher` is a folder from `af teacher`: windows then start at blocks
+    and include the teacher's motion and noise. `balance` above 0 favours windows in which the avatar reacts while
+    listening (`af.data.events`). `reader` reads windows by an exact plan (the default) or streams whole shards.
     """
 
     def __init__(
@@ -227,13 +226,13 @@ class WindowData(_ShardData):
                 self.motion_spec,
                 MotionSpec.from_json(motion_spec),
                 where=self.where,
-                remedy="Encode the data with the autoencoder that the model's own latents came from.",
+                remedy="Encode the data with the autoencoder of the model's latents.",
             )
         self.features = features
         self.listening = listening
         self.made = {k: location(v) for k, v in (("losers", losers), ("teacher", teacher)) if v is not None}
         if self.made and len(self.weights) > 1:
-            raise UserError("data.losers and data.teacher belong to a single data.root, not to a mixture")
+            raise UserError("data.losers and data.teacher need a single data.root, not a mixture")
         feature_block = self.feature_spec.block_frames or 1
         self.block_frames = feature_block if teacher is None else block_frames
         if block_frames % feature_block:
@@ -245,7 +244,7 @@ class WindowData(_ShardData):
         self.motion_statistics: MotionStatistics = pooled(found, list(self.weights.values()))
 
     def provenance(self) -> dict[str, Any]:
-        """And the specs that a roll-out must meet."""
+        """Provenance, with the specs that a roll-out needs."""
         return {
             **super().provenance(),
             "feature_spec": self.feature_spec.to_json(),
@@ -253,20 +252,20 @@ class WindowData(_ShardData):
         }
 
     def train_dataloader(self) -> DataLoader:
-        """Endless, as `data.reader` reads them."""
+        """Endless batches from `data.reader`."""
         rank, world, share = self._share()
         options = self._options()
         return self.reader.loader(self._source(), share, rank=rank, world=world, state=self._position, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and where the reader goes on from there."""
+        """The position and the reader's state."""
         state = super().state_dict()
         slots = (self._share()[1], max(1, self.workers))
         reader = self.reader.state(self._source(), self._position, state["samples"], self.batch_size, slots)
         return {**state, "reader": {"kind": type(self.reader).__name__, **reader}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint. Raises UserError when it was made with another seed, mixture or reader."""
+        """Continue from the checkpoint. Raises UserError for another seed, mixture or reader."""
         super().load_state_dict(state_dict)
         state = state_dict["reader"]
         if state["kind"] != type(self.reader).__name__:
@@ -296,7 +295,7 @@ class WindowData(_ShardData):
         return {what: folder / index.folder.name for what, folder in self.made.items()}
 
     def val_dataloader(self) -> DataLoader | list:
-        """Windows side by side, each once."""
+        """Adjacent windows, each one once."""
         if self.validation_index is None:
             return []
         items = fixed_windows(self.validation_index, frames=self.window_frames, block=self.block_frames)
@@ -305,7 +304,7 @@ class WindowData(_ShardData):
             for what, folder in self._made(self.validation_index).items()
             if (folder / INDEX_NAME).is_file()
         }
-        dataset = WindowDataset(  # without losers there the stage shows training pairs alone
+        dataset = WindowDataset(  # without losers there, the stage logs only training pairs
             ShardReader(self.validation_index),
             frames=self.window_frames,
             **made,

@@ -27,9 +27,9 @@ from af.types import Condition, DyadBatch
 class DenoiserModule(LightningModule):
     """Train a `MotionDenoiser` on `DyadBatch`es with diffusion forcing.
 
-    `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` takes signals
-    away. `optimizer` and `scheduler` are given what they lack: parameters and optimiser. `start` is the model folder of a
-    denoiser of the same layers, whose weights this one begins with.
+    `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` drops
+    signals. `optimizer` and `scheduler` are partial: they still need parameters and optimiser. `start` is the model
+    folder of a denoiser with the same layers, whose weights are loaded.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DenoiserModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        optimization(denoiser.parameters(), optimizer, scheduler)  # a wrong value fails now
+        optimization(denoiser.parameters(), optimizer, scheduler)  # fail early on wrong values
         self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
         self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -54,7 +54,7 @@ class DenoiserModule(LightningModule):
         self.validation = RankMeans()
 
     def setup(self, stage: str) -> None:
-        """Standardise motion by the training set's statistics, unless a checkpoint brings its own."""
+        """Standardise motion by the training set's statistics, unless a checkpoint has its own."""
         data: Any = getattr(self.trainer, "datamodule", None)
         statistics = getattr(data, "motion_statistics", None)
         if statistics is not None:
@@ -78,11 +78,11 @@ class DenoiserModule(LightningModule):
                 spec,
                 self._start_spec,
                 where=where,
-                remedy="Encode the data with the autoencoder that the latents of the model in `start` came from.",
+                remedy="Encode the data with the autoencoder of the model in `start`.",
             )
 
     def compile_networks(self, **how: Any) -> None:
-        """Compile what a step calls (`torch.compile`'s options)."""
+        """Compile the networks of a step; arguments as for `torch.compile`."""
         compile_denoiser(self.denoiser, **how)
 
     def velocity_losses(self, batch: DyadBatch, draws: Draws, dropped: Dropped) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +93,7 @@ class DenoiserModule(LightningModule):
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
         errors = self.loss(velocity, target_velocity(noise, clean))
-        # a clean frame has no velocity: nothing tells which noise it came from
+        # a clean frame has no velocity, since its noise is unknown
         return errors, flow_time, batch.valid & (flow_time < 1)
 
     def draw_flow_times(self, draws: Draws, clean: Tensor) -> Tensor:
@@ -102,32 +102,32 @@ class DenoiserModule(LightningModule):
         return draws.of_rows(lambda rows: self.flow_times(rows, clean.shape[1], **options))
 
     def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Both ends of the paths to learn, in the denoiser's space: noise of its own for every window, and true motion."""
+        """Both ends of the paths in the denoiser's space: fresh noise for every window, and true motion."""
         clean = self.denoiser.motion_space.to_model(batch.avatar_motion)
         return draws.normal(clean.shape, like=clean), clean
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
-        """One step; losses are logged for every case of dropped signals."""
+        """One training step; logs a loss for every case of dropped signals."""
         return self.denoising_loss(batch, self.next_draws(batch))
 
     def next_draws(self, batch: DyadBatch) -> Draws:
-        """The random numbers of this batch; counts it."""
+        """The random numbers of the next batch."""
         accumulate = self.trainer.accumulate_grad_batches
         draws = training_draws(self, self.seed, self.batches_seen, len(batch.valid), accumulate)
         self.batches_seen += 1
         return draws
 
     def cut(self, batch: DyadBatch, draws: Draws) -> DyadBatch:
-        """The frames of the windows that this step trains on, the same number on all ranks."""
+        """Cut windows to the frames that this step trains on, equally many on all ranks."""
         frames = self.flow_times.frames(batch.valid.shape[1], draws.deciding)
         return batch if frames == batch.valid.shape[1] else batch.first(frames)
 
     def training_progress(self) -> float:
-        """0 at the trainer's first step, 1 at its last: where schedules are."""
+        """Progress for schedules: 0 at the trainer's first step, 1 at its last."""
         return self.trainer.global_step / max(1, self.trainer.max_steps - 1)
 
     def denoising_loss(self, batch: DyadBatch, draws: Draws) -> Tensor:
-        """L_DF with drops as they are due at this point of the training."""
+        """L_DF with the current drop probabilities."""
         batch = self.cut(batch, draws)
         dropped = draw_drops(self.dropout, batch, draws, self.training_progress())
         losses, _, valid = self.velocity_losses(batch, draws, dropped)
@@ -140,11 +140,11 @@ class DenoiserModule(LightningModule):
                 if occurs:
                     self.log(f"train/loss_by_case/{name}", valid_mean(losses, frames))
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it there, and wait
+            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it to the device, and wait
         return loss
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
-        """Loss with every signal, with no user, and by noise level; the same draws at every validation."""
+        """Loss with all signals, without the user, and by noise level, with the same draws at every validation."""
         if len(batch.valid) == 0:  # this rank's share of the last batch
             return
         draws = validation_draws(self, self.seed + 1, batch_idx, len(batch.valid))
@@ -159,24 +159,24 @@ class DenoiserModule(LightningModule):
                     self.validation.add(f"loss_by_flow_time/{low:.2f}", valid_mean(losses, level), level.sum())
 
     def on_validation_epoch_start(self) -> None:
-        """Count from zero."""
+        """Reset the means."""
         self.validation.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all ranks."""
+        """Log means over all ranks."""
         for name, value in self.validation.means().items():
             self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Of the denoiser alone."""
+        """Optimiser and schedule of the denoiser."""
         return optimization(self.denoiser.parameters(), self.optimizer, self.scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The number of batches seen fixes both the next noise and the next data."""
+        """Save the number of batches seen, which determines the next noise and data."""
         checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the count of the checkpoint."""
+        """Restore the number of batches seen."""
         self.batches_seen = checkpoint["batches_seen"]
 
 
@@ -184,18 +184,18 @@ _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)
 
 
 def compile_denoiser(denoiser: MotionDenoiser, **how: Any) -> None:
-    """Compile the whole, and the parts that are also called by themselves: a roll-out's blocks, conditions from features."""
+    """Compile the denoiser, and the parts also called separately: blocks in a roll-out, and the condition."""
     for part in (denoiser, denoiser.audio_projection, denoiser.condition_encoder, *denoiser.blocks):
         part.compile(**how)
 
 
 def conditioned(denoiser: MotionDenoiser, batch: DyadBatch) -> tuple[Condition, Tensor]:
-    """Condition and reference of a batch in the denoiser's own space, nothing dropped."""
+    """Condition and reference of a batch in the denoiser's space, without drops."""
     condition = denoiser.condition(batch.avatar_audio, batch.user_audio, batch.user_motion)
     return condition, denoiser.motion_space.to_model(batch.reference)
 
 
 def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws, progress: float = 1.0) -> Dropped:
-    """What a batch does without at `progress` (0 … 1) of the training."""
+    """Draw the dropped signals of a batch at `progress` (0 … 1) of training."""
     frames = batch.valid.shape[1]
     return draws.of_rows(lambda rows: dropout(rows, frames, generator=draws.generator, progress=progress))

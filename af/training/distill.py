@@ -1,9 +1,9 @@
-"""Distillation: one student pass a step in place of guidance branches, and one or two steps in place of eight.
+"""Distillation: one student pass per step instead of guidance branches, and one or two steps instead of eight.
 
-The teacher, guided and with all of its steps, has turned noise into motion for every clip (`af teacher`).
-The student learns straight paths between the two ends that belong together (rectified flow's reflow, arXiv 2209.03003):
-its velocity at the noise already points to the teacher's motion, so a step or two arrive. It sees blocks as it meets
-them when generating: those before the current one clean, the current one at the flow times of its few steps.
+The guided teacher, with all of its steps, has generated motion from noise for every clip (`af teacher`). The student
+learns straight paths between these pairs (rectified flow's reflow, arXiv 2209.03003): its velocity at the noise already
+points to the teacher's motion, so one or two steps suffice. It trains on blocks as in generation: earlier blocks are
+clean, the current one is at the flow times of its few steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DistillModule(DenoiserModule):
     """
 
     def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The teacher's noise and what the teacher made of it. UserError for batches without them."""
+        """The teacher's noise and motion. Raises UserError for batches without them."""
         if batch.noise is None or batch.teacher is None:
             raise UserError("a distillation needs data.teacher: a folder written by af teacher")
         return batch.noise, self.denoiser.motion_space.to_model(batch.teacher)

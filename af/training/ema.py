@@ -1,7 +1,7 @@
 """Exponential moving average of the trainable weights of one part of a LightningModule, as a callback.
 
-Only parameters of that part with `requires_grad` are averaged (no frozen reference or feature network), the average starts at the
-weights it is first given, validation and export use it, and it travels in the checkpoint.
+It averages only parameters of that part with `requires_grad` (no frozen reference or feature network), starting from
+their first values. Validation and export use the average; it is part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Ema(Callback):
     `part` names the attribute of the LightningModule whose weights are averaged ("denoiser", "autoencoder").
     """
 
-    acts = True  # what is exported depends on it
+    acts = True  # the export depends on it
 
     def __init__(self, part: str, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
@@ -32,7 +32,7 @@ class Ema(Callback):
         self._last_step = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the weights of the first step, or go on with the checkpoint's average."""
+        """Start from the initial weights, or continue with the checkpoint's average."""
         trainable = self._trainable(pl_module)
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in trainable.items()}
@@ -40,12 +40,12 @@ class Ema(Callback):
             self.average = {name: value.to(trainable[name].device) for name, value in self.average.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step to go on from, known only now: in a continued run the first batch may be one of several of a step."""
+        """Get the first step, only known now: a continued run may start between accumulated batches."""
         self._last_step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """One update per optimiser step, not per micro-batch."""
+        """Update once per optimiser step, not per accumulated batch."""
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -56,7 +56,7 @@ class Ema(Callback):
         torch._foreach_lerp_([self.average[n] for n in names], [trainable[n] for n in names], 1 - decay)
 
     def swap_in(self, pl_module: LightningModule) -> None:
-        """Put the averaged weights into the module (the trained ones are kept aside)."""
+        """Put the averaged weights into the module, keeping the trained ones."""
         if self._weights is None and self.average:
             self._weights = {name: p.detach().clone() for name, p in self._trainable(pl_module).items()}
             self._copy(self.average, pl_module)
@@ -68,15 +68,15 @@ class Ema(Callback):
             self._weights = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate with the average."""
+        """Use the average for validation."""
         self.swap_in(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on with the trained weights."""
+        """Continue training with the trained weights."""
         self.swap_out(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """A stop inside validation must not leave the average as the trained weights."""
+        """Restore the trained weights after a stop inside validation."""
         self.swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Ema(Callback):
         return {"average": self.average, "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state."""
         self.average, self.updates = dict(state_dict["average"]), int(state_dict["updates"])
 
     def _trainable(self, module: LightningModule) -> dict[str, Tensor]:

@@ -46,13 +46,13 @@ from af.training.sigterm import SIGNALS as SIGNALS_TO_STOP
 from af.training.sigterm import handlers_kept
 from af.values import require_number
 
-#: In the results' folder of a training: what was asked for, and whether it is done.
+#: File in the results' folder of a training with the requested evaluation and its completion.
 REQUEST: Final = "request.json"
 
 
 class EvaluationModule(LightningModule):
-    """Measures a share of a subject's clips and counts them in the table; after the test the table and the problems are those
-    of all ranks. Networks stay outside of the module tree: Lightning moves and saves nothing.
+    """Measures this rank's share of a subject's clips for the table; after the test, table and problems are those of
+    all ranks. Networks stay outside the module tree, so Lightning neither moves nor saves them.
     """
 
     def __init__(self, subject: Subject, out: Path) -> None:
@@ -63,14 +63,14 @@ class EvaluationModule(LightningModule):
         self.result = MetricResult()
 
     def test_dataloader(self) -> DataLoader:
-        """This rank's groups of clips, each group of exactly one rank."""
+        """This rank's groups of clips; each group belongs to one rank."""
         return DataLoader(self._groups(), batch_size=None)  # type: ignore[arg-type]
 
     def _groups(self) -> list[list[int]]:
         return self._subject[0].groups()[self.trainer.global_rank :: self.trainer.world_size]
 
     def on_test_start(self) -> None:
-        """Show how far this rank is (the first one speaks for all), and stop at once where a signal says so."""
+        """Show progress on rank 0, and stop immediately on a signal."""
         self._table = self._subject[0].table(self.device)
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS_TO_STOP:
@@ -81,7 +81,7 @@ class EvaluationModule(LightningModule):
         self._task = self._progress.add_task("rolling out", total=sum(map(len, self._groups())))
 
     def test_step(self, group: Sequence[int], batch_idx: int) -> None:
-        """Roll out, decode, read, count: each clip once."""
+        """Roll out, decode and measure the clips of a group."""
         found = self._subject[0].measure(group, self._out)
         self.problems |= count(self._table, found)
         self.measured |= {i: m for i, m in found.items() if isinstance(m, Measured)}
@@ -89,14 +89,14 @@ class EvaluationModule(LightningModule):
             self._progress.update(self._task, completed=len(self.measured) + len(self.problems))
 
     def on_test_epoch_end(self) -> None:
-        """Every rank gets the rows of all."""
+        """Compute the rows of all ranks, on every rank."""
         self._progress.stop()
         self.problems = gathered(self.problems)
         self.result = tabled(self._table)
 
 
 def count(table: Table, found: Mapping[int, Measured | str]) -> dict[int, str]:
-    """Count clips in the table, each at its place; returns those that could not be measured, and why."""
+    """Add clips to the table by position; returns the errors of those that could not be measured."""
     for i, measured in sorted(found.items()):
         if isinstance(measured, Measured):
             table.add(replace(measured.clip, position=i))
@@ -104,13 +104,13 @@ def count(table: Table, found: Mapping[int, Measured | str]) -> dict[int, str]:
 
 
 def tabled(table: Table) -> MetricResult:
-    """The rows of the clips of all ranks. Every rank must call it. A family that has failed on one is left out on all."""
+    """The rows of all ranks' clips; every rank must call it. A family that failed on one rank is left out on all."""
     table.failed = gathered(table.failed)
     return table.result()
 
 
 def gathered(mine: dict[Any, str]) -> dict[Any, str]:
-    """The entries of all ranks, small ones. Every rank must call it."""
+    """The (small) entries of all ranks. Every rank must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine
     everybody: list[Any] = [None] * dist.get_world_size()
@@ -128,12 +128,12 @@ def evaluate(
     num_nodes: int = 1,
     request: Mapping[str, Any] | None = None,
 ) -> int:
-    """Evaluate a model folder, run or checkpoint into `out`, on the ranks that have been started (`devices` a machine); the
-    exit code, 1 when a part has failed. A motion VAE gets the rows of its reconstruction.
+    """Evaluate a model folder, run or checkpoint into `out`, on the started ranks (`devices` per machine). Returns the
+    exit code, 1 if a part failed. A motion VAE gets the rows of its reconstruction.
 
-    What is measured is kept, so that the same call goes on. With `request`, a configuration, an evaluation of this model
-    that has been asked for in the same words and is done is not made again, and one of other words is replaced.
-    UserError for what does not fit.
+    Measurements are kept, so the same call continues after a stop. With `request`, a configuration, a finished
+    evaluation of this model with an equal request is not repeated, and one with another request is replaced. Raises
+    UserError for settings that do not fit.
     """
     place, several = choose_device(device), devices * num_nodes > 1
     if place.type == "cuda" and several:
@@ -152,7 +152,7 @@ def evaluate(
         use_distributed_sampler=False,
     )
     trainer.strategy.setup_environment()
-    trainer.strategy.barrier()  # the first rank has written the model that all read
+    trainer.strategy.barrier()  # rank 0 has written the model that all ranks read
     first, asked = trainer.is_global_zero, None
     if request is not None:
         asked = {"evaluation": dict(request), "model": model_info(model)["sha256"]}
@@ -165,13 +165,13 @@ def evaluate(
 
 
 def _is_done(out: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether this evaluation is done. One of other words or of another model is deleted."""
+    """Whether this evaluation is done. Deletes one with another request or model."""
     file = out / REQUEST
     known = read_json(file) if file.is_file() else {}
     if known == {**asked, "done": True}:
         return True
     if known and {k: known.get(k) for k in asked} != dict(asked):
-        print(f"{out} is of another model or configuration: it is made anew")
+        print(f"{out} is of another model or configuration: it is replaced")
         shutil.rmtree(out)
     write_json(file, {**asked, "done": False})
     return False
@@ -191,7 +191,7 @@ def _evaluate(trainer: Trainer, model: str | Path, settings: CheckpointSettings,
     if not first:
         return 0
     took_s, numbers = time.monotonic() - start, [i for group in subject.groups() for i in group]
-    # those of other ranks are kept on disk
+    # results of other ranks are on disk
     rest = [i for i in numbers if i not in module.measured and i not in module.problems]
     found = {**module.measured, **(subject.measure(rest, out) if rest else {})}
     measured = [m for _, m in sorted(found.items()) if isinstance(m, Measured)]
@@ -208,12 +208,12 @@ def _tested(trainer: Trainer, subject: Subject, out: Path) -> EvaluationModule:
 
 
 def _stop(number: int, _: Any) -> NoReturn:
-    """A signal's handler. Lightning's speak with other ranks from within, which hangs them."""
-    raise Stopped(number, "stopped; what is measured is kept, the same command goes on with the rest")
+    """Handle a signal. Lightning's handlers communicate with other ranks, which can hang."""
+    raise Stopped(number, "stopped; measurements are kept, and the same command continues with the rest")
 
 
 def _every_subset(trainer: Trainer, subject: Subject, out: Path) -> int:
-    """The 2³ table: what the model makes of every subset of its signals."""
+    """The 2³ table: results for every subset of the model's signals."""
     from af.evaluation.comparison import Comparison, Setting, write_comparison
     from af.evaluation.table import write_metrics
 
@@ -243,10 +243,10 @@ def _every_subset(trainer: Trainer, subject: Subject, out: Path) -> int:
 class EvaluationCallback(Callback):
     """Rows of `af evaluate`'s table in every logger while a denoiser trains: NAME, NAME/true and NAME/null.
 
-    The first `evaluation.limit` validation conversations are rolled out, each by one rank, before the first step and after
-    the validations that are `every_n_steps` apart (None: after each). Faces are read from frames that
-    `evaluation.autoencoder` decodes, or from latents by a fit on `evaluation.linear_probe`; with neither this does
-    nothing. `tags` are families or rows to keep (None: all). What is undefined is left out.
+    The first `evaluation.limit` validation conversations are rolled out, each by one rank, before the first step and
+    after validations that are `every_n_steps` apart (None: all). Faces are read from frames decoded by
+    `evaluation.autoencoder`, or from latents by a fit on `evaluation.linear_probe`; without either this does nothing.
+    `tags` are families or rows to keep (None: all). Undefined values are left out.
     """
 
     def __init__(
@@ -257,17 +257,17 @@ class EvaluationCallback(Callback):
     ) -> None:
         require_number("every_n_steps", every_n_steps, least=1, whole=True, optional=True)
         self.evaluation, self.every_n_steps, self.tags = evaluation, every_n_steps, tags
-        self._subject: Subject | None = None  # keeps its networks out of the module tree, checkpoint and averages
+        self._subject: Subject | None = None  # its networks stay out of the module tree, checkpoint and averages
         self._off = evaluation.autoencoder is None and evaluation.linear_probe is None
         self._last: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where the stage starts from."""
+        """Evaluate the model at the start."""
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The averaged weights are in the module at this point."""
+        """Evaluate the averaged weights, which are in the module at this point."""
         since = math.inf if self._last is None else trainer.global_step - self._last
         if not trainer.sanity_checking and since >= (self.every_n_steps or 1):
             self._measure(trainer, pl_module)
@@ -308,18 +308,20 @@ class EvaluationCallback(Callback):
             decoder, _ = load_as(str(settings.autoencoder), MotionAutoencoder)
             avatar = Avatar(decoder.to(device).requires_grad_(False), denoiser, features)  # type: ignore[arg-type]
         if probe is None and settings.tracker is None and not settings.reads_images:
-            rank_zero_warn(f"evaluation: {index.folder} shows faces that are not drawn: choose a tracker for them")
+            rank_zero_warn(f"evaluation: {index.folder} shows faces that are not synthetic: choose a tracker for them")
             self._off = True
         settings.on(device)
         return Subject("", denoiser, index, replace(settings, videos=0), avatar, probe, remember={})  # type: ignore[arg-type]
 
 
 def require_settings(settings: Any, part: str | None = None) -> CheckpointSettings:
-    """The settings of a model's evaluation. UserError for those of another; with the `part` that a training makes, also when
-    the places they name are not there.
+    """Check the settings of a model's evaluation. Raises UserError for those of files, and, with the trained `part`,
+    for missing folders.
     """
     if not isinstance(settings, CheckpointSettings):
-        raise UserError("evaluation: these are the settings of `af compare`, for files; a model needs `default`, say")
+        raise UserError(
+            "evaluation: these are the settings of `af compare`, for files; a model needs others, such as `default`"
+        )
     if part is not None:
         if settings.data is None:
             raise UserError("evaluation.data is not set: give the split to evaluate on")

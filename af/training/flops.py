@@ -1,4 +1,4 @@
-"""The floating point operations that a network executes, and how many a second its device could."""
+"""Floating-point operations executed by a network, and the peak rate of its device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from af.devices import synchronize
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts the operations of matrix products, convolutions and attention while it is entered.
+    """Context that counts the operations of matrix products, convolutions and attention.
 
-    torch's FlopCounterMode takes some operations apart, and a step counted with it rounds differently from any other.
+    torch's FlopCounterMode decomposes some operations, which changes the rounding of the counted step.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class FlopCounter(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.is_inference_mode_enabled():  # where composed operations (linear) arrive whole
+        if torch.is_inference_mode_enabled():  # where composite operations (linear) arrive whole
             with self:
                 if (out := func.decompose(*args, **(kwargs or {}))) is not NotImplemented:
                     return out
@@ -40,14 +40,14 @@ class FlopCounter(TorchDispatchMode):
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Floating point operations that `work()` executes."""
+    """Floating-point operations of `work()`."""
     with FlopCounter() as counter:
         work()
     return counter.flops
 
 
 def seconds_of(work: Callable[[], object], seconds: float, device: torch.device | str = "cpu") -> list[float]:
-    """Seconds of every call within `seconds` (at least three), after one that does not count; waits for `device`."""
+    """Durations of calls within `seconds` (at least three) after a warm-up call; synchronises `device`."""
     device = torch.device(device)
     work()
     synchronize(device)
@@ -67,7 +67,7 @@ def matmul_gflops(
     seconds: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Best speed of a square matrix product on `device`, in GFLOP/s; `size` (2048, off the CPU 8192) fills it."""
+    """Peak rate of a square matrix product on `device`, in GFLOP/s; `size` defaults to 2048 (CPU) or 8192."""
     size = size or (2048 if torch.device(device).type == "cpu" else 8192)
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return 2 * size**3 / min(seconds_of(lambda: a @ b, seconds, a.device)) / 1e9

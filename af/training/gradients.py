@@ -1,4 +1,4 @@
-"""Gradients watched: their norms, part by part, and a stop with the evidence when they are not finite."""
+"""Gradient norms per part, and a stop with saved batches when gradients are not finite."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from af.training.callbacks import writes_logs
 
 @dataclass(frozen=True)
 class _Question:
-    """Whether the gradients of a step are finite, asked of their device; and what tells about the step if not."""
+    """Whether the gradients of a step are finite, computed on their device, with data about the step if not."""
 
-    finite: Tensor  # on the host; filled when `copied` has happened
+    finite: Tensor  # on the host; valid after `copied`
     copied: Any  # an event of the device, or None
     norms: dict[str, Tensor]
     step: int
@@ -33,7 +33,7 @@ class _Question:
     def ask(
         cls, norms: dict[str, Tensor], step: int, batches_seen: Any, batches: list[Any], losses: list[Tensor]
     ) -> _Question:
-        """Start to look."""
+        """Start the check."""
         finite, copied = torch.stack(list(norms.values())).isfinite().all(), None
         if finite.device.type != "cpu":
             device, finite = torch.get_device_module(finite.device.type), finite.to("cpu", non_blocking=True)
@@ -42,7 +42,7 @@ class _Question:
         return cls(finite, copied, norms, step, int(batches_seen), batches, losses)
 
     def answer(self) -> bool:
-        """Wait for the answer, if it is not there yet (of an earlier step it is)."""
+        """The result, waiting for it if necessary (not for an earlier step)."""
         if self.copied is not None:
             self.copied.synchronize()
         return bool(self.finite)
@@ -51,13 +51,12 @@ class _Question:
 class Gradients(Callback):
     """Logs `grad_norm` (of the trained `part`) and `grad_norm/<child>`; before clipping, of all ranks together.
 
-    When a gradient is not finite, the batches of the step are saved in the run folder (`nonfinite/`, tensors only), on
-    the ranks whose loss is not finite (or, if there is none, on all), and the run stops with a UserError; or it goes on
-    without that step, for the first `skip` of them. Every rank has the same gradients, so every rank decides alike.
+    For a non-finite gradient, the step's batches are saved in the run folder (`nonfinite/`, tensors only) on the ranks
+    with a non-finite loss (or else on all), and the run stops with a UserError; the first `skip` such steps are left
+    out instead. All ranks have the same gradients and so decide alike.
 
-    On a device of its own the answer is read a step later, before the next change of the weights, so that the host need
-    not wait for it: weights that such a gradient has spoilt are neither saved nor validated. Only where the step may be
-    left out (`skip`), it is waited for.
+    On an accelerator the result is read a step later, before the weights change again, so the host does not wait;
+    spoilt weights are neither saved nor validated. Only with `skip` does the host wait for it.
     """
 
     def __init__(self, part: str, skip: int = 0) -> None:
@@ -70,17 +69,17 @@ class Gradients(Callback):
         self._open: _Question | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batches of a step until it is over."""
+        """Keep the batches of the current step."""
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep the losses too."""
+        """Keep the losses of the current step."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Look at the gradients as they are: of all ranks, not yet clipped."""
+        """Check the gradients of all ranks before clipping."""
         groups = dict(children_gradients(getattr(pl_module, self.part)))
         others = {n: c for n, c in pl_module.named_children() if n != self.part and _trains(c)}
         groups |= {name: _gradients(child) for name, child in others.items()}
@@ -91,41 +90,41 @@ class Gradients(Callback):
             pl_module.log_dict({f"grad_norm/{name}": value for name, value in norms.items()})
         self._settle(trainer, pl_module)
         if not norms or str(trainer.precision) == "16-mixed":
-            return  # the scaler of 16-mixed meets infinities on purpose, and skips
+            return  # the scaler of 16-mixed provokes infinities and skips them
         self._open = _Question.ask(norms, trainer.global_step, pl_module.batches_seen, self._batches, self._losses)
         if pl_module.device.type == "cpu" or self.skipped < self.skip:
             self._settle(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Numbers of spoilt weights say nothing."""
+        """Do not validate spoilt weights."""
         self._settle(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Spoilt weights are not saved."""
+        """Do not save spoilt weights."""
         self._settle(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """... nor exported."""
+        """Do not export spoilt weights."""
         self._settle(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Forget the step when it is over."""
+        """Forget the finished step."""
         accumulate = getattr(pl_module, "accumulate", 1) * trainer.accumulate_grad_batches
         if pl_module.batches_seen % accumulate == 0:  # type: ignore[operator]
             self._batches, self._losses = [], []
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps were left out."""
+        """The number of steps left out."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the number of steps left out."""
         self.skipped = int(state_dict["skipped"])
 
     def _settle(self, trainer: Trainer, module: LightningModule) -> None:
-        """Read the answer about a step, and stop or leave the step out when its gradient was not finite."""
+        """Read the result for a step, and stop or leave out the step if its gradient is not finite."""
         question, self._open = self._open, None
         if question is None or question.answer():
             return
@@ -140,17 +139,17 @@ class Gradients(Callback):
             raise UserError(
                 f"{where}; the batch of rank {which} is saved in {folder}. Look at it, then start the same command "
                 f"again with another learning rate, or with callbacks.gradients.skip={self.skip + 1} to leave out such "
-                "steps; the run goes on from its last checkpoint"
+                "steps; the run continues from its last checkpoint"
             )
         self.skipped += 1
-        for parameter in module.parameters():  # optimisers leave out what has no gradient
+        for parameter in module.parameters():  # optimisers skip parameters without gradients
             parameter.grad = None
         module.log("skipped_steps", float(self.skipped))
         if trainer.global_rank == 0:
             print(f"{where} (rank {which}); left out, {self.skipped} of {self.skip}", flush=True)
 
     def _guilty(self, trainer: Trainer, question: _Question) -> list[int]:
-        """The ranks whose loss is not finite, or all."""
+        """The ranks with a non-finite loss, or all."""
         mine = not all(bool(loss.isfinite().all()) for loss in question.losses)
         everybody = [mine]
         if trainer.world_size > 1:
@@ -177,7 +176,7 @@ class Gradients(Callback):
 
 
 def children_gradients(part: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
-    """(child's name, its gradients) of a network; weights of its own are the group `self`."""
+    """(child's name, its gradients) of a network; its own weights form the group `self`."""
     for name, child in part.named_children():
         if _trains(child):
             yield name, _gradients(child)
@@ -187,7 +186,7 @@ def children_gradients(part: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
 
 
 def norm(gradients: list[Tensor]) -> Tensor:
-    """L2 norm of all of them together."""
+    """Joint L2 norm."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
 
 

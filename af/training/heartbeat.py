@@ -1,4 +1,4 @@
-"""Signs of life: every rank says where it is, and rank 0 names the one that everybody waits for."""
+"""Heartbeats: every rank records its progress, and rank 0 names the ranks that all others wait for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from af.files import write_json
 from af.values import require_number
 
-#: What a rank can be doing between two optimiser steps, in order (a validation comes when the step before it has been
-#: counted): one that is behind the others is the one they wait for.
+#: The phases of a rank between two optimiser steps, in order (validation comes after the preceding step is counted).
+#: The others wait for the rank furthest behind.
 PHASES = ("data", "validation", "forward", "backward")
 
 
 @dataclass(frozen=True, order=True)
 class Beat:
-    """Where a rank is: optimiser step and phase (an index of `PHASES`); since when, as a time of the wall clock."""
+    """Progress of a rank: optimiser step, phase (index of `PHASES`) and its start (wall-clock time)."""
 
     step: int
     phase: int
@@ -33,8 +33,8 @@ class Beat:
 class Heartbeat(Callback):
     """Writes `heartbeat/rank<r>.json` in the run folder at every change of phase, at most every `every_s` seconds.
 
-    When no rank has moved for `hung_after_s` seconds (None: nobody looks), rank 0 names on stderr and in
-    `heartbeat/hung.json` those that are furthest behind: they hang, the others wait for them.
+    When no rank has moved for `hung_after_s` seconds (None: no check), rank 0 names the ranks furthest behind, on
+    stderr and in `heartbeat/hung.json`: they hang, the others wait for them.
     """
 
     def __init__(self, every_s: float = 1.0, hung_after_s: float | None = 600.0) -> None:
@@ -48,14 +48,14 @@ class Heartbeat(Callback):
         self._threads: list[threading.Thread] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start writing; rank 0 also starts looking."""
+        """Start writing, and on rank 0 checking."""
         self._folder = Path(trainer.default_root_dir) / "heartbeat"
         self._stop.clear()
         self._beat(trainer, "data")
         work = [self._write_when_due]
         if trainer.global_rank == 0 and self.hung_after_s is not None:
             (self._folder / "hung.json").unlink(missing_ok=True)
-            for old in self._folder.glob("rank*.json"):  # of a start with more ranks
+            for old in self._folder.glob("rank*.json"):  # from a start with more ranks
                 if int(old.stem.removeprefix("rank")) >= trainer.world_size:
                     old.unlink(missing_ok=True)
             work.append(self._look)
@@ -64,11 +64,11 @@ class Heartbeat(Callback):
             thread.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The data have come."""
+        """Data has arrived."""
         self._beat(trainer, "forward")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        """From here on ranks wait for each other."""
+        """From now on ranks wait for each other."""
         self._beat(trainer, "backward")
 
     def on_train_batch_end(
@@ -78,7 +78,7 @@ class Heartbeat(Callback):
         self._beat(trainer, "data")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation can take long; it counts as a phase of its own."""
+        """Validation, which can take long, is a separate phase."""
         self._beat(trainer, "validation")
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -98,7 +98,7 @@ class Heartbeat(Callback):
         self._pending.set()
 
     def _write_when_due(self) -> None:
-        """The file is written by a thread: a slow file system must not slow the training down."""
+        """Write the file from a thread, so a slow file system does not slow down the training."""
         while not self._stop.is_set():
             self._pending.wait()
             self._pending.clear()

@@ -36,7 +36,7 @@ def mask_image(mask: Tensor, title: str, block_frames: int) -> UInt8[np.ndarray,
 
 
 def noise_level_image(flow_time: Float[Tensor, "B T"]) -> UInt8[np.ndarray, "Y X 3"]:
-    """Flow times of a batch: a row a sequence, dark is noise (t = 0), light is clean (t = 1)."""
+    """Flow times of a batch, one row per sequence; dark is noise (t = 0), light is clean (t = 1)."""
     figure = Figure(figsize=(5, 0.6 + 0.18 * len(flow_time)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(flow_time.cpu().numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -48,7 +48,7 @@ def noise_level_image(flow_time: Float[Tensor, "B T"]) -> UInt8[np.ndarray, "Y X
 def curves_image(
     true: Float[np.ndarray, "T C"], generated: Float[np.ndarray, "T C"], names: Sequence[str]
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """True and generated curves under each other, seconds on the horizontal axis."""
+    """True and generated curves, one panel each, over seconds."""
     figure = Figure(figsize=(7, 0.5 + 1.1 * len(names)), layout="constrained")
     rows = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     seconds = np.arange(len(true)) / FPS
@@ -62,12 +62,12 @@ def curves_image(
 
 
 def add_image(writer: Any, tag: str, image: UInt8[np.ndarray, "Y X 3"], step: int) -> None:
-    """One RGB image to TensorBoard."""
+    """Write one RGB image to TensorBoard."""
     writer.add_image(tag, image, step, dataformats="HWC")
 
 
 def add_animation(writer: Any, tag: str, frames: UInt8[np.ndarray, "T Y X 3"], step: int, stride: int = 2) -> None:
-    """An animated GIF as an image summary (`SummaryWriter.add_video` needs an old moviepy and prints otherwise)."""
+    """Write an animated GIF as an image summary (`SummaryWriter.add_video` needs an old moviepy)."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     images = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames[::stride]]

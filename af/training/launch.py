@@ -1,4 +1,4 @@
-"""Lightning's Trainer as a training here wants it, and a start of a training in its folder."""
+"""Building Lightning's Trainer, and running a training in its folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from af.training.ranks import find_ranks
 from af.training.sigterm import handlers_kept
 from af.values import require_number
 
-#: Options of Lightning's Trainer that are not the user's here, and what is.
+#: Options of Lightning's Trainer that users cannot set here, and what to use instead.
 OURS: Final = {
     "max_epochs": "a training counts steps: trainer.max_steps",
     "min_epochs": "a training counts steps: trainer.max_steps",
@@ -43,7 +43,7 @@ OURS: Final = {
     "enable_checkpointing": "checkpoints.every_n_steps says when",
     "barebones": "callbacks=none and logger=none leave out what is not wanted",
 }
-#: What numbers among the options have to be.
+#: Allowed ranges of numeric options.
 LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
     "max_steps": {"least": 1, "whole": True},
     "val_check_interval": {"least": 1, "whole": True, "optional": True},
@@ -60,7 +60,7 @@ LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
 def make_trainer(
     options: Mapping[str, Any], folder: Path, *, callbacks: Sequence[Callback], loggers: Sequence[Logger]
 ) -> Trainer:
-    """Lightning's Trainer with the options of `trainer:` in a configuration. UserError that names a wrong one."""
+    """Lightning's Trainer with the options `trainer:` of a configuration. Raises UserError naming a wrong one."""
     known = trainer_options()
     for name, value in options.items():
         if name in OURS:
@@ -80,7 +80,7 @@ def make_trainer(
         "callbacks": list(callbacks),
         "plugins": [SafeCheckpointIO(), ranks.environment(), *double],
         "max_epochs": -1,
-        "use_distributed_sampler": False,  # the plan already says who reads what
+        "use_distributed_sampler": False,  # the plan already assigns samples to ranks
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "check_val_every_n_epoch": None,
@@ -95,25 +95,25 @@ def make_trainer(
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, folder: Path) -> float:
-    """Train until `max_steps`, from the newest sound checkpoint in `folder` on, where there is one; returns the seconds
-    that took. Raises `Stopped` when a signal ended it.
+    """Train until `max_steps`, from the newest sound checkpoint in `folder` if there is one. Returns the time in
+    seconds. Raises `Stopped` after a signal.
     """
     start, checkpoints = time.monotonic(), folder / FOLDER
     try:
         with handlers_kept():
             resumed = str(checkpoints) if checkpoint_files(checkpoints) else None
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
-    except SIGTERMException:  # before the first step: a signal is Lightning's until then
+    except SIGTERMException:  # until the first step Lightning handles signals
         raise Stopped(signal.SIGTERM, _where(checkpoints)) from None
     except SystemExit:
-        if trainer.interrupted:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:  # Lightning's exit on Ctrl-C
             raise Stopped(signal.SIGINT, _where(checkpoints)) from None
         raise
     return time.monotonic() - start
 
 
 def finish(trainer: Trainer, folder: Path, seconds: float) -> bool:
-    """Note in `folder` that its training is done, unless `trainer.max_time` has ended it before its steps did."""
+    """Mark the training in `folder` as done, unless `trainer.max_time` ended it early."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
     if late and trainer.global_step < trainer.max_steps:
@@ -123,7 +123,7 @@ def finish(trainer: Trainer, folder: Path, seconds: float) -> bool:
 
 
 def trainer_options() -> list[str]:
-    """Names of the options of Lightning's Trainer, ours among them."""
+    """Names of all options of Lightning's Trainer."""
     return list(inspect.signature(Trainer.__init__).parameters)[1:]
 
 
@@ -143,15 +143,15 @@ def _require_values(options: Mapping[str, Any]) -> None:
 
 
 def _where(checkpoints: Path) -> str:
-    """What became of a run that was stopped before its first step of this start."""
+    """A message on a run stopped before the first step of this start."""
     found = next(iter(checkpoint_files(checkpoints)), None)
     if found is None:
-        return "stopped before the first step: nothing is kept, the same command starts anew"
-    return f"stopped before a further step: the same command goes on from step {step_of(found):g}"
+        return "stopped before the first step: nothing is kept, the same command starts again"
+    return f"stopped before another step: the same command continues from step {step_of(found):g}"
 
 
 def quiet() -> None:
-    """Leave the console to the progress bar: no advertisements, no warnings about what is meant."""
+    """Silence advertisements and intended warnings, to keep the console for the progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (".*LeafSpec.*", "Checkpoint directory .* exists", ".*does not have many workers.*"):
         warnings.filterwarnings("ignore", message=message)

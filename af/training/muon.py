@@ -1,8 +1,8 @@
 """Muon: steps of equal size in every direction of a convolution's weight, Adam for everything else.
 
-A momentum's singular values differ by orders of magnitude, and Adam mends that only along the axes of the weight. Made
-orthogonal (all singular values near 1), the rare directions, which carry lips and lids here, move as fast as the common
-ones. Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the scale is for equalised weights of unit variance.
+The singular values of a momentum differ by orders of magnitude, which Adam corrects only along the weight's axes. After
+orthogonalisation (all singular values near 1) rare directions, such as lips and lids, move as fast as common ones.
+Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the scale is for equalised weights of unit variance.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from af.nn.precision import choose
 from af.values import require_number
 
-_SMALLEST = 8  # a weight with fewer rows or columns has no directions worth balancing
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen for speed near zero
+_SMALLEST = 8  # smaller weights have no directions worth balancing
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration, chosen for speed near zero
 
 
 def orthogonalised(
     matrix: Float[Tensor, "M N"], steps: int = 5, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "M N"]:
-    """U Vᵀ of the matrix' singular value decomposition, roughly (singular values 0.7 … 1.2), by products in `dtype`
-    (None: the matrix' own).
+    """Approximate U Vᵀ of the singular value decomposition (singular values 0.7 … 1.2), by products in `dtype` (None:
+    the matrix's own).
     """
     a, b, c = _COEFFICIENTS
     x = matrix if dtype is None or matrix.dtype == torch.float64 else matrix.to(dtype)
@@ -39,14 +39,14 @@ def orthogonalised(
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether a parameter is a convolution's weight, large enough to be balanced."""
+    """Whether a parameter is a convolution weight large enough to be balanced."""
     return parameter.ndim == 4 and min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST
 
 
 class Muon(torch.optim.Optimizer):
     """Balanced steps of root mean square `lr` for convolution weights, Adam with `adam_lr` and `betas` for the others.
 
-    `momentum` is Nesterov's. Learning-rate schedules act on both kinds alike.
+    `momentum` is Nesterov's. Learning-rate schedules apply to both kinds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         found = list(parameters)
         others = [p for p in found if not is_matrix(p)]
         groups = [
-            {"params": others, "lr": adam_lr, "balanced": False},  # first: this rate is the one that is logged
+            {"params": others, "lr": adam_lr, "balanced": False},  # first, because the first rate is logged
             {"params": [p for p in found if is_matrix(p)], "lr": lr, "balanced": True},
         ]
         require_number("adam_lr", adam_lr, above=0)
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step; returns what the closure gives."""
+        """Take one step; returns the closure's result."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -92,7 +92,7 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].mul_(group["momentum"]).add_(gradient)
         update = gradient.add(state["momentum"], alpha=group["momentum"])  # type: ignore[union-attr]
         rows = update.flatten(1)
-        if rows.device not in self._dtypes:  # bf16 where that is fast, which changes little; emulated it is slow
+        if rows.device not in self._dtypes:  # bf16, which changes little, only where it is fast
             self._dtypes[rows.device] = choose("auto", rows.device).dtype
         balanced = orthogonalised(rows, dtype=self._dtypes[rows.device])
         balanced *= (rows.numel() / min(rows.shape)) ** 0.5  # root mean square about 1

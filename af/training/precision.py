@@ -1,4 +1,4 @@
-"""The precision of a training: the name Lightning takes for it, decided by what the machine is fast in."""
+"""The precision of a training: Lightning's name for it, chosen by the machine's speed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from af.errors import UserError
 from af.nn.precision import choose
 
-#: Lightning's precisions that the stages are made for, by the names that it takes for them.
+#: Precisions supported by the stages, by Lightning's names.
 PRECISIONS: Final = {"auto": "auto", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"} | {
     name: name for name in ("32-true", "64-true", "16-mixed", "bf16-mixed")
 }
 
 
 def trainer_precision(wanted: str | int, accelerator: str) -> tuple[str, str]:
-    """Lightning's name for a precision, and where it is worth a line, the reason: `auto` takes bf16-mixed where the
-    accelerator is fast in it and 32-true elsewhere, and bf16-mixed that was asked for may be slow. UserError for others.
+    """Lightning's name for a precision and, if worth a line, the reason: `auto` is bf16-mixed where the accelerator is
+    fast in it, else 32-true; a requested bf16-mixed may be slow. Raises UserError for other precisions.
     """
     if str(wanted) not in PRECISIONS:
         raise UserError(f"trainer.precision: {wanted!r}; allowed: auto, 32-true, bf16-mixed, 16-mixed, 64-true")
@@ -31,7 +31,7 @@ def trainer_precision(wanted: str | int, accelerator: str) -> tuple[str, str]:
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device("cuda" if accelerator == "gpu" else accelerator)
-    except RuntimeError:  # Lightning knows it (tpu), or refuses it by its name
+    except RuntimeError:  # Lightning supports it (tpu) or refuses it by name
         return "32-true" if name == "auto" else name, ""
     chosen = choose("auto" if name == "auto" else "bf16", device)
     if name == "auto":
@@ -40,10 +40,10 @@ def trainer_precision(wanted: str | int, accelerator: str) -> tuple[str, str]:
 
 
 class Double(DoublePrecision):
-    """Lightning's, which cannot convert batches that are frozen records: the data module does (`doubled`)."""
+    """Lightning's fp64, without its conversion of batches, which fails on frozen records (see `doubled`)."""
 
     def convert_input(self, data: Any) -> Any:
-        """The batch as it is."""
+        """The unchanged batch."""
         return data
 
 

@@ -1,8 +1,8 @@
-"""Preference stage: direct preference optimisation of the denoiser, winners true and losers without the user (method §5).
+"""Preference stage: direct preference optimisation of the denoiser; winners are true motion (method §5).
 
-L = denoising_weight · L_DF + weight · L_DPO. Winner and loser are motions of the same avatar in the same frames, noised
-with one noise and one flow time per block, and judged by the policy and by a frozen copy of the model the stage started
-from, all with every condition present (L_DF alone has condition drops, unless `pair_dropout` says otherwise).
+L = denoising_weight · L_DF + weight · L_DPO. Winner and loser are motions of the same avatar in the same frames, with
+the same noise and flow times. The policy and a frozen copy of the initial model, the reference, predict both with all
+conditions present (only L_DF drops conditions, unless `pair_dropout` is set).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from af.types import DyadBatch
 
 @dataclass(frozen=True)
 class Pairs:
-    """What one look at winners and losers gives: errors, how far the policy's velocities are from the reference's (mean
-    square over dims, on winners: what a Kullback-Leibler divergence of the flows grows with), the frames that count.
+    """Errors on winners and losers, mean squared distance of the policy's velocities from the reference's on winners
+    (which grows with the Kullback-Leibler divergence of the flows), and the frames that count.
     """
 
     errors: PairErrors
@@ -44,8 +44,8 @@ class Pairs:
 
 @dataclass(frozen=True)
 class OnlineLosers:
-    """Losers made while training, from the batch's own window, by a source as `af losers` has them: every `every_n_steps`
-    steps, which alone then have a preference term. `by` the reference or the policy as it is.
+    """Makes losers during training from the batch's windows, by a source as for `af losers`. Only every
+    `every_n_steps`-th step has losers and a preference term. `by`: the reference or the current policy.
     """
 
     source: LoserSource
@@ -61,8 +61,8 @@ class OnlineLosers:
     def __call__(
         self, policy: MotionDenoiser, reference: MotionDenoiser, batch: DyadBatch, draws: Draws, step: int = 0
     ) -> Tensor | None:
-        """Motion latents of the batch's avatars; None in a step without. UserError for a single window, where another
-        window's user is asked for.
+        """Motion latents of the batch's avatars; None in steps without losers. Raises UserError for a single window if
+        the source needs another window's user.
         """
         if step % self.every_n_steps:
             return None
@@ -70,7 +70,7 @@ class OnlineLosers:
         if self.source.other_users:
             if len(batch.valid) < 2:
                 raise UserError(
-                    "module.online.source takes another window's user: data.batch_size must be 2 at least a rank"
+                    "module.online.source takes another window's user: data.batch_size must be at least 2 per rank"
                 )
             users = (batch.user_audio.roll(1, 0), batch.user_motion.roll(1, 0))
         frames = sum(block_sizes(batch.valid.shape[1], denoiser.layout))
@@ -82,8 +82,8 @@ class OnlineLosers:
 class PreferenceModule(DenoiserModule):
     """`DenoiserModule` with the preference term. Options of the denoising term are the base class's.
 
-    `error` is the velocity error that margins are made of (the paper: L1). With `listening_only` frames in which
-    the avatar speaks do not count. `online` makes the losers; without, they come with the batch.
+    `error` is the velocity error for the margins (the paper: L1). With `listening_only`, frames in which the avatar
+    speaks do not count. `online` makes losers; without it, they are part of the batch.
     """
 
     def __init__(
@@ -114,25 +114,27 @@ class PreferenceModule(DenoiserModule):
         self.weight, self.denoising_weight, self.error = weight, denoising_weight, error
         self.listening_only = listening_only
         self.pair_dropout = pair_dropout or ConditionDropout.never()
-        self.winner_excess: Tensor | None = None  # of this step; None: it had no preference term
+        self.winner_excess: Tensor | None = None  # of this step; None without a preference term
 
     def compile_networks(self, **how: Any) -> None:
-        """The policy and the reference."""
+        """Compile the policy and the reference."""
         super().compile_networks(**how)
         compile_denoiser(self.reference.denoiser, **how)
 
     def on_fit_start(self) -> None:
-        """The reference is where the policy is, and what it was."""
+        """Move the reference to the policy's device, and check it."""
         self.reference.to(self.device)
         self.reference.check()
 
     def on_train_end(self) -> None:
-        """The reference has not moved."""
+        """Check that the reference is unchanged."""
         self.reference.check()
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
-        """One step of both terms."""
-        step = self.batches_seen // self.trainer.accumulate_grad_batches  # all batches of a step have the term, or none
+        """One training step with both terms."""
+        step = (
+            self.batches_seen // self.trainer.accumulate_grad_batches
+        )  # all batches of a step have the term or none has
         draws = self.next_draws(batch)
         loss = batch.avatar_motion.new_zeros(())
         if self.denoising_weight:
@@ -143,15 +145,15 @@ class PreferenceModule(DenoiserModule):
         pairs = self.pairs(batch, loser, draws, self.training_progress())
         preference, diagnostics = self._judged(pairs)
         self.winner_excess = self._winner_excess(pairs)
-        # in every step that has the term: those that are written may have none (in the progress bar Lightning would read
-        # the number in every step, and wait for it)
+        # logged in every step with the term, since written steps may lack it (not in the progress bar, where Lightning
+        # would read and wait for it in every step)
         self.log("train/preference/loss", preference)
         for name, value in diagnostics.items():
             self.log(f"train/preference/{name}", value)
         return loss + self.weight * preference
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
-        """The base class's losses, and the pairs' numbers where the validation data has losers."""
+        """The base class's losses, and the pairs' numbers if the validation data has losers."""
         super().validation_step(batch, batch_idx)
         if len(batch.valid) == 0:
             return
@@ -167,8 +169,8 @@ class PreferenceModule(DenoiserModule):
             self.validation.add(f"preference/{name}", value, pairs.counted.sum())
 
     def pairs(self, batch: DyadBatch, loser: Float[Tensor, "B T D"], draws: Draws, progress: float = 1.0) -> Pairs:
-        """Errors of policy and reference on winners and losers, under one draw of noise and flow time for all four, with
-        drops as they are due at `progress` (0 … 1) of the training. In fp32 throughout.
+        """Errors of policy and reference on winners and losers, in fp32, with one draw of noise and flow time for all
+        four, and drops as at `progress` (0 … 1) of training.
         """
         policy, reference = self.denoiser, self.reference.denoiser
         batch = self.cut(replace(batch, loser=loser), draws)
@@ -181,7 +183,7 @@ class PreferenceModule(DenoiserModule):
         flow_times = flow_time.repeat(2, 1)
         noisy, target = interpolate(noise, clean, flow_times), target_velocity(noise, clean)
 
-        # a margin is a difference of nearly equal errors, times β: what half precision rounds would decide
+        # a margin is a difference of nearly equal errors, times β: half precision would lose it
         def velocity(model: MotionDenoiser) -> Tensor:
             condition, portrait = drop(*conditioned(model, batch), dropped)
             twice = type(condition)(**{name: x.repeat(2, 1, 1) for name, x in vars(condition).items()})
@@ -199,16 +201,16 @@ class PreferenceModule(DenoiserModule):
         return Pairs(errors, distance, self._counted(batch) & (flow_time < 1))  # clean frames have no velocity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of the reference the hash alone."""
+        """Save only the hash of the reference."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["reference_sha256"] = self.reference.digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run goes on with the reference it was started with, or not at all."""
+        """Raise UserError unless the reference is the original one."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["reference_sha256"] != self.reference.digest:
             raise UserError(
-                "start: the model there is not the one this run was started from (sha256 of its weights "
+                "start: the model there is not the one this run started from (sha256 of its weights "
                 f"{self.reference.digest[:12]}… instead of {checkpoint['reference_sha256'][:12]}…); "
                 "put that one back, or choose another run=FOLDER"
             )
@@ -232,7 +234,7 @@ class PreferenceModule(DenoiserModule):
         return batch.valid & batch.listening
 
     def _judged(self, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what a run is watched by."""
+        """The loss, and figures for the log."""
         loss, watched = self.preference(pairs.errors, pairs.counted, block_frames=self.denoiser.layout.block_frames)
         errors = {f"error/{name}": valid_mean(e.detach(), pairs.counted) for name, e in vars(pairs.errors).items()}
         return loss, {**watched, **errors, "drift": valid_mean(pairs.distance, pairs.counted)}
@@ -246,21 +248,21 @@ class PreferenceModule(DenoiserModule):
 
 
 class StopOnDrift(Callback):
-    """Stop when the policy's error on winners is more than `tolerance` (a share) above the reference's for `steps`
-    batches with a preference term in a row: the margin then grows by unlearning the loser and the winner alike.
+    """Stop when the policy's error on winners exceeds the reference's by more than `tolerance` (a share) for `steps`
+    successive batches with a preference term: the margin then grows by unlearning both loser and winner.
     """
 
-    acts = True  # when a training ends depends on it
+    acts = True  # the end of a training depends on it
 
     def __init__(self, steps: int = 200, tolerance: float = 0.05) -> None:
         if steps < 1 or tolerance < 0:
             raise ValueError(f"steps must be at least 1 and tolerance not negative, got {steps} and {tolerance}")
         self.steps, self.tolerance = steps, tolerance
-        self.in_a_row: Tensor | int = 0  # where the errors are: to read it, the host would have to wait
-        self._look_in = steps  # batches before which it cannot be enough
+        self.in_a_row: Tensor | int = 0  # on the errors' device, so that the host does not wait
+        self._look_in = steps  # batches before the limit can be reached
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Count, and stop when it is enough (all ranks see the same number)."""
+        """Count, and stop at the limit (the same on all ranks)."""
         assert isinstance(pl_module, PreferenceModule)
         if pl_module.winner_excess is None:
             return
@@ -280,7 +282,7 @@ class StopOnDrift(Callback):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """How long it has lasted."""
+        """The current count."""
         return {"in_a_row": int(self.in_a_row)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

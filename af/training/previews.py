@@ -1,4 +1,4 @@
-"""What one sees of the denoiser in TensorBoard: masks, noise levels, generated conversations beside the true ones."""
+"""Previews of the denoiser in TensorBoard: mask, noise levels, generated and true conversations."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from af.values import require_number
 
 
 class Previews(Callback):
-    """At the start the mask and the noise levels; after each validation a few conversations, rolled out.
+    """Shows mask and noise levels at the start, and a few rolled-out conversations after each validation.
 
-    With `before` they are drawn at the start too: what a preference stage starts from. Shown are the first `clips` validation clips, `frames` frames each, person b as the avatar: the largest
-    coefficients as curves and, with an `autoencoder` (model folder), an animation user | generated | true.
+    With `before` also at the start, for the initial model of a preference stage. For `frames` frames of the first
+    `clips` validation clips, with b as the avatar: curves of the largest coefficients and, with an `autoencoder` (model
+    folder), an animation user | generated | true.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Previews(Callback):
         self.autoencoder = autoencoder
         self.clips, self.frames, self.steps, self.curves = clips, frames, steps, curves
         self.before = before
-        self._decoder: MotionAutoencoder | None = None  # kept out of the module tree, checkpoint and averages
+        self._decoder: MotionAutoencoder | None = None  # not part of the module tree, checkpoint and averages
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the mask and one batch of noise levels."""
@@ -74,7 +75,7 @@ class Previews(Callback):
             self.on_validation_epoch_end(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Roll out and draw (the averaged weights are in the module at this point)."""
+        """Roll out with the averaged weights, which are in the module at this point, and draw."""
         writer = tensorboard(trainer)
         index = getattr(trainer.datamodule, "validation_index", None)  # type: ignore[attr-defined]
         if writer is None or index is None or trainer.sanity_checking or self.clips == 0:
@@ -91,7 +92,7 @@ class Previews(Callback):
         clips: list[Clip] = []
         for i in range(len(index.samples)):
             if len(clips) < self.clips:
-                with contextlib.suppress(ShardError):  # a clip that is broken is not shown; the loader names it
+                with contextlib.suppress(ShardError):  # broken clips are not shown; the loader reports them
                     clips.append(reader.read(i, fields))
         return clips
 

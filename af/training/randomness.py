@@ -1,7 +1,7 @@
-"""Random numbers of a step: a resumed run draws what the undisturbed one drew, whatever the number of ranks.
+"""Random numbers of a step, equal in resumed and undisturbed runs and for any number of ranks.
 
-They are drawn for the rows of the whole batch of an optimiser step, over all ranks and accumulated batches, and a process
-takes those of the rows it holds. So a sample meets the same noise wherever it is computed.
+They are drawn for all rows of an optimiser step, over all ranks and accumulated batches, and each process takes those
+of its own rows. A sample thus gets the same noise wherever it is computed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Draws:
-    """A generator that is the same on all ranks, and the rows here: [first, first + rows) of `total`.
+    """A generator equal on all ranks, and the rows of this process: [first, first + rows) of `total`.
 
-    What the host decides about the whole step (not its rows) is drawn from `deciding`, a generator of the host: numbers
-    of another device's would have to be waited for.
+    Decisions about the whole step are drawn from `deciding`, a generator on the host, to avoid waiting for a device.
     """
 
     generator: torch.Generator
@@ -36,11 +35,11 @@ class Draws:
 
     @property
     def deciding(self) -> torch.Generator:
-        """The host's generator; that of the rows where it is one of the host."""
+        """The generator on the host; the rows' generator if that is on the host."""
         return self.generator if self.host is None else self.host
 
     def of_rows(self, draw: Callable[[int], T]) -> T:
-        """`draw(number of rows)`, a tensor or a dataclass of tensors, for the rows here."""
+        """The rows of this process from `draw(number of rows)`, a tensor or a dataclass of tensors."""
         total = self.total or self.rows
         return _rows(draw(total), self.first, self.rows, total)
 
@@ -51,7 +50,7 @@ class Draws:
 
 
 def training_draws(module: LightningModule, seed: int, batch: int, rows: int, accumulate: int) -> Draws:
-    """Of the `batch`-th training batch of this rank, which has `rows` rows; `accumulate` batches make a step."""
+    """Draws for this rank's `batch`-th training batch, of `rows` rows; `accumulate` batches make a step."""
     step, part = divmod(batch, accumulate)
     world = module.trainer.world_size
     first = (part * world + module.global_rank) * rows
@@ -59,7 +58,7 @@ def training_draws(module: LightningModule, seed: int, batch: int, rows: int, ac
 
 
 def validation_draws(module: LightningModule, seed: int, batch: int, rows: int) -> Draws:
-    """Of the `batch`-th batch of a validation. The last one may hold fewer rows than the data module's share."""
+    """Draws for the `batch`-th validation batch, of which the last may have fewer rows."""
     share = getattr(getattr(module.trainer, "datamodule", None), "rank_batch_size", rows)
     return _draws(module, seed, batch, rows, module.global_rank * share, module.trainer.world_size * share)
 
@@ -70,7 +69,7 @@ def _draws(module: LightningModule, seed: int, step: int, rows: int, first: int,
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device`, seeded by (seed, step) alone; no global random state is read or written."""
+    """A generator on `device`, seeded only by (seed, step), independent of global random state."""
     state = np.random.SeedSequence([seed, step, 0]).generate_state(2, np.uint32)
     return torch.Generator(device=device).manual_seed(int(state[0]) << 31 ^ int(state[1]))
 

@@ -1,4 +1,4 @@
-"""Which of the training's processes this is, and who started it: torchrun, srun or nobody."""
+"""The rank of this process, and its launcher: torchrun, srun or none."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from af.errors import UserError
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
 
-#: What torchrun tells a rank.
+#: torchrun's environment variables for a rank.
 TORCHRUN: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: How the rest of what it tells begins.
+#: Prefixes of its other variables.
 TORCHRUN_MORE: Final = ("LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "TORCHELASTIC_")
-#: Strategies that have been tried; the averages, the checkpoints and the order of the data rely on whole copies.
+#: Tested strategies; averages, checkpoints and the order of data rely on whole copies of the model.
 STRATEGIES: Final = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of a training: its number, their number, and who started them (None: one process)."""
+    """This process in a training: its rank, the number of ranks, and their launcher (None: one process)."""
 
     rank: int = 0
     world: int = 1
     launcher: Literal["torchrun", "srun"] | None = None
 
     def environment(self) -> ClusterEnvironment:
-        """What Lightning is told, so that it starts nothing itself and leaves requeueing to the one who owns it."""
+        """The environment for Lightning, which must not start processes or requeue jobs itself."""
         from lightning.fabric.plugins.environments import (
             LightningEnvironment,
             SLURMEnvironment,
@@ -38,14 +38,14 @@ class Ranks:
 
         if self.launcher == "torchrun":
             return TorchElasticEnvironment()
-        # Lightning would requeue the job itself, beside the launcher of sweeps or the cluster
+        # otherwise Lightning would requeue the job in addition to the launcher
         return SLURMEnvironment(auto_requeue=False) if self.launcher == "srun" else LightningEnvironment()
 
 
 def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
-    """Read `os.environ`. UserError for what a launcher of another process has left behind.
+    """Find the rank in `os.environ`. Raises UserError for leftovers of another process's launcher.
 
-    A batch script or a step of one task (`SLURM_PROCID` is 0 there) is no rank: it may start ranks itself.
+    A batch script or a step with one task (`SLURM_PROCID` is 0) is no rank, since it may start ranks itself.
     """
     found = os.environ if environment is None else environment
     if "LOCAL_RANK" in found:
@@ -61,12 +61,12 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for processes that are no ranks of torchrun's."""
+    """An environment without torchrun's variables."""
     return {k: v for k, v in environment.items() if k not in TORCHRUN and not k.startswith(TORCHRUN_MORE)}
 
 
 def ranks_per_node(trainer: Mapping[str, Any]) -> int:
-    """How many processes `trainer.devices` asks for on a machine. UserError for what is no number of devices."""
+    """Number of processes per machine in `trainer.devices`. Raises UserError for invalid values."""
     devices = trainer["devices"]
     if isinstance(devices, list):
         return len(devices)
@@ -81,7 +81,7 @@ def ranks_per_node(trainer: Mapping[str, Any]) -> int:
 
 
 def check_ranks(trainer: Mapping[str, Any], ranks: Ranks) -> None:
-    """Refuse what is known to hang or to start too much. UserError that says what to do."""
+    """Raise UserError for combinations known to hang or to start too many processes."""
     strategy = trainer.get("strategy", "auto")
     if strategy not in STRATEGIES:
         if isinstance(strategy, str) and any(word in strategy for word in ("spawn", "fork", "notebook")):
@@ -99,5 +99,5 @@ def check_ranks(trainer: Mapping[str, Any], ranks: Ranks) -> None:
     if ranks.launcher is not None and ranks.world != devices * nodes:
         raise UserError(
             f"{ranks.launcher} has started {ranks.world} ranks, but trainer.devices={devices} (a machine) times "
-            f"trainer.num_nodes={nodes} is {devices * nodes}; make both say the same"
+            f"trainer.num_nodes={nodes} is {devices * nodes}; make them agree"
         )

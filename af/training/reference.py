@@ -1,4 +1,4 @@
-"""The frozen model that a preference stage measures against."""
+"""The frozen reference model of a preference stage."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from af.specs import MotionSpec
 
 
 def policy(folder: str | Path) -> MotionDenoiser:
-    """The denoiser in a model folder, in training mode. UserError when it is something else."""
+    """The denoiser in a model folder, in training mode. Raises UserError for other models."""
     return load_as(folder, MotionDenoiser)[0].train()
 
 
 def start_from(model: MotionDenoiser, folder: str | Path) -> MotionSpec | None:
-    """Give `model` the weights (and the motion statistics) of the denoiser in a model folder; returns which latents that
-    one knows. UserError when it has other layers.
+    """Load weights and motion statistics of the denoiser in a model folder into `model`; returns its motion spec.
+    Raises UserError for other layers.
     """
     found, artifact = load_as(folder, MotionDenoiser)
     weights, wanted = found.state_dict(), model.state_dict()
     names = dict.fromkeys([*wanted, *weights])
     if wrong := [n for n in names if n not in weights or n not in wanted or weights[n].shape != wanted[n].shape]:
         raise UserError(
-            f"start: {folder} has other layers than the model it is to start (first: {wrong[0]}, {len(wrong)} in all); "
+            f"start: {folder} has other layers than the model to start (first: {wrong[0]}, {len(wrong)} in all); "
             "take model.* from its model.json"
         )
     model.load_state_dict(weights)
@@ -35,10 +35,9 @@ def start_from(model: MotionDenoiser, folder: str | Path) -> MotionSpec | None:
 
 
 class FrozenReference:
-    """A denoiser in eval mode without gradients, whose weights are known by their hash.
+    """A denoiser in eval mode without gradients, identified by the hash of its weights.
 
-    It is not a module: what holds it has none of its weights among its own, so they enter no checkpoint, no average and
-    no optimiser.
+    It is not a module, so its weights enter no checkpoint, average or optimiser of its owner.
     """
 
     def __init__(self, denoiser: MotionDenoiser) -> None:
@@ -51,12 +50,12 @@ class FrozenReference:
         return cls(load_as(folder, MotionDenoiser)[0])
 
     def to(self, device: torch.device | str) -> None:
-        """Move it."""
+        """Move the denoiser."""
         self.denoiser.to(device)
 
     def check(self) -> None:
-        """RuntimeError unless it is what it was when it was made."""
+        """Raise RuntimeError if the denoiser has changed."""
         if any(m.training for m in self.denoiser.modules()) or any(p.requires_grad for p in self.denoiser.parameters()):
-            raise RuntimeError("the reference is not frozen any more: in training mode, or asking for gradients")
+            raise RuntimeError("the reference is no longer frozen: it is in training mode or requires gradients")
         if weights_digest(self.denoiser) != self.digest:
             raise RuntimeError("the reference's weights have changed")

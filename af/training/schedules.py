@@ -1,4 +1,4 @@
-"""What moves weights, and how fast: optimisers and learning rates as `optimizer:` and `scheduler:` name them."""
+"""Optimisers and learning-rate schedules for `optimizer:` and `scheduler:`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from af.values import require_fraction, require_number
 
-#: An optimiser that lacks its parameters (`_partial_` in a configuration).
+#: An optimiser without its parameters (`_partial_` in a configuration).
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
-#: A schedule that lacks its optimiser; it is stepped after every step of the optimiser.
+#: A schedule without its optimiser; it is stepped after every optimiser step.
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
 def constant(optimizer: Optimizer, *, warmup_steps: int = 0) -> LambdaLR:
-    """The learning rate rises linearly over `warmup_steps` and then stays. ValueError for a negative number."""
+    """The learning rate rises linearly over `warmup_steps`, then stays. Raises ValueError for a negative number."""
     return cosine(optimizer, total_steps=1, warmup_steps=warmup_steps, final_ratio=1.0)
 
 
 def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, final_ratio: float = 0.0) -> LambdaLR:
-    """The learning rate rises linearly over `warmup_steps`, then falls along a cosine to `final_ratio` of itself at
-    `total_steps`. ValueError for values out of range.
+    """The learning rate rises linearly over `warmup_steps`, then falls along a cosine to the share `final_ratio` at
+    `total_steps`. Raises ValueError for values out of range.
     """
     require_number("total_steps", total_steps, least=1, whole=True)
     require_number("warmup_steps", warmup_steps, least=0, whole=True)
@@ -43,6 +43,6 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, fin
 
 
 def optimization(parameters: Iterable[Tensor], optimizer: MakeOptimizer, scheduler: MakeScheduler) -> dict[str, Any]:
-    """What Lightning's `configure_optimizers` returns for one optimiser whose schedule counts its steps."""
+    """The result of Lightning's `configure_optimizers` for one optimiser with a schedule over its steps."""
     made = optimizer(parameters)
     return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made), "interval": "step"}}

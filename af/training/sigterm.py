@@ -1,4 +1,4 @@
-"""Signals to stop: the step at hand is finished and saved by every rank, and what is said of it is true."""
+"""Stopping on signals: every rank finishes and saves the current step, and reports what was saved."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from af.errors import Stopped
 from af.values import require_number
 
-#: What ranks agree on after a step, the largest of their wishes.
+#: What ranks agree on after a step: the largest of their requests.
 GO_ON, SAVE, STOP = 0, 1, 2
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-#: Launchers send on what a terminal has already sent to all: a signal so soon after the first is the same one.
+#: Launchers forward a signal that a terminal has already sent to all: a second one within this time is the same.
 _SAME_S: Final = 1.0
 
 
 class Stops(Callback):
-    """SIGINT or SIGTERM, at any rank: all ranks save after the same step and end with `af.errors.Stopped`.
+    """After SIGINT or SIGTERM on any rank, all ranks save after the same step and end with `af.errors.Stopped`.
 
-    When that takes longer than `grace_s` seconds (launchers kill after 30), or when a second signal comes, this process
-    ends at once. A save is also due when the last one is `every_minutes` old (None: never for that reason).
+    If that takes longer than `grace_s` seconds (launchers kill after 30), or after a second signal, this process ends
+    immediately. A save is also due `every_minutes` after the last one (None: never).
     """
 
     def __init__(self, grace_s: float = 20.0, every_minutes: float | None = 10.0) -> None:
@@ -47,39 +47,39 @@ class Stops(Callback):
         self._work: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handlers: theirs speak with other ranks from within, which hangs them."""
+        """Replace Lightning's handlers, which communicate with other ranks and can hang."""
         self.saved(trainer.global_step)
         if trainer.received_sigterm:
             self.asked = signal.SIGTERM
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")  # on the host: no step waits for a device
+            self._group = dist.new_group(backend="gloo")  # on the host, so no step waits for a device
 
     def saved(self, step: int) -> None:
-        """The state of `step` is on disk."""
+        """Record that the state of `step` is on disk."""
         self.saved_step, self._saved_at = step, time.monotonic()
 
     def agreed(self) -> int:
-        """GO_ON, SAVE or STOP, the same on all ranks. Called once a step; of several ranks it is what they wished at the
-        step before, so that none waits for another's answer.
+        """GO_ON, SAVE or STOP, equal on all ranks; call it once per step. With several ranks it reflects their requests
+        at the previous step, so none waits for the others.
         """
         late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
         wish = STOP if self.asked else SAVE if late else GO_ON
         if self._group is not None:
             wish = self._exchanged(wish)
         if wish == STOP and self._timer is not None:
-            self._timer.cancel()  # it is saved now, however long that takes
+            self._timer.cancel()  # saving may take as long as it needs
         return wish
 
     def stop(self, step: int) -> None:
-        """End the training after `step`, which is saved, but in a smoke run."""
-        saved = "which is saved: the same command goes on from there"
+        """End the training after `step`, which has been saved (except in a smoke run)."""
+        saved = "which is saved: the same command continues from there"
         kept = saved if step == self.saved_step else "a smoke run (trainer.fast_dev_run): nothing is kept"
         raise Stopped(self.asked or signal.SIGTERM, f"stopped at step {step}, {kept}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the handlers back."""
+        """Restore the handlers."""
         if self._timer is not None:
             self._timer.cancel()
         for number, handler in self._before.items():
@@ -98,8 +98,8 @@ class Stops(Callback):
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked is None:
             self.asked, self._asked_at = signal.Signals(number), time.monotonic()
-            _say(f"{self.asked.name}: stops after this step; once more ends at once")
-            self._timer = threading.Timer(self.grace_s, self._leave, [f"no step was over within {self.grace_s:g} s"])
+            _say(f"{self.asked.name}: stops after this step; a second signal ends the process immediately")
+            self._timer = threading.Timer(self.grace_s, self._leave, [f"no step finished within {self.grace_s:g} s"])
             self._timer.daemon = True
             self._timer.start()
         elif time.monotonic() - self._asked_at > _SAME_S:
@@ -107,10 +107,10 @@ class Stops(Callback):
 
     def _leave(self, why: str) -> None:
         assert self.asked is not None
-        there = f"goes on from step {self.saved_step}" if self.saved_step else "starts anew, no step was saved"
+        there = f"continues from step {self.saved_step}" if self.saved_step else "starts again, no step was saved"
         _say(f"{why}; the same command {there}")
         if sys.stderr.isatty():
-            sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
+            sys.stderr.write("\x1b[?25h")  # show the cursor, which a progress bar hides
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + self.asked)
@@ -118,7 +118,7 @@ class Stops(Callback):
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Give both signals their handlers back, whatever a training has made of them and however it ends."""
+    """Restore both signals' handlers, however the block ends."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield

@@ -1,4 +1,4 @@
-"""How fast a training is, where its time goes, and what share of the hardware's speed that is."""
+"""Throughput of a training: speed, time per phase, and utilisation of the hardware."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from af.files import append_line
 from af.training.flops import FlopCounter, matmul_gflops
 from af.values import require_number
 
-#: Parts of a batch's time; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.
+#: Phases of a batch; `logging` is the rest: loggers, callbacks, checkpoints, copies to the device.
 PHASES: Final = ("data", "forward", "backward", "optimizer", "logging")
 
 
 class DataClock(Profiler):
-    """Seconds that Lightning's loop has waited for batches."""
+    """Measures the seconds that Lightning's loop waits for batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,25 +30,24 @@ class DataClock(Profiler):
         self._since = 0.0
 
     def start(self, action_name: str) -> None:
-        """Lightning tells when something starts ..."""
+        """Called by Lightning when an action starts."""
         if action_name.endswith("train_dataloader_next"):
             self._since = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        """... and ends."""
+        """Called by Lightning when an action ends."""
         if action_name.endswith("train_dataloader_next"):
             self.seconds += time.perf_counter() - self._since
 
 
 class Throughput(Callback):
-    """Every n batches: frames a second (all ranks), the time of a batch by `PHASES`, the share of waiting for data, and
-    what the step's products come to in GFLOP/s, in TensorBoard and as a line of `throughput.jsonl`.
+    """Logs every n batches, in TensorBoard and `throughput.jsonl`: frames per second (all ranks), time per batch by
+    `PHASES`, the share of waiting for data, and GFLOP/s of matrix products.
 
-    `peak_tflops` is a device's peak at the training's precision (H100, bf16, dense: 989), or "measure": a square matrix
-    product's; with it the utilisation is logged. The products are counted in the first batch of a start on one rank, as
-    executed (blocks computed again count again). On an accelerator one batch in ten is
-    timed by phase, with waiting for the device. Where
-    a stage has two players, `optimizer` holds the discriminator's passes too.
+    `peak_tflops` is the device's peak at the training's precision (H100, bf16, dense: 989), or "measure" for that of a
+    square matrix product; it adds the utilisation. Products are counted in the first batch on one rank, as executed
+    (including recomputed blocks). On an accelerator one batch in ten is timed by phase, synchronously. With a
+    discriminator, `optimizer` includes its passes.
     """
 
     def __init__(self, every_n_steps: int = 50, peak_tflops: float | str | None = None) -> None:
@@ -57,14 +56,14 @@ class Throughput(Callback):
         require_number("every_n_steps", every_n_steps, least=1, whole=True)
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
         self.data = DataClock()
-        self.waits = True  # whether `data` is asked: not with another profiler in its place
-        self.flops: int | None = None  # of a batch of this rank
+        self.waits = True  # False with another profiler in place of `data`
+        self.flops: int | None = None  # per batch on this rank
         self._last = 0.0
         self._counter: FlopCounter | None = None
         self._eager: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lightning tells its profiler what it waits for: where there is none, this one's clock is it."""
+        """Use the clock as Lightning's profiler, unless there is one."""
         if isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
             trainer.profiler = self.data  # type: ignore[attr-defined]
         self.waits = trainer.profiler is self.data  # type: ignore[attr-defined]
@@ -77,16 +76,16 @@ class Throughput(Callback):
         self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation does not count as training time."""
+        """Exclude validation from training time."""
         if not trainer.sanity_checking:
             self._restart()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is there."""
-        # collectives of several ranks must not run inside the counter: there a run of one rank tells
+        """The batch has arrived."""
+        # collectives must not run inside the counter, so only runs of one rank are counted
         if self.flops is None and self._counter is None and trainer.world_size == 1:
             if any(m._compiled_call_impl is not None for m in pl_module.modules()):
-                self._eager = torch.compiler.set_stance("force_eager")  # products inside compiled code are not seen
+                self._eager = torch.compiler.set_stance("force_eager")  # products inside compiled code are not counted
                 self._eager.__enter__()
             self._counter = FlopCounter()
             self._counter.__enter__()
@@ -95,17 +94,17 @@ class Throughput(Callback):
         self._mark(None)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        """The forward pass is over."""
+        """The forward pass has ended."""
         self._mark("forward")
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gradients are there, of all ranks."""
+        """The gradients of all ranks are ready."""
         self._mark("backward")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log when it is time."""
+        """Count the batch, and log when due."""
         self._mark("optimizer")
         self._timed_batches += self._timed
         counted = self._counter is not None
@@ -114,14 +113,14 @@ class Throughput(Callback):
             self._stop_counting()
         self._frames += batch_frames(batch)
         self._batches += 1
-        if counted:  # counting is slow: that batch does not count
+        if counted:  # exclude this batch, since counting is slow
             self._restart()
         elif self._batches == self.every_n_steps:
             self._log(trainer, pl_module)
             self._restart()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing switched."""
+        """Leave the counter."""
         self._stop_counting()
 
     def _restart(self) -> None:
@@ -132,7 +131,7 @@ class Throughput(Callback):
         self._timed = False
 
     def _mark(self, phase: str | None) -> None:
-        """What has passed since the last mark was `phase`."""
+        """Attribute the time since the last mark to `phase`."""
         if not self._timed:
             return
         synchronize(self._device)
@@ -172,6 +171,6 @@ class Throughput(Callback):
 
 
 def batch_frames(batch: Any) -> int:
-    """Video frames in a batch: B for pairs of images, B·T for windows."""
+    """Number of video frames in a batch: B for pairs of images, B·T for windows."""
     first = next(iter(vars(batch).values()))
     return first.shape[0] if first.ndim != 3 else first.shape[0] * first.shape[1]

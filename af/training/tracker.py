@@ -1,4 +1,4 @@
-"""Training and checking the tracker of synthetic faces: freshly drawn people, wide ranges, degraded images."""
+"""Training and testing the tracker of synthetic faces, on new people, wide ranges and degraded images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from af.synth.render import render
 from af.synth.session import simulate
 
 _FRAMES_A_PERSON = 32
-_BUFFER = 16_384  # rendered frames kept and drawn from; a person's worth is replaced each step
+_BUFFER = 16_384  # rendered frames to sample from; one person's frames are replaced per step
 _BATCH = 128
 _RATE = 3e-3
 _LOW = np.array([FACE_RANGES[name][0] for name in FACE_NAMES], np.float32)
 _HIGH = np.array([FACE_RANGES[name][1] for name in FACE_NAMES], np.float32)
-# How far a parameter moves in conversations: what an error is measured against.
+# Typical movement of each parameter in conversations, as the unit of errors.
 _SPREAD = np.array([0.25, 0.3, 0.3, 0.3, 0.3, 0.4, 0.4, 0.15, 0.1, 0.12, 0.02, 0.02, 0.05], np.float32)
 
 
 def wide_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T P"]:
-    """Parameters over all of their ranges, independent; many faces have open eyes, shut mouths or no smile."""
+    """Independent parameters over their full ranges; many faces have open eyes, shut mouths or no smile."""
     face = rng.uniform(_LOW, _HIGH, (frames, len(FACE_NAMES))).astype(np.float32)
     for name, rate in (("blink", 0.5), ("mouth_open", 0.25), ("smile", 0.3), ("mouth_width", 0.2)):
         face[rng.uniform(size=frames) < rate, FACE_INDEX[name]] = 0
@@ -40,7 +40,7 @@ def wide_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T 
 
 
 def conversation_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndarray, "T P"]:
-    """Parameters as they occur in a conversation, a little spread out."""
+    """Parameters as in a conversation, slightly spread out."""
     session = simulate(int(rng.integers(1 << 40)), voices=False)
     face = session.side("ab"[int(rng.integers(2))]).face
     chosen = face[rng.integers(len(face), size=frames)]
@@ -50,16 +50,16 @@ def conversation_faces(rng: np.random.Generator, frames: int) -> Float32[np.ndar
 
 
 def draw(rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "T Y X 3"], Float32[np.ndarray, "T P"]]:
-    """Frames of a new person and their parameters, half of them wide, half from a conversation."""
+    """Frames of a new person and their parameters, half from `wide_faces`, half from a conversation."""
     half = _FRAMES_A_PERSON // 2
     face = np.concatenate([wide_faces(rng, half), conversation_faces(rng, half)])
     return render(face, Appearance.sample(rng), IMAGE_SIZE), face
 
 
 def degrade(images: Float[Tensor, "B 3 Y X"], generator: torch.Generator) -> Float[Tensor, "B 3 Y X"]:
-    """What generated or compressed images suffer: colour shift, blur, lost detail, block artefacts, noise.
+    """Degrade images like generation or compression: colour shift, blur, lost detail, block artefacts, noise.
 
-    Images in [-1, 1]; each is degraded on its own, some hardly at all.
+    Images in [-1, 1]; each is degraded independently, some hardly at all.
     """
     count = len(images)
 
@@ -110,9 +110,9 @@ def train_tracker(
     device: torch.device | str = "cpu",
     advance: Callable[[Tensor], None] = lambda loss: None,
 ) -> None:
-    """Train on `device` and write the weights to `out`. `advance` is called once a step with the loss, a tensor there.
+    """Train on `device` and write the weights to `out`. `advance` is called at every step with the loss tensor.
 
-    Images are drawn and degraded as training goes on, each used a few times before newer ones take its place.
+    Images are drawn and degraded during training; each is used a few times before it is replaced.
     """
     rng = np.random.default_rng([seed, 1])
     generator = torch.Generator().manual_seed(seed)
@@ -122,7 +122,7 @@ def train_tracker(
     model.spread.copy_(torch.from_numpy(_SPREAD))
     model.centre.copy_(torch.tensor([0.0 if low < 0 else 0.2 for low in _LOW]))
     model.to(device)
-    spread = model.spread.clone()  # of the data, whatever becomes of the model's
+    spread = model.spread.clone()  # a generator for the data, independent of the model's
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / (0.05 * steps + 1)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
@@ -156,7 +156,7 @@ def train_tracker(
 def tracking_loss(
     predicted: Float[Tensor, "B P"], true: Float[Tensor, "B P"], spread: Float[Tensor, " P"]
 ) -> Float[Tensor, ""]:
-    """Huber loss of the errors in units of the usual movement (`spread`); the gaze of shut eyes cannot be seen and does not count."""
+    """Huber loss of the errors in units of the usual movement (`spread`), without the invisible gaze of shut eyes."""
     error = (predicted - true) / spread
     weight = torch.ones_like(error)
     seen = (1 - 1.4 * true[:, FACE_INDEX["blink"]]).clamp(min=0)
@@ -167,9 +167,9 @@ def tracking_loss(
 
 @dataclass(frozen=True)
 class TrackerCheck:
-    """R² per parameter (`names` order) on people never seen in training, over `frames` frames of each kind.
+    """R² per parameter (in the order of `names`) on unseen people, over `frames` frames of each kind.
 
-    `clean` and `degraded`: conversations, as rendered and as `degrade` leaves them; `wide`: all ranges, clean.
+    `clean` and `degraded`: conversations as rendered and after `degrade`; `wide`: full ranges, clean.
     """
 
     names: tuple[str, ...]
@@ -180,7 +180,7 @@ class TrackerCheck:
 
 
 def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int = 20, seed: int = 0) -> TrackerCheck:
-    """Measure a tracker on held-out people (their seeds are apart from those of training)."""
+    """Test a tracker on held-out people (with other seeds than training)."""
     rng = np.random.default_rng([seed, 2])
     generator = torch.Generator().manual_seed(seed)
     true: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}

@@ -33,15 +33,15 @@ GRID_ROWS = 8
 class VaeModule(LightningModule):
     """Train a `MotionAutoencoder` on `PairBatch`es; with a `discriminator` also against it.
 
-    `loss` is called as `ReconstructionLoss` is; `adversarial` judges the game with the discriminator. `both_ways` says that the second half of every batch is the
-    first with source and driving exchanged (`PairData`), so that each image is encoded once. `start` is the model folder
-    of an earlier stage, of the same size or half of it, whose weights the autoencoder begins with.
-    Without a discriminator Lightning steps the one optimiser, and accumulation and clipping are the Trainer's. With
-    one there are two optimisers, and both are this module's: `accumulate` batches a step, gradients clipped to
-    `gradient_clip` (None: not). `trainer.global_step` counts the autoencoder's steps in both cases.
+    `loss` is called like `ReconstructionLoss`; `adversarial` is the loss with the discriminator. `both_ways` means that
+    the second half of every batch is the first with source and driving exchanged (`PairData`), so each image is encoded
+    once. `start` is the model folder of an earlier stage, of the same or half the size, whose weights are loaded.
+    Without a discriminator Lightning steps the optimiser, and the Trainer accumulates and clips. With one, this module
+    steps both optimisers: `accumulate` batches per step, gradients clipped to `gradient_clip` (None: no clipping).
+    `trainer.global_step` counts the autoencoder's steps in both cases.
 
-    `optimizer`, `discriminator_optimizer` and `scheduler` (of both) are given what they lack: parameters and optimiser.
-    Raises ValueError if a term has a weight but not what it needs, and for options that would do nothing.
+    `optimizer`, `discriminator_optimizer` and `scheduler` (for both) are partial: they still need parameters and
+    optimiser. Raises ValueError for a weighted term without its network, and for options without effect.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class VaeModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for make in (optimizer, discriminator_optimizer):  # a wrong value fails now
+        for make in (optimizer, discriminator_optimizer):  # fail early on wrong values
             optimization(autoencoder.parameters(), make, scheduler)
         require_number("accumulate", accumulate, least=1, whole=True)
         require_number("gradient_clip", gradient_clip, above=0, optional=True)
@@ -83,20 +83,20 @@ class VaeModule(LightningModule):
         self.automatic_optimization = discriminator is None
         self.validation = RankMeans()
         if discriminator is not None:
-            # Two backward passes a step would confuse DDP's bookkeeping: it reduces the autoencoder's gradients, and
-            # `_share_discriminator_gradients` reduces these.
+            # Two backward passes per step would confuse DDP: it reduces the autoencoder's gradients, and
+            # `_share_discriminator_gradients` the discriminator's.
             names = [f"discriminator.{name}" for name, _ in discriminator.named_parameters()]
             self._ddp_params_and_buffers_to_ignore = names
 
     def setup(self, stage: str) -> None:
-        """UserError when the data's frames are of another size than the autoencoder."""
+        """Raise UserError when the data's frames and the autoencoder differ in size."""
         data = getattr(self.trainer, "datamodule", None)
         for index in (getattr(data, "train_index", None), getattr(data, "validation_index", None)):
             if index is not None:
                 require_videos(index, self.autoencoder)
 
     def reconstruction_loss(self, output: AutoencoderOutput, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The non-adversarial part of the objective at the current step, and its terms without their weights."""
+        """The non-adversarial part of the objective at the current step, and its unweighted terms."""
         return self.loss(
             output.image,
             batch,
@@ -106,16 +106,16 @@ class VaeModule(LightningModule):
         )
 
     def compile_networks(self, **how: Any) -> None:
-        """Compile what a step calls (`torch.compile`'s options)."""
+        """Compile the networks of a step; arguments as for `torch.compile`."""
         for network in (self.autoencoder, self.discriminator, self.loss):
             if isinstance(network, nn.Module):
                 network.compile(**how)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
-        """One batch; with a discriminator both players move (the discriminator on the image made for the other)."""
+        """Train on one batch; with a discriminator both networks are updated, on the same reconstruction."""
         noise = self._noise(batch)
         self.batches_seen += 1
-        # both ways: the driving frames are the sources, in another order
+        # both ways: the driving frames are the reordered sources
         output = self.autoencoder(batch.source, None if self.both_ways else batch.driving, noise)
         loss, terms = self.reconstruction_loss(output, batch)
         if self.automatic_optimization:
@@ -125,7 +125,7 @@ class VaeModule(LightningModule):
         return None
 
     def _noise(self, batch: PairBatch) -> Tensor | None:
-        """Of the posterior's samples; a pair's two directions have one each."""
+        """Noise for samples of the posterior; the two directions of a pair have their own."""
         if not self.autoencoder.variational:
             return None
         ways = 1 + self.both_ways
@@ -158,10 +158,10 @@ class VaeModule(LightningModule):
         optimizer = self.optimizers()[0]  # type: ignore[index]
         if playing:
             self._share_discriminator_gradients()
-        optimizer.step()  # clipped in on_before_optimizer_step, when callbacks have seen all gradients
+        optimizer.step()  # clipped in on_before_optimizer_step, after callbacks have seen all gradients
         optimizer.zero_grad()
         if playing:
-            # The plain optimiser: Lightning would count its steps as steps of the training.
+            # The plain optimiser, since Lightning would count its steps as training steps.
             second = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
             second.step()
             second.zero_grad()
@@ -177,13 +177,13 @@ class VaeModule(LightningModule):
                     parameter.grad /= dist.get_world_size()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip both players' gradients (the Trainer clips for one optimiser alone)."""
+        """Clip the gradients of both optimisers (the Trainer clips only for a single one)."""
         if self.discriminator is not None and self.gradient_clip is not None:
             for player in (self.autoencoder, self.discriminator):
                 torch.nn.utils.clip_grad_norm_(player.parameters(), self.gradient_clip)
 
     def on_fit_start(self) -> None:
-        """Refuse what the two optimisers cannot do; give every rank rank 0's discriminator (DDP leaves it alone)."""
+        """Refuse options that two optimisers do not support; copy rank 0's discriminator to all ranks."""
         if self.discriminator is None:
             return
         if str(self.trainer.precision) == "16-mixed":
@@ -193,11 +193,11 @@ class VaeModule(LightningModule):
                 dist.broadcast(parameter.data, 0)
 
     def on_validation_epoch_start(self) -> None:
-        """Count from zero."""
+        """Reset the means."""
         self.validation.reset()
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Errors of the reconstruction from the posterior's mean, and of showing the source unchanged."""
+        """Errors of the reconstruction from the posterior's mean, and of the unchanged source."""
         size = len(batch.driving)
         if size == 0:  # this rank's share of the last batch
             return
@@ -215,21 +215,21 @@ class VaeModule(LightningModule):
             self.validation.add("kl", kl_to_standard_normal(output.coefficients, output.log_variance), size)
         writer = tensorboard(self.trainer)
         if batch_idx == 0 and writer is not None:
-            rows = torch.cat((batch.source, batch.driving, image), -1)[:GRID_ROWS]  # each row one pair
+            rows = torch.cat((batch.source, batch.driving, image), -1)[:GRID_ROWS]  # one pair per row
             grid = image_array(torch.cat(list(rows), 1)[None])[0]
             add_image(writer, "source_driving_reconstruction", grid, self.global_step)
 
     def on_validation_epoch_end(self) -> None:
-        """Log PSNR of all pixels of all pairs, over all ranks; `psnr/copy` is the source shown unchanged."""
+        """Log PSNR over all pixels, pairs and ranks; `psnr/copy` is that of the unchanged source."""
         for name, value in self.validation.means().items():
-            if name.startswith("squared_error"):  # emphasis is not there when no batch had weights
+            if name.startswith("squared_error"):  # absent if no batch had weights
                 tag = name.replace("squared_error", "psnr").replace("_", "/")
                 self.log(tag, decibels(torch.tensor(value)), prog_bar=tag == "psnr", sync_dist=True)
             else:
                 self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """One for the autoencoder (and the loss) and, where there is one, one for the discriminator."""
+        """One optimiser for the autoencoder (and the loss) and, if present, one for the discriminator."""
         of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
         players = [*self.autoencoder.parameters(), *of_loss]
         found = [optimization(players, self.optimizer, self.scheduler)]
@@ -239,18 +239,18 @@ class VaeModule(LightningModule):
         return [each["optimizer"] for each in found], [each["lr_scheduler"] for each in found]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The number of batches seen fixes the next noise."""
+        """Save the number of batches seen, which determines the next noise."""
         checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the count of the checkpoint."""
+        """Restore the number of batches seen."""
         self.batches_seen = checkpoint["batches_seen"]
 
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        if "r1" in terms:  # not in every step: when logs are written, the newest one
+        if "r1" in terms:  # not in every step: the newest value when logs are written
             self.log("train/r1", terms.pop("r1").detach())
         if writes_logs(self):
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it there, and wait
+            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it to the device, and wait

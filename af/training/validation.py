@@ -1,4 +1,4 @@
-"""Numbers of a validation, over all batches and ranks."""
+"""Validation means over all batches and ranks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class RankMeans:
-    """Weighted means by name. Ranks may have seen different names, or no sample at all: one exchange at the end settles it.
+    """Weighted means by name, exchanged once at the end; ranks may have different names, or no samples.
 
-    (Metrics that synchronise one by one would have ranks wait for each other when one of them lacks a name.)
+    (If metrics synchronised one by one, ranks would hang when one of them lacked a name.)
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class RankMeans:
         self._seen = {}
 
     def add(self, name: str, value: Tensor | float, weight: Tensor | float) -> None:
-        """A mean over `weight` things; one over nothing counts for nothing. Tensors stay on their device until `means`."""
+        """Add a mean over `weight` items; weight 0 has no effect. Tensors stay on their device until `means`."""
         self._seen.setdefault(name, []).append((_kept(value), _kept(weight)))
 
     def means(self) -> dict[str, float]:
-        """The means over all ranks, the same on each. Every rank must call it."""
+        """The means over all ranks. Every rank must call it."""
         mine = self._sums()
         everybody = [mine]
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -39,10 +39,10 @@ class RankMeans:
         return found
 
     def _sums(self) -> dict[str, tuple[float, float]]:
-        """(sum, weight) of every name that has seen something; summed up in float64, on the host."""
+        """(sum, weight) of every name with data; in float64, on the host."""
         flat = [number for pairs in self._seen.values() for pair in pairs for number in pair]
         tensors = [number for number in flat if isinstance(number, Tensor)]
-        # one copy for all, so that a device is waited for once
+        # a single copy, to wait for the device once
         read = iter(torch.stack(tensors).cpu().double().tolist() if tensors else [])
         numbers = iter([next(read) if isinstance(number, Tensor) else number for number in flat])
         sums = {}

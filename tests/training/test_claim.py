@@ -32,13 +32,13 @@ def test_a_finished_training_is_made_longer_and_is_the_one_that_was_long_from_th
     assert train(arguments, tmp_path / "grown", "trainer.max_steps=11") == 0
     assert steps(tmp_path / "grown") == 11
     printed = capsys.readouterr().out
-    assert "goes on from step 7 with trainer.max_steps 7 → 11" in printed
-    assert "learning rate stays as it is" in printed
+    assert "continues from step 7 with trainer.max_steps 7 → 11" in printed
+    assert "learning rate does not change" in printed
     assert same(tmp_path / "long", tmp_path / "grown")
     starts = [json.loads(line) for line in (tmp_path / "grown" / "history.jsonl").read_text().splitlines()]
     assert [(s["from_step"], s["changed"]) for s in starts] == [(0, {}), (7, {"trainer.max_steps": [7, 11]})]
     assert train(arguments, tmp_path / "grown") == 1  # shorter
-    assert "never shorter" in capsys.readouterr().err
+    assert "not shorter" in capsys.readouterr().err
     assert steps(tmp_path / "grown") == 11
 
 

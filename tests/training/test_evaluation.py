@@ -70,7 +70,7 @@ def test_a_finished_training_is_evaluated_once(trained, capsys):
     assert file.stat().st_mtime_ns == written
     assert main([*words, "evaluation.limit=1"]) == 0
     assert numbers(file)["clips"] == 1
-    assert "made anew" in capsys.readouterr().out
+    assert "replaced" in capsys.readouterr().out
 
 
 def test_an_evaluation_that_cannot_be_is_told_before_the_training(words, tmp_path, capsys):
@@ -139,8 +139,8 @@ def test_faces_that_are_not_drawn_are_not_read_by_the_tracker_of_drawn_ones(
         for _ in range(2):
             watched.on_validation_epoch_end(trainer, module)
 
-    with pytest.warns(UserWarning, match="not drawn") as said:
+    with pytest.warns(UserWarning, match="not synthetic") as said:
         watch(filmed)
-    assert len([w for w in said if "not drawn" in str(w.message)]) == 1
+    assert len([w for w in said if "not synthetic" in str(w.message)]) == 1
     with pytest.raises(AssertionError, match="measured"):
         watch(latents)

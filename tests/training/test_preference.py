@@ -179,7 +179,7 @@ def test_a_run_does_not_go_on_with_another_reference(arguments, denoiser_folder,
         model.head.bias += 1
     save_model(start, model, info["model"], {k: v for k, v in info.items() if k not in ("format", "model", "sha256")})
     assert main(["train", *arguments]) == 1
-    assert "not the one this run was started from" in capsys.readouterr().err
+    assert "not the one this run started from" in capsys.readouterr().err
 
 
 def test_drift_stops_the_run(arguments, tmp_path, capsys):

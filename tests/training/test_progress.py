@@ -33,8 +33,8 @@ def test_a_training_says_early_and_once_how_long_it_will_take(monkeypatch, capsy
         bar.on_train_batch_end(trainer, None)  # gradients of several batches make one step
     bar.on_train_end(trainer, None)
     left = 20_000 - start - WARM_STEPS - PACE_STEPS
-    said = [line for line in capsys.readouterr().out.splitlines() if "s a step" in line]
-    assert said == [f"2 s a step: {duration(2 * left)} for the {left:,} steps that are left"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "s per step" in line]
+    assert said == [f"2 s per step: {duration(2 * left)} for the remaining {left:,} steps"]
 
 
 def test_the_device_is_chosen_by_what_there_is():

@@ -57,7 +57,7 @@ def test_the_step_at_hand_is_saved_and_the_run_goes_on_from_it(number, arguments
     assert train(arguments, tmp_path / "whole") == 0
     monkeypatch.setattr(Signals, "number", number)
     assert train(arguments, tmp_path / "stopped", SIGNALS) == 128 + number
-    assert "stopped at step 4, which is saved: the same command goes on from there" in capsys.readouterr().err
+    assert "stopped at step 4, which is saved: the same command continues from there" in capsys.readouterr().err
     assert saved(tmp_path / "stopped") == [4]
     assert not (tmp_path / "stopped" / "done.json").exists()
     assert signal.getsignal(number) == before
@@ -161,7 +161,7 @@ def test_a_second_signal_or_the_end_of_the_grace_ends_at_once_and_says_so(again,
         process.send_signal(signal.SIGTERM)
     code, text = said(process)
     assert code == 143
-    assert "starts anew, no step was saved" in text
+    assert "starts again, no step was saved" in text
     assert saved(tmp_path) == []
 
 
