@@ -4,10 +4,10 @@ set -eu
 LATENTS=${LATENTS:-data/demo-latents}
 af train experiment=denoiser_demo name=velocity_loss data.root="$LATENTS" evaluation=none trainer.val_check_interval=1600 \
   -m seed=0,1,2 module.loss.kind=l1,l2,huber "$@"
-for RUN in runs/velocity_loss/*/; do
+for RUN in runs/velocity_loss/*,seed=*; do
   for W in 1 2 3; do
-    OUT="${RUN}evaluation/w_u=$W"
-    [ -f "$OUT/metrics.json" ] || af evaluate --denoiser "${RUN}export" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
+    OUT="$RUN/evaluation/w_u=$W"
+    [ -f "$OUT/metrics.json" ] || af evaluate --denoiser "$RUN/export" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
       --out "$OUT" evaluation.guidance_user=$W
   done
 done

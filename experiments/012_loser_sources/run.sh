@@ -2,13 +2,14 @@
 # Losers from several sources, a short preference stage on each, and on those made on line. Stopped, the same command goes on.
 set -eu
 LATENTS=${LATENTS:-data/demo-latents} START=${START:-runs/demo/denoiser/export} TALKING=${TALKING:-}
+ITSELF=${ITSELF:-drop_user weak shuffled} # sources that are the denoiser itself
 af train experiment=denoiser_demo run=runs/talking data.root="$LATENTS" evaluation=none trainer.max_steps=800 \
   module.dropout.user=1.0 $TALKING
 made() { af losers --data "$LATENTS" --denoiser "$START" --out "data/losers/$@"; }
-made drop_user
+for SOURCE in $ITSELF; do
+  made $SOURCE losers=$SOURCE
+done
 made drop_user_unguided losers.audio=1
-made weak losers=weak
-made shuffled losers=shuffled
 made talking losers=talking losers.model=runs/talking/export
 af train sweep=losers start="$START" data.root="$LATENTS" module.online=null 'data.losers=data/losers/${loser}' \
   -m seed=0,1 loser=drop_user,drop_user_unguided,weak,shuffled,talking "$@"
