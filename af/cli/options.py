@@ -65,18 +65,10 @@ def add_settings(parser: argparse.ArgumentParser, record: type, options: Mapping
     """Options for fields of a dataclass, whose defaults are theirs: field -> (flag, type or choices, help)."""
     for name, (flag, kind, text) in options.items():
         default = getattr(record, name)
-        shown = (
-            ""
-            if default is None
-            else f" (default {default:g})"
-            if isinstance(default, float)
-            else f" (default {default})"
-        )
-        how = (
-            {"choices": kind}
-            if isinstance(kind, tuple)
-            else {"type": kind, "metavar": flag[2:].upper().replace("-", "_")}
-        )
+        value = f"{default:g}" if isinstance(default, float) else default
+        shown = "" if default is None else f" (default {value})"
+        metavar = flag[2:].upper().replace("-", "_")
+        how = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": metavar}
         parser.add_argument(flag, dest=name, default=default, help=text + shown, **how)
 
 

@@ -125,7 +125,7 @@ def _validate(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from rich.table import Column, Table
 
-    from af.data.stats import stats
+    from af.data.contents import stats
 
     found = stats(args.folder)
     if args.json:
@@ -154,7 +154,7 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
-    from af.data.extract import extract
+    from af.data.contents import extract
 
     for path in extract(args.folder, args.sample, args.out):
         print(path)

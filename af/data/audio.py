@@ -131,7 +131,11 @@ def _blocks(path: Path | str, number: int, heard: _Heard | None = None) -> Itera
                 follows = _assumed_next(packet, raw)
                 assert resampler is not None
                 for block in resampler.resample(raw):
-                    yield _Block(time, raw.sample_rate, layout, block.to_ndarray().reshape(-1, len(layout)))
+                    samples = block.to_ndarray().reshape(-1, len(layout))
+                    finite = np.isfinite(samples)
+                    if heard is not None:
+                        heard.not_finite += int((~finite.all(1)).sum())
+                    yield _Block(time, raw.sample_rate, layout, np.where(finite, samples, 0))
                     time = None
 
 
@@ -145,18 +149,13 @@ def _assumed_next(packet: Any, raw: Any) -> int | None:
     return None if abs(packet.duration - lasts) <= lasts / 10 else raw.pts + packet.duration
 
 
-def _finite(samples: Float32[np.ndarray, "S C"]) -> Float32[np.ndarray, "S C"]:
-    return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def _hear(path: Path | str, number: int) -> _Heard:
     heard = _Heard()
     for block in _blocks(path, number, heard):
-        heard.not_finite += int((~np.isfinite(block.samples).all(1)).sum())
         heard.rates.setdefault(block.rate, block.time)
         count = len(block.layout)
         measured = heard.channels.setdefault(block.layout, _Channels(np.zeros((count, count)), np.zeros(count)))
-        measured.add(_finite(block.samples))
+        measured.add(block.samples)
     return heard
 
 
@@ -317,7 +316,7 @@ def _mixed(path: Path | str, number: int, shares: dict[Layout, np.ndarray]) -> t
             end()
             rate = block.rate
             resampler = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        mono = _finite(block.samples) @ shares[block.layout]
+        mono = block.samples @ shares[block.layout]
         if block.time is not None:
             shift = round((block.time - position) * rate)
             if shift > _GAP_S * rate or (position == 0 and shift > 0):

@@ -5,9 +5,10 @@ Every decoder checks sizes before it allocates and raises `CodecError` (ValueErr
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
@@ -161,42 +162,37 @@ def encode_video(frames: Iterable[UInt8[np.ndarray, "Y X 3"]] | UInt8[np.ndarray
     return encoder.finish()
 
 
-class _Mp4:
-    """An open mp4 in memory. The format is fixed, because other demuxers could open other files or addresses."""
+@contextlib.contextmanager
+def _opened_mp4(data: bytes | io.RawIOBase) -> Iterator[_Mp4]:
+    """An open mp4. The format is fixed: no demuxer that could open other files or addresses is tried."""
+    file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        container = av.open(file, format="mp4", metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise CodecError(f"not a readable mp4 ({getattr(error, 'strerror', error)})") from None
+    with container:
+        yield _Mp4(container)
 
-    def __init__(self, data: bytes | io.RawIOBase) -> None:
-        file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
-        try:
-            self.container: Any = av.open(file, format="mp4", metadata_errors="replace")
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise CodecError(f"not a readable mp4 ({getattr(error, 'strerror', error)})") from None
-        try:
-            if len(self.container.streams.video) != 1:
-                raise CodecError(f"mp4 with {len(self.container.streams.video)} video streams, not 1")
-            self.stream: Any = self.container.streams.video[0]
-            context = self.stream.codec_context
-            if context.name != "h264":
-                raise CodecError(f"mp4 with {context.name} video, not h264")
-            self.height, self.width, self.frames = context.height, context.width, self.stream.frames
-            if not (0 < self.height <= _MAX_SIDE and 0 < self.width <= _MAX_SIDE and 0 < self.frames <= _MAX_FRAMES):
-                raise CodecError(f"mp4 of {self.frames} frames, {self.width}x{self.height}: out of bounds")
-            if self.stream.average_rate != FPS:
-                raise CodecError(f"mp4 at {self.stream.average_rate} fps, not {FPS}")
-        except BaseException:
-            self.container.close()
-            raise
-        self.stream.thread_type = "NONE"
-        context.thread_count = 1
-        time_base: Any = self.stream.time_base
-        self.ticks = 1 / (FPS * time_base)  # time-base units per frame
+
+class _Mp4:
+    """The one video of an mp4, within bounds. Raises `CodecError`."""
+
+    def __init__(self, container: Any) -> None:
+        if len(container.streams.video) != 1:
+            raise CodecError(f"mp4 with {len(container.streams.video)} video streams, not 1")
+        self.container, self.stream = container, container.streams.video[0]
+        context = self.stream.codec_context
+        if context.name != "h264":
+            raise CodecError(f"mp4 with {context.name} video, not h264")
+        self.height, self.width, self.frames = context.height, context.width, self.stream.frames
+        if not (0 < self.height <= _MAX_SIDE and 0 < self.width <= _MAX_SIDE and 0 < self.frames <= _MAX_FRAMES):
+            raise CodecError(f"mp4 of {self.frames} frames, {self.width}x{self.height}: out of bounds")
+        if self.stream.average_rate != FPS:
+            raise CodecError(f"mp4 at {self.stream.average_rate} fps, not {FPS}")
+        self.stream.thread_type, context.thread_count = "NONE", 1
+        self.ticks = 1 / (FPS * self.stream.time_base)  # time-base units per frame
         self.origin = self.stream.start_time or 0
         self.reformatter = VideoReformatter()
-
-    def __enter__(self) -> _Mp4:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
 
     def seek(self, n: int) -> None:
         """Continue decoding from the last key frame at or before frame n."""
@@ -215,7 +211,7 @@ class _Mp4:
 
 def video_shape(data: bytes) -> tuple[int, int, int]:
     """(frames, height, width) that mp4 bytes declare, without decoding. Raises `CodecError`."""
-    with _Mp4(data) as mp4:
+    with _opened_mp4(data) as mp4:
         return mp4.frames, mp4.height, mp4.width
 
 
@@ -226,7 +222,7 @@ def decode_frames(data: bytes | io.RawIOBase, indices: Sequence[int]) -> UInt8[n
     not exist.
     """
     try:
-        with _Mp4(data) as mp4:
+        with _opened_mp4(data) as mp4:
             if len(indices) and not 0 <= min(indices) <= max(indices) < mp4.frames:
                 raise IndexError(f"frames {min(indices)} to {max(indices)} of {mp4.frames}")
             out = np.empty((len(indices), mp4.height, mp4.width, 3), np.uint8)
@@ -259,13 +255,7 @@ def decode_video(data: bytes, start: int = 0, stop: int | None = None) -> UInt8[
 
 #: The only decoders there are, by file suffix.
 DECODERS: Final[Mapping[str, Callable[[bytes], Any]]] = MappingProxyType(
-    {
-        "json": decode_json,
-        "npy": decode_npy,
-        "flac": decode_audio,
-        "wav": decode_audio,
-        "mp4": decode_video,
-    }
+    {"json": decode_json, "npy": decode_npy, "flac": decode_audio, "wav": decode_audio, "mp4": decode_video}
 )
 
 

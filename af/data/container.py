@@ -42,11 +42,8 @@ class MediaError(UserError):
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """Declared properties of a file. Durations in seconds (None: not declared); sizes in coded pixels."""
+    """What a file declares about itself: seconds (None: not declared), and whether it has audio."""
 
-    width: int
-    height: int
-    rate: float | None
     video_s: float | None
     audio_s: float | None
     has_audio: bool
@@ -151,18 +148,11 @@ def _preferred(stream: Any) -> bool:
 
 
 def probe(path: Path | str) -> MediaInfo:
-    """Declared sizes, rate and durations. Raises `MediaError` for anything that is not a video."""
+    """Declared durations. Raises `MediaError` for anything that is not a video."""
     with opened(path) as container:
         stream, audio = main_video(path, container, Notes()), ranked(container.streams.audio)
-        context = stream.codec_context
-        return MediaInfo(
-            width=context.width,
-            height=context.height,
-            rate=float(stream.average_rate) if stream.average_rate else None,
-            video_s=stream_s(container, stream),
-            audio_s=stream_s(container, audio[0]) if audio else None,
-            has_audio=bool(audio),
-        )
+        audio_s = stream_s(container, audio[0]) if audio else None
+        return MediaInfo(stream_s(container, stream), audio_s, has_audio=bool(audio))
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,12 @@ def local_copy(path: Location, size: int, sha256: str) -> Path:
 
 
 def _there(copy: Path, size: int) -> bool:
-    try:
-        if copy.stat().st_size != size:
-            return False
-        with contextlib.suppress(PermissionError):  # owned by another user of the cache
-            os.utime(copy)
-    except FileNotFoundError:
-        return False
-    return True
+    with contextlib.suppress(FileNotFoundError):
+        if copy.stat().st_size == size:
+            with contextlib.suppress(PermissionError):  # owned by another user of the cache
+                os.utime(copy)
+            return True
+    return False
 
 
 def _reserve(path: RemotePath, temporary: Path, size: int) -> None:

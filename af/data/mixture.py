@@ -34,21 +34,18 @@ def roots(root: Root | None) -> dict[Location, float]:
     if isinstance(root, (str, Location)):
         return {location(root): 1.0}
     forms = "{FOLDER: WEIGHT, ...} or, with URLs on a command line, [{root: URL, weight: WEIGHT}, ...]"
-    pairs = root.items() if isinstance(root, Mapping) else [_entry(entry, forms) for entry in root]
+    entries = [{"root": k, "weight": w} for k, w in root.items()] if isinstance(root, Mapping) else root
     found: dict[Location, float] = {}
-    for place, weight in pairs:
+    for entry in entries:
+        if not isinstance(entry, Mapping) or set(entry) != {"root", "weight"}:
+            raise UserError(f"data.root: {entry!r} in a list; expected {forms}")
+        place, weight = entry["root"], entry["weight"]
         if not is_number(weight) or weight <= 0:
             raise UserError(f"data.root: weight {weight!r} of {place}; expected a positive number, as in {forms}")
         if location(place) in found:
             raise UserError(f"data.root: {place} occurs twice")
         found[location(place)] = float(weight)
     return found
-
-
-def _entry(entry: Any, forms: str) -> tuple[str, Any]:
-    if not isinstance(entry, Mapping) or set(entry) != {"root", "weight"}:
-        raise UserError(f"data.root: {entry!r} in a list; expected {forms}")
-    return entry["root"], entry["weight"]
 
 
 def joined(indexes: Sequence[Index]) -> Index:

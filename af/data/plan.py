@@ -145,10 +145,6 @@ class EndlessPlan(Plan[Item]):
         """Number of items in an epoch."""
         return int(self._first[-1])
 
-    def epoch(self, position: int) -> int:
-        """The epoch of `position`."""
-        return position // len(self)
-
     def item(self, position: int) -> Item:
         """The item at `position` >= 0."""
         epoch, within = divmod(position, len(self))
@@ -358,10 +354,6 @@ class PlanBatchSampler(Generic[Item]):
         while True:
             yield [self.plan.item(first + n) for n in range(self.batch_size)]
             first += self.batch_size * self.world
-
-    def position(self, steps: int) -> int:
-        """The `start` of a run that continues after `steps` batches of every rank."""
-        return self.start + steps * self.batch_size * self.world
 
 
 class OnceBatchSampler(Generic[Item]):

@@ -57,6 +57,14 @@ def spans(mask: Bool[np.ndarray, " T"]) -> Spans:
     return tuple((int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
 
 
+def mask_of(runs: Spans, start: int, stop: int) -> Bool[np.ndarray, " T"]:
+    """The frames [start, stop) as a mask: True in the runs."""
+    mask = np.zeros(stop - start, bool)
+    for first, last in runs:
+        mask[max(first - start, 0) : max(last - start, 0)] = True
+    return mask
+
+
 @dataclass(frozen=True)
 class ClipMeta:
     """The `json` of a sample: two people at the same instants.
@@ -147,10 +155,7 @@ class ClipMeta:
     def valid_mask(self, role: str) -> Bool[np.ndarray, " T"]:
         """True on the frames where the person called `role` ("a" or "b") has a tracked face."""
         assert self.valid is not None
-        mask = np.zeros(self.frames, bool)
-        for start, stop in self.valid[role]:
-            mask[start:stop] = True
-        return mask
+        return mask_of(self.valid[role], 0, self.frames)
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object; `from_json` returns an equal description."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -265,27 +266,18 @@ class _ToRgb:
         high = image.width >= 1280 or image.height > 576  # undeclared colour spaces: as players treat them
         source = Colorspace.ITU709 if image.colorspace == _UNSPECIFIED and high else None
 
-        def reformat(pixels: str) -> Any:
-            return self._reformatter.reformat(
-                image,
-                width=width,
-                height=height,
-                format=pixels,
-                src_colorspace=source,
-                interpolation="AREA",
-                threads=1,
-            )
-
+        how: Any = {"width": width, "height": height, "src_colorspace": source, "interpolation": "AREA", "threads": 1}
+        reformat = partial(self._reformatter.reformat, image, **how)
         kind = (int(image.color_primaries), int(image.color_trc))
         if not colour.is_standard(*kind):
             self.notes.add("colour", f"{self.path}: {colour.name(*kind)} converted to BT.709")
-            wide = reformat("rgb48le")
+            wide = reformat(format="rgb48le")
             if (key := (width, height, *kind)) not in self._colours:
                 self._colours[key] = colour.ToBt709(width, height, wide.time_base, *kind)
             return self._colours[key](wide)
         if any(component.is_alpha for component in image.format.components):
-            return on_white(reformat("rgba").to_ndarray())
-        array: np.ndarray = reformat("rgb24").to_ndarray()
+            return on_white(reformat(format="rgba").to_ndarray())
+        array: np.ndarray = reformat(format="rgb24").to_ndarray()
         return array
 
 

@@ -214,15 +214,12 @@ def write_video(
     path: Path | str,
     frames: Iterable[UInt8[np.ndarray, "Y X 3"]],
     audio: Float32[np.ndarray, " S"] | None = None,
-    fps: int = FPS,
     **options: Any,
 ) -> int:
     """Write frames and audio by `video_writer` with `options`; returns the number of frames.
 
-    Frames are taken one by one, in constant memory. Raises ValueError when `fps` is not the clock's.
+    Frames are taken one by one, in constant memory.
     """
-    if fps != FPS:
-        raise ValueError(f"videos are written at {FPS} fps, got {fps}")
     with video_writer(path, audio, **options) as writer:
         for frame in frames:
             writer.write(frame)

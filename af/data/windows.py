@@ -15,7 +15,7 @@ from torch import Tensor
 from af.data.index import Index, SampleEntry
 from af.data.loader import PlanDataset
 from af.data.plan import Plan, WindowItem, kept
-from af.data.schema import ROLES, Spans, other_role
+from af.data.schema import ROLES, mask_of, other_role
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.errors import UserError
@@ -192,7 +192,7 @@ def cut(
     for name, role in (("avatar", item.role), ("user", other_role(item.role))):
         there = role in sample.roles
         if there:
-            valid &= _tracked(sample.valid[role], start, stop)
+            valid &= mask_of(sample.valid[role], start, stop)
         for signal, dim in (("motion", motion.dim), ("audio", audio.dim)):
             found = rows(f"{role}.{signal}.npy", start, stop, dim) if there else np.zeros((0, dim), np.float16)
             signals[f"{name}_{signal}"] = padded(found, frames)
@@ -215,10 +215,3 @@ def stacked(windows: Sequence[Window]) -> DyadBatch:
         dtype = torch.bool if f.name in ("valid", "listening") else torch.float32
         columns[f.name] = None if values[0] is None else torch.stack([value.to(dtype) for value in values])
     return DyadBatch(**columns)  # type: ignore[arg-type]
-
-
-def _tracked(runs: Spans, start: int, stop: int) -> np.ndarray:
-    mask = np.zeros(stop - start, bool)
-    for first, last in runs:
-        mask[max(first - start, 0) : max(last - start, 0)] = True
-    return mask

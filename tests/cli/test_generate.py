@@ -10,7 +10,7 @@ import soundfile
 from af.cli.main import main
 from af.data.audio import read_audio
 from af.data.container import probe
-from af.data.extract import extract
+from af.data.contents import extract
 from af.data.video import read_video
 
 

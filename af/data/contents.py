@@ -1,16 +1,24 @@
-"""Statistics of a folder of shards, from its indexes alone."""
+"""What is in a folder of shards: totals from its indexes, and single samples as ordinary files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import soundfile
 
-from af.clock import frames_to_seconds
+from af.clock import SAMPLE_RATE, frames_to_seconds
 from af.data.index import Index, split_folders
+from af.data.schema import ROLES
+from af.data.shards import ShardReader
 from af.data.stores import Location
+from af.data.video_writer import write_video
+from af.errors import UserError
+from af.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -98,3 +106,31 @@ def _of(index: Index) -> SplitStats:
         gigabytes_by_field={name: round(size, 6) for name, size in sorted(sizes.items())},
         specs=dict(index.specs),
     )
+
+
+#: File names by role: person a is the user, person b the avatar, as in evaluation.
+NAMES = {"a": "user", "b": "avatar"}
+
+
+def extract(folder: Location, sample: int, out: Path) -> list[Path]:
+    """Write `user.mp4`, `user.wav` and `user.png` (first frame), and likewise for `avatar`; returns the paths.
+
+    Raises UserError when there is no such sample, ShardError when it holds no video or audio.
+    """
+    reader = ShardReader(folder)
+    if not 0 <= sample < len(reader):
+        raise UserError(f"{folder} has samples 0 to {len(reader) - 1}, but no {sample}")
+    clip = reader.read(sample, {"video", "audio"})
+    written = []
+    for role in ROLES:
+        person, name = clip.person(role), NAMES[role]
+        assert person.video is not None
+        assert person.audio is not None
+        paths = [out / f"{name}{suffix}" for suffix in (".mp4", ".wav", ".png")]
+        write_video(paths[0], person.video, person.audio, crf=12)
+        with atomic_path(paths[1]) as temporary:
+            soundfile.write(temporary, person.audio, SAMPLE_RATE, format="WAV")
+        with atomic_path(paths[2]) as temporary:
+            temporary.write_bytes(cv2.imencode(".png", person.video[0, ..., ::-1])[1].tobytes())
+        written += paths
+    return written
