@@ -34,7 +34,7 @@ def roots(root: Root | None) -> dict[Location, float]:
     if isinstance(root, (str, Location)):
         return {location(root): 1.0}
     forms = "{FOLDER: WEIGHT, ...} or, with URLs on a command line, [{root: URL, weight: WEIGHT}, ...]"
-    entries = [{"root": k, "weight": w} for k, w in root.items()] if isinstance(root, Mapping) else root
+    entries: Any = [{"root": k, "weight": w} for k, w in root.items()] if isinstance(root, Mapping) else root
     found: dict[Location, float] = {}
     for entry in entries:
         if not isinstance(entry, Mapping) or set(entry) != {"root", "weight"}:

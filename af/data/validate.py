@@ -7,14 +7,14 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from af.data.checks import ShardError, check_member
 from af.data.index import INDEX_NAME, Index, meta_of, scan_tar, specs_of, split_folders, tars
-from af.data.schema import SPLITS, person_key
+from af.data.schema import SPLITS, ClipMeta, person_key
 from af.data.stores import Location
 from af.errors import UserError
 from af.files import sha256_of
@@ -24,26 +24,13 @@ _Find = tuple[Location, Callable[[], Path]]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One fault: its location, a short reason for counting, and details."""
-
-    file: str
-    member: str
-    reason: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.file}{': ' + self.member if self.member else ''}: {self.detail}"
-
-
-@dataclass(frozen=True)
 class Report:
     """The result of `validate`: totals and faults."""
 
     shards: int
     samples: int
     frames: int
-    problems: tuple[Problem, ...]
+    problems: tuple[ShardError, ...]
 
     @property
     def ok(self) -> bool:
@@ -66,19 +53,17 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: totals, counts by reason and every problem."""
-        return {**asdict(self), "ok": self.ok, "counts": self.counts, "problems": [asdict(p) for p in self.problems]}
+        return {**vars(self), "ok": self.ok, "counts": self.counts, "problems": [vars(p) for p in self.problems]}
 
 
 class _Checker:
     def __init__(self, deep: bool) -> None:
         self.deep = deep
-        self.problems: list[Problem] = []
+        self.problems: list[ShardError] = []
+        self.add = self.problems.append
         self.samples = self.frames = 0
         self.people: dict[str, dict[str, tuple[str, Location]]] = {}  # split -> person -> (id as written, a shard)
         self.clips: dict[str, dict[bytes, tuple[str, Location]]] = {}  # split -> digest of a video -> (member, shard)
-
-    def add(self, error: ShardError) -> None:
-        self.problems.append(Problem(error.file, error.member, error.reason, error.detail))
 
     def shard(self, path: Location, local: Path, expected: dict[str, Any], keys: dict[str, Location]) -> None:
         with open(local, "rb") as file:
@@ -108,31 +93,31 @@ class _Checker:
         videos: set[bytes] = set()
         if (home := path.parent.name) in SPLITS and meta.split != home:
             self.add(ShardError(path, f"{key}.json", "wrong_split", f"says split {meta.split}, but is in {home}"))
-        found = {"specs": specs_of(meta), "image_size": meta.image_size}
-        for name, value in found.items():
+        for name, value in (("specs", specs_of(meta)), ("image_size", meta.image_size)):
             if expected.setdefault(name, value) != value:
                 detail = f"{name} differs within the folder: {value} here, {expected[name]} in the first sample"
                 self.add(ShardError(path, f"{key}.json", f"mixed_{name}", detail))
         for member in members:
-            if member.field != "json":
-                try:
-                    data = os.pread(descriptor, member.size, member.offset)
-                    if member.field.endswith(".mp4"):
-                        digest = hashlib.sha256(data).digest()
-                        self.clips.setdefault(meta.split, {}).setdefault(digest, (f"{key}.{member.field}", path))
-                        if digest in videos:
-                            raise ShardError(path, key, "one_person", "a.mp4 and b.mp4 are the same video")
-                        videos.add(digest)
-                    check_member(path, f"{key}.{member.field}", member.field, data, meta, deep=self.deep)
-                except ShardError as error:
-                    self.add(error)
+            try:
+                self._member(path, key, member.field, os.pread(descriptor, member.size, member.offset), meta, videos)
+            except ShardError as error:
+                self.add(error)
+
+    def _member(self, path: Location, key: str, field: str, data: bytes, meta: ClipMeta, videos: set[bytes]) -> None:
+        if field.endswith(".mp4"):
+            digest = hashlib.sha256(data).digest()
+            self.clips.setdefault(meta.split, {}).setdefault(digest, (f"{key}.{field}", path))
+            if digest in videos:
+                raise ShardError(path, key, "one_person", "a.mp4 and b.mp4 are the same video")
+            videos.add(digest)
+        check_member(path, f"{key}.{field}", field, data, meta, deep=self.deep)  # nothing to check of json
 
     def index(self, folder: Path) -> None:
         file = folder / INDEX_NAME
         try:
             index = Index.load(folder, check_files=False)
         except UserError as error:
-            self.problems.append(Problem(str(file), "", "no_index", str(error).removeprefix(f"{file}: ")))
+            self.add(ShardError(file, "", "no_index", str(error).removeprefix(f"{file}: ")))
             return
         listed = {s.name: s for s in index.shards}
         present = {p.name: p for p in tars(folder)}
@@ -147,7 +132,7 @@ class _Checker:
                 fault = ("checksum", f"its SHA-256 is not the one in {INDEX_NAME}")
             else:
                 continue
-            self.problems.append(Problem(str(folder / name), "", *fault))
+            self.add(ShardError(folder / name, "", *fault))
 
     def identities(self) -> None:
         """Report people in two splits: by id, in any spelling, or by the same video under another id."""
@@ -157,7 +142,7 @@ class _Checker:
                     (one, place), (other, elsewhere) = found[first][key], found[second][key]  # type: ignore[index]
                     spelling = f" as {other!r}" if other != one else ""
                     detail = f"{kind} {one!r} is in {first} and{spelling} in {second} ({elsewhere.name})"
-                    self.problems.append(Problem(str(place), "", "identity_overlap", detail))
+                    self.add(ShardError(place, "", "identity_overlap", detail))
 
 
 def _listed(folder: Location) -> list[_Find]:
