@@ -226,9 +226,8 @@ def _scale(path: Path | str, peak: float, notes: Notes) -> float:
         return 1 / peak
     for bits in (16, 24, 32):
         if peak <= 2.0 ** (bits - 1):
-            notes.add(
-                "level", f"{path}: floating-point samples up to {peak:.0f}: treated as {bits}-bit integers and scaled"
-            )
+            text = f"floating-point samples up to {peak:.0f}: treated as {bits}-bit integers and scaled"
+            notes.add("level", f"{path}: {text}")
             return 2.0 ** (1 - bits)
     raise MediaError(path, "bad_level", f"floating-point samples up to {peak:.3g}; write it with samples in [-1, 1]")
 
@@ -256,9 +255,8 @@ def read_audio(
     number, heard = _choose(path, notes)
     if not heard.samples:
         if (empty_s := _announced_s(path, number, 0.0) or 0.0) > 0.5:
-            raise MediaError(
-                path, "truncated", f"cut off: declares {empty_s:.2f} s but its audio track holds no samples"
-            )
+            text = f"cut off: declares {empty_s:.2f} s but its audio track holds no samples"
+            raise MediaError(path, "truncated", text)
         raise MediaError(path, "no_audio", "its audio track holds no samples")
     if 2 * heard.not_finite > heard.samples:
         text = f"{heard.not_finite} of {heard.samples} samples are not numbers (NaN or infinity)"
@@ -284,15 +282,14 @@ def read_audio(
     if missing > SAMPLE_RATE // 10:
         notes.add("lengths", f"{path}: {text}")
     if (more := uncounted_bytes(path)) and (announced := announced_bytes(path)) and declared:
-        more_s = declared * more / announced
         text = "is not counted by its header and not read; ffmpeg -ignore_length 1 -i OLD NEW repairs it"
-        if more_s > 0.1:
+        if (more_s := declared * more / announced) > 0.1:
             notes.add("lengths", f"{path}: {more_s:.2f} s behind the first {declared:.2f} s {text}")
-    _note_faults(path, heard, missing_s, notes)
     top = float(np.abs(out).max(initial=0.0))
     if top > 1:  # channels add up to more than each alone
         out /= top
-    _note_level(path, out, notes)
+    for kind, said in _remarks(heard, missing_s, out):
+        notes.add(kind, f"{path}: {said}")
     return out
 
 
@@ -329,33 +326,28 @@ def _mixed(path: Path | str, number: int, shares: dict[Layout, np.ndarray]) -> t
     return np.concatenate(pieces), float(missing)
 
 
-def _note_faults(path: Path | str, heard: _Heard, missing_s: float, notes: Notes) -> None:
+def _remarks(heard: _Heard, missing_s: float, audio: Float32[np.ndarray, " S"]) -> Iterator[tuple[str, str]]:
+    """Kinds and texts of notes on what is wrong with a track and its mix, `audio`."""
     if len(heard.rates) > 1:
         seen = ", ".join(f"{rate} Hz from {float(time or 0):.2f} s" for rate, time in heard.rates.items())
-        notes.add("rate", f"{path}: the audio's rate changes and was followed: {seen}")
+        yield "rate", f"the audio's rate changes and was followed: {seen}"
     if heard.damaged or missing_s > 0:
         packets = f" ({heard.damaged} damaged packets)" if heard.damaged else ""
-        notes.add("corruption", f"{path}: {missing_s:.2f} s of audio is missing{packets}: silence in their place")
+        yield "corruption", f"{missing_s:.2f} s of audio is missing{packets}: silence in their place"
     if heard.not_finite:
-        notes.add("corruption", f"{path}: {heard.not_finite} of {heard.samples} samples are NaN or infinite: silenced")
+        yield "corruption", f"{heard.not_finite} of {heard.samples} samples are NaN or infinite: silenced"
     clipped = sum(c.at_full_scale for c in heard.channels.values())
     if heard.peak <= 2 and clipped > 1e-3 * heard.samples:
-        notes.add("clipping", f"{path}: {clipped / heard.samples:.1%} of the audio is at full scale (clipped)")
-
-
-def _note_level(path: Path | str, audio: Float32[np.ndarray, " S"], notes: Notes) -> None:
+        yield "clipping", f"{clipped / heard.samples:.1%} of the audio is at full scale (clipped)"
     second = min(len(audio), SAMPLE_RATE)
     whole = audio[: len(audio) // second * second].reshape(-1, second)
     loudest, constant = float(whole.std(1, dtype=np.float64).max()), float(audio.mean(dtype=np.float64))
     if abs(constant) > _CONSTANT:
-        notes.add(
-            "level",
-            f"{path}: the audio has a mean of {constant:.2f}, not 0: a fault of the recording; remove the DC offset",
-        )
+        yield "level", f"the audio has a mean of {constant:.2f}, not 0: a fault of the recording; remove the DC offset"
     if loudest == 0:
-        notes.add("level", f"{path}: silent throughout")
+        yield "level", "silent throughout"
     elif loudest < _SILENT:
-        notes.add("level", f"{path}: nearly silent: the loudest second is at {20 * np.log10(loudest):.0f} dB")
+        yield "level", f"nearly silent: the loudest second is at {20 * np.log10(loudest):.0f} dB"
 
 
 def fit_audio(audio: Float32[np.ndarray, " S"], frames: int) -> Float32[np.ndarray, " S"]:
