@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,23 @@ from af.files import atomic_path
 from af.training.callbacks import writes_logs
 
 
-@dataclass(frozen=True)
 class _Question:
     """Whether the gradients of a step are finite, computed on their device, with data about the step if not."""
 
-    finite: Tensor  # on the host; valid after `copied`
-    copied: Any  # an event of the device, or None
-    norms: dict[str, Tensor]
-    step: int
-    batches_seen: int
-    batches: list[Any]
-    losses: list[Tensor]
-
-    @classmethod
-    def ask(
-        cls, norms: dict[str, Tensor], step: int, batches_seen: Any, batches: list[Any], losses: list[Tensor]
-    ) -> _Question:
-        """Start the check."""
-        finite, copied = torch.stack(list(norms.values())).isfinite().all(), None
-        if finite.device.type != "cpu":
-            device, finite = torch.get_device_module(finite.device.type), finite.to("cpu", non_blocking=True)
-            copied = device.Event()
-            copied.record()
-        return cls(finite, copied, norms, step, int(batches_seen), batches, losses)
+    def __init__(self, norms: dict[str, Tensor], **about: Any) -> None:
+        self.norms, self.about = norms, about
+        self._finite, self._copied = torch.stack(list(norms.values())).isfinite().all(), None
+        if self._finite.device.type != "cpu":
+            device = torch.get_device_module(self._finite.device.type)
+            self._finite = self._finite.to("cpu", non_blocking=True)
+            self._copied = device.Event()
+            self._copied.record()
 
     def answer(self) -> bool:
         """The result, waiting for it if necessary (not for an earlier step)."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return bool(self.finite)
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._finite)
 
 
 class Gradients(Callback):
@@ -91,7 +78,9 @@ class Gradients(Callback):
         self._settle(trainer, pl_module)
         if not norms or str(trainer.precision) == "16-mixed":
             return  # the scaler of 16-mixed provokes infinities and skips them
-        self._open = _Question.ask(norms, trainer.global_step, pl_module.batches_seen, self._batches, self._losses)
+        seen = int(pl_module.batches_seen)  # type: ignore[arg-type]
+        about = {"step": trainer.global_step, "batches_seen": seen, "batches": self._batches, "losses": self._losses}
+        self._open = _Question(norms, **about)
         if pl_module.device.type == "cpu" or self.skipped < self.skip:
             self._settle(trainer, pl_module)
 
@@ -130,11 +119,11 @@ class Gradients(Callback):
             return
         bad = [name for name, value in question.norms.items() if not value.isfinite()]
         folder = Path(trainer.default_root_dir) / "nonfinite"
-        guilty = self._guilty(trainer, question)
+        step, guilty = question.about["step"], self._guilty(trainer, question)
         if trainer.global_rank in guilty:
-            self._save(folder / f"step{question.step:08d}_rank{trainer.global_rank}.pt", trainer, module, question)
+            self._save(folder / f"step{step:08d}_rank{trainer.global_rank}.pt", trainer, module, question)
         which = ", ".join(map(str, guilty))
-        where = f"step {question.step}: the gradient is not finite in {', '.join(bad)}"
+        where = f"step {step}: the gradient is not finite in {', '.join(bad)}"
         if self.skipped >= self.skip:
             raise UserError(
                 f"{where}; the batch of rank {which} is saved in {folder}. Look at it, then start the same command "
@@ -150,7 +139,7 @@ class Gradients(Callback):
 
     def _guilty(self, trainer: Trainer, question: _Question) -> list[int]:
         """The ranks with a non-finite loss, or all."""
-        mine = not all(bool(loss.isfinite().all()) for loss in question.losses)
+        mine = not all(bool(loss.isfinite().all()) for loss in question.about["losses"])
         everybody = [mine]
         if trainer.world_size > 1:
             everybody = [False] * trainer.world_size
@@ -159,16 +148,15 @@ class Gradients(Callback):
 
     def _save(self, file: Path, trainer: Trainer, module: LightningModule, question: _Question) -> None:
         content = {
-            "step": question.step,
+            **question.about,
             "rank": trainer.global_rank,
             "ranks": trainer.world_size,
             "seed": module.seed,
-            "batches_seen": question.batches_seen,
-            "losses": [loss.float().cpu() for loss in question.losses],
+            "losses": [loss.float().cpu() for loss in question.about["losses"]],
             "gradient_norms": {name: float(value) for name, value in question.norms.items()},
             "batches": [
                 {name: value.cpu() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-                for batch in question.batches
+                for batch in question.about["batches"]
             ],
         }
         with atomic_path(file) as temporary:

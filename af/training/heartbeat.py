@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from af.files import write_json
+from af.files import read_json, write_json
 from af.values import require_number
 
 #: The phases of a rank between two optimiser steps, in order (validation comes after the preceding step is counted).
 #: The others wait for the rank furthest behind.
 PHASES = ("data", "validation", "forward", "backward")
-
-
-@dataclass(frozen=True, order=True)
-class Beat:
-    """Progress of a rank: optimiser step, phase (index of `PHASES`) and its start (wall-clock time)."""
-
-    step: int
-    phase: int
-    since: float
-    rank: int
 
 
 class Heartbeat(Callback):
@@ -118,27 +106,22 @@ class Heartbeat(Callback):
         told: tuple[int, ...] = ()
         while not self._stop.wait(min(self.hung_after_s / 4, 30.0)):
             behind = hung(self._folder, self.hung_after_s, time.time())
-            names = tuple(beat.rank for beat in behind)
+            names = tuple(beat["rank"] for beat in behind)
             if names and names != told:
-                first = behind[0]
-                where = f"at step {first.step}, phase {PHASES[first.phase]}"
-                which = ", ".join(map(str, names))
-                print(
-                    f"no rank has moved for {self.hung_after_s:g} s; furthest behind: rank {which}, {where}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                write_json(self._folder / "hung.json", {"ranks": list(names), "step": first.step, "since": first.since})
+                step, phase, since = (behind[0][key] for key in ("step", "phase", "since"))
+                which = f"furthest behind: rank {', '.join(map(str, names))}, at step {step}, phase {phase}"
+                print(f"no rank has moved for {self.hung_after_s:g} s; {which}", file=sys.stderr, flush=True)
+                write_json(self._folder / "hung.json", {"ranks": list(names), "step": step, "since": since})
             told = names
 
 
-def hung(folder: Path, after_s: float, now: float) -> list[Beat]:
-    """The ranks furthest behind if none has moved for `after_s` seconds, else none."""
-    beats = []
-    for file in sorted(folder.glob("rank*.json")):
-        content = json.loads(file.read_text())
-        beats.append(Beat(content["step"], PHASES.index(content["phase"]), content["since"], content["rank"]))
-    if not beats or now - max(beat.since for beat in beats) < after_s:
+def hung(folder: Path, after_s: float, now: float) -> list[dict[str, Any]]:
+    """What the ranks furthest behind have written, if none has moved for `after_s` seconds, else nothing."""
+    beats = sorted(map(read_json, folder.glob("rank*.json")), key=lambda beat: beat["rank"])
+    if not beats or now - max(beat["since"] for beat in beats) < after_s:
         return []
-    least = min((beat.step, beat.phase) for beat in beats)
-    return [beat for beat in sorted(beats, key=lambda b: b.rank) if (beat.step, beat.phase) == least]
+
+    def place(beat: dict[str, Any]) -> tuple[int, int]:
+        return beat["step"], PHASES.index(beat["phase"])
+
+    return [beat for beat in beats if place(beat) == min(map(place, beats))]

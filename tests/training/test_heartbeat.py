@@ -46,7 +46,7 @@ def test_ranks_that_move_do_not_hang(tmp_path):
     assert content["phase"] == "forward"
     assert content["step"] == 7
     assert hung(tmp_path / "heartbeat", 60.0, time.time()) == []
-    assert [b.rank for b in hung(tmp_path / "heartbeat", 60.0, time.time() + 61)] == [0, 1]
+    assert [b["rank"] for b in hung(tmp_path / "heartbeat", 60.0, time.time() + 61)] == [0, 1]
 
 
 def test_one_rank_on_the_move_is_enough(tmp_path):
