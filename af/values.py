@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, Final
+
+from af.errors import UserError
 
 #: The seeds that random generators accept.
 LARGEST_SEED: Final = 2**63 - 1
+
+
+class WrongValue(UserError, ValueError):
+    """A value that is not allowed: a ValueError in Python, and the user's to mend where a person wrote it."""
 
 
 def require_number(
@@ -26,7 +33,7 @@ def require_number(
     """
     if value is None and optional:
         return
-    kinds = (int,) if whole else (int, float)
+    kinds: type = numbers.Integral if whole else numbers.Real
     good = (
         isinstance(value, kinds)
         and not isinstance(value, bool)
@@ -48,7 +55,7 @@ def require_number(
             if bound is not None
         ]
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} must be {' '.join([kind, *limits])}{', or null' if optional else ''}, got {value!r}")
+        raise WrongValue(f"{name} must be {' '.join([kind, *limits])}{', or null' if optional else ''}, got {value!r}")
 
 
 def require_fraction(name: str, value: Any) -> None:

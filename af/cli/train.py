@@ -171,10 +171,7 @@ def _check(config: dict[str, Any]) -> None:
     from af.training.ranks import check_ranks, find_ranks
 
     check_ranks(config["trainer"], find_ranks())
-    try:
-        require_number("seed", config["seed"], least=0, most=LARGEST_SEED, whole=True)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    require_number("seed", config["seed"], least=0, most=LARGEST_SEED, whole=True)
     if config["matmul_precision"] not in ("highest", "high", "medium"):
         raise UserError(f"matmul_precision={config['matmul_precision']}: give highest, high or medium")
     # under the names that people give them, not where they are put

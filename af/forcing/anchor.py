@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from af.errors import UserError
+from af.values import require_number
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,9 @@ class Anchor:
     horizon_frames: int = 250
 
     def __post_init__(self) -> None:
-        if self.sink_frames < 0:
-            raise UserError(f"anchor.sink_frames: {self.sink_frames}; it must not be negative")
-        if self.pull < 0:
-            raise UserError(f"anchor.pull: {self.pull}; it must not be negative")
-        if self.horizon_frames < 1:
-            raise UserError(f"anchor.horizon_frames: {self.horizon_frames}; it must be positive")
+        require_number("anchor.sink_frames", self.sink_frames, least=0, whole=True)
+        require_number("anchor.pull", self.pull, least=0)
+        require_number("anchor.horizon_frames", self.horizon_frames, least=1)
 
     def running_mean(self, mean: Float[Tensor, "B D"], block: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """Update the running mean of the motion by a block."""

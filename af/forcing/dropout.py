@@ -16,6 +16,7 @@ from torch import Tensor
 
 from af.errors import UserError, require_choice
 from af.types import Condition
+from af.values import require_fraction, require_number
 
 SIGNALS: Final = tuple(f.name for f in fields(Condition))
 PER: Final = ("sequence", "block")
@@ -52,10 +53,9 @@ class Ramp:
     over: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.start, self.end) < 0:
-            raise ValueError(f"a ramp's start and end must not be negative, got {self.start} and {self.end}")
-        if not 0 < self.over <= 1:
-            raise ValueError(f"a ramp's `over` must be in (0, 1], got {self.over}")
+        require_number("a ramp's start", self.start, least=0)
+        require_number("a ramp's end", self.end, least=0)
+        require_number("a ramp's `over`", self.over, above=0, most=1)
 
     def __call__(self, progress: float) -> float:
         """The factor at `progress` (0 at the first step, 1 at the last)."""
@@ -84,11 +84,9 @@ class ConditionDropout:
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"drop probability {name} must be in [0, 1], got {value}")
+            require_fraction(f"drop probability {name}", getattr(self, name))
         require_choice("condition dropout", "per", self.per, PER)
-        if self.block_frames < 1:
-            raise ValueError(f"block_frames must be at least 1, got {self.block_frames}")
+        require_number("block_frames", self.block_frames, least=1, whole=True)
 
     @classmethod
     def never(cls) -> ConditionDropout:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
+from af.values import require_fraction, require_number
 
 LEVELS: Final = ("independent", "last")
 
@@ -52,8 +53,7 @@ class Steps:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UserError(f"distribution.count: {self.count}; it must be at least 1")
+        require_number("distribution.count", self.count, least=1, whole=True)
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Independent samples of `shape` (on the generator's device)."""
@@ -77,14 +77,10 @@ class FlowTimes:
     start_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.block_frames < 1:
-            raise UserError(f"flow_times.block_frames: {self.block_frames}; it must be at least 1")
-        if not 0 <= self.clean_probability <= 1:
-            raise UserError(f"flow_times.clean_probability: {self.clean_probability}; allowed: 0 to 1")
-        if self.levels not in LEVELS:
-            raise UserError(f"flow_times.levels: {self.levels!r}; allowed: {', '.join(LEVELS)}")
-        if not 0 <= self.start_share <= 1:
-            raise UserError(f"flow_times.start_share: {self.start_share}; allowed: 0 to 1")
+        require_number("flow_times.block_frames", self.block_frames, least=1, whole=True)
+        require_fraction("flow_times.clean_probability", self.clean_probability)
+        require_fraction("flow_times.start_share", self.start_share)
+        require_choice("flow_times.levels", "levels", self.levels, LEVELS)
 
     def frames(self, window_frames: int, generator: torch.Generator | None = None) -> int:
         """Number of frames of a window to train on in this step: all, or a shorter history and one block."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from af.devices import widest_float
-from af.errors import UserError
+from af.errors import UserError, require_choice
+from af.values import require_number
 
 SCHEDULES: Final = ("uniform", "released", "pyramid")
 SOLVERS: Final = ("euler", "heun")
@@ -85,8 +85,7 @@ def pyramid(steps: int, frames: int, stagger: float = 1.0) -> Schedule:
     `stagger` 0 is the uniform schedule; with 1 the last frame starts when the first is clean. The number of evaluations
     stays `steps`, so each frame takes fewer, longer steps. Raises UserError for a negative `stagger`.
     """
-    if stagger < 0:
-        raise UserError(f"schedule: stagger {stagger}; it must not be negative")
+    require_number("schedule: stagger", stagger, least=0)
     start = stagger * torch.arange(frames, dtype=torch.float64) / max(1, frames - 1)
     clock = (1 + stagger) * torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps
     levels = (clock - start).clamp(0, 1)
@@ -100,12 +99,8 @@ def schedule(name: str, steps: int, frames: int = 1) -> Schedule:
     `uniform`: equal steps. `released`: the same flow times, but step lengths from a table of 1000 float32 noise levels,
     looked up by the nearest timestep (`steps` = nfe − 2). `pyramid`: see `pyramid`.
     """
-    if name not in SCHEDULES:
-        raise UserError(f"schedule: unknown schedule {name!r}; allowed: {', '.join(SCHEDULES)}")
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
-        raise UserError(f"steps: {steps!r}; give a whole number")
-    if steps < 1:
-        raise UserError(f"steps: {steps}; at least one step is needed")
+    require_choice("schedule", "schedule", name, SCHEDULES)
+    require_number("steps", steps, least=1, whole=True)
     if name == "pyramid":
         return pyramid(steps, frames)
     if name == "uniform":
@@ -129,7 +124,7 @@ def integrate(
     step that ends clean is an Euler step, because there is no velocity there (Karras et al. 2022). Raises UserError for
     an unknown solver.
     """
-    check_solver(solver)
+    require_choice("solver", "solver", solver, SOLVERS)
     steps = steps.of(noise.shape[1]).beside(noise)
     sizes = steps.step_sizes[..., None]
     x = noise
@@ -141,9 +136,3 @@ def integrate(
             v = torch.where(arrived, v, (v + later) / 2)
         x = x + sizes[row] * v
     return x
-
-
-def check_solver(solver: str) -> None:
-    """Raise UserError, naming the solvers, unless `solver` is one of them."""
-    if solver not in SOLVERS:
-        raise UserError(f"solver: unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")

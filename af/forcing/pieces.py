@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_samples
 from af.errors import UserError, did_you_mean
+from af.values import require_number
 
 PUSHED: Final = ("avatar_audio", "user_audio", "user_motion", "user_frames", "user_times")
 #: Larger floats are not audio in [-1, 1] (most likely 16-bit numbers in floats).
@@ -42,15 +42,14 @@ class Rates:
     def __post_init__(self) -> None:
         for name in ("avatar_audio", "user_audio"):
             rate = getattr(self, name)
-            if not _is_number(rate) or not 4000 <= rate <= 384_000 or rate % FPS:
+            require_number(f"rates.{name}", rate, least=4000, most=384_000)
+            if rate % FPS:
                 raise UserError(
                     f"rates.{name}: {rate!r} samples a second; give a whole multiple of {FPS} from 4,000 to 384,000, "
                     f"such as {SAMPLE_RATE}, 44100 or 48000"
                 )
             object.__setattr__(self, name, int(rate))  # of any kind of number
-        rate = self.user_frames
-        if not _is_number(rate) or not 1 <= rate <= 1000:
-            raise UserError(f"rates.user_frames: {rate!r} frames a second; give a number from 1 to 1,000")
+        require_number("rates.user_frames", self.user_frames, least=1, most=1000)
 
     @property
     def frame_step(self) -> Fraction:
@@ -115,9 +114,7 @@ def check_settings(
         raise unfit("encode_user", "a function of one frame", encode_user)
     if generator is not None and not hasattr(generator, "set_state"):
         raise unfit("generator", "torch.Generator().manual_seed(NUMBER)", generator)
-    whole = isinstance(patience_frames, numbers.Integral) and not isinstance(patience_frames, bool)
-    if patience_frames is not None and (not whole or patience_frames < 0):
-        raise UserError(f"patience_frames: {patience_frames!r}; give a number of frames that is not negative, or None")
+    require_number("patience_frames", patience_frames, least=0, whole=True, optional=True)
 
 
 def pushed(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,10 +186,6 @@ def frame_times(times: Any, count: int, known_s: float) -> list[Fraction]:
             "since the session's start (not since 1970, and no milliseconds)"
         )
     return [Fraction(float(time)) * FPS for time in array]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _array(name: str, values: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.path import Schedule
@@ -123,8 +123,7 @@ def draw_noise(generator: torch.Generator | None, reference: Float[Tensor, "B D"
 
 
 def _check_prime(prime: str, layout: WindowLayout) -> None:
-    if prime not in PRIMES:
-        raise UserError(f"prime: unknown start {prime!r}; allowed: {', '.join(PRIMES)}")
+    require_choice("prime", "start", prime, PRIMES)
     if prime == "joint" and layout.window_frames % layout.block_frames:
         raise UserError(
             f"prime: 'joint' starts with whole blocks, and a window of {layout.window_frames} frames is not a multiple of "

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from af.devices import widest_float
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance, branch_conditions, combine
-from af.forcing.path import Schedule, check_solver, integrate
+from af.forcing.path import SOLVERS, Schedule, integrate
 from af.forcing.path import schedule as make_schedule
 from af.nn.kv_cache import KeysValues, RollingCache, WindowLayout
 from af.nn.rope import RotaryTable, rotary_table
@@ -101,7 +101,7 @@ class BlockSampler:
         solver: str = "euler",
         anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
     ) -> None:
-        check_solver(solver)
+        require_choice("solver", "solver", solver, SOLVERS)
         if not isinstance(guidance, Guidance):
             raise UserError(f"guidance: expected Guidance(audio=…, user=…), got {type(guidance).__name__}")
         self.denoiser, self.layout = denoiser, denoiser.layout

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from af.errors import UserError, require_choice
+from af.errors import require_choice
+from af.values import require_number
 
 KINDS: Final = ("dpo", "ipo", "hinge")
 UNITS: Final = ("frame", "block", "sequence")
@@ -97,8 +98,7 @@ class PreferenceLoss:
     def __post_init__(self) -> None:
         require_choice("preference loss", "kind", self.kind, KINDS)
         require_choice("preference loss", "per", self.per, UNITS)
-        if not self.beta > 0:
-            raise UserError(f"preference loss: beta is {self.beta}; it must be positive")
+        require_number("preference loss: beta", self.beta, above=0)
 
     def __call__(
         self, errors: PairErrors, counted: Bool[Tensor, "B T"], *, block_frames: int = 1

@@ -181,8 +181,7 @@ class MotionAutoencoder(nn.Module):
             require_number(name, locals()[name], least=1, whole=True)
         if image_size < 16 or image_size & (image_size - 1):
             raise ValueError(f"image_size must be a power of two of at least 16, got {image_size}")
-        if not 1 <= directions <= latent_dim:
-            raise ValueError(f"directions must lie in 1 ... latent_dim = {latent_dim}, got {directions}")
+        require_number("directions", directions, least=1, most=latent_dim, whole=True)
         if channel_base < image_size:
             raise ValueError(f"channel_base {channel_base} leaves no channels at {image_size} px")
         self.image_size, self.latent_dim, self.directions_count = image_size, latent_dim, directions

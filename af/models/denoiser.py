@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from af.devices import widest_float
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.models.condition import AudioProjection, DualMotionEncoder
 from af.models.motion_space import MotionSpace
 from af.nn.attention import head_size, repeat_rows
@@ -92,10 +92,7 @@ class MotionDenoiser(nn.Module):
             raise UserError(
                 f"window_frames: {window_frames}; with mask {mask} it must be a multiple of block_frames ({block_frames})"
             )
-        if look_ahead_layers not in LOOK_AHEAD_LAYERS:
-            raise UserError(
-                f"look_ahead_layers: {look_ahead_layers!r}; allowed: {', '.join(LOOK_AHEAD_LAYERS)} (layers that look ahead)"
-            )
+        require_choice("look_ahead_layers", "layers", look_ahead_layers, LOOK_AHEAD_LAYERS)
         if head_size(hidden, heads) % 2:
             raise UserError(
                 f"heads: {heads} heads at width {hidden} have an odd size; rotary positions need an even one"

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from af.errors import UserError
+from af.errors import require_choice
 from af.nn.precision import full_precision
+from af.values import require_number
 
 Kind = Literal["coefficients", "latent", "identity"]
 
@@ -73,10 +74,8 @@ class MotionSpace(nn.Module):
 
     def __init__(self, kind: Kind, latent_dim: int, directions: int = 20, floor: float = 1e-3) -> None:
         super().__init__()
-        if kind not in get_args(Kind):
-            raise UserError(f"motion_space.kind: unknown kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
-        if not 1 <= directions <= latent_dim:
-            raise UserError(f"motion_space.directions: {directions}; allowed: 1 to latent_dim ({latent_dim})")
+        require_choice("motion_space.kind", "kind", kind, get_args(Kind))
+        require_number("motion_space.directions", directions, least=1, most=latent_dim, whole=True)
         self.kind, self.latent_dim, self.directions, self.floor = kind, latent_dim, directions, floor
         self.fitted = kind == "identity"
         if kind != "identity":

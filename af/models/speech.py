@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from af.clock import SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.mel import mel_filters
 from af.models.artifact import weights_digest
 from af.types import FeatureSpec
@@ -221,8 +221,7 @@ class Wav2Vec2Features(SpeechFeatures):
                 f"wav2vec2 checkpoint {str(checkpoint)!r} cannot be read ({error}); give a local folder saved with "
                 "save_pretrained, or a Hugging Face name on a machine with network"
             ) from error
-        if resample not in ("before", "after"):
-            raise ValueError(f"resample must be 'before' or 'after', got {resample!r}")
+        require_choice("resample", "place", resample, ("before", "after"))
         layers = model.config.num_hidden_layers
         found = layers * model.config.hidden_size
         if dim not in (None, found):

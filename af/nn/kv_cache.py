@@ -14,6 +14,7 @@ from torch import Tensor
 from af.clock import FPS
 from af.errors import UserError
 from af.nn.rope import RotaryTable, rotate
+from af.values import require_number
 
 LONGEST_WINDOW: Final = 3600 * FPS
 
@@ -43,17 +44,13 @@ class WindowLayout:
 
     def __post_init__(self) -> None:
         for name, frames in vars(self).items():
-            if type(frames) is not int or frames > LONGEST_WINDOW:
-                raise UserError(f"{name}: {frames!r}; it must be a whole number of frames, at most {LONGEST_WINDOW}")
+            least = 1 if name == "block_frames" else 0
+            require_number(name, frames, least=least, most=LONGEST_WINDOW, whole=True)
         b, lookahead, n = self.block_frames, self.look_ahead, self.window_frames
-        if b < 1:
-            raise UserError(f"block_frames: {b} is not a block size; it must be at least 1")
-        if not 0 <= lookahead <= b:
+        if lookahead > b:
             raise UserError(f"look_ahead: {lookahead} frames; it must lie between 0 and block_frames ({b})")
         if n < b + lookahead:
             raise UserError(f"window_frames: {n}; it must hold a block and its look-ahead ({b + lookahead})")
-        if self.condition_reach < 0:
-            raise UserError(f"condition_reach: {self.condition_reach} frames; it must not be negative")
 
     @property
     def block_position(self) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from af.errors import UserError
+from af.errors import require_choice
 
 MaskRule = Callable[[Tensor, Tensor, int, int], Tensor]
 """(query positions, key positions, block_frames, look_ahead), broadcast together -> boolean."""
@@ -49,8 +49,7 @@ RULES: Final[dict[str, MaskRule]] = {
 
 def mask_rule(name: str) -> MaskRule:
     """The rule called `name`. Raises UserError, naming the allowed rules, for any other name."""
-    if name not in RULES:
-        raise UserError(f"mask: unknown rule {name!r}; allowed: {', '.join(RULES)}")
+    require_choice("mask", "rule", name, RULES)
     return RULES[name]
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from af.errors import UserError
+from af.errors import require_choice
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Values of `ONEDNN_MAX_CPU_ISA` without bf16 products.
@@ -38,8 +38,7 @@ def choose(wanted: str, device: torch.device | str = "cpu") -> Precision:
 
     An emulated bf16 product takes ten to a hundred times as long as one in fp32. Raises UserError for other names.
     """
-    if wanted not in ("auto", *PRECISIONS):
-        raise UserError(f"precision: {wanted!r}; allowed: auto, {', '.join(PRECISIONS)}")
+    require_choice("precision", "precision", wanted, ("auto", *PRECISIONS))
     fast, why = _fast_bf16(torch.device(device))
     if wanted == "auto":
         return Precision("bf16" if fast else "fp32", f"auto: {why}")

@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from af.values import require_number
+
 
 class Ema(Callback):
     """Keep `average ← d·average + (1 − d)·weights`, with d = min(decay, (1 + n)/(10 + n)) after n updates.
@@ -22,8 +24,7 @@ class Ema(Callback):
     acts = True  # the export depends on it
 
     def __init__(self, part: str, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        require_number("decay", decay, least=0, below=1)
         self.part = part
         self.decay = decay
         self.updates = 0

@@ -130,10 +130,7 @@ def trainer_options() -> list[str]:
 def _require_values(options: Mapping[str, Any]) -> None:
     for name, limits in LIMITS.items():
         if name in options:
-            try:
-                require_number(f"trainer.{name}", options[name], **limits)
-            except ValueError as error:
-                raise UserError(str(error)) from error
+            require_number(f"trainer.{name}", options[name], **limits)
     longest = options.get("max_time")
     if longest is not None and not isinstance(longest, str | Mapping | datetime.timedelta):
         raise UserError(f"trainer.max_time={longest}: give days:hours:minutes:seconds, as in 00:12:00:00")

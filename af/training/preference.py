@@ -29,6 +29,7 @@ from af.training.denoiser import DenoiserModule, compile_denoiser, conditioned, 
 from af.training.randomness import Draws, validation_draws
 from af.training.reference import FrozenReference
 from af.types import DyadBatch
+from af.values import require_number
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class OnlineLosers:
     by: Literal["reference", "policy"] = "reference"
 
     def __post_init__(self) -> None:
-        if self.every_n_steps < 1:
-            raise UserError(f"online.every_n_steps: {self.every_n_steps}; it must be at least 1")
+        require_number("online.every_n_steps", self.every_n_steps, least=1, whole=True)
         require_choice("online.by", "model", self.by, ("reference", "policy"))
 
     @torch.no_grad()
@@ -103,8 +103,10 @@ class PreferenceModule(DenoiserModule):
         super().__init__(denoiser, **denoising)
         if denoising.get("start") is not None:
             raise UserError("module.start: policy and reference both start from the model that start=FOLDER names")
-        if weight < 0 or denoising_weight < 0 or weight + denoising_weight == 0:
-            raise UserError(f"weight: {weight}, denoising_weight: {denoising_weight}; neither negative, not both 0")
+        require_number("weight", weight, least=0)
+        require_number("denoising_weight", denoising_weight, least=0)
+        if weight + denoising_weight == 0:
+            raise UserError("weight and denoising_weight are both 0: there is nothing to learn")
         if online is not None and online.every_n_steps > 1 and denoising_weight == 0:
             raise UserError(
                 f"denoising_weight: 0 with online.every_n_steps: {online.every_n_steps}; steps without losers would have "
@@ -255,8 +257,8 @@ class StopOnDrift(Callback):
     acts = True  # the end of a training depends on it
 
     def __init__(self, steps: int = 200, tolerance: float = 0.05) -> None:
-        if steps < 1 or tolerance < 0:
-            raise ValueError(f"steps must be at least 1 and tolerance not negative, got {steps} and {tolerance}")
+        require_number("steps", steps, least=1, whole=True)
+        require_number("tolerance", tolerance, least=0)
         self.steps, self.tolerance = steps, tolerance
         self.in_a_row: Tensor | int = 0  # on the errors' device, so that the host does not wait
         self._look_in = steps  # batches before the limit can be reached

@@ -58,11 +58,11 @@ def test_autoregressive_levels_are_clean_history_and_one_noisy_block(generator: 
 
 
 def test_wrong_values_are_named() -> None:
-    with pytest.raises(UserError, match="block_frames: 0"):
+    with pytest.raises(UserError, match=r"flow_times\.block_frames must be .*, got 0"):
         FlowTimes(0)
-    with pytest.raises(UserError, match=r"flow_times\.levels: 'first'; allowed: independent, last"):
+    with pytest.raises(UserError, match=r"flow_times\.levels: .*'first'; allowed: independent, last"):
         FlowTimes(5, levels="first")
     with pytest.raises(UserError, match="has only 40 frames"):
         FlowTimes(50, levels="last").frames(40)
-    with pytest.raises(UserError, match="clean_probability: 2"):
+    with pytest.raises(UserError, match=r"clean_probability must be .*, got 2"):
         FlowTimes(5, clean_probability=2)

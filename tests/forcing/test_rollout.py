@@ -262,7 +262,7 @@ def test_the_anchor_pulls_the_running_mean_to_the_portrait(small_denoiser, rando
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pull": -1.0}, r"anchor\.pull: -1"),
+        ({"pull": -1.0}, r"anchor\.pull must be .*, got -1"),
         ({"sink_frames": -1}, r"anchor\.sink_frames"),
         ({"horizon_frames": 0}, "horizon"),
     ],

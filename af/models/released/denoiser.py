@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from af.models.artifact import build
@@ -51,21 +51,17 @@ class ReleasedSizes:
     def config(self) -> dict[str, Any]:
         """The constructor call of an equivalent denoiser, for `af.models.registry.build`."""
         space = {"kind": "identity", "latent_dim": self.dim, "directions": min(20, self.dim)}
+        sizes = asdict(self)
+        del sizes["dim"]
         return {
             "_target_": "af.models.denoiser.MotionDenoiser",
             "motion_space": {"_target_": "af.models.motion_space.MotionSpace", **space},
-            "hidden": self.hidden,
-            "depth": self.depth,
-            "heads": self.heads,
-            "mlp_ratio": self.mlp_ratio,
+            **sizes,
             "block_frames": 10,
             "look_ahead": 2,
             "window_frames": 50,
             "mask": "frame_lookahead",
             "causal_condition": False,
-            "condition_dim": self.condition_dim,
-            "condition_heads": self.condition_heads,
-            "audio_feature_dim": self.audio_feature_dim,
         }
 
 
