@@ -135,7 +135,7 @@ def denoiser_folder(tmp_path_factory, latents) -> Path:
 
 
 #: A source of losers.
-DROP_USER = {"_target_": "af.pipeline.loser_sources.WeakUser", "steps": 2}
+DROP_USER = {"_target_": "af.pipeline.losers.WeakUser", "steps": 2}
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,12 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from af.errors import UserError
-
-
-class Stage(Protocol):
-    """A stage that can compile the networks of its training step."""
-
-    def compile_networks(self, **how: Any) -> None: ...  # noqa: D102
+from af.training.stage import Stage
 
 
 def prepare(stage: Stage, part: str, *, compile: bool | str, activation_checkpointing: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -16,15 +15,14 @@ from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import FrameError, valid_mean
 from af.models.denoiser import MotionDenoiser
 from af.specs import MotionSpec, require_spec
-from af.training.callbacks import writes_logs
-from af.training.randomness import Draws, training_draws, validation_draws
+from af.training.randomness import Draws, validation_draws
 from af.training.reference import start_from
 from af.training.schedules import MakeOptimizer, MakeScheduler, constant, optimization
-from af.training.validation import RankMeans
+from af.training.stage import Stage
 from af.types import Condition, DyadBatch
 
 
-class DenoiserModule(LightningModule):
+class DenoiserModule(Stage):
     """Train a `MotionDenoiser` on `DyadBatch`es with diffusion forcing.
 
     `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` drops
@@ -44,14 +42,9 @@ class DenoiserModule(LightningModule):
         start: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        optimization(denoiser.parameters(), optimizer, scheduler)  # fail early on wrong values
+        super().__init__(denoiser, optimizer, scheduler, seed)
         self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
         self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed = seed
-        self.batches_seen = 0
-        self.validation = RankMeans()
 
     def setup(self, stage: str) -> None:
         """Standardise motion by the training set's statistics, unless a checkpoint has its own."""
@@ -108,14 +101,7 @@ class DenoiserModule(LightningModule):
 
     def training_step(self, batch: DyadBatch, batch_idx: int) -> Tensor:
         """One training step; logs a loss for every case of dropped signals."""
-        return self.denoising_loss(batch, self.next_draws(batch))
-
-    def next_draws(self, batch: DyadBatch) -> Draws:
-        """The random numbers of the next batch."""
-        accumulate = self.trainer.accumulate_grad_batches
-        draws = training_draws(self, self.seed, self.batches_seen, len(batch.valid), accumulate)
-        self.batches_seen += 1
-        return draws
+        return self.denoising_loss(batch, self.next_draws(len(batch.valid)))
 
     def cut(self, batch: DyadBatch, draws: Draws) -> DyadBatch:
         """Cut windows to the frames that this step trains on, equally many on all ranks."""
@@ -132,15 +118,12 @@ class DenoiserModule(LightningModule):
         dropped = draw_drops(self.dropout, batch, draws, self.training_progress())
         losses, _, valid = self.velocity_losses(batch, draws, dropped)
         loss = valid_mean(losses, valid)
-        if writes_logs(self):
-            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+        if self.log_step(loss):
             cases = {name: valid & case for name, case in dropped.cases().items()}
             occur = torch.stack([frames.any() for frames in cases.values()]).cpu().numpy()  # waits once for all of them
             for (name, frames), occurs in zip(cases.items(), occur, strict=True):
                 if occurs:
                     self.log(f"train/loss_by_case/{name}", valid_mean(losses, frames))
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it to the device, and wait
         return loss
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
@@ -158,26 +141,9 @@ class DenoiserModule(LightningModule):
                     level = valid & (flow_time >= low) & (flow_time < low + 0.25)
                     self.validation.add(f"loss_by_flow_time/{low:.2f}", valid_mean(losses, level), level.sum())
 
-    def on_validation_epoch_start(self) -> None:
-        """Reset the means."""
-        self.validation.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log means over all ranks."""
-        for name, value in self.validation.means().items():
-            self.log(f"val/{name}", value, sync_dist=True)
-
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the denoiser."""
         return optimization(self.denoiser.parameters(), self.optimizer, self.scheduler)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the number of batches seen, which determines the next noise and data."""
-        checkpoint["batches_seen"] = self.batches_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the number of batches seen."""
-        self.batches_seen = checkpoint["batches_seen"]
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)

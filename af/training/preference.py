@@ -23,7 +23,7 @@ from af.losses.preference import PairErrors, PreferenceLoss
 from af.losses.velocity import FrameError, valid_mean
 from af.models.denoiser import MotionDenoiser
 from af.nn.precision import full_precision
-from af.pipeline.loser_sources import LoserSource
+from af.pipeline.losers import LoserSource
 from af.pipeline.rolling import Scene
 from af.training.denoiser import DenoiserModule, compile_denoiser, conditioned, draw_drops
 from af.training.randomness import Draws, validation_draws
@@ -137,7 +137,7 @@ class PreferenceModule(DenoiserModule):
         step = (
             self.batches_seen // self.trainer.accumulate_grad_batches
         )  # all batches of a step have the term or none has
-        draws = self.next_draws(batch)
+        draws = self.next_draws(len(batch.valid))
         loss = batch.avatar_motion.new_zeros(())
         if self.denoising_weight:
             loss = self.denoising_weight * self.denoising_loss(batch, draws)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -19,18 +18,17 @@ from af.metrics.likeness import decibels
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
 from af.models.progressive import start_from
 from af.pipeline.encode import require_videos
-from af.training.callbacks import tensorboard, writes_logs
+from af.training.callbacks import tensorboard
 from af.training.images import add_image
-from af.training.randomness import training_draws
 from af.training.schedules import MakeOptimizer, MakeScheduler, constant, optimization
-from af.training.validation import RankMeans
+from af.training.stage import Stage
 from af.types import PairBatch
 from af.values import require_number
 
 GRID_ROWS = 8
 
 
-class VaeModule(LightningModule):
+class VaeModule(Stage):
     """Train a `MotionAutoencoder` on `PairBatch`es; with a `discriminator` also against it.
 
     `loss` is called like `ReconstructionLoss`; `adversarial` is the loss with the discriminator. `both_ways` means that
@@ -60,9 +58,8 @@ class VaeModule(LightningModule):
         start: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for make in (optimizer, discriminator_optimizer):  # fail early on wrong values
-            optimization(autoencoder.parameters(), make, scheduler)
+        super().__init__(autoencoder, optimizer, scheduler, seed)
+        optimization(autoencoder.parameters(), discriminator_optimizer, scheduler)  # fail early on wrong values
         require_number("accumulate", accumulate, least=1, whole=True)
         require_number("gradient_clip", gradient_clip, above=0, optional=True)
         if (adversarial is None) != (discriminator is None):
@@ -76,12 +73,10 @@ class VaeModule(LightningModule):
             start_from(autoencoder, start)
         self.autoencoder, self.loss = autoencoder, loss
         self.adversarial, self.discriminator = adversarial, discriminator
-        self.optimizer, self.scheduler, self.discriminator_optimizer = optimizer, scheduler, discriminator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
         self.accumulate, self.gradient_clip = accumulate, gradient_clip
-        self.both_ways, self.seed = both_ways, seed
-        self.batches_seen = 0
+        self.both_ways = both_ways
         self.automatic_optimization = discriminator is None
-        self.validation = RankMeans()
         if discriminator is not None:
             # Two backward passes per step would confuse DDP: it reduces the autoencoder's gradients, and
             # `_share_discriminator_gradients` the discriminator's.
@@ -114,7 +109,6 @@ class VaeModule(LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
         """Train on one batch; with a discriminator both networks are updated, on the same reconstruction."""
         noise = self._noise(batch)
-        self.batches_seen += 1
         # both ways: the driving frames are the reordered sources
         output = self.autoencoder(batch.source, None if self.both_ways else batch.driving, noise)
         loss, terms = self.reconstruction_loss(output, batch)
@@ -126,12 +120,11 @@ class VaeModule(LightningModule):
 
     def _noise(self, batch: PairBatch) -> Tensor | None:
         """Noise for samples of the posterior; the two directions of a pair have their own."""
-        if not self.autoencoder.variational:
-            return None
         ways = 1 + self.both_ways
         pairs = len(batch.driving) // ways
-        accumulate = self.trainer.accumulate_grad_batches if self.automatic_optimization else self.accumulate
-        draws = training_draws(self, self.seed, self.batches_seen, pairs, accumulate)
+        draws = self.next_draws(pairs, None if self.automatic_optimization else self.accumulate)
+        if not self.autoencoder.variational:
+            return None
         shape = torch.Size((pairs, ways, self.autoencoder.directions_count))
         return draws.normal(shape, like=batch.driving).transpose(0, 1).flatten(0, 1)
 
@@ -192,10 +185,6 @@ class VaeModule(LightningModule):
             for parameter in self.discriminator.parameters():
                 dist.broadcast(parameter.data, 0)
 
-    def on_validation_epoch_start(self) -> None:
-        """Reset the means."""
-        self.validation.reset()
-
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Errors of the reconstruction from the posterior's mean, and of the unchanged source."""
         size = len(batch.driving)
@@ -238,19 +227,8 @@ class VaeModule(LightningModule):
             found.append(second)
         return [each["optimizer"] for each in found], [each["lr_scheduler"] for each in found]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the number of batches seen, which determines the next noise."""
-        checkpoint["batches_seen"] = self.batches_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the number of batches seen."""
-        self.batches_seen = checkpoint["batches_seen"]
-
     def _log_training(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
         if "r1" in terms:  # not in every step: the newest value when logs are written
             self.log("train/r1", terms.pop("r1").detach())
-        if writes_logs(self):
-            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+        if self.log_step(loss):
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it to the device, and wait

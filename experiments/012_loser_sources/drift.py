@@ -25,7 +25,7 @@ from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import VelocityLoss
 from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.loser_sources import WeakUser
+from af.pipeline.losers import WeakUser
 from af.pipeline.teacher import teacher_noise
 from af.training.denoiser import conditioned
 from af.training.preference import OnlineLosers

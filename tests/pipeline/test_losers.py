@@ -18,8 +18,7 @@ from af.errors import UserError
 from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
 from af.pipeline import losers as losers_module
-from af.pipeline.loser_sources import FromFiles, OtherUser, WeakUser
-from af.pipeline.losers import make_losers
+from af.pipeline.losers import FromFiles, OtherUser, WeakUser, make_losers
 from af.training.preference import OnlineLosers
 from af.training.randomness import Draws, step_generator
 from tests.conftest import DROP_USER
@@ -62,7 +61,7 @@ def motions(folder, split="train"):
 
 
 def source(name, **settings):
-    return {"_target_": f"af.pipeline.loser_sources.{name}", **settings}
+    return {"_target_": f"af.pipeline.losers.{name}", **settings}
 
 
 def make(latents, out, denoiser_folder, name="WeakUser", *, settings=None, **job):

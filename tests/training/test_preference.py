@@ -24,7 +24,7 @@ from af.training.denoiser import draw_drops
 from af.training.randomness import Draws, step_generator
 from af.training.reference import FrozenReference
 
-SOURCE = "{_target_: af.pipeline.loser_sources.WeakUser, steps: 1}"
+SOURCE = "{_target_: af.pipeline.losers.WeakUser, steps: 1}"
 ONLINE = f"{{_target_: af.training.preference.OnlineLosers, source: {SOURCE}}}"
 SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=6", "trainer.val_check_interval=3"]
 

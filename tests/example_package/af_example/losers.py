@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from af.pipeline.loser_sources import LoserSource
+from af.pipeline.losers import LoserSource
 from af.pipeline.rolling import Scene
 
 
