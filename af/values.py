@@ -33,7 +33,7 @@ def require_number(
     """
     if value is None and optional:
         return
-    kinds: type = numbers.Integral if whole else numbers.Real
+    kinds: Any = numbers.Integral if whole else numbers.Real
     good = (
         isinstance(value, kinds)
         and not isinstance(value, bool)
