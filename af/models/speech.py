@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,15 +144,10 @@ def block_window(block: int, spec: FeatureSpec) -> tuple[int, int]:
 
 def _equal_windows(blocks: int, spec: FeatureSpec, limit: int) -> Iterator[list[tuple[int, int]]]:
     """Windows of consecutive blocks, in groups of equal length and at most `limit` windows (bounded memory)."""
-    group: list[tuple[int, int]] = []
-    for block in range(blocks):
-        start, stop = block_window(block, spec)
-        if group and (stop - start != group[0][1] - group[0][0] or len(group) == limit):
+    windows = (block_window(block, spec) for block in range(blocks))
+    for _, same in groupby(windows, lambda window: window[1] - window[0]):
+        while group := list(islice(same, limit)):
             yield group
-            group = []
-        group.append((start, stop))
-    if group:
-        yield group
 
 
 class LogMel(SpeechFeatures):

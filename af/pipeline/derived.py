@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from af.data.index import Index, build_index, split_folders
 from af.data.parts import WHOLE, Part, Share, claim_output, run_job
-from af.data.schema import ClipMeta
+from af.data.schema import ROLES, ClipMeta
+from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location
 from af.errors import UserError
 
@@ -58,7 +62,22 @@ def derive(
     return run_job(parts, work, build, share=share, workers=workers, description=description) or []
 
 
-def derived_meta(meta: ClipMeta, **what: Any) -> ClipMeta:
-    """The description of a sample that holds only data derived from it."""
+def write_motions(
+    path: Path,
+    reader: ShardReader,
+    motions: Mapping[tuple[int, str], Float[np.ndarray, "T D"]],
+    member: str,
+    describe: Callable[[int], dict[str, Any]],
+) -> int:
+    """Write a shard of motions by (sample, role) as ROLE.`member`; `describe` gives what a sample's json says of them.
+
+    Returns the number of samples.
+    """
     bare: dict[str, Any] = {"motion_spec": None, "audio_spec": None, "face_spec": None, "crop_boxes": {}}
-    return replace(meta, **{**bare, **what})
+
+    def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
+        for i in dict.fromkeys(i for i, _ in motions):
+            meta = replace(reader.read_meta(i), **{**bare, **describe(i)})
+            yield reader.index.samples[i].key, meta, {f"{role}.{member}": motions[i, role] for role in ROLES}
+
+    return write_shard(path, samples())[0]

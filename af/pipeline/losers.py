@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,15 @@ from torch import Tensor
 from af.data.checks import ShardError, check_values
 from af.data.index import Index
 from af.data.parts import WHOLE, Share
-from af.data.schema import ROLES, ClipMeta
-from af.data.shards import ShardReader, write_shard
+from af.data.schema import ROLES
+from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.forcing.guidance import Guidance
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.models.registry import build
-from af.pipeline.derived import derive, derived_meta, splits_of
+from af.pipeline.derived import derive, splits_of, write_motions
 from af.pipeline.encode import require_specs, spec_of
 from af.pipeline.rolling import Scene, another_conversation, cached_denoiser, shard_motions, turn_name
 from af.values import require_number
@@ -199,15 +199,13 @@ def loser_shard(
     model = None if denoiser is None else cached_denoiser(denoiser, device)[0]
     motions = shard_motions(reader, shard, source, model, other_users=source.other_users, **how)
 
-    def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
-        _, motion_spec = spec_of(reader.index)
-        for i in dict.fromkeys(i for i, _ in motions):
-            made: dict[str, Any] = {**json.loads(losers), **how, "model": denoiser}
-            if source.other_users:
-                other = another_conversation(reader.index, i, how["seed"])
-                made["user_of"] = dict.fromkeys(ROLES, reader.index.samples[other].key)
-            meta = derived_meta(reader.read_meta(i), motion_spec=motion_spec, extra={"loser": made})
-            members = {f"{role}.motion.npy": motions[i, role] for role in ROLES}
-            yield reader.index.samples[i].key, meta, members
+    _, motion_spec = spec_of(reader.index)
 
-    return write_shard(path, samples())[0]
+    def describe(i: int) -> dict[str, Any]:
+        made: dict[str, Any] = {**json.loads(losers), **how, "model": denoiser}
+        if source.other_users:
+            other = another_conversation(reader.index, i, how["seed"])
+            made["user_of"] = dict.fromkeys(ROLES, reader.index.samples[other].key)
+        return {"motion_spec": motion_spec, "extra": {"loser": made}}
+
+    return write_motions(path, reader, motions, "motion.npy", describe)

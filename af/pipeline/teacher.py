@@ -6,7 +6,7 @@ Samples keep their keys. The noise is not stored: it is a function of key, role 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from af.data.index import Index
 from af.data.parts import WHOLE, Share
-from af.data.schema import ROLES, ClipMeta
-from af.data.shards import ShardReader, write_shard
+from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
-from af.pipeline.derived import derive, derived_meta, splits_of
+from af.pipeline.derived import derive, splits_of, write_motions
 from af.pipeline.encode import require_specs, spec_of
 from af.pipeline.rolling import Scene, cached_denoiser, shard_motions, turn_name
 from af.specs import TeacherSpec
@@ -79,12 +78,8 @@ def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described:
 
     motions = shard_motions(reader, shard, make, cached_denoiser(denoiser, device)[0], seed=spec.seed, batch=batch)
 
-    def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
-        for i in dict.fromkeys(i for i, _ in motions):
-            meta = derived_meta(reader.read_meta(i), teacher_spec=spec, extra={"teacher": {"model": denoiser}})
-            yield reader.index.samples[i].key, meta, {f"{role}.teacher.npy": motions[i, role] for role in ROLES}
-
-    return write_shard(path, samples())[0]
+    about = {"teacher_spec": spec, "extra": {"teacher": {"model": denoiser}}}
+    return write_motions(path, reader, motions, "teacher.npy", lambda i: about)
 
 
 def teacher_noise(spec: TeacherSpec, key: str, role: str, frames: int) -> Float[Tensor, "T M"]:

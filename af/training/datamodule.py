@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from af.data.index import INDEX_NAME, Index
-from af.data.loader import Counted, PlanDataset, training_loader, validation_loader, worker_context
+from af.data.loader import Counted, training_loader, validation_loader, worker_context
 from af.data.mixture import Root, joined, roots
 from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import PairPlan, Plan, fixed_pairs, fixed_windows
@@ -49,6 +49,7 @@ class _ShardData(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             require_number(name, value, least=least, whole=True)
         self.weights, self.batch_size, self.workers, self.seed = roots(root), batch_size, workers, seed
+        self.shares = list(self.weights.values())
         self.start = 0
         self.training_indexes = [Index.load(place / "train") for place in self.weights]
         self.train_index = joined(self.training_indexes)
@@ -70,17 +71,16 @@ class _ShardData(LightningDataModule):
         assert self.trainer is not None
         overfits = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         batches = 0 if overfits else int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
-        weights = list(self.weights.values())
-        return {"samples": batches * self.batch_size, "seed": self.seed, "root": self.where, "weights": weights}
+        place = {"root": self.where, "weights": self.shares}
+        return {"samples": batches * self.batch_size, "seed": self.seed, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the checkpoint's samples. Raises UserError for another seed or mixture."""
         if state_dict["seed"] != self.seed:
             raise UserError(f"data.seed is {self.seed}, the checkpoint was made with {state_dict['seed']}")
-        weights, before = list(self.weights.values()), state_dict.get("weights", [1.0])
-        if weights != before:
+        if self.shares != (before := state_dict.get("weights", [1.0])):
             raise UserError(
-                f"data.root mixes {self.where} by {weights}, the checkpoint was made with {state_dict['root']} by {before}; "
+                f"data.root mixes {self.where} by {self.shares}, the checkpoint was made with {state_dict['root']} by {before}; "
                 "continue with the same mixture, or start another run from the exported model"
             )
         self.start = int(state_dict["samples"])
@@ -104,22 +104,16 @@ class _ShardData(LightningDataModule):
     @property
     def rank_batch_size(self) -> int:
         """This rank's share of a batch."""
-        return self._share()[2]
+        return self._reading()["batch_size"]
 
-    def _validation_loader(self, dataset: PlanDataset, items: list[Any]) -> DataLoader:
-        rank, world, share = self._share()
-        return validation_loader(dataset, items, share, rank=rank, world=world, **self._options())
-
-    def _share(self) -> tuple[int, int, int]:
-        rank = self.trainer.global_rank if self.trainer else 0
-        world = self.trainer.world_size if self.trainer else 1
+    def _reading(self) -> dict[str, Any]:
+        """What the loaders are told: this rank's share, and how it is read."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world:
             raise UserError(f"data.batch_size={self.batch_size} (of all ranks) is not divisible by {world} ranks")
-        return rank, world, self.batch_size // world
-
-    def _options(self) -> dict[str, Any]:
         context = {"multiprocessing_context": worker_context()} if self.workers else {}
-        return {"workers": self.workers, "pin_memory": torch.cuda.is_available(), **context}
+        share = {"rank": rank, "world": world, "batch_size": self.batch_size // world}
+        return {**share, "workers": self.workers, "pin_memory": torch.cuda.is_available(), **context}
 
 
 class PairData(_ShardData):
@@ -156,16 +150,15 @@ class PairData(_ShardData):
         plans = [
             PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person) for index in self.training_indexes
         ]
-        dataset = self._dataset(self.train_index, mixed_plan(plans, list(self.weights.values()), self.seed))
-        rank, world, share = self._share()
-        return training_loader(dataset, share, rank=rank, world=world, start=self.start, **self._options())
+        dataset = self._dataset(self.train_index, mixed_plan(plans, self.shares, self.seed))
+        return training_loader(dataset, start=self.start, **self._reading())
 
     def val_dataloader(self) -> DataLoader | list:
         """Fixed pairs, each one once."""
         if self.validation_index is None:
             return []
         items = fixed_pairs(self.validation_index, seed=self.seed)
-        return self._validation_loader(self._dataset(self.validation_index), items)
+        return validation_loader(self._dataset(self.validation_index), items, **self._reading())
 
     def _dataset(self, index: Index, plan: Plan | None = None) -> PairDataset:
         return PairDataset(
@@ -241,7 +234,7 @@ class WindowData(_ShardData):
                 f"blocks of {block_frames}; encode with features.block_frames={block_frames} or a divisor of it"
             )
         found = [read_statistics(place) for place in self.weights]
-        self.motion_statistics: MotionStatistics = pooled(found, list(self.weights.values()))
+        self.motion_statistics: MotionStatistics = pooled(found, self.shares)
 
     def provenance(self) -> dict[str, Any]:
         """Provenance, with the specs that a roll-out needs."""
@@ -253,14 +246,12 @@ class WindowData(_ShardData):
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches from `data.reader`."""
-        rank, world, share = self._share()
-        options = self._options()
-        return self.reader.loader(self._source(), share, rank=rank, world=world, state=self._position, **options)
+        return self.reader.loader(self._source(), state=self._position, **self._reading())
 
     def state_dict(self) -> dict[str, Any]:
         """The position and the reader's state."""
         state = super().state_dict()
-        slots = (self._share()[1], max(1, self.workers))
+        slots = (self._reading()["world"], max(1, self.workers))
         reader = self.reader.state(self._source(), self._position, state["samples"], self.batch_size, slots)
         return {**state, "reader": {"kind": type(self.reader).__name__, **reader}}
 
@@ -280,7 +271,7 @@ class WindowData(_ShardData):
     def _source(self) -> WindowSource:
         return WindowSource(
             self.training_indexes,
-            list(self.weights.values()),
+            self.shares,
             frames=self.window_frames,
             block=self.block_frames,
             seed=self.seed,
@@ -311,4 +302,4 @@ class WindowData(_ShardData):
             noise_of=teacher_noise,
             listening=listening_frames if self.listening else None,
         )
-        return self._validation_loader(dataset, items)
+        return validation_loader(dataset, items, **self._reading())
