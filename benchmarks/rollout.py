@@ -29,8 +29,7 @@ from af.forcing.guidance import Guidance
 from af.forcing.sampler import BlockSampler
 from af.metrics.latency import Latency, latency
 from af.models.artifact import build
-from af.models.denoiser import MotionDenoiser
-from af.models.inference import for_inference
+from af.models.denoiser import MotionDenoiser, for_inference
 from af.models.released.denoiser import ReleasedSizes
 from af.nn.kv_cache import WindowLayout
 from af.nn.precision import PRECISIONS, packs_bf16

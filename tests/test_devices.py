@@ -18,7 +18,7 @@ from af.devices import choose_device
 from af.errors import UserError
 from af.forcing.rollout import rollout
 from af.models.artifact import build, load_model
-from af.models.inference import for_inference
+from af.models.denoiser import for_inference
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import live_session

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import af
-from af.pipeline.threads import free_cores, use_free_cores
+from af.pipeline.live import free_cores, use_free_cores
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:

@@ -7,6 +7,7 @@ precision; autocast applies only to the blocks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,8 @@ from af.models.motion_space import MotionSpace
 from af.nn.attention import head_size, repeat_rows
 from af.nn.kv_cache import KeysValues, WindowLayout
 from af.nn.masks import BLOCK_RULES, attention_mask, cross_window, mask_rule
-from af.nn.precision import without_autocast
+from af.nn.packed import PackedLinear
+from af.nn.precision import choose, without_autocast
 from af.nn.rope import rotary_table
 from af.nn.transformer import AttentionPlan, ForcingBlock, Modulation, modulate, norm
 from af.types import Condition
@@ -281,3 +283,22 @@ class MotionDenoiser(nn.Module):
         first = mask(self.layout.look_ahead)
         deeper = first if self.look_ahead_layers == "all" else mask(0)
         return [first, *[deeper] * (layers - 1)]
+
+
+def for_inference(denoiser: MotionDenoiser, precision: str = "fp32") -> MotionDenoiser:
+    """A copy of `denoiser` for roll-outs: without gradients, with packed weights in the blocks (`af.nn.packed`).
+
+    `precision` "fp32" only changes rounding; "bf16" multiplies in bf16, with norms, softmax, residual stream, flow time
+    and condition encoder in fp32; "auto" is the faster one on the weights' device. The copy shares
+    unchanged weights with the original. Raises UserError for other precisions.
+    """
+    dtype = choose(precision, denoiser.input.weight.device).dtype
+    shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in denoiser.parameters()}
+    packed = copy.deepcopy(denoiser, shared)
+    for block in packed.blocks:
+        assert isinstance(block, ForcingBlock)
+        for name, linear in list(block.named_modules()):
+            if isinstance(linear, nn.Linear):
+                block.set_submodule(name, PackedLinear(linear, dtype, gelu=name == "mlp.fc1"))
+        block.set_submodule("mlp.activation", nn.Identity())  # now part of fc1
+    return packed.eval()

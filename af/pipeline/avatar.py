@@ -21,8 +21,7 @@ from af.forcing.rollout import rollout_blocks
 from af.images import image_array, image_tensor
 from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
-from af.models.denoiser import MotionDenoiser
-from af.models.inference import for_inference
+from af.models.denoiser import MotionDenoiser, for_inference
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import face_crop, motion_spec_of
 from af.specs import require_spec
@@ -49,7 +48,7 @@ class Avatar:
         device: torch.device | str = "cpu",
         precision: str | None = None,
     ) -> Avatar:
-        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser (`af.models.inference`).
+        """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser (`for_inference`).
 
         Raises UserError when the folders do not match.
         """

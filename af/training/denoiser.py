@@ -165,3 +165,20 @@ def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws, progre
     """Draw the dropped signals of a batch at `progress` (0 … 1) of training."""
     frames = batch.valid.shape[1]
     return draws.of_rows(lambda rows: dropout(rows, frames, generator=draws.generator, progress=progress))
+
+
+class DistillModule(DenoiserModule):
+    """Distillation: `DenoiserModule` on the pairs of noise and motion of a guided teacher (`af teacher`).
+
+    The student learns straight paths between these pairs (rectified flow's reflow, arXiv 2209.03003): its velocity at
+    the noise already points to the teacher's motion, so one or two steps suffice. It trains on blocks as in generation:
+    earlier blocks are clean, the current one is at the flow times of its few steps. Give `flow_times` the distribution
+    `af.forcing.noise.Steps` of the student's steps and a `clean_probability`; roll the student out with
+    `Guidance.conditional()`.
+    """
+
+    def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The teacher's noise and motion. Raises UserError for batches without them."""
+        if batch.noise is None or batch.teacher is None:
+            raise UserError("a distillation needs data.teacher: a folder written by af teacher")
+        return batch.noise, self.denoiser.motion_space.to_model(batch.teacher)

@@ -7,8 +7,7 @@ import torch
 
 from af.errors import UserError
 from af.forcing.rollout import rollout
-from af.models.denoiser import MotionDenoiser
-from af.models.inference import for_inference
+from af.models.denoiser import MotionDenoiser, for_inference
 from af.models.motion_space import MotionSpace
 from af.nn.packed import PackedLinear
 from af.types import Condition

@@ -125,7 +125,7 @@ def test_a_loss_of_ones_own_is_what_is_minimised(tmp_path):
     def loss(image, batch, *, coefficients, log_variance, step):
         return image.square().mean(), {"brightness": image.mean()}
 
-    module = _module(loss=loss, lr=1e-2)
+    module = _module(loss=loss, optimizer=partial(torch.optim.Adam, lr=1e-2))
     trainer = _trainer(tmp_path, 20)
     trainer.fit(module, _loader(_batches(20)))
     assert trainer.logged_metrics["train/loss"] < 0.1
