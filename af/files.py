@@ -137,7 +137,8 @@ def _flat(settings: Any) -> dict[str, Any]:
     """The values of nested JSON objects, by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in settings.items() if isinstance(settings, Mapping) else ():
-        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+        inner = {f"{name}.{k}": v for k, v in _flat(value).items()}
+        flat |= inner if isinstance(value, Mapping) else {name: value}
     return flat
 
 

@@ -66,7 +66,7 @@ def test_what_changed_since_is_encoded_again(autoencoder_folder, tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(dyads, latents, autoencoder_folder, tmp_path):
     shutil.copytree(latents, tmp_path / "out")
-    with pytest.raises(UserError, match="features"):
+    with pytest.raises(UserError, match=r"features\.mode: None there, utterance asked for"):
         encode(dyads, tmp_path / "out", autoencoder_folder, {**FEATURES, "mode": "utterance"})
 
 
@@ -110,7 +110,7 @@ def test_shards_of_something_else_are_not_written_over(dyads, latents, autoencod
     """Also when they are the very ones to be read."""
     for command in (
         ["encode", "--data", tmp_path / "source", "--autoencoder", autoencoder_folder],
-        ["losers", "--data", tmp_path / "source", "--denoiser", denoiser_folder, "--source", "drop_user"],
+        ["losers", "--data", tmp_path / "source", "--denoiser", denoiser_folder, "losers=drop_user"],
     ):
         shutil.rmtree(tmp_path / "source", ignore_errors=True)
         shutil.copytree(dyads if command[0] == "encode" else latents, tmp_path / "source")
@@ -127,7 +127,7 @@ def test_what_cannot_be_encoded_is_refused_before_the_folder_is_taken(
     save_model(tmp_path / "larger", build(larger), larger, {})
     encode(dyads, blind, autoencoder_folder, FEATURES, keep_video=False)
     for source, model, message in (
-        (dyads, denoiser_folder, "not a motion autoencoder but MotionDenoiser"),
+        (dyads, denoiser_folder, "is a MotionDenoiser, not a motion autoencoder"),
         (dyads, tmp_path / "larger", "frames of 32 px, the autoencoder is for 64"),
         (blind, autoencoder_folder, "no video"),
     ):

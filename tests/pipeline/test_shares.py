@@ -96,7 +96,7 @@ def test_the_last_share_writes_index_and_statistics(conversations, autoencoder_f
         return encode(conversations, tmp_path, autoencoder_folder, FEATURES, share=Share(n, 3))
 
     assert share(2) == share(3) == []
-    assert "share 3/3 is done; 1 of 3 parts are missing yet" in capsys.readouterr().out
+    assert "share 3/3 is done; 1 of 3 parts are still missing" in capsys.readouterr().out
     assert not list(tmp_path.rglob("index.json"))
     assert [i.split for i in share(1)] == ["train", "val"]
     assert (tmp_path / STATISTICS_NAME).is_file()

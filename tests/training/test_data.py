@@ -78,7 +78,9 @@ def test_a_mixture_goes_on_where_its_checkpoint_stopped(latents, tmp_path):
     root = mixture(latents, tmp_path)
     whole = list(itertools.islice(windows(root).train_dataloader(), 6))
     first = windows(root)
-    first.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=SimpleNamespace(batches_seen=2))
+    first.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, overfit_batches=0, lightning_module=SimpleNamespace(batches_seen=2)
+    )
     state = first.state_dict()
     later = windows(root)
     later.load_state_dict(state)

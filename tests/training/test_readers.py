@@ -92,7 +92,11 @@ def test_both_readers_end_with_the_same_loss(caused, tmp_path):
 def data(root: Path, reader, world: int = 1, batches: int = 0) -> WindowData:
     found = WindowData(root, features=LogMel(**FEATURES), **FEATURES, batch_size=4, workers=0, reader=reader)
     found.trainer = SimpleNamespace(
-        global_rank=0, world_size=world, precision="32-true", lightning_module=SimpleNamespace(batches_seen=batches)
+        global_rank=0,
+        world_size=world,
+        precision="32-true",
+        overfit_batches=0,
+        lightning_module=SimpleNamespace(batches_seen=batches),
     )
     return found
 
