@@ -86,13 +86,12 @@ def _check(args: argparse.Namespace) -> int:
     from af.training.tracker import check_tracker
 
     tracker = load_tracker(args.weights, device_of(args))
-    result = check_tracker(tracker, people=args.people, seed=args.seed)
-    table = Table(
-        "parameter",
-        *(f"R² {kind}" for kind in ("conversation", "degraded", "all ranges")),
-        title=f"{tracker.face_spec.tracker}: {args.people} people not seen in training, {result.frames} frames each kind",
-    )
-    for row in zip(result.names, result.clean, result.degraded, result.wide, strict=True):
-        table.add_row(row[0], *(f"{value:.3f}" for value in row[1:]))
+    found = check_tracker(tracker, people=args.people, seed=args.seed, frames_each=20)
+    said = f"{args.people} people not seen in training, {20 * args.people} frames each kind"
+    kinds = {"clean": "conversation", "degraded": "degraded", "wide": "all ranges"}
+    title = f"{tracker.face_spec.tracker}: {said}"
+    table = Table("parameter", *(f"R² {kind}" for kind in kinds.values()), title=title)
+    for name, *values in zip(tracker.face_spec.names, *(found[kind] for kind in kinds), strict=True):
+        table.add_row(name, *(f"{value:.3f}" for value in values))
     show(table)
     return 0

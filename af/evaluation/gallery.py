@@ -35,14 +35,8 @@ LARGEST_SIDE, MOST_CLIPS = 192, 60
 CURVES = ("mouth_open", "jawOpen", "smile", "pitch", "roll")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Lines over x: `series` {"user" | "generated" | "true": values}; `time` is True if x is the video's time."""
-
-    x: Float[np.ndarray, " L"]
-    series: Mapping[str, Float[np.ndarray, " L"]]
-    time: bool = True
-    unit: str = ""
+#: {"user" | "generated" | "true": values of every frame}.
+Series = Mapping[str, Float[np.ndarray, " T"]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class GalleryClip:
     name: str
     videos: Mapping[str, bytes]
     values: Mapping[str, float]
-    curves: Mapping[str, Curve] = field(default_factory=dict)
+    curves: Mapping[str, Series] = field(default_factory=dict)
     posters: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -77,12 +71,10 @@ def gallery_html(
             "key": [k for k in on_card if k in clip.values],
             "curves": {
                 name: {
-                    "x": _list(curve.x),
-                    "series": {k: _list(v) for k, v in curve.series.items()},
-                    "time": curve.time,
-                    "unit": curve.unit,
+                    "x": _list(np.arange(len(next(iter(series.values())))) / FPS),
+                    "series": {side: _list(values) for side, values in series.items()},
                 }
-                for name, curve in clip.curves.items()
+                for name, series in clip.curves.items()
             },
         }
         for clip in clips
@@ -146,15 +138,11 @@ def first_frame(video: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def face_curves(clip: EvaluationClip) -> dict[str, Curve]:
+def face_curves(clip: EvaluationClip) -> dict[str, Series]:
     """Mouth, smile and head of the three sides over time (the first parameters if there are none by these names)."""
     if clip.face is None:
         return {}
     names = clip.face.names
     chosen = [n for n in CURVES if n in names] or [names[0], names[min(clip.face.expression, len(names) - 1)]]
-    curves = {}
-    for name in chosen:
-        sides = ("true", "generated") if name in MOUTH_NAMES else ("true", "generated", "user")
-        series = {side: clip.side(side, names.index(name)) for side in sides}
-        curves[name] = Curve(np.arange(len(series["true"])) / FPS, series)
-    return curves
+    sides = ("true", "generated", "user")
+    return {n: {s: clip.side(s, names.index(n)) for s in sides[: 2 if n in MOUTH_NAMES else 3]} for n in chosen}

@@ -17,11 +17,11 @@ from af.data.index import Index
 from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.errors import UserError
-from af.evaluation.transfer import COLOURS, SHAPES, explained
+from af.evaluation.transfer import COLOURS, SHAPES, synthetic_person
 from af.images import image_array, image_tensor
+from af.metrics.arrays import r_squared
 from af.metrics.ridge import fit_ridge
 from af.models.autoencoder import MotionAutoencoder
-from af.synth.build import appearance_of
 from af.types import Identity
 
 _FOLDS = 4
@@ -50,25 +50,20 @@ def read_people(
     for i in range(min(conversations, len(index.samples))):
         clip = reader.read(i, {"video", "face"})
         for role in ROLES:
-            extra, person = clip.meta.get("extra", {}), clip.person(role)
-            if "seed" not in extra or person.video is None or person.face is None:
-                raise UserError(
-                    f"{index.folder}: only synthetic shards with videos know their people's appearance (af synth)"
-                )
+            video, face, looks = synthetic_person(index, clip, role)
             identities = [
-                model.identity(image_tensor(person.video[:frames][t : t + _BATCH], device), check=False)
-                for t in range(0, min(frames, len(person.video)), _BATCH)
+                model.identity(image_tensor(video[:frames][t : t + _BATCH], device), check=False)
+                for t in range(0, min(frames, len(video)), _BATCH)
             ]
             codes = torch.cat([identity.code for identity in identities])
             motion = torch.cat([model.reference_motion(identity) for identity in identities])
-            looks = appearance_of(extra, role)
             people.append(
                 Person(
                     (motion @ directions).cpu().double().numpy(),
                     codes.cpu().double().numpy(),
-                    person.face[:frames].astype(np.float64),
+                    face[:frames].astype(np.float64),
                     np.concatenate([np.atleast_1d(getattr(looks, name)) for name in (*COLOURS, *SHAPES)]),
-                    person.video[0],
+                    video[0],
                 )
             )
             advance()
@@ -86,7 +81,7 @@ def probe_r2(inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Flo
         weights, offset = fit_ridge(x, y)
         found += [(n, inputs[n] @ weights + offset) for n in range(fold, len(inputs), _FOLDS)]
     predictions = [rows for _, rows in sorted(found, key=lambda pair: pair[0])]
-    return explained(np.concatenate(list(targets)), np.concatenate(predictions))
+    return r_squared(np.concatenate(list(targets)), np.concatenate(predictions))
 
 
 def identity_from(people: Sequence[Person], inputs: Sequence[np.ndarray]) -> float:

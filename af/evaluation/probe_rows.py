@@ -15,6 +15,7 @@ from af.evaluation import probe, transfer
 from af.evaluation.reconstruction import reconstruction_rows
 from af.files import atomic_path
 from af.images import image_tensor
+from af.metrics.arrays import r_squared
 from af.metrics.likeness import psnr
 from af.metrics.records import MetricRow
 from af.models.autoencoder import MotionAutoencoder
@@ -72,7 +73,7 @@ class Probe:
             ("r2", pairs.driving_faces, "truth"),
             ("agreement", read[1], "tracker's reading of the true image"),
         ):
-            r2 = [transfer.explained(truth, faces) for faces in read]
+            r2 = [r_squared(truth, faces) for faces in read]
             protocol = f"R² against the {told}, {self.tracker.face_spec.tracker}; {on}"
             rows += [row(f"{tag}/{n}", [_mean(x[chosen]) for x in r2], protocol) for n, chosen in groups.items()]
         spread = transfer.appearance_spread()

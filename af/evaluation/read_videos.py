@@ -18,6 +18,7 @@ from af.clock import frames_to_seconds, samples_to_seconds
 from af.console import progress_bar
 from af.data.audio import read_audio
 from af.data.container import MediaError, Notes
+from af.data.images import read_image
 from af.data.video import read_video
 from af.errors import UserError
 from af.evaluation.extractors import MEDIAPIPE_BLENDSHAPES, MEDIAPIPE_POSE, tracked
@@ -184,7 +185,9 @@ class Reader:
 
     def _images(self, clip: ManifestClip, videos: Mapping[str, np.ndarray], voice: np.ndarray | None) -> dict[str, Any]:
         """Features of the networks, and similarity of generated and true frames."""
-        portrait = videos["true"][0] if clip.source is None else _portrait(clip.source)
+        portrait = videos["true"][0] if clip.source is None else read_image(clip.source)
+        if portrait is None:
+            raise UserError(f"{clip.source}: not readable as an image")
         features, values = dict[str, list[np.ndarray]](), dict[str, float]()
         for side in ("true", "generated"):
             features[side], found = look(self.settings, side, videos[side], voice, portrait)
@@ -267,13 +270,3 @@ def array_spec(file: Path, columns: int, named: tuple[str, ...] | None, settings
         names = (*MEDIAPIPE_BLENDSHAPES, *MEDIAPIPE_POSE)
     default = tuple(f"exp{i}" if i < count else f"pose{i - count}" for i in range(columns))
     return FaceSpec(names or default, count, settings.tracker_of_arrays)
-
-
-def _portrait(path: Path) -> UInt8[np.ndarray, "Y X 3"]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: not readable as an image ({error})") from error

@@ -69,32 +69,23 @@ def reconstruction_rows(
 def likeness(
     images: Images, true: Images, lpips: Network | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """PSNR, SSIM, L1 and, with a network (run on `device`), LPIPS: means over the batch."""
+    """PSNR (dB), SSIM, L1 (range 0 … 1) and, with a network (run on `device`), LPIPS: means over the batch."""
     first, second = (image_tensor(side) for side in (images, true))
-    values = {
-        "psnr": psnr(first, second),
-        "ssim": ssim(first, second),
-        "l1": l1(first, second) / 2,  # for the range −1 … 1
-    }
+    values = {"psnr": psnr(first, second), "ssim": ssim(first, second), "l1": l1(first, second)}
     return values if lpips is None else values | {"lpips": float(lpips(first.to(device), second.to(device)))}
 
 
 def frame_likeness(generated: Images, true: Images, side: int = 128) -> dict[str, float]:
-    """PSNR (dB), SSIM and L1 (range 0 … 1) of generated against true frames, at most `side` pixels, mean over frames."""
+    """`likeness` of videos of one length, shrunk to at most `side` pixels: means over frames."""
     import cv2
 
     height, width = true.shape[1:3]
     scale = min(1.0, side / max(height, width))
     size = (max(11, round(width * scale)), max(11, round(height * scale)))
-    totals = np.zeros(3)
+    totals: dict[str, float] = defaultdict(float)
     for start in range(0, len(true), 16):
-        mine, theirs = (
-            torch.from_numpy(np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in part]))
-            .permute(0, 3, 1, 2)
-            .float()
-            / 255
-            for part in (generated[start : start + 16], true[start : start + 16])
-        )
-        values = psnr(mine, theirs, 0.0, 1.0), ssim(mine, theirs, 0.0, 1.0), l1(mine, theirs)
-        totals += len(mine) * np.array(values)
-    return dict(zip(("psnr", "ssim", "l1"), (totals / len(true)).tolist(), strict=True))
+        both = (frames[start : start + 16] for frames in (generated, true))
+        small = [np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in part]) for part in both]
+        for name, value in likeness(*small).items():
+            totals[name] += value * len(small[0]) / len(true)
+    return dict(totals)

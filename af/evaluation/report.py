@@ -15,8 +15,8 @@ from rich.console import Console
 from af.console import show
 from af.evaluation.gallery import make_gallery
 from af.evaluation.plots import log_tensorboard, make_figures, save_figures
-from af.evaluation.table import console_table, markdown_table, metrics_content
-from af.files import write_json, write_text
+from af.evaluation.table import console_table, write_metrics
+from af.files import write_json
 from af.metrics.records import MetricResult, Protocol
 
 if TYPE_CHECKING:
@@ -56,30 +56,32 @@ def write_report(
     `problems` {clip: why it was left out}, `notes` {clip or subject: remarks}, `extra`: further entries of
     metrics.json, `made_with`: the settings shown with the numbers in TensorBoard.
     """
-    rows, missing, notes = result.rows, result.absent, notes or {}
-    content: dict = {
-        **metrics_content(rows),
-        "protocol": {row.tag: row.protocol for row in rows},
-        "not_computed": missing,
-        "left_out": dict(problems or {}),
-        **(extra or {}),
-        "notes": {row.tag: row.note for row in rows if row.note} | {k: list(v) for k, v in notes.items()},
-    }
+    rows, missing, notes, problems = result.rows, result.absent, notes or {}, dict(problems or {})
     figures: dict[str, Any] = {}
     with attempt("plots", missing):
         figures = make_figures(result, [m.clip for m in measured], protocol.block, protocol.first_border)
         save_figures(out / "plots", figures)
-    write_json(out / "metrics.json", content)
+
+    def write() -> None:
+        more = {
+            "protocol": {row.tag: row.protocol for row in rows},
+            "not_computed": missing,
+            "left_out": problems,
+            **(extra or {}),
+            "notes": {row.tag: row.note for row in rows if row.note} | {k: list(v) for k, v in notes.items()},
+        }
+        lists = [
+            f"## {head}\n\n"
+            + "".join(f"- `{k}`: {v if isinstance(v, str) else '; '.join(v)}\n" for k, v in said.items())
+            for head, said in (("Left out", problems), ("Not computed", missing), ("Remarks", notes))
+            if said
+        ]
+        images = ["## Plots\n"] * bool(figures) + [f"![{name}](plots/{name}.png)\n" for name in figures]
+        write_metrics(out, rows, more, title, "\n".join([*lists, *images]).rstrip("\n"))
+
+    write()
     finite = {n: {k: v if math.isfinite(v) else None for k, v in c.items()} for n, c in result.per_clip.items() if c}
     write_json(out / "clips.json", finite)
-    images = "\n## Plots\n" * bool(figures) + "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)
-    lists = "".join(
-        f"\n## {head}\n\n"
-        + "".join(f"- `{k}`: {v if isinstance(v, str) else '; '.join(v)}\n" for k, v in items.items())
-        for head, items in (("Left out", problems), ("Not computed", missing), ("Remarks", notes))
-        if items
-    )
-    write_text(out / "metrics.md", f"# {title}\n\n{markdown_table(rows)}{lists}{images}")
     with attempt("tensorboard", missing):
         for old in (out / "tensorboard").glob("events.out.tfevents.*"):
             old.unlink()  # one evaluation, one set of points
@@ -89,12 +91,12 @@ def write_report(
         with attempt("gallery", missing):
             make_gallery(out / "gallery.html", title, measured, result, console)
             written.append("gallery.html")
-    write_json(out / "metrics.json", content)  # including later failures
+    write()  # including later failures
     show(console_table(rows, title), console)
     lines = [f"{name}: {'; '.join(texts)}" for name, texts in notes.items()]
     if len(lines) > MOST_REMARKS:
         lines[MOST_REMARKS:] = [f"{len(lines) - MOST_REMARKS} more remarks in {out / 'metrics.md'}"]
-    lines += [f"left out {name}: {reason}" for name, reason in (problems or {}).items()]
+    lines += [f"left out {name}: {reason}" for name, reason in problems.items()]
     for reason in dict.fromkeys(missing.values()):
         names = ", ".join(name for name, why in missing.items() if why == reason)
         lines.append(f"not computed: {names} ({reason})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,7 +138,9 @@ def long_drift(
     def coefficients(motion: np.ndarray) -> np.ndarray:
         return motion.astype(np.float64) @ directions
 
-    rows = np.concatenate([coefficients(_array(c.person(role).motion)) for c in _clips(training)])
+    trained_on = ShardReader(training)
+    clips = (trained_on.read(i, {"motion"}) for i in range(len(training.samples)))
+    rows = np.concatenate([coefficients(np.asarray(clip.person(role).motion)) for clip in clips])
     statistics = rows.mean(0), np.cov(rows, rowvar=False)
     starts = [round(n * len(index.samples) / roll_outs) for n in range(min(roll_outs, len(index.samples)))]
     long = [_joined(reader, start, frames, role) for start in starts]
@@ -155,11 +157,8 @@ def long_drift(
         light = np.repeat(sharpness(np.stack(list(avatar.frames(identity, pieces)))), every)[:frames]
     found = [drift(coefficients(m), *statistics, light) for m in latents.numpy()]
     true = [drift(coefficients(m), *statistics) for _, m in long]
-    return _mean_drift(found), _mean_drift(true)
-
-
-def _mean_drift(drifts: Sequence[Drift]) -> Drift:
-    return replace(drifts[0], distance=np.mean([d.distance for d in drifts], 0))
+    first, second = (replace(each[0], distance=np.mean([d.distance for d in each], 0)) for each in (found, true))
+    return first, second
 
 
 def _joined(reader: ShardReader, start: int, frames: int, role: str) -> tuple[Turn, Float[np.ndarray, "T D"]]:
@@ -170,20 +169,9 @@ def _joined(reader: ShardReader, start: int, frames: int, role: str) -> tuple[Tu
     while sum(map(len, true)) < frames:
         clip = reader.read((start + len(turns)) % count, {"motion", "audio_features"})
         turns.append(turn_of(clip, role))
-        true.append(_array(clip.person(role).motion))
+        true.append(np.asarray(clip.person(role).motion))
     parts: dict[str, Any] = {name: np.concatenate([getattr(turn, name) for turn in turns]) for name in SIGNALS}
     return replace(turns[0], **parts).first(frames), np.concatenate(true)[:frames]
-
-
-def _clips(index: Index) -> Iterator[Clip]:
-    reader = ShardReader(index)
-    for i in range(len(index.samples)):
-        yield reader.read(i, {"motion"})
-
-
-def _array(values: np.ndarray | None) -> np.ndarray:
-    assert values is not None
-    return values
 
 
 def waiting_rows(denoiser: MotionDenoiser, features: FeatureSpec) -> list[MetricRow]:
@@ -198,19 +186,16 @@ def waiting_rows(denoiser: MotionDenoiser, features: FeatureSpec) -> list[Metric
 
 def running_rows(running: Running) -> list[MetricRow]:
     """Rows `latency`, `latency/motion_only` and `speed/rtf`, which have neither truth nor null."""
-    rows: list[MetricRow] = []
-
-    def row(tag: str, value: float, protocol: str) -> None:
-        rows.append(MetricRow(tag, value, n=running.blocks, protocol=protocol, better="lower"))
-
     wait = "from a change in the user's signal to its first frame, live, frame by frame"
-    for tag, found in (("latency", running.latency), ("latency/motion_only", running.motion_only)):
-        text = f"ms, {wait}, {running.blocks} blocks" + (", without audio features" if "/" in tag else "")
-        row(f"{tag}/mean_ms", found.mean_ms, text)
-        row(f"{tag}/worst_ms", found.worst_ms, text)
-    for tag, value in running.rtf.items():
-        row(tag, value, "compute time / media time, live session")
-    return rows
+    rows = []
+    for tag, found, more in (
+        ("", running.latency, ""),
+        ("/motion_only", running.motion_only, ", without audio features"),
+    ):
+        text = f"ms, {wait}, {running.blocks} blocks{more}"
+        rows += [(f"latency{tag}/mean_ms", found.mean_ms, text), (f"latency{tag}/worst_ms", found.worst_ms, text)]
+    rows += [(tag, value, "compute time / media time, live session") for tag, value in running.rtf.items()]
+    return [MetricRow(tag, value, n=running.blocks, protocol=text, better="lower") for tag, value, text in rows]
 
 
 def drift_rows(found: Drift, true: Drift, training: str) -> list[MetricRow]:

@@ -58,10 +58,6 @@ class StudyKey:
     trials: Mapping[str, str]
     checks: Mapping[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """For the key file."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StudyKey:
         """Read from the key file. Raises KeyError for missing entries."""
@@ -125,7 +121,7 @@ def make_study(
         add(f"check on {name}", videos, user, right)
     order = rng.permutation(len(trials))
     write_text(out / "study.html", study_html(key.study, title, [trials[i] for i in order]))
-    write_json(out / "key.json", key.to_json())
+    write_json(out / "key.json", asdict(key))
     return key
 
 

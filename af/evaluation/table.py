@@ -92,15 +92,6 @@ def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol:
     return table
 
 
-def metrics_content(rows: Sequence[MetricRow]) -> dict[str, Any]:
-    """The rows in `metrics.json`: numbers, `better` directions and `headline` tags."""
-    return {
-        **flat_metrics(rows),
-        "better": {row.tag: row.better for row in rows},
-        "headline": [row.tag for row in rows if row.headline],
-    }
-
-
 def write_metrics(
     folder: Path,
     rows: Sequence[MetricRow],
@@ -108,11 +99,12 @@ def write_metrics(
     title: str = "Evaluation",
     notes: str = "",
 ) -> tuple[Path, Path]:
-    """Write `metrics.json` (`metrics_content` and `extra` entries such as seconds/<stage>) and `metrics.md` (with
+    """Write `metrics.json` (numbers, `better` directions, `headline` tags and `extra` entries) and `metrics.md` (with
     `notes` below the table). Returns both paths.
     """
     json_path, markdown_path = folder / "metrics.json", folder / "metrics.md"
-    write_json(json_path, {**metrics_content(rows), **(extra or {})})
+    marks = {"better": {r.tag: r.better for r in rows}, "headline": [r.tag for r in rows if r.headline]}
+    write_json(json_path, {**flat_metrics(rows), **marks, **(extra or {})})
     text = f"# {title}\n\n{markdown_table(rows)}"
     write_text(markdown_path, f"{text}\n{notes}\n" if notes else text)
     return json_path, markdown_path

@@ -23,6 +23,7 @@ from af.synth.appearance import Appearance
 from af.synth.build import appearance_of
 from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_RANGES
 from af.synth.render import render
+from af.types import Clip
 
 #: A person's colours and proportions; hair style changes the image too much for a first-order estimate.
 COLOURS = ("skin", "hair", "iris", "lips", "clothes", "background")
@@ -57,6 +58,14 @@ class Pairs:
         return np.concatenate([render(face[None], person, self.portraits.shape[1]) for face, person in drawn])
 
 
+def synthetic_person(index: Index, clip: Clip, role: str) -> tuple[np.ndarray, np.ndarray, Appearance]:
+    """Frames, face parameters and appearance of a person of a clip. UserError when the split is not synthetic."""
+    extra, person = clip.meta.get("extra", {}), clip.person(role)
+    if "seed" not in extra or person.video is None or person.face is None:
+        raise UserError(f"{index.folder}: only synthetic shards with videos know their people's appearance (af synth)")
+    return person.video, person.face, appearance_of(extra, role)
+
+
 def draw_pairs(index: Index, count: int, *, seed: int = 0) -> Pairs:
     """Draw `count` pairs of portraits (`DRIVEN` times each) and other people's frames from a synthetic split.
 
@@ -71,19 +80,12 @@ def draw_pairs(index: Index, count: int, *, seed: int = 0) -> Pairs:
 
     def draw(i: int, *, portrait: bool = False) -> tuple[np.ndarray, np.ndarray, Appearance]:
         clip, role = reader.read(i, {"video", "face"}), rng.choice(["a", "b"])
-        extra, person = clip.meta.get("extra", {}), clip.person(role)
-        if "seed" not in extra or person.video is None or person.face is None:
-            raise UserError(
-                f"{index.folder}: only synthetic shards with videos know their people's appearance (af synth)"
-            )
-        blink = person.face[:, FACE_INDEX["blink"]]
+        video, face, looks = synthetic_person(index, clip, role)
+        blink = face[:, FACE_INDEX["blink"]]
         # a portrait with closed eyes does not show their colour
-        t = (
-            rng.choice(np.flatnonzero(blink <= max(_OPEN, blink.min())))
-            if portrait
-            else rng.integers(len(person.video))
-        )
-        return person.video[t], person.face[t], appearance_of(extra, role)
+        open_eyes = np.flatnonzero(blink <= max(_OPEN, blink.min()))
+        t = rng.choice(open_eyes) if portrait else rng.integers(len(video))
+        return video[t], face[t], looks
 
     shown = [draw(int(i), portrait=True) for i in chosen]
     sides = [shown[n // DRIVEN] for n in range(count)], [draw(int(i)) for i in others]
@@ -114,13 +116,6 @@ def transfer(
         for i in range(0, len(portraits), step)
     ]
     return np.concatenate(pieces)
-
-
-def explained(truth: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
-    """R² of each parameter: 1 is exact, 0 as good as the mean, negative worse. NaN where the truth is constant."""
-    spread = truth.var(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(spread > 0, 1 - np.square(truth - found).mean(0) / spread, np.nan)
 
 
 def appearance_spread() -> dict[str, Float[np.ndarray, " C"]]:

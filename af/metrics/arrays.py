@@ -49,3 +49,9 @@ def nan_max(values: Array) -> Array:
     """Maximum over the last axis, ignoring NaN; NaN if there are no values, without a warning."""
     best = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
     return np.where(np.isfinite(best), best, np.nan)
+
+
+def r_squared(true: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
+    """R² of each column: 1 is exact, 0 as good as the mean, below 0 worse. NaN where the truth is constant."""
+    spread = true.var(0)
+    return np.where(spread > 0, 1 - safe_divide(np.square(true - found).mean(0), spread), np.nan)

@@ -29,15 +29,8 @@ class FeatureDistances(ClipMetric):
 
     of_faces = False
 
-    def __init__(
-        self,
-        block: int | None = None,
-        first_border: int | None = None,
-        *,
-        resamples: int = 1000,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(resamples=resamples, seed=seed)
+    def __init__(self, block: int | None = None, first_border: int | None = None, **draws: int) -> None:
+        super().__init__(**draws)
         self.block, self.first_border = block, first_border
 
     def takes(self, clip: EvaluationClip) -> bool:

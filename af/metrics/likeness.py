@@ -24,31 +24,27 @@ def csim(frames: Float[np.ndarray, "N E"], source: Float[np.ndarray, "#N E"]) ->
     return safe_divide((frames * source).sum(-1), np.linalg.norm(frames, axis=-1) * np.linalg.norm(source, axis=-1))
 
 
-def decibels(squared_error: Float[Tensor, "*B"], data_range: float = 2.0) -> Float[Tensor, "*B"]:
-    """Peak signal-to-noise ratio in dB of a mean squared error of images whose values span `data_range`."""
-    return 10 * (data_range**2 / squared_error).log10()
+def decibels(squared_error: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Peak signal-to-noise ratio in dB of a mean squared error of images in [−1, 1]."""
+    return 10 * (4 / squared_error).log10()
 
 
-def psnr(
-    generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"], low: float = -1.0, high: float = 1.0
-) -> float:
-    """Peak signal-to-noise ratio in dB, per image, then mean; values clamped to [low, high].
+def psnr(generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"]) -> float:
+    """Peak signal-to-noise ratio in dB, per image, then mean; values clamped to [−1, 1].
 
     Equal images have infinite PSNR and would dominate the mean, so each image counts at most `MOST_PSNR`.
     """
-    error = generated.clamp(low, high).double() - true.clamp(low, high).double()
-    return float(decibels(error.square().mean((1, 2, 3)), high - low).clamp(max=MOST_PSNR).mean())
+    error = generated.clamp(-1, 1).double() - true.clamp(-1, 1).double()
+    return float(decibels(error.square().mean((1, 2, 3))).clamp(max=MOST_PSNR).mean())
 
 
-def ssim(
-    generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"], low: float = -1.0, high: float = 1.0
-) -> float:
-    """Structural similarity, per image, then mean; values clamped to [low, high].
+def ssim(generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"]) -> float:
+    """Structural similarity, per image, then mean; values clamped to [−1, 1].
 
     Gaussian window of 11 pixels, σ 1.5, edges reflected (K1 0.01, K2 0.03). Equal to torchmetrics, but much faster on a
     CPU, since the window is applied separately along rows and columns.
     """
-    x, y = (images.clamp(low, high).float() - low for images in (generated, true))
+    x, y = (images.clamp(-1, 1).float() + 1 for images in (generated, true))
     taps = torch.exp(-0.5 * ((torch.arange(11, device=x.device) - 5) / 1.5) ** 2)
     taps = taps / taps.sum()
 
@@ -63,15 +59,15 @@ def ssim(
     mean_x, mean_y = blur(x), blur(y)
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = ((k * (high - low)) ** 2 for k in (0.01, 0.03))
+    c1, c2 = ((k * 2) ** 2 for k in (0.01, 0.03))
     light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x.clamp_min(0) + variance_y.clamp_min(0) + c2)
     return float((light * structure).double().mean())
 
 
 def l1(generated: Float[Tensor, "B 3 Y X"], true: Float[Tensor, "B 3 Y X"]) -> float:
-    """Mean absolute difference, in the images' own range."""
-    return float((generated.double() - true.double()).abs().mean())
+    """Mean absolute difference of images in [−1, 1], as a share of that range (0 … 1)."""
+    return float((generated.double() - true.double()).abs().mean()) / 2
 
 
 class ClipValues(ClipMetric):

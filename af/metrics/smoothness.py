@@ -49,11 +49,6 @@ class Drift:
     distance: Float[np.ndarray, " W"]
     sharpness: Float[np.ndarray, " W"] | None
 
-    @property
-    def growth(self) -> float:
-        """Growth of the distance from the first window to the last."""
-        return float(self.distance[-1] - self.distance[0])
-
 
 def sharpness(frames: UInt8[np.ndarray, "T Y X 3"]) -> Float[np.ndarray, " T"]:
     """Variance of the Laplacian of each frame's grey image (0–255 scale); decreases with blur."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -44,6 +43,7 @@ from af.training.launch import quiet
 from af.training.ranks import find_ranks
 from af.training.sigterm import SIGNALS as SIGNALS_TO_STOP
 from af.training.sigterm import handlers_kept
+from af.training.validation import of_all_ranks
 from af.values import require_number
 
 #: File in the results' folder of a training with the requested evaluation and its completion.
@@ -111,11 +111,7 @@ def tabled(table: Table) -> MetricResult:
 
 def gathered(mine: dict[Any, str]) -> dict[Any, str]:
     """The (small) entries of all ranks. Every rank must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return mine
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, mine)
-    return {key: text for entries in everybody for key, text in entries.items()}
+    return {key: text for entries in of_all_ranks(mine) for key, text in entries.items()}
 
 
 def evaluate(

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from af.errors import UserError
 from af.files import atomic_path
 from af.training.callbacks import writes_logs
+from af.training.validation import of_all_ranks
 
 
 class _Question:
@@ -140,11 +140,8 @@ class Gradients(Callback):
     def _guilty(self, trainer: Trainer, question: _Question) -> list[int]:
         """The ranks with a non-finite loss, or all."""
         mine = not all(bool(loss.isfinite().all()) for loss in question.about["losses"])
-        everybody = [mine]
-        if trainer.world_size > 1:
-            everybody = [False] * trainer.world_size
-            dist.all_gather_object(everybody, mine)
-        return [rank for rank, found in enumerate(everybody) if found] or list(range(trainer.world_size))
+        guilty = [rank for rank, found in enumerate(of_all_ranks(mine)) if found]
+        return guilty or list(range(trainer.world_size))
 
     def _save(self, file: Path, trainer: Trainer, module: LightningModule, question: _Question) -> None:
         content = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from af.images import image_array, image_tensor, to_bytes, to_float
+from af.metrics.arrays import r_squared
 from af.models.tracker import IMAGE_SIZE, FaceTracker
 from af.nn.precision import choose
 from af.synth.appearance import Appearance
@@ -165,26 +166,16 @@ def tracking_loss(
     return (weight * F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=0.5)).mean()
 
 
-@dataclass(frozen=True)
-class TrackerCheck:
-    """R² per parameter (in the order of `names`) on unseen people, over `frames` frames of each kind.
+def check_tracker(
+    tracker: FaceTracker, *, people: int = 100, frames_each: int = 20, seed: int = 0
+) -> dict[str, Float[np.ndarray, " P"]]:
+    """R² per parameter on held-out people (with other seeds than training), from `frames_each` frames per person.
 
-    `clean` and `degraded`: conversations as rendered and after `degrade`; `wide`: full ranges, clean.
+    Keys are "clean" and "degraded" (conversations as rendered and after `degrade`) and "wide" (full ranges, clean).
     """
-
-    names: tuple[str, ...]
-    clean: Float[np.ndarray, " P"]
-    degraded: Float[np.ndarray, " P"]
-    wide: Float[np.ndarray, " P"]
-    frames: int
-
-
-def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int = 20, seed: int = 0) -> TrackerCheck:
-    """Test a tracker on held-out people (with other seeds than training)."""
     rng = np.random.default_rng([seed, 2])
     generator = torch.Generator().manual_seed(seed)
-    true: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}
-    found: dict[str, list[np.ndarray]] = {"clean": [], "degraded": [], "wide": []}
+    true, found = defaultdict[str, list[np.ndarray]](list), defaultdict[str, list[np.ndarray]](list)
     for _ in range(people):
         person = Appearance.sample(rng)
         session = simulate(int(rng.integers(1 << 40)), voices=False)
@@ -198,11 +189,4 @@ def check_tracker(tracker: FaceTracker, *, people: int = 100, frames_each: int =
         ):
             true[kind].append(faces)
             found[kind].append(tracker.track(shown))
-    scores = {kind: r_squared(np.concatenate(true[kind]), np.concatenate(found[kind])) for kind in found}
-    return TrackerCheck(FACE_NAMES, **scores, frames=people * frames_each)
-
-
-def r_squared(true: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
-    """Fraction of the variance explained, per column; 1 is perfect, 0 as good as the mean."""
-    true, found = true.astype(np.float64), found.astype(np.float64)
-    return 1 - ((true - found) ** 2).sum(0) / ((true - true.mean(0)) ** 2).sum(0)
+    return {k: r_squared(*(np.concatenate(s[k]).astype(np.float64) for s in (true, found))) for k in found}

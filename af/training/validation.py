@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def of_all_ranks(mine: Any) -> list[Any]:
+    """A small value of every rank, in their order. Every rank must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, mine)
+    return everybody
 
 
 class RankMeans:
@@ -26,11 +37,7 @@ class RankMeans:
 
     def means(self) -> dict[str, float]:
         """The means over all ranks. Every rank must call it."""
-        mine = self._sums()
-        everybody = [mine]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            everybody = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everybody, mine)
+        everybody = of_all_ranks(self._sums())
         names = dict.fromkeys(name for sums in everybody for name in sums)
         found = {}
         for name in names:

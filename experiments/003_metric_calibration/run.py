@@ -28,6 +28,7 @@ from scipy.ndimage import gaussian_filter
 import af
 from af.evaluation.extractors import thumbnail
 from af.files import atomic_path
+from af.images import image_tensor
 from af.metrics import evaluate_clips, families
 from af.metrics.bootstrap import bootstrap_values, finish_mean, mean_sums
 from af.metrics.frechet import distance_from_sums, gaussian_sums, kernel_distance
@@ -137,12 +138,12 @@ class Laboratory:
                 own = gaussian_filter(own, (0, condition.blur, condition.blur, 0))
             features = COARSE(true), COARSE(own)
             sums.append(np.concatenate([gaussian_sums(f) for f in features]))
-            first, second = (torch.from_numpy(p.transpose(0, 3, 1, 2) / np.float32(255)) for p in (own, true))
+            first, second = image_tensor(own), image_tensor(true)
             for tag, value in {
                 f"kd_img/{COARSE.tag}": kernel_distance(features[0], features[1])[0],
                 f"csim/{FINE.tag}": float(np.mean(csim(FINE(own) - 0.5, FINE(true[:1]) - 0.5))),
-                "psnr": min(psnr(first, second, 0, 1), 99.0),
-                "ssim": ssim(first, second, 0, 1),
+                "psnr": min(psnr(first, second), 99.0),
+                "ssim": ssim(first, second),
                 "l1": l1(first, second),
                 "sharpness": float(sharpness(own).mean()),
             }.items():

@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 
-from af.evaluation.gallery import Curve, GalleryClip, gallery_html
+from af.evaluation.gallery import GalleryClip, gallery_html
 from af.metrics.records import MetricRow
 from tests.browser import dom_after, needs_browser
 
 TIME = np.arange(50) / 25
 CLIPS = [
-    GalleryClip(name, {}, {"fd/exp": value, "psnr": 30.0}, {"smile": Curve(TIME, {"true": TIME, "generated": TIME**2})})
+    GalleryClip(name, {}, {"fd/exp": value, "psnr": 30.0}, {"smile": {"true": TIME, "generated": TIME**2}})
     for name, value in (("clip 10", 0.5), ("clip 2", float("nan")), ("clip 1", 2e-7), ("<b>&", 3.0))
 ]
 

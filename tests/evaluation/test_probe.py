@@ -12,6 +12,7 @@ from af.cli.main import main
 from af.data.index import Index
 from af.errors import UserError
 from af.evaluation import probe, transfer
+from af.metrics.arrays import r_squared
 from af.synth.appearance import Appearance
 from af.synth.face import FACE_INDEX, FACE_NAMES
 from af.synth.render import render
@@ -85,7 +86,7 @@ def test_identity_errors_are_what_persists_from_picture_to_picture():
 
 def test_r2_by_hand():
     truth, found = np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[1.0, 1.0], [2.0, 1.0]])
-    first, constant = transfer.explained(truth, found)
+    first, constant = r_squared(truth, found)
     assert first == 0.5
     assert np.isnan(constant)
 

@@ -230,10 +230,10 @@ def test_pictures():
 def test_ssim_equals_torchmetrics(rng):
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    first = torch.from_numpy(rng.random((2, 3, 20, 24))).float()
-    second = (first + 0.1 * torch.from_numpy(rng.normal(size=first.shape)).float()).clamp(0, 1)
-    expected = structural_similarity_index_measure(second.double(), first.double(), data_range=1.0)
-    assert_allclose(ssim(second, first, 0.0, 1.0), float(expected), rtol=1e-5)
+    first = torch.from_numpy(rng.random((2, 3, 20, 24))).float() * 2 - 1
+    second = (first + 0.2 * torch.from_numpy(rng.normal(size=first.shape)).float()).clamp(-1, 1)
+    expected = structural_similarity_index_measure(second.double() + 1, first.double() + 1, data_range=2.0)
+    assert_allclose(ssim(second, first), float(expected), rtol=1e-5)
 
 
 def test_latency_by_hand():

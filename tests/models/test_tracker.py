@@ -6,12 +6,13 @@ import torch
 
 from af.data.codecs import decode_video, encode_video
 from af.errors import UserError
+from af.metrics.arrays import r_squared
 from af.models.tracker import FaceTracker, load_tracker, shipped_weights
 from af.synth.appearance import Appearance
 from af.synth.face import FACE_INDEX, FACE_NAMES, FACE_SPEC
 from af.synth.render import render
 from af.synth.session import simulate
-from af.training.tracker import degrade, r_squared, wide_faces
+from af.training.tracker import degrade, wide_faces
 
 GOOD = ("mouth_open", "smile", "roll", "pitch", "yaw", "blink")
 
