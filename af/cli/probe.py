@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from af.console import progress_bar, show
     from af.data.index import Index
     from af.data.provenance import HeldOut
-    from af.evaluation.probe_rows import Probe
+    from af.evaluation.probe import Probe
     from af.evaluation.table import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder

@@ -69,9 +69,7 @@ class Subject:
     @classmethod
     def load(cls, denoiser: str | Path, settings: CheckpointSettings, device: torch.device) -> Subject:
         """Read the models (a model folder, run or checkpoint each) and the split. UserError when they do not fit."""
-        if settings.data is None or (settings.autoencoder is None) == (settings.linear_probe is None):
-            raise UserError("set what to evaluate on: data, and either an autoencoder or a linear_probe's split")
-        index = Index.load(location(settings.data))
+        index = Index.load(location(settings.split(denoiser=True)))
         model, artifact = load_as(denoiser, MotionDenoiser)
         require_specs(index, artifact)
         motion_spec = spec_of(index)[1]
@@ -326,10 +324,8 @@ def report_checkpoint(
 
 def report_autoencoder(autoencoder: str | Path, settings: CheckpointSettings, out: Path, device: torch.device) -> int:
     """Write the report of a motion VAE (reconstruction from another frame); returns the exit code."""
-    if settings.data is None:
-        raise UserError("say on what to evaluate: data")
+    index, result = Index.load(location(settings.split(denoiser=False))), MetricResult()
     model, artifact = load_as(autoencoder, MotionAutoencoder)
-    index, result = Index.load(location(settings.data)), MetricResult()
     people = HeldOut.of(index, {str(autoencoder): artifact.info})
     result.rows += _reconstruction(model.to(device), index, people, settings)
     about, extra = {"people": [people.text]}, {"people": people.known}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from af.evaluation.table import number_text
+from af.evaluation.table import markdown, number_text
 from af.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table in Markdown, the best in bold."""
-        lines = ["| " + " | ".join(self.header()) + " |", "| --- |" + " ---: |" * (len(self.tags) + 1)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows("**{}**")]
-        return "\n".join(lines) + "\n"
+        return markdown(self.header(), self.rows("**{}**"))
 
     def console(self, title: str | None = None) -> Table:
         """The table for the terminal, with settings as columns if they are fewer than the metrics."""

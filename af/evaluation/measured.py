@@ -131,14 +131,14 @@ class Table:
     def __init__(self, protocol: Protocol, own: Sequence[ClipMetric] = (), device: torch.device | str = "cpu") -> None:
         metrics = [*families(protocol), *own]
         # ranks exchange tensors on their device
-        self._families = {", ".join(m.needs) or type(m).__name__: m.to(device) for m in metrics}
+        self._families = [(", ".join(m.needs) or type(m).__name__, m.to(device)) for m in metrics]
         for metric in own:
             metric.reset()  # those of the table before
         self.failed: dict[str, str] = {}
 
     def add(self, clip: EvaluationClip) -> None:
         """Count a clip."""
-        for name, metric in self._families.items():
+        for name, metric in self._families:
             if name not in self.failed:
                 with attempt(name, self.failed):
                     metric.update(clip)
@@ -146,7 +146,7 @@ class Table:
     def result(self) -> MetricResult:
         """Rows of the clips of all ranks. Every rank must call it, with the same families `failed`."""
         results = []
-        for name, metric in self._families.items():
+        for name, metric in self._families:
             if name not in self.failed:
                 with attempt(name, self.failed):
                     results.append(metric.compute())

@@ -85,7 +85,7 @@ def frame_likeness(generated: Images, true: Images, side: int = 128) -> dict[str
     totals: dict[str, float] = defaultdict(float)
     for start in range(0, len(true), 16):
         both = (frames[start : start + 16] for frames in (generated, true))
-        small = [np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in part]) for part in both]
-        for name, value in likeness(*small).items():
-            totals[name] += value * len(small[0]) / len(true)
+        mine, theirs = (np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in part]) for part in both)
+        for name, value in likeness(mine, theirs).items():
+            totals[name] += value * len(mine) / len(true)
     return dict(totals)

@@ -114,6 +114,14 @@ class CheckpointSettings(Tools):
             raise UserError("evaluation.autoencoder and linear_probe exclude each other: decode, or read the latents")
         _ = self.signals
 
+    def split(self, *, denoiser: bool) -> str:
+        """The split. UserError when it is not set, or, of a `denoiser`, when nothing is that makes faces of latents."""
+        if self.data is None:
+            raise UserError("evaluation.data is not set: give the split to evaluate on")
+        if denoiser and (self.autoencoder is None) == (self.linear_probe is None):
+            raise UserError("give evaluation.autoencoder, which decodes, or evaluation.linear_probe, a split to fit to")
+        return self.data
+
     @property
     def signals(self) -> tuple[str, ...]:
         """The signals for the model. Raises UserError for an unknown name."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from af.evaluation.study import QUESTIONS, StudyKey
+from af.evaluation.table import markdown
 
 
 @dataclass(frozen=True)
@@ -142,22 +143,15 @@ def score_markdown(score: Score) -> str:
     def number(value: float, digits: str) -> str:
         return "–" if np.isnan(value) else format(value, digits)
 
-    lines = [
-        f"| question | {score.a} | tie | {score.b} | preferred {score.a} | 95 % interval (exact) | sign test p | Fleiss κ |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {p.question} | {p.wins_a} | {p.ties} | {p.wins_b} | {percent(p.rate)} | "
-        f"{percent(p.low)} … {percent(p.high)} | {number(p.p, '.2g')} | {number(p.kappa, '.2f')} |"
-        for p in score.preferences
-    ]
-    lines += [
-        "",
-        "| rater | answers | checks failed | agreement with the others | used |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
-    lines += [
-        f"| {r.name} | {r.answers} | {r.failed} of {r.checks} | {percent(r.agreement)} | {'yes' if r.used else 'no'} |"
+    questions = ["question", score.a, "tie", score.b, f"preferred {score.a}", "95 % interval (exact)"]
+    answers = []
+    for p in score.preferences:
+        interval = f"{percent(p.low)} … {percent(p.high)}"
+        counts = [str(p.wins_a), str(p.ties), str(p.wins_b)]
+        answers.append([p.question, *counts, percent(p.rate), interval, number(p.p, ".2g"), number(p.kappa, ".2f")])
+    raters = [
+        [r.name, str(r.answers), f"{r.failed} of {r.checks}", percent(r.agreement), "yes" if r.used else "no"]
         for r in score.raters
     ]
-    return "\n".join(lines) + "\n"
+    head = ["rater", "answers", "checks failed", "agreement with the others", "used"]
+    return markdown([*questions, "sign test p", "Fleiss κ"], answers) + "\n" + markdown(head, raters, (0, 4))

@@ -70,14 +70,17 @@ def row_cells(row: MetricRow) -> list[str]:
 HEADER = ("metric", "generated", "95 % interval", "ground truth", "null", "N")
 
 
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], texts: Sequence[int] = (0,)) -> str:
+    """A Markdown table; the columns `texts` are aligned to the left, numbers to the right."""
+    marks = ["---" if i in texts else "---:" for i in range(len(header))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, marks, *rows))
+
+
 def markdown_table(rows: Sequence[MetricRow]) -> str:
     """The table in Markdown: value, interval, ground truth, null, N, protocol; reasons for missing values below."""
-    lines = ["| " + " | ".join([*HEADER, "protocol"]) + " |", "| --- |" + " ---: |" * 5 + " --- |"]
-    lines += ["| " + " | ".join([*row_cells(row), row.protocol.replace("|", "\\|")]) + " |" for row in rows]
-    notes = [f"- `{row.tag}`: {row.note}" for row in rows if row.note]
-    if notes:
-        lines += ["", "Notes:", "", *notes]
-    return "\n".join(lines) + "\n"
+    table = markdown([*HEADER, "protocol"], ([*row_cells(r), r.protocol.replace("|", "\\|")] for r in rows), (0, 6))
+    notes = "".join(f"- `{row.tag}`: {row.note}\n" for row in rows if row.note)
+    return f"{table}\nNotes:\n\n{notes}" if notes else table
 
 
 def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol: bool = False) -> Table:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 
 from af.metrics.base import ClipMetric
@@ -43,20 +42,17 @@ def evaluate_clips(
     clips: Sequence[EvaluationClip],
     protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
     metrics: Sequence[ClipMetric] | None = None,
-    attempt: Callable[[str], AbstractContextManager[object]] = lambda family: nullcontext(),
 ) -> MetricResult:
     """All rows that the clips allow, in this process or over the ranks of a group (each with its own clips).
 
     `metrics` (default: `families`) are reset first; reusing a list for several systems on the same true clips reuses
-    what was fitted on these. Each family runs inside `attempt(tags)`, which may suppress errors. Raises ValueError
-    naming a clip with another tracker, layout or length.
+    what was fitted on these. Raises ValueError naming a clip with another tracker, layout or length.
     """
     placed = [clip if clip.position is not None else replace(clip, position=i) for i, clip in enumerate(clips)]
     results = []
     for metric in families(protocol) if metrics is None else metrics:
-        with attempt(", ".join(metric.needs) or type(metric).__name__):
-            metric.reset()
-            for clip in placed:
-                metric.update(clip)
-            results.append(metric.compute())
+        metric.reset()
+        for clip in placed:
+            metric.update(clip)
+        results.append(metric.compute())
     return MetricResult.merged(results)

@@ -319,11 +319,7 @@ def require_settings(settings: Any, part: str | None = None) -> CheckpointSettin
             "evaluation: these are the settings of `af compare`, for files; a model needs others, such as `default`"
         )
     if part is not None:
-        if settings.data is None:
-            raise UserError("evaluation.data is not set: give the split to evaluate on")
-        Index.load(location(settings.data))
-        if part == "denoiser" and (settings.autoencoder is None) == (settings.linear_probe is None):
-            raise UserError("give evaluation.autoencoder, which decodes, or evaluation.linear_probe, a split to fit to")
+        Index.load(location(settings.split(denoiser=part == "denoiser")))
         if settings.autoencoder is not None:
             model_info(settings.autoencoder)
         if settings.linear_probe is not None:
