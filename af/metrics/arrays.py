@@ -54,4 +54,5 @@ def nan_max(values: Array) -> Array:
 def r_squared(true: Float[np.ndarray, "N P"], found: Float[np.ndarray, "N P"]) -> Float[np.ndarray, " P"]:
     """R² of each column: 1 is exact, 0 as good as the mean, below 0 worse. NaN where the truth is constant."""
     spread = true.var(0)
-    return np.where(spread > 0, 1 - safe_divide(np.square(true - found).mean(0), spread), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(spread > 0, 1 - np.square(true - found).mean(0) / spread, np.nan)

@@ -254,9 +254,7 @@ def test_kept_clips_of_other_settings_are_refused(autoencoder_folder, denoiser_f
 
 def test_the_table_of_subsets_is_of_these_settings(denoiser_folder, latents, tmp_path, monkeypatch, capsys):
     """Finished subsets are kept; those of other settings are refused, those of fewer clips computed again."""
-    from af.forcing import dropout
-
-    monkeypatch.setattr(dropout, "signal_subsets", lambda: [("avatar_audio",)])
+    monkeypatch.setattr("af.training.evaluation.signal_subsets", lambda: [("avatar_audio",)])
     words = [
         "evaluate",
         "--linear-probe",

@@ -139,7 +139,7 @@ def test_pictures_and_numbers_of_clips_have_rows_without_faces():
     clips = []
     for i in range(6):
         true, own = rng.normal(size=(2, 60, 3)).cumsum(1)
-        features = (ClipFeatures("net-1", "picture", true, own), ClipFeatures("i3d-1", "video", true, true, "fvd_i3d"))
+        features = (ClipFeatures("net-1", "image", true, own), ClipFeatures("i3d-1", "video", true, true, "fvd_i3d"))
         values = {"psnr": 20.0 + i, "csim/generated": 0.5, "csim/true": 1.0, "lse_d/generated": 8.0, "lse_d/null": 9.0}
         clips.append(EvaluationClip(str(i), str(i), features=features, values=values if i else {"psnr": 20.0}))
     result = evaluate_clips(clips, Protocol(block=10, embedder="arc-1"))

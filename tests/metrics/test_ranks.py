@@ -35,7 +35,7 @@ def make_clip(i: int) -> EvaluationClip:
         FACE,
         *(voices if i else (None, None)),
         phrase_ends=(20, 90 + i),
-        features=(ClipFeatures("net-1", "picture", true[:100, :3], own[:100, :3]),),
+        features=(ClipFeatures("net-1", "image", true[:100, :3], own[:100, :3]),),
         values={"psnr": 20.0 + i, "lse_d/generated": 7.0} if i != 3 else {},
         position=i,
     )
