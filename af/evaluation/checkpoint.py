@@ -27,7 +27,6 @@ from af.evaluation.measured import SIDES, Measured, Table, fill_gaps, hints, loo
 from af.evaluation.reconstruction import reconstruction_rows
 from af.evaluation.report import attempt, write_report
 from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
-from af.evaluation.runs import flat
 from af.evaluation.settings import ONLY_DRAWN, CheckpointSettings
 from af.files import claim_folder, write_json
 from af.metrics.records import EvaluationClip, MetricResult, MetricRow, Protocol
@@ -142,7 +141,7 @@ class Subject:
         """Raise UserError if results kept in `out` belong to other settings."""
         rollout = self.settings.rollout
         made_with = {
-            **flat(asdict(rollout)),
+            **asdict(rollout),
             "signals": list(rollout.signals),
             "data": absolute(location(str(self.settings.data))),
         }
