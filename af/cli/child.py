@@ -1,4 +1,4 @@
-"""Processes that a command starts and waits for: what stops the one stops the other, in time to save."""
+"""Child processes of a command, which get the signals that stop the command, in time to save."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _TELL_WHEN_PARENT_DIES: Final = 1  # PR_SET_PDEATHSIG
 
 @contextlib.contextmanager
 def started(arguments: Sequence[str], log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """`af` with these arguments as a process for the time of the block; what it says goes to `log` instead of the terminal.
+    """Run `af` with these arguments as a process during the block, with its output in `log`.
 
-    It gets the signals that end the block (Ctrl-C, SIGTERM, submitit's requeueing) and is waited for.
+    The signals that end the block (Ctrl-C, SIGTERM, submitit's requeueing) are forwarded, and the process is
+    awaited.
     """
     with sigterm_ends():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until there is something to end
@@ -35,8 +36,8 @@ def started(arguments: Sequence[str], log: IO[bytes] | None = None) -> Iterator[
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=without_ranks(os.environ),  # it must not take itself for a rank of what started it
-                start_new_session=True,  # a terminal's Ctrl-C comes from here, once
+                env=without_ranks(os.environ),  # it must not count as a rank of its parent's launcher
+                start_new_session=True,  # Ctrl-C is forwarded from here, once
                 preexec_fn=_begin,
             )
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -53,7 +54,7 @@ def started(arguments: Sequence[str], log: IO[bytes] | None = None) -> Iterator[
 
 @contextlib.contextmanager
 def sigterm_ends() -> Iterator[None]:
-    """SIGTERM ends the block by SystemExit, which nothing takes for a failure: blocks around it are left in order."""
+    """End the block by SystemExit on SIGTERM: it does not count as a failure, and enclosing blocks exit in order."""
     before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
@@ -66,7 +67,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _begin() -> None:
-    """In the new process: submitit's signal is not for it, and it hears of it when the one that waits is killed."""
+    """In the new process: ignore submitit's signal, and get a signal when the parent is killed."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

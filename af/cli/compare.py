@@ -1,10 +1,10 @@
-"""Videos of any system, or arrays of face parameters, against true ones: the same table as `af evaluate`'s.
+"""Compare videos or face parameters of any system with true ones, in the same table as `af evaluate`.
 
-  af compare clips.csv --out runs/comparison evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task
+af compare clips.csv --out runs/comparison evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task
 
 Clips are listed in a CSV or JSON file, paths relative to it:
 
-  clip,user,true,generated,audio
+clip,user,true,generated,audio
   talk1,user1.mp4,avatar1.mp4,ours/1.mp4,avatar1.wav
 
 A side is a video, or an array of face parameters at 25 fps (npy, npz or csv, frames x parameters). Further columns, all
@@ -13,17 +13,16 @@ session, phrase_ends. `audio` is the avatar's voice (default: the true video's).
 
 What a metric needs, as values of the configuration group `evaluation`:
 
-  face parameters   arrays (evaluation.expression=N evaluation.names=[…] evaluation.tracker_of_arrays=NAME/VERSION), or
-                    evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task, or evaluation/tracker=drawn
-  border_ratio      evaluation.protocol.block=FRAMES of the generator
-  FID, FVD          evaluation/networks=[thumbnail,inception,i3d] evaluation.networks.inception.path=FILE
-                    evaluation.networks.i3d.path=FILE evaluation.networks.i3d.sha256=HASH
-  any network       evaluation/networks=[torchscript] evaluation.networks.torchscript.path=FILE .name=NAME
-  identity          evaluation/embedder=torchscript evaluation.embedder.path=FILE evaluation.embedder.name=NAME
-  LSE-D, LSE-C      evaluation/syncnet=weights evaluation.syncnet.path=syncnet_v2.model
-What is absent is listed as not computed, with the reason. Nothing is downloaded and nothing replaced.
+face parameters arrays (evaluation.expression=N evaluation.names=[…] evaluation.tracker_of_arrays=NAME/VERSION), or
+evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task, or evaluation/tracker=drawn border_ratio
+evaluation.protocol.block=FRAMES of the generator FID, FVD evaluation/networks=[thumbnail,inception,i3d]
+evaluation.networks.inception.path=FILE evaluation.networks.i3d.path=FILE evaluation.networks.i3d.sha256=HASH any
+network evaluation/networks=[torchscript] evaluation.networks.torchscript.path=FILE .name=NAME identity
+evaluation/embedder=torchscript evaluation.embedder.path=FILE evaluation.embedder.name=NAME LSE-D, LSE-C
+evaluation/syncnet=weights evaluation.syncnet.path=syncnet_v2.model Missing metrics are listed as not computed, with the
+reason. Nothing is downloaded or substituted.
 
-A clip that cannot be read is reported with its file and does not lose the others. Stopped? The same command goes on.
+An unreadable clip is reported by file and skipped. The same command continues after a stop.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from af.cli.devices import add_device_argument, device_of
 from af.cli.options import out_folder
 from af.errors import UserError
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "what is measured is kept, the same command goes on with the rest"
+#: Message after Ctrl-C.
+WHEN_INTERRUPTED = "measurements are kept, and the same command continues with the rest"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The list, and where the results go; everything else is configuration."""
+    """Arguments of `af compare`; everything else is configuration."""
     parser.add_argument("clips", type=Path, metavar="clips.csv", help="CSV or JSON list of clips")
     parser.add_argument("--out", type=out_folder, required=True, help="folder for the results")
     add_device_argument(parser)

@@ -1,4 +1,4 @@
-"""Where the configuration lives and how it becomes objects: the one place that speaks to Hydra."""
+"""Composing configurations and building objects from them: the interface to Hydra."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from af.errors import UserError
 
 
 def config_folder() -> Path:
-    """The conf/ tree: inside the package when installed from a wheel, beside it in a checkout."""
+    """The conf/ folder: inside the package when installed from a wheel, beside it in a checkout."""
     package = Path(af.__file__).parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, listed: str | None = None) -> None:
-    """The arguments every configured verb shares. The help lists the choices of the group `listed`."""
+    """Add the arguments of all configured verbs. The help lists the choices of the group `listed`."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values and choices to override")
     parser.add_argument("--config-dir", type=Path, help="folder with configurations of your own, searched first")
     if listed is not None:
@@ -31,7 +31,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, listed: str | None = N
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """The override that has Hydra look into a user's folder, too. UserError when there is none."""
+    """The override that adds a user's folder to Hydra's search path. Raises UserError for a missing folder."""
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder")
     return [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
@@ -85,10 +85,10 @@ def compose(name: str, overrides: list[str], config_dir: Path | None = None, *, 
 
 
 def _with_trainer_flags(overrides: list[str]) -> list[str]:
-    """Options of Lightning's Trainer may be given though our configurations do not list them."""
+    """Allow options of Lightning's Trainer that the configurations do not list."""
     flags = {w: w[8:].partition("=")[0] for w in overrides if re.match(r"trainer\.\w+=", w)}
     if not flags:
-        return overrides  # a wrong key is answered before Lightning could be imported
+        return overrides  # answer a wrong key without importing Lightning
     from af.training.launch import trainer_options
 
     options = trainer_options()
@@ -104,7 +104,7 @@ def register_resolvers() -> None:
         from af.models.registry import check_description
 
         value = entry(model_info(folder), key, Path(folder))
-        check_description(value, f"{folder}: {key}")  # what is composed is built without asking again
+        check_description(value, f"{folder}: {key}")  # composed configurations are built without further checks
         return OmegaConf.create(value)
 
     OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)

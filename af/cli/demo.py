@@ -1,9 +1,9 @@
-"""The whole main job on synthetic conversations: generate, train the VAE, encode, train the denoiser, evaluate, film.
+"""All steps on synthetic conversations: data, training of the VAE, encoding, training of the denoiser, evaluation,
+video.
 
-  af demo                     15 to 20 minutes on two CPU cores
-  af demo demo=tiny           a minute, for trying the plumbing
+af demo 15 to 20 minutes on two CPU cores af demo demo=tiny a minute, to test all steps
 
-Everything lands in runs/demo (run=FOLDER for another place) and data/demo. A stopped demo continues where it was.
+Results are in runs/demo (or run=FOLDER) and data/demo. A stopped demo continues where it was.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from af.console import show
 from af.errors import Stopped, UserError
 from af.files import read_json, write_json, write_text
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "stages that are done are kept, the same command goes on with the one it was at"
+#: Message after Ctrl-C.
+WHEN_INTERRUPTED = "finished stages are kept, and the same command continues with the interrupted one"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ Stage = tuple[str, str, list[str]]
 
 
 def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[str, Any]:
-    """Run what is not yet in `record` (JSON, written after each stage); a changed stage and all after it run again.
+    """Run stages not yet in `record` (JSON, written after each stage); a changed stage and all later ones run again.
 
     Returns for each what it took: {arguments, done, seconds (of all its starts), peak_memory_gb (of all its processes)}.
     Raises UserError when a stage fails, naming it and its command, `Stopped` when SIGTERM ended it.
@@ -209,9 +209,7 @@ def report(config: dict[str, Any], results: dict[str, Any], console: Console) ->
 
 
 def worse_than_null(metrics: dict[str, Any]) -> list[str]:
-    """Tags whose number is further from what is good than the null's, which nobody tried to make good, by more than its
-    standard error.
-    """
+    """Tags of numbers that are worse than their null by more than a standard error."""
     found = []
     for tag, better in metrics["better"].items():
         value, null = metrics.get(tag), metrics.get(f"{tag}/null")
@@ -227,7 +225,7 @@ def worse_than_null(metrics: dict[str, Any]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were made on: processor, cores and versions (rounding, and so a training, depends on them)."""
+    """Processor, cores and versions, on which rounding and so a training depend."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []

@@ -1,4 +1,4 @@
-"""The option that says where networks run, the same for every verb that runs one."""
+"""The option --device of all verbs that run networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_device_argument(parser: argparse.ArgumentParser | argparse._ArgumentGrou
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """The device asked for. UserError when it is not there: to be called before any work."""
+    """The requested device. Raises UserError if it is unavailable; call this before any work."""
     from af.devices import choose_device
 
     return choose_device(args.device)

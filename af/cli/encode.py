@@ -1,12 +1,12 @@
 """Add motion latents and audio features to shards: what the denoiser trains on.
 
-  af encode --data data/demo --autoencoder runs/demo/vae/export --out data/demo-latents
+af encode --data data/demo --autoencoder runs/demo/vae/export --out data/demo-latents
   af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents features=wav2vec2
 
-Each input shard becomes one output shard; shards that exist are skipped, so a stopped job goes on where it was. Many
-machines do it together with --share, for instance as a job array (--array=1-16):
+Each input shard becomes one output shard; existing shards are skipped, so a stopped job continues where it was. Many
+machines can share the work with --share, for instance as a job array (--array=1-16):
 
-  af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents --share $SLURM_ARRAY_TASK_ID/16
+af encode --data data/mine --autoencoder runs/vae/export --out data/mine-latents --share $SLURM_ARRAY_TASK_ID/16
 
 `features=` picks a configuration of conf/features (logmel, wav2vec2); its values can be overridden, e.g.
 `features.mode=utterance` or `features.checkpoint=/path/to/wav2vec2`.
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="fp32",
-        help="of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
+        help="precision of the autoencoder: fp32 (default), bf16 (latents within 1 %%), or auto: bf16 where it is fast",
     )
     add_config_arguments(parser)
 

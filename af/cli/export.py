@@ -1,9 +1,9 @@
 """Make a model folder of a stopped run or of a checkpoint, with averaged weights as a finished run exports them.
 
-  af export runs/denoiser --out runs/denoiser/export
+af export runs/denoiser --out runs/denoiser/export
   af export runs/denoiser/checkpoints/best-00004000.ckpt --out models/best
 
-Every verb takes a run folder or a checkpoint itself, too; a model folder is what is kept, copied and given to others.
+Every verb also takes run folders and checkpoints; model folders are for keeping, copying and sharing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `af export`."""
     parser.add_argument("source", type=Path, help="run folder (its newest checkpoint), or a checkpoint")
     parser.add_argument("--out", type=out_folder, required=True, metavar="FOLDER", help="model folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="also over another model")
+    parser.add_argument("--overwrite", action="store_true", help="replace another model there")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
-"""Portrait, voices and the user's video in; a video of the avatar out, with sound, of any length.
+"""Generate a video of the avatar, with audio and of any length, from a portrait, voices and the user's video.
 
-  af generate --autoencoder runs/vae/export --denoiser runs/denoiser/export \\
+af generate --autoencoder runs/vae/export --denoiser runs/denoiser/export \\
     --portrait face.jpg --avatar-audio speech.wav --user-video user.mp4 --out avatar.mp4 --side-by-side both.mp4
 
 Every input of the user is optional: without --user-video and --user-audio the avatar only talks, without --avatar-audio
-it only listens. The user's voice is --user-audio, or the sound of --user-video. Blocks are rolled out and decoded one
+it only listens. The user's voice is --user-audio, or the audio of --user-video. Blocks are rolled out and decoded one
 by one, so memory does not grow with the length. Faces are found and cropped as in `af ingest`; give --no-crop when the
 pictures are face crops already. The video is as long as the longest input (--seconds cuts it).
 """
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--denoiser", type=Path, required=True, help="model folder, run or checkpoint of the denoiser")
     add_device_argument(models)
     inputs = parser.add_argument_group("inputs")
-    inputs.add_argument("--portrait", type=Path, required=True, help="picture of the avatar")
+    inputs.add_argument("--portrait", type=Path, required=True, help="image of the avatar")
     inputs.add_argument("--avatar-audio", type=Path, help="what the avatar says (any sound or video file)")
     inputs.add_argument("--user-video", type=Path, help="the user's face")
     inputs.add_argument("--user-audio", type=Path, help="the user's voice (default: the sound of --user-video)")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         print(args.side_by_side)
     for path in outputs.values():
         if path is not None and path.suffix.lower() == ".gif":
-            print(f"{path}: a GIF has no sound")
+            print(f"{path}: a GIF has no audio")
     for note in notes:
         print(f"note: {note.text}", file=sys.stderr)
     return 0

@@ -2,12 +2,12 @@
 
 The file is recognised by its keys; every missing, unexpected or misshapen key is listed and nothing is written then.
 
-  af import-released motion_autoencoder.pth --out runs/released/autoencoder
+af import-released motion_autoencoder.pth --out runs/released/autoencoder
   af import-released flow_transformer.pth --out runs/released/denoiser \\
       --autoencoder runs/released/autoencoder --wav2vec2 facebook/wav2vec2-base-960h
 
-With --autoencoder and --wav2vec2 the denoiser's folder says what it belongs to and is ready for `af generate`; without
-them it holds the weights alone (for fine-tuning or for Python).
+With --autoencoder and --wav2vec2 the denoiser's folder names its latents and features and is ready for `af generate`;
+without them it holds only the weights (for fine-tuning or for Python).
 """
 
 from __future__ import annotations

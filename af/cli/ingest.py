@@ -6,7 +6,7 @@ Each video may be of any size and frame rate; the result is 25 fps, 16 kHz mono,
 of 2 to 20 s without a scene cut in which both faces are seen. Audio comes from the videos or from separate files, one
 voice each: mixed voices must be separated before, by a tool of your choice.
 
-  af ingest --pair user.mp4 avatar.mp4 --out data/mine
+af ingest --pair user.mp4 avatar.mp4 --out data/mine
   af ingest --pair user.mp4 avatar.mp4 --audio - avatar.wav --participants ann rumi --out data/mine
   af ingest --side-by-side call.mp4 --audio left.wav right.wav --out data/mine
   af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --workers 8 --size 512 --out data/mine
@@ -16,14 +16,14 @@ side-by-side ones), audio_a, audio_b ("silence" for a person who never speaks), 
 split, offset (seconds by which b's recording begins after a's), face_a, face_b (of several faces: talking, largest, left
 or right). Only a and b, or video, are needed. Relative paths count from the manifest's folder.
 
-A person has one id wherever they occur, and is in one split only. Without ids every file is taken for another person.
-Input that cannot be used is named with the reason, the rest goes on; ingest_report.json in the output folder says what
-was dropped and why, and what is noteworthy about the rest: the tracks and channels taken, several faces, damage, lengths,
-and how far audio and lips, or the two recordings, seem to be apart. Nothing is moved by such an estimate. The same
-command again does only what is new or has changed. Many machines do it together with --share, for instance as a job
-array (--array=1-16):
+A person must have the same id everywhere, and is in one split only. Without ids every file counts as another person.
+Unusable input is reported with the reason and skipped. ingest_report.json in the output folder lists what was dropped
+and why, and remarks on the rest: tracks and channels used, several faces, damage, lengths, and estimated offsets
+between audio and lips or between the two recordings. Nothing is shifted by such an estimate. The same command again
+processes only new and changed input. Many machines can share the work with --share, for instance as a job array
+(--array=1-16):
 
-  af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --out data/mine --share $SLURM_ARRAY_TASK_ID/16
+af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --out data/mine --share $SLURM_ARRAY_TASK_ID/16
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from af.cli.options import add_settings, add_share, count, fractions, number, ou
 from af.console import show
 from af.ingest.options import FACES, LONGEST_OFFSET_S, IngestOptions
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "conversations that are done are kept, the same command goes on with the others"
+#: Message after Ctrl-C.
+WHEN_INTERRUPTED = "finished conversations are kept, and the same command continues with the others"
 
 #: Options that are fields of `IngestOptions`.
 SETTINGS = {
@@ -55,7 +55,7 @@ SETTINGS = {
     "offset_limit_s": (
         "--offset-limit",
         positive,
-        "seconds: drop what is surely further apart, two sides or audio and lips",
+        "seconds: drop conversations whose sides, or audio and lips, are certainly further apart",
     ),
     "face": ("--face", FACES, "of several faces: the one that moves with the voice, the largest, the left, the right"),
     "detect_every": ("--detect-every", count, "look for faces in every n-th frame"),
@@ -92,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ingest what the flags say."""
+    """Ingest the conversations given by the flags."""
     from rich.table import Table
 
     from af.ingest.report import REPORT

@@ -1,4 +1,4 @@
-"""What a wrong override is told: the key or choice that was probably meant, never Hydra's advice to add it with +."""
+"""Messages for wrong overrides, naming the key or choice probably meant, without Hydra's advice to add it with +."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from af.errors import UserError, did_you_mean
 
-#: Composes some overrides; raises what Hydra raises.
+#: Composes overrides; raises Hydra's errors.
 Compose = Callable[[list[str]], Any]
 #: What a training's configuration is made of; and values that nothing else stands for.
 PARTS: Final = ("trainer", "checkpoints", "model", "module", "data")
@@ -20,7 +20,7 @@ NEEDED_WITHIN: Final = ("trainer.max_steps", "checkpoints._target_")
 
 
 def require_form(overrides: Sequence[str]) -> None:
-    """UserError for a word that is no override."""
+    """Raise UserError for a word that is not an override."""
     for word in overrides:
         if not re.match(r"[^=]+=|~.", word):
             raise UserError(f"{word!r}: expected KEY=VALUE")
@@ -58,7 +58,7 @@ def require_parts(config: Mapping[str, Any]) -> None:
 
 
 def explained(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
-    """A line on why a configuration does not compose."""
+    """One line on why a configuration does not compose."""
     from hydra.errors import OverrideParseException
 
     text = str(error)

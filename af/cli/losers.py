@@ -1,20 +1,20 @@
-"""Make losers for the preference stage: the same avatars in the same conversations, moving worse.
+"""Make losers for the preference stage: worse motion of the same avatars in the same conversations.
 
-  af losers --data data/demo-latents --denoiser runs/demo/denoiser/export --out data/demo-losers
+af losers --data data/demo-latents --denoiser runs/demo/denoiser/export --out data/demo-losers
   af losers --data data/demo-latents --denoiser runs/demo/denoiser/export --out data/weak losers=weak losers.user=0.3
   af losers --data data/demo-latents --out data/my-losers losers=file losers.folder=my_motions
 
 `losers=` picks a source from conf/losers; its values can be overridden, and `losers._target_=` names one of your own
 package:
 
-  drop_user  the denoiser itself, rolled out without the user's signals
+drop_user  the denoiser itself, rolled out without the user's signals
   weak       the denoiser with a guidance scale for the user below 1
   shuffled   the denoiser reacting to the user of another conversation
   talking    another denoiser, trained on the avatar's audio alone (losers.model=FOLDER; module.dropout.user=1 trains one)
   file       arrays KEY.a.npy and KEY.b.npy (frames x motion latent) from a folder
 
-Each shard of the data becomes one of losers; shards that exist are skipped, so a stopped job goes on where it was, and
---share divides the work among the jobs of an array. Give the folder to the stage as data.losers=FOLDER.
+Each shard of the data becomes one of losers; existing shards are skipped, so a stopped job continues where it was, and
+--share divides the work among the jobs of an array. Pass the folder to the stage as data.losers=FOLDER.
 """
 
 from __future__ import annotations

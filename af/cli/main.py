@@ -12,18 +12,18 @@ from af.cli.options import Parser, require_other_places
 from af.errors import Stopped, system_text, user_text
 
 VERBS: dict[str, str] = {
-    "demo": "the whole main job on synthetic conversations, from nothing to videos and numbers",
+    "demo": "all steps on synthetic conversations, from data to videos and metrics",
     "synth": "write synthetic conversations as shards",
     "ingest": "turn videos of conversations into shards",
-    "shards": "check shards, say what is in them, or arrange them anew",
+    "shards": "check, describe or rearrange shards",
     "train": "train the motion VAE, the denoiser or its preference stage; -m: a multirun",
     "encode": "add motion latents and audio features to shards",
     "losers": "worse motion of the same conversations, for the preference stage",
-    "teacher": "what a guided denoiser makes of known noise, for a distillation",
+    "teacher": "a guided denoiser's motion from known noise, for distillation",
     "generate": "portrait + voices + user video -> a video of the avatar",
-    "evaluate": "the table of numbers for a checkpoint, with ground truth and null",
+    "evaluate": "the table of metrics of a model, with ground truth and null",
     "compare": "the same table for videos of any system, listed in a file",
-    "probe": "what the latents of a motion VAE are worth, on synthetic people",
+    "probe": "probe the latents of a motion VAE on synthetic people",
     "report": "evaluated runs and multiruns in one table",
     "study": "a blinded preference study of two systems: make the page, score the answers",
     "tracker": "train or check the small face tracker of the synthetic faces",
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"af {args.verb}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
     except Exception as error:
-        if isinstance(error, BrokenPipeError):  # `af … | head`: nobody listens any more
+        if isinstance(error, BrokenPipeError):  # `af … | head`: the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         if (text := user_text(error) or system_text(error)) is None:
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"af {args.verb}: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        again = getattr(module, "WHEN_INTERRUPTED", "the same command starts anew")
+        again = getattr(module, "WHEN_INTERRUPTED", "the same command starts again")
         print(f"af {args.verb}: interrupted; {again}", file=sys.stderr)
         return 130
 

@@ -1,7 +1,7 @@
 """`af train … -m`: a plain Hydra multirun whose jobs are `af train` on their own resolved configurations.
 
-Hydra's launchers may run several jobs in one process, one after the other or beside each other, and a training leaves
-things behind in its process (ranks, ports, threads). So the task that they run starts a process and waits for it.
+Hydra's launchers may run several jobs in one process, successively or in parallel, but a training leaves ranks, ports
+and threads behind in its process. So the task of a job starts a process and waits for it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def sweeps(word: str) -> bool:
 
 
 def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
-    """Run a job for each combination of values, through the launcher and sweeper that the configuration names.
+    """Run a job for each combination of values, by the launcher and sweeper in the configuration.
 
-    UserError for what does not compose, before any job, and with the first job that failed after all have ended.
+    Raises UserError before any job if one does not compose, and after all jobs if one failed.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -67,7 +67,7 @@ def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
 def job(config: Any) -> float | None:
     """Train, export and evaluate what one job's configuration describes; returns its `objective`, None without one.
 
-    A finished job returns at once, a stopped one goes on. UserError when it fails, with its last words.
+    A finished job returns at once, a stopped one continues. Raises UserError with the job's last line when it fails.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -122,7 +122,7 @@ def _train(file: Path, folder: Path) -> None:
             else f"ended with {code}"
         )
         raise UserError(
-            f"{folder}: {last} ({folder / LOG} has all of it; jobs that are done are kept, the same command goes on with "
+            f"{folder}: {last} ({folder / LOG} has everything; finished jobs are kept, the same command goes on with "
             "the others)"
         )
 

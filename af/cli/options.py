@@ -1,4 +1,4 @@
-"""Types of options, the same for every verb, and what is checked of places to write before any work."""
+"""Types of options shared by all verbs, and checks of output paths before any work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = TypeVar("Record")
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line."""
+    """An argument parser that reports wrong usage in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print it and end with 2."""
@@ -134,7 +134,7 @@ def _writable(place: Out) -> Out:
 
 
 def require_other_places(args: argparse.Namespace) -> None:
-    """UserError when something is to be written over what is read (under whatever spelling or link), or twice."""
+    """Raise UserError if an output would overwrite an input (under any spelling or link) or another output."""
     outs = {name: value for name, value in vars(args).items() if isinstance(value, Out)}
     for name, out in outs.items():
         for other, place in _places(args):

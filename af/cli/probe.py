@@ -1,18 +1,16 @@
-"""What the latents of a motion VAE are worth, on synthetic shards of people it was not trained on:
+"""Probe the latents of a motion VAE, on synthetic shards of people it was not trained on:
 
-    af probe --autoencoder runs/demo/vae/export --data data/demo/test --out runs/probe
+af probe --autoencoder runs/demo/vae/export --data data/demo/test --out runs/probe
 
-- reconstruction of a frame from another frame of the same person (null: the source shown unchanged);
-- transfer of one person's motion to another's portrait, against the image that would be right: PSNR, expression and
-  pose tracked (R² against the truth, and *agreement* with what the tracker reads on the right image, which leaves its
-  own errors out; null: the portrait shown unchanged);
-- the portrait's colours and proportions after the transfer: what is wrong in the mean of its images, in standard
-  deviations between people (truth: what is read when the right person is drawn with a slightly wrong face, the least that
-  this measure can tell; null: the driving person shown);
-- linear probes, on people left out of their fit: face parameters from motion; identity from motion (what should fail),
-  motion from the identity code of another frame (what should fail);
-- smoothness of the coefficients on video, beside that of the true face parameters;
-- directions.png: the portrait with each direction in turn at -3 … 3 standard deviations, and what that moves.
+- reconstruction of a frame from another frame of the same person (null: the source shown unchanged); - transfer of one
+person's motion to another's portrait, compared with the true image: PSNR, expression and pose tracked (R² against the
+truth, and *agreement* with the tracker's reading of the true image, which excludes its own errors; null: the portrait
+shown unchanged); - the portrait's colours and proportions after the transfer: what is wrong in the mean of its images,
+in standard deviations between people (truth: what is read when the right person is drawn with a slightly wrong face,
+the least that this measure can tell; null: the driving person shown); - linear probes, on people left out of their fit:
+face parameters from motion; identity from motion (what should fail), motion from the identity code of another frame
+(what should fail); - smoothness of the coefficients on video, beside that of the true face parameters; -
+directions.png: the portrait with each direction in turn at -3 … 3 standard deviations, and what that moves.
 
 The folder gets metrics.json, metrics.md, directions.png and transfer.png (portrait | driving | image | right image).
 """

@@ -1,12 +1,12 @@
-"""Check shards, say what is in them, index them, or arrange their samples anew.
+"""Check, describe, index or rearrange shards.
 
-  af shards validate data/mine            every member of every sample, checksums, splits without a common person
+af shards validate data/mine            every member of every sample, checksums, splits without a common person
   af shards validate data/mine --quick    the same without decoding the videos
   af shards stats data/mine [--json]      hours, people, sizes, feature specs of each split
   af shards index data/mine               write index.json again after adding or removing .tar files
   af shards extract data/mine/test --sample 3 --out clip   one sample as files: videos with sound, wav, first frames
 
-  af shards reshard data/mine --out data/larger --shard-gb 1     shards of another size, optionally --shuffle SEED
+af shards reshard data/mine --out data/larger --shard-gb 1     shards of another size, optionally --shuffle SEED
   af shards split data/mine --out data/split --fractions 0.8,0.1,0.1   new splits without a common person
   af shards merge data/calls data/talks --out data/both          several folders as one
 
@@ -29,8 +29,8 @@ from af.cli.options import add_share, count, fractions, out_folder, positive, se
 from af.console import show
 from af.data.stores import Location, location
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "new shards that are done are kept, the same command makes the others; checks start anew"
+#: Message after Ctrl-C.
+WHEN_INTERRUPTED = "finished shards are kept, and the same command makes the others; checks start again"
 _ROOT = "root or split folder, or its URL"
 
 
@@ -47,11 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="print JSON instead of text")
     check.add_argument("--quick", action="store_true", help="do not decode every video frame")
     check.add_argument("--most", type=count, default=50, help="problems to print (default 50)")
-    verb("stats", "say hours, people, sizes and feature specs of each split").add_argument(
+    verb("stats", "print hours, people, sizes and feature specs of each split").add_argument(
         "--json", action="store_true", help="print JSON instead of text"
     )
-    verb("index", "write index.json anew after adding or removing .tar files", "root or split folder of this machine")
-    one = verb("extract", "write one sample as ordinary files: videos with sound, wav, first frames")
+    verb("index", "rewrite index.json after adding or removing .tar files", "root or split folder of this machine")
+    one = verb("extract", "write one sample as ordinary files: videos with audio, wav, first frames")
     one.add_argument("--sample", type=whole, default=0, metavar="N", help="number of the sample (default 0)")
     one.add_argument("--out", type=out_folder, required=True, metavar="FOLDER", help="folder for the files")
 
@@ -80,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the verb says; validate returns 1 when something is wrong."""
+    """Run the verb; validate returns 1 if there are problems."""
     verbs = {"validate": _validate, "stats": _stats, "index": _index, "extract": _extract}
     return verbs.get(args.action, _arrange)(args)
 

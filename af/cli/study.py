@@ -1,13 +1,13 @@
 """A blinded preference study of two systems: make the page, score the answers.
 
-    af study make ours/ baseline/ --user users/ --out study/
+af study make ours/ baseline/ --user users/ --out study/
     af study score study/key.json answers-*.json --out study/result
 
-`make` pairs videos of the same name in both folders and writes study/study.html, one file that opens from disk and holds
-all videos, and study/key.json, which alone knows which video is whose: send the page, keep the key. Order and sides are
-drawn anew for every rater; attention checks (one side frozen and blurred) are mixed in. Raters answer the paper's five
-questions (reactiveness, motion richness, verbal and non-verbal alignment, overall) and save a JSON file.
-`score` gives preference rates with exact binomial intervals, sign tests, and each rater's checks and agreement.
+`make` pairs videos of the same name in both folders and writes study/study.html, one file that opens from disk and
+holds all videos, and study/key.json, which alone knows which video is whose: send the page, keep the key. Order and
+sides are random for every rater; attention checks (one side frozen and blurred) are mixed in. Raters answer the paper's
+five questions (reactiveness, motion richness, verbal and non-verbal alignment, overall) and save a JSON file. `score`
+gives preference rates with exact binomial intervals, sign tests, and each rater's checks and agreement.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from af.cli.options import add_settings, count, fraction, out_folder, positive, 
 from af.synth.build import SynthSettings, build
 from af.synth.session import SessionConfig
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "shards that are done are kept, the same command makes the others"
+#: Message after Ctrl-C.
+WHEN_INTERRUPTED = "finished shards are kept, and the same command makes the others"
 
 SETTINGS = {
     "train": ("--train", whole, "sessions for training"),

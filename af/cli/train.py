@@ -1,21 +1,22 @@
 """Train one stage: the motion VAE, the denoiser, its preference stage or a student of few steps.
 
-An experiment says everything; any value can be overridden, any group be chosen by its name:
+An experiment defines all values; any value can be overridden, and any group chosen by name:
 
-  af train experiment=vae_demo run=runs/vae data.root=data/demo
+af train experiment=vae_demo run=runs/vae data.root=data/demo
   af train experiment=denoiser_demo run=runs/denoiser data.root=data/demo-latents optimizer.lr=3e-4
   af train experiment=denoiser_demo logger=[tensorboard,csv] callbacks.ema=null debug=limit
 
 The run folder holds the resolved configuration, checkpoints, what the loggers write and, at the end, export/ (the model
-that `af encode`, `af generate` and `af evaluate` read); with evaluation=NAME also evaluation/, its numbers. Ctrl-C (or SIGTERM) finishes the step at hand and saves it; the
-same command goes on from there. What does not change the training may change then, and a larger trainer.max_steps makes
-it longer, a finished one too (a schedule then follows the new length); history.jsonl in the folder has a line for each
-start. start=FOLDER begins a new training with the weights of a model. trainer.NAME=VALUE takes any option of Lightning's
-Trainer; debug=fast tries a few steps and keeps nothing.
+that `af encode`, `af generate` and `af evaluate` read); with evaluation=NAME also evaluation/, its numbers. Ctrl-C (or
+SIGTERM) finishes and saves the current step; the same command continues from there. Options that do not change the
+results may change then, and a larger trainer.max_steps prolongs a training, even a finished one (a schedule then
+follows the new length); history.jsonl in the folder has a line for each start. start=FOLDER begins a new training with
+the weights of a model. trainer.NAME=VALUE takes any option of Lightning's Trainer; debug=fast tries a few steps and
+keeps nothing.
 
-Several trainings, a process each: `af train experiment=denoiser_demo -m seed=0,1,2 optimizer.lr=1e-4,3e-4` is a multirun of
-Hydra's (docs/cluster.md). Each job has a folder in runs/NAME, named after its values. The same command goes on with what
-is not finished; `af report runs/NAME` puts the numbers into one table.
+Several trainings, a process each: `af train experiment=denoiser_demo -m seed=0,1,2 optimizer.lr=1e-4,3e-4` is a
+multirun of Hydra's (docs/cluster.md). Each job has a folder in runs/NAME, named after its values. The same command
+continues unfinished jobs; `af report runs/NAME` puts the numbers into one table.
 
 Several GPUs: `trainer=ddp trainer.devices=4` composes once and starts four ranks with torchrun. Several machines: start
 `torchrun --nnodes ... -m af.cli.main train ... trainer=ddp trainer.devices=8 trainer.num_nodes=2` on each of them, or
@@ -41,8 +42,8 @@ from af.errors import UserError
 from af.files import exclusive, read_json, write_json
 from af.values import LARGEST_SEED, require_number
 
-#: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "a run with a checkpoint goes on from it, another one starts anew"
+#: Message after Ctrl-C.
+WHEN_INTERRUPTED = "a run with a checkpoint continues from it, any other starts again"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +142,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         where = f"model in {folder / 'export'}" if kept else "a smoke run (trainer.fast_dev_run): nothing is kept"
         print(f"trained to step {trainer.global_step}; {where}")
         if not done:
-            print("its time was over (trainer.max_time); the same command goes on")
+            print("its time was over (trainer.max_time); the same command continues")
     return evaluation() if kept and trainer.global_step >= trainer.max_steps else 0
 
 
@@ -161,13 +162,13 @@ def _evaluation(config: dict[str, Any]) -> Callable[[], int]:
 
 
 def _smoke(config: dict[str, Any], command: Sequence[str]) -> int:
-    """A few steps that claim nothing, and leave nothing that looks trained."""
+    """Run a few steps without claiming the folder or leaving results."""
     with tempfile.TemporaryDirectory() as folder:
         return _train({**config, "run": folder, "logger": {}}, command, kept=False)
 
 
 def _check(config: dict[str, Any]) -> None:
-    """UserError for values that can be judged before anything is made."""
+    """Raise UserError for values that can be checked before any work."""
     from af.training.ranks import check_ranks, find_ranks
 
     check_ranks(config["trainer"], find_ranks())

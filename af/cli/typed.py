@@ -1,4 +1,4 @@
-"""Plain values of a configuration against the types that constructors name: `optimizer.lr=abc` is said before any work."""
+"""Checks of plain values against the types in constructors: `optimizer.lr=abc` fails before any work."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from af.errors import UserError, did_you_mean
 
 
 def require_types(config: Any, key: str) -> None:
-    """UserError that names the key and what its value must be, for every `_target_` in `config`, nested ones first.
+    """Raise UserError, naming key and allowed type, for a wrong value of any `_target_` in `config`, nested ones first.
 
-    Judged are numbers, texts, switches, choices, lists of them, and plain values in place of objects; what has no
-    annotation is left alone.
+    It checks numbers, texts, booleans, choices, lists of them, and plain values in place of objects; parameters without
+    annotations are not checked.
     """
     if isinstance(config, list):
         for i, inner in enumerate(config):

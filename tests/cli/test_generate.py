@@ -68,7 +68,7 @@ def test_the_ending_says_what_is_written(generate, files, tmp_path, capsys):
     """A GIF is a GIF, with the same frames as the mp4; other endings are refused before any work."""
     voice = ["--avatar-audio", str(files / "avatar.wav"), "--seconds", "0.4"]
     assert generate(*voice, "--side-by-side", str(tmp_path / "both.GIF"), out="a.gif") == 0
-    assert "no sound" in capsys.readouterr().out
+    assert "no audio" in capsys.readouterr().out
     assert generate(*voice, out="a.mp4") == 0
     assert (tmp_path / "a.gif").read_bytes()[:6] == (tmp_path / "both.GIF").read_bytes()[:6] == b"GIF89a"
     gif, film = (read_video(tmp_path / f"a.{suffix}").astype(int) for suffix in ("gif", "mp4"))
