@@ -75,7 +75,7 @@ def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[
             code = _run(arguments, entry)
             entry["done"] = not code
         except SystemExit as error:
-            raise Stopped(signal.SIGTERM, f"stopped in stage {name}: the same command goes on with it") from error
+            raise Stopped(signal.SIGTERM, f"stopped in stage {name}: the same command continues with it") from error
         finally:
             write_json(record, done)
         if code:

@@ -41,7 +41,7 @@ from af.data.stores import location
 from af.errors import UserError
 
 #: What is said after Ctrl-C.
-WHEN_INTERRUPTED = "what is measured is kept, the same command goes on with the rest"
+WHEN_INTERRUPTED = "measurements are kept, and the same command continues with the rest"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

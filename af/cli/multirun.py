@@ -122,7 +122,7 @@ def _train(file: Path, folder: Path) -> None:
             else f"ended with {code}"
         )
         raise UserError(
-            f"{folder}: {last} ({folder / LOG} has everything; finished jobs are kept, the same command goes on with "
+            f"{folder}: {last} ({folder / LOG} has everything; finished jobs are kept, the same command continues with "
             "the others)"
         )
 

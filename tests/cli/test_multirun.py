@@ -125,7 +125,7 @@ def test_a_failed_job_keeps_no_other_from_running_and_is_tried_again(words, aske
 
 def test_the_last_words_of_a_job_are_told(tmp_path):
     write_json(tmp_path / "job.json", {"command": [], "config": {"run": "x"}})
-    with pytest.raises(UserError, match=r"seed .*log\.txt has all of it.*continues with the others"):
+    with pytest.raises(UserError, match=r"seed .*log\.txt has everything.*continues with the others"):
         multirun._train(tmp_path / "job.json", tmp_path)
 
 
