@@ -62,7 +62,7 @@ def measure(seconds: float, device: torch.device) -> dict[str, Any]:
         "denoiser": denoiser_speed(
             instantiate(denoiser["model"]).to(device),
             denoiser["data"]["batch_size"],
-            denoiser["features"]["dim"],
+            denoiser["model"]["audio_feature_dim"],
             seconds,
         )
     }

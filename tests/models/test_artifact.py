@@ -129,9 +129,9 @@ def test_another_autoencoder_under_a_digest_that_the_denoiser_knows_is_refused(
 
 
 def test_a_model_of_another_kind_is_refused_before_it_is_built(autoencoder_folder, denoiser_folder):
-    with pytest.raises(UserError, match="is not a motion denoiser but MotionAutoencoder"):
+    with pytest.raises(UserError, match="is a MotionAutoencoder, not a motion denoiser"):
         load_as(autoencoder_folder, MotionDenoiser)
-    with pytest.raises(UserError, match="is not a motion autoencoder but MotionDenoiser"):
+    with pytest.raises(UserError, match="is a MotionDenoiser, not a motion autoencoder"):
         Avatar.load(denoiser_folder, denoiser_folder)
 
 
