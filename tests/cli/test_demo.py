@@ -94,5 +94,5 @@ def test_sigterm_ends_the_stage_at_hand_too(tmp_path):
     said = demo.communicate(timeout=60)[1]
     assert demo.returncode == 128 + signal.SIGTERM
     assert "stopped in stage" in said
-    assert "the same command goes on with it" in said
+    assert "the same command continues with it" in said
     assert not any(stage.is_running() for stage in stages)
