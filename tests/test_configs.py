@@ -101,10 +101,10 @@ def test_every_demo_has_stages_with_composable_commands(demo):
     from af.cli.demo import stages
 
     found = stages(resolve(compose("demo", [f"demo={demo}"])))
-    assert [s.name for s in found] == ["synth", "vae", "encode", "denoiser", "evaluate", "extract", "generate"]
-    for stage in found:
-        if stage.arguments[0] == "train":
-            resolve(compose("train", list(stage.arguments[1:])))
+    assert [name for name, _, _ in found] == ["synth", "vae", "encode", "denoiser", "evaluate", "extract", "generate"]
+    for _, _, words in found:
+        if words[0] == "train":
+            resolve(compose("train", words[1:]))
 
 
 def test_the_bidirectional_scheme_is_what_it_says():

@@ -47,7 +47,12 @@ def test_what_stops_the_one_stops_the_other_in_time_to_save(sent, heard, code, t
         monkeypatch.setenv(name, value)
     for name, text in (("child.py", CHILD), ("parent.py", PARENT)):
         (tmp_path / name).write_text(text)
-    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     until(lambda: (tmp_path / "begun").is_file())
     environment, pid = child_told(tmp_path)
     started = psutil.Process(pid)
