@@ -24,7 +24,7 @@ def test_products_are_in_bf16_only_where_that_is_fast(generator, monkeypatch, fa
     before, gradient = torch.randn(2, 24, 60, 1, 1, generator=generator)
 
     def moved(dtype: torch.dtype) -> torch.Tensor:
-        weight = nn.Parameter(before.to(dtype))
+        weight = nn.Parameter(before.to(dtype, copy=True))
         weight.grad = gradient.to(dtype)
         Muon([weight], lr=1.0, adam_lr=1.0).step()
         return weight.detach() - before
