@@ -96,7 +96,7 @@ def test_other_settings_are_refused_by_name_and_overwritten_when_asked(tmp_path)
     other = SynthSettings(train=2, val=0, test=0, size=16, session=SessionConfig(seconds=0.4, tilt_every_s=3.0))
     build(tmp_path, one)
     with pytest.raises(
-        UserError, match=r"train: 1 there, 2 asked for, tilt_every_s: 6.0 there, 3.0 asked for.*--overwrite"
+        UserError, match=r"train: 1 there, 2 asked for, session.tilt_every_s: 6.0 there, 3.0 asked for.*--overwrite"
     ):
         build(tmp_path, other)
     indices, report = build(tmp_path, other, overwrite=True)
