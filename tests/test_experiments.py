@@ -70,7 +70,7 @@ def test_videos_of_any_system_the_copy_is_perfect_and_the_late_one_is_not(tmp_pa
         numbers[system] = json.loads((tmp_path / system / "metrics.json").read_text())
     assert numbers["copy"]["ssim"] == pytest.approx(1)
     assert numbers["late"]["psnr"] < 40 < numbers["copy"]["psnr"]
-    assert "--mediapipe" in numbers["late"]["not_computed"]["reaction_gain"]
+    assert "evaluation/tracker=mediapipe" in numbers["late"]["not_computed"]["reaction_gain"]
 
 
 DENOISER = ["model.hidden=16", "model.depth=1", "model.heads=2", "model.condition_dim=16", "model.condition_heads=2"]
