@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from af.forcing.guidance import Guidance
 
 
-def add_sampling_arguments(parser: argparse._ArgumentGroup) -> None:
-    """Steps, guidance, anchor."""
+def add_guidance_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Steps and guidance scales."""
     parser.add_argument("--steps", type=count, default=8, help="Euler steps per block (default 8)")
     parser.add_argument("--guidance-audio", type=scale, default=2.0, help="scale of the avatar's audio (default 2)")
     parser.add_argument("--guidance-user", type=scale, default=1.0, help="scale of the user's signals (default 1)")
+
+
+def add_sampling_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Steps, guidance, anchor."""
+    add_guidance_arguments(parser)
     parser.add_argument(
         "--unguided", action="store_true", help="one branch with all signals, no guidance: how distilled students work"
     )
