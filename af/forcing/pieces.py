@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_samples
 from af.errors import UserError, did_you_mean
+from af.types import Condition
 from af.values import require_number
 
 PUSHED: Final = ("avatar_audio", "user_audio", "user_motion", "user_frames", "user_times")
@@ -65,6 +66,11 @@ class Signals:
     avatar_audio: bool = True
     user_audio: bool = True
     user_motion: bool = True
+
+    def of(self, condition: Condition) -> Condition:
+        """The condition without the other signals."""
+        used = vars(self).items()
+        return replace(condition, **{n: torch.zeros_like(getattr(condition, n)) for n, there in used if not there})
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +55,26 @@ class Denoiser(Protocol):
         plans: Sequence[AttentionPlan],
         past: Sequence[KeysValues] | None = None,
     ) -> list[KeysValues]: ...
+
+
+class Space(Protocol):
+    """Conversion between motion latents (L dims) and the denoiser's space."""
+
+    latent_dim: int
+
+    def to_model(self, motion: Tensor) -> Tensor: ...  # noqa: D102
+    def from_model(self, x: Tensor) -> Tensor: ...  # noqa: D102
+
+
+class LiveDenoiser(Denoiser, Protocol):
+    """A denoiser that also builds conditions from raw features and latents (None = dropped)."""
+
+    @property
+    def motion_space(self) -> Space: ...  # noqa: D102
+
+    def condition(  # noqa: D102
+        self, avatar_audio: Tensor | None, user_audio: Tensor | None, user_motion: Tensor | None
+    ) -> Condition: ...
 
 
 @dataclass(frozen=True)
@@ -274,3 +294,14 @@ class BlockSampler:
                 self._modulation.frames(torch.cat((clean, row.repeat(blocks)))) for row in rows
             ]
         return self._step_modulations[offset, new]
+
+
+def continued(
+    sampler: BlockSampler, blocks: Iterable[tuple[Condition, Float[Tensor, "B T D"]]], **sampling: Any
+) -> BlockSampler:
+    """A roll-out with other settings that continues `sampler`'s, from the condition and motion of its last blocks."""
+    other = BlockSampler(sampler.denoiser, sampler.state.portrait, **sampling)
+    for condition, motion in blocks:
+        other.give(condition, motion)
+    other.frames = sampler.frames
+    return other

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,30 +29,10 @@ from af.forcing.batching import commit_batch, step_batch
 from af.forcing.inputs import Bounds, Face, SpeechStream, Voice
 from af.forcing.pieces import Faults, Rates, Signals
 from af.forcing.rollout import draw_noise
-from af.forcing.sampler import BlockSampler, Denoiser
+from af.forcing.sampler import BlockSampler, LiveDenoiser, continued
 from af.types import Condition
 
 SAMPLING: Final = tuple(inspect.signature(BlockSampler).parameters)[2:]
-
-
-class Space(Protocol):
-    """Conversion between motion latents (L dims) and the denoiser's space."""
-
-    latent_dim: int
-
-    def to_model(self, motion: Tensor) -> Tensor: ...  # noqa: D102
-    def from_model(self, x: Tensor) -> Tensor: ...  # noqa: D102
-
-
-class LiveDenoiser(Denoiser, Protocol):
-    """A denoiser that also builds conditions from raw features and latents (None = dropped)."""
-
-    @property
-    def motion_space(self) -> Space: ...  # noqa: D102
-
-    def condition(  # noqa: D102
-        self, avatar_audio: Tensor | None, user_audio: Tensor | None, user_motion: Tensor | None
-    ) -> Condition: ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +78,9 @@ class LiveSession:
         heard = signals.avatar_audio or signals.user_audio
         self._denoiser, self._speech, self._encode_user = denoiser, speech if heard else None, encode_user
         self._generator, self._patience = generator, patience_frames
+        self._used, self._sampling = signals, sampling
+        #: Condition, with all signals, and motion of the last window's blocks.
+        self._recent: tuple[tuple[Condition, Tensor], ...] = ()
         with torch.no_grad():
             width = denoiser.motion_space.latent_dim
             self._reference = denoiser.motion_space.to_model(pieces.checked_reference(reference, width))
@@ -194,6 +177,23 @@ class LiveSession:
         with self._lock:
             self._sampler.change_reference(self._denoiser.motion_space.to_model(reference))
 
+    @torch.no_grad()
+    def change(self, *, signals: Signals | None = None, **sampling: Any) -> None:
+        """Change settings from the next block on; the motion so far is kept, and settings not named stay.
+
+        A signal that is switched off is dropped with its past, as if the session had been made without it, but is still
+        taken; switched on again, its past is back. Raises UserError for unknown settings and signals.
+        """
+        pieces.check_names(sampling, SAMPLING, "a session")
+        with self._lock:
+            used, sampling = signals or self._used, self._sampling | sampling
+            for field in fields(Signals):
+                if getattr(used, field.name) and field.name not in self._signals:
+                    raise UserError(f"{field.name}: this session was made without it")
+            recent = ((used.of(condition), motion) for condition, motion in self._recent)
+            self._sampler = continued(self._sampler, recent, **sampling)
+            self._used, self._sampling = used, sampling
+
     def _take(self, given: Mapping[str, Any]) -> None:
         """Take the pushed input. After an error, the caller restores the session."""
         given = self._checked(given)
@@ -267,7 +267,7 @@ class LiveSession:
         left = end - self._sampler.frames
         if left > 0:
             condition, noise = self._next(left)
-            blocks.append(self._block(self._sampler.step(condition, noise)[:, :left], start))
+            blocks.append(self._block(self._sampler.step(self._used.of(condition), noise)[:, :left], start))
         self._end = end
         return blocks
 
@@ -281,6 +281,11 @@ class LiveSession:
         condition = self._denoiser.condition(*(taken.get(field.name) for field in fields(Condition)))
         size = self._sampler.layout.block_frames
         return condition.filled(size), draw_noise(self._generator, self._reference, size)
+
+    def _remember(self, condition: Condition, motion: Float[Tensor, "1 T D"]) -> None:
+        layout = self._sampler.layout
+        kept = layout.window_frames // layout.block_frames
+        self._recent = (*self._recent, (condition, motion))[-kept:]
 
     def _block(self, motion: Float[Tensor, "1 t D"], start: float) -> LiveBlock:
         first = self._sampler.frames - self._sampler.layout.block_frames
@@ -338,6 +343,7 @@ class LiveSession:
             "_unseen": self._unseen,
             "_signals": {name: signal.copy() for name, signal in self._signals.items()},
             "_end": self._end,
+            "_recent": self._recent,
             "sampler": self._sampler.saved(),
             "generator": None if self._generator is None else self._generator.get_state(),
         }
@@ -384,7 +390,9 @@ def _ready_blocks(sessions: Sequence[LiveSession], start: float) -> list[list[Li
     while due := [i for i, session in enumerate(sessions) if session._due()]:
         inputs = [sessions[i]._next(sessions[i]._sampler.layout.block_frames) for i in due]
         samplers = [sessions[i]._sampler for i in due]
-        motions = step_batch(samplers, [c for c, _ in inputs], [noise for _, noise in inputs])
-        for i, motion in zip(due, motions, strict=True):
+        used = [sessions[i]._used.of(condition) for i, (condition, _) in zip(due, inputs, strict=True)]
+        motions = step_batch(samplers, used, [noise for _, noise in inputs])
+        for i, (condition, _), motion in zip(due, inputs, motions, strict=True):
+            sessions[i]._remember(condition, motion)
             blocks[i].append(sessions[i]._block(motion, start))
     return blocks
