@@ -14,6 +14,7 @@ from af.errors import Stopped, system_text, user_text
 VERBS: dict[str, str] = {
     "demo": "all steps on synthetic conversations, from data to videos and metrics",
     "synth": "write synthetic conversations as shards",
+    "fetch": "fetch files of other people's models, verified",
     "ingest": "turn videos of conversations into shards",
     "shards": "check, describe or rearrange shards",
     "train": "train the motion VAE, the denoiser or its preference stage; -m: a multirun",

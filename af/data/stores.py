@@ -66,14 +66,18 @@ class StoreSettings:
         """Read `AF_CACHE` (default: avatar-forcing in the user's cache folder), `AF_CACHE_GB` (default 100),
         `AF_STORE_ATTEMPTS` and `AF_STORE_TIMEOUT_S`. Raises `UserError`, naming the variable, for wrong values.
         """
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folder = Path(os.environ.get("AF_CACHE") or f"{base}/avatar-forcing/shards").expanduser()
+        folder = Path(os.environ.get("AF_CACHE") or cache_folder("shards")).expanduser()
         return cls(
             folder.absolute(),
             int(_number("AF_CACHE_GB", 100.0) * 1e9),
             attempts=max(1, int(_number("AF_STORE_ATTEMPTS", cls.attempts))),
             timeout_s=_number("AF_STORE_TIMEOUT_S", cls.timeout_s),
         )
+
+
+def cache_folder(name: str) -> Path:
+    """avatar-forcing/`name` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "avatar-forcing" / name
 
 
 def _number(name: str, default: float) -> float:
