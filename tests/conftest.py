@@ -25,6 +25,14 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def avatar(generator: torch.Generator):
+    """A small avatar with random weights: 16 px, blocks of 5 frames."""
+    from tests.toy_avatar import toy_avatar
+
+    return toy_avatar(generator)
+
+
 @pytest.fixture(scope="session")
 def dyads(tmp_path_factory) -> Path:
     """Synthetic conversations as shards: 3 to train on, 1 to validate, 2 to test; 4 s, 32 px."""

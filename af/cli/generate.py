@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     faces: dict[str, Any] = {"size": avatar.autoencoder.image_size, "find_face": not args.no_crop, "notes": notes}
     heard = read_inputs(args.avatar_audio, args.user_audio, args.user_video, seconds=args.seconds, **faces)
     identity, reference = avatar.identity(read_portrait(args.portrait, **faces))
-    seen = None if heard.user_frames is None else video_motion_pieces(avatar.autoencoder, heard.user_frames)
+    # one by one, as a live session sees them: with the same bits
+    seen = None if heard.user_frames is None else video_motion_pieces(avatar.autoencoder, heard.user_frames, 1)
     motion = avatar.motion(
         reference,
         heard.frames,

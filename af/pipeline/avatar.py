@@ -139,18 +139,20 @@ class Avatar:
         user = self._audio_pieces("user_audio", user_audio, frames)
         poses = None if user_motion is None else _held(user_motion)
         made = 0
+        block = self.denoiser.layout.block_frames
         while made < frames:
             a, u = next(avatar, None), next(user, None)
-            count = len(a) if a is not None else len(u) if u is not None else self.denoiser.layout.block_frames
+            count = len(a) if a is not None else len(u) if u is not None else block
             count = min(count, frames - made)
             m = None if poses is None else torch.from_numpy(np.stack(list(islice(poses, count))))
             if a is None and u is None and m is None:
                 raise UserError(
                     "give the avatar's audio, the user's audio or the user's video: there is nothing to react to"
                 )
-            yield self.denoiser.condition(
-                *(None if x is None else x[None].to(self.device, non_blocking=True) for x in (a, u, m))
-            )
+            given = [None if x is None else x[None].to(self.device, non_blocking=True) for x in (a, u, m)]
+            for first in range(0, count, block):  # block by block: the bits of a live session
+                part = slice(first, min(first + block, count))
+                yield self.denoiser.condition(*(None if x is None else x[:, part] for x in given))
             made += count
 
     def _audio_pieces(self, name: str, audio: np.ndarray | None, frames: int) -> Iterator[Tensor]:

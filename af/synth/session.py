@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from scipy.ndimage import gaussian_filter1d
 
 from af.clock import FPS, frames_to_samples, seconds_to_frames
@@ -214,9 +214,9 @@ def _nods(
     return nods
 
 
-def _swell(event: Event, frames: int) -> np.ndarray:
-    """An event's course over the session's frames: cosine rise, plateau and fall, with height 1."""
-    t = np.arange(frames) - event.start
+def swell(event: Event, frames: Int[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    """An event's course at the given frames: cosine rise, plateau and fall, with height 1."""
+    t = frames - event.start
     up, down = t / event.rise, (t - event.rise - event.hold) / event.fall
     return (0.5 - 0.5 * np.cos(np.pi * np.clip(up, 0, 1))) - (0.5 - 0.5 * np.cos(np.pi * np.clip(down, 0, 1)))
 
@@ -241,6 +241,7 @@ def _face(
 ) -> Float32[np.ndarray, "T P"]:
     """Face parameters of every frame, from events and speech."""
     frames = len(speaking)
+    at = np.arange(frames)
     rng = stream(seed, "sway", role)
     yaw, pitch, roll = (
         _slow(rng, frames, s) + rng.normal(0, r) for s, r in ((0.05, 0.05), (0.025, 0.02), (0.015, 0.01))
@@ -249,9 +250,9 @@ def _face(
     scale = _slow(rng, frames, 0.018, 1.6) + rng.normal(0, 0.03)
     opening, width = lips(phrases, frames)
     beat, lift = _beats(stream(seed, "beats", role), phrases, frames)
-    nod = _nod_curve(nods, frames)
-    smile = 1 - np.prod([1 - np.clip(e.amplitude, 0, 0.98) * _swell(e, frames) for e in smiles], axis=0)
-    tilt = sum((e.amplitude * _swell(e, frames) for e in tilts), np.zeros(frames))
+    nod = nod_curve(nods, at)
+    smile = 1 - np.prod([1 - np.clip(e.amplitude, 0, 0.98) * swell(e, at) for e in smiles], axis=0)
+    tilt = sum((e.amplitude * swell(e, at) for e in tilts), np.zeros(frames))
     gaze_x, gaze_y = _gaze(stream(seed, "gaze", role), speaking, partner_starts)
     turn = gaussian_filter1d(gaze_x, 3) * 0.10  # the head follows the eyes slightly
     values = {
@@ -274,12 +275,12 @@ def _face(
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _nod_curve(nods: Sequence[Event], frames: int) -> np.ndarray:
-    """Pitch of the nods: raised-cosine dips, the second one smaller."""
-    curve = np.zeros(frames)
+def nod_curve(nods: Sequence[Event], frames: Int[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    """Pitch of the nods at the given frames: raised-cosine dips, the second one smaller."""
+    curve = np.zeros(len(frames))
     for nod in nods:
         for n in range(nod.hold):
-            t = (np.arange(frames) - nod.start - n * nod.rise) / nod.rise
+            t = (frames - nod.start - n * nod.rise) / nod.rise
             curve += np.where((t > 0) & (t < 1), nod.amplitude * 0.7**n * (0.5 - 0.5 * np.cos(2 * np.pi * t)), 0)
     return curve
 

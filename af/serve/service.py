@@ -1,0 +1,223 @@
+"""Many conversations that share one avatar: one clock of 25 frames per second, one batch per block."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from af.clock import FPS, frames_to_seconds
+from af.errors import UserError, user_text
+from af.forcing.stream import LiveBlock, push_batch
+from af.images import image_array
+from af.models.tracker import FaceTracker, load_tracker
+from af.pipeline.avatar import Avatar
+from af.pipeline.live import speech_stream, use_free_cores
+from af.serve.conversation import Conversation, Image, Settings
+from af.serve.puppet import Puppet
+from af.synth.face import FACE_INDEX
+from af.types import Identity
+
+#: What the page draws of a face, and the face parameters that it is.
+CURVES: Final[Mapping[str, str]] = {"smile": "smile", "tilt": "roll", "nod": "pitch", "mouth": "mouth_open"}
+#: The service gives frames up when it is further behind its clock than this.
+_BEHIND_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a service; times in seconds. A conversation is idle while its user neither speaks nor does anything."""
+
+    conversations: int = 4
+    idle_s: float = 600.0
+    length_s: float = 3600.0
+
+
+class Service:
+    """Opens conversations and computes them, `tick` by `tick`; `start` does so 25 times a second in a thread.
+
+    Conversations begin together at the start of a block, so that the model computes them in one batch: alone, one gives
+    the bits of `Avatar.motion`. Faces are read by the tracker of drawn faces, for `CURVES`.
+    """
+
+    def __init__(
+        self,
+        avatar: Avatar,
+        portrait: Image,
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        limits: Limits = Limits(),
+    ) -> None:
+        self.avatar, self.portrait, self.settings, self.limits = avatar, portrait, settings, limits
+        stream = speech_stream(avatar.features)
+        self._features_s = 0.0
+        self._speech = replace(stream, extract=self._timed(stream.extract))
+        self._tracker: FaceTracker = load_tracker()
+        self._all: list[Conversation] = []
+        self._lock = threading.Lock()
+        self._load = 0.0
+        self._frame = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._made = 0
+        if avatar.device.type == "cpu":
+            use_free_cores()
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """Those that are open."""
+        return list(self._all)
+
+    def open(self) -> Conversation:
+        """A new conversation. Raises UserError when there are as many as there may be."""
+        with self._lock:
+            if len(self._all) >= self.limits.conversations:
+                raise UserError(f"all {self.limits.conversations} places are taken; try again later")
+            self._made += 1
+            puppet = Puppet(self.settings.seed + self._made, self.avatar.autoencoder.image_size)
+            conversation = Conversation(self.avatar, self._speech, self.portrait, puppet, self.settings)
+            self._all.append(conversation)
+        return conversation
+
+    def close(self, conversation: Conversation, why: str = "closed") -> None:
+        """End a conversation; its listeners get a last report with `why`."""
+        with self._lock:
+            if conversation not in self._all:
+                return
+            self._all.remove(conversation)
+        conversation.closed = why
+        for listener in conversation.listeners:
+            listener({"closed": why})
+
+    def start(self) -> None:
+        """Run in a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="af live", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close all conversations and end the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        for conversation in self.conversations:
+            self.close(conversation, "the server is stopping")
+
+    def _run(self) -> None:
+        due, busy_s = time.monotonic(), 0.0
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if now < due:
+                self._stop.wait(due - now)
+                continue
+            if now - due > _BEHIND_S:
+                lost = int((now - due) * FPS)
+                due += frames_to_seconds(lost)
+                for conversation in self.conversations:
+                    conversation.skipped_frames += lost
+            self.tick()
+            busy_s += time.monotonic() - now
+            due += frames_to_seconds(1)
+            if self._frame % FPS == 0:
+                self._load, busy_s = busy_s, 0.0
+
+    def tick(self) -> None:
+        """The next frame of all conversations."""
+        block = self.avatar.denoiser.layout.block_frames
+        together: list[Conversation] = []
+        given: list[dict[str, Any]] = []
+        for conversation in self.conversations:
+            try:
+                if conversation.make_changes() or self._frame % block == 0:
+                    given.append(conversation.step())
+                    together.append(conversation)
+            except Exception as error:
+                self._fail(conversation, error)
+        self._frame += 1
+        self._features_s, start = 0.0, time.perf_counter()
+        blocks = self._pushed(together, given)
+        motion_ms, features_ms = (1000 * s for s in (time.perf_counter() - start - self._features_s, self._features_s))
+        finished = [(c, b) for c, found in zip(together, blocks, strict=True) for b in found]
+        start = time.perf_counter()
+        images = self._decoded(finished)
+        decoding_ms = 1000 * (time.perf_counter() - start)
+        for (conversation, made), pictures in zip(finished, images, strict=True):
+            budget = conversation.budget
+            budget.waiting, budget.load = conversation.stream.waiting_ms, self._load
+            budget.features, budget.motion, budget.decoding = features_ms, motion_ms, decoding_ms
+            conversation.playout.put(conversation.shown(made, pictures))
+            self._tell(conversation, made, pictures)
+        self._end_the_old()
+
+    def _pushed(self, together: list[Conversation], given: list[dict[str, Any]]) -> list[list[LiveBlock]]:
+        """`push_batch` of all; if it fails, one by one, without those that fail."""
+        try:
+            return push_batch([c.stream for c in together], given)
+        except Exception:
+            blocks: list[list[LiveBlock]] = []
+            for conversation, signals in zip(together, given, strict=True):
+                try:
+                    blocks.append(conversation.stream.push(**signals))
+                except Exception as error:
+                    self._fail(conversation, error)
+                    blocks.append([])
+            return blocks
+
+    @torch.inference_mode()
+    def _decoded(self, finished: Sequence[tuple[Conversation, LiveBlock]]) -> list[UInt8[np.ndarray, "T Y X 3"]]:
+        """Images of blocks of equal length, decoded together."""
+        if not finished:
+            return []
+        identities = [conversation.identity for conversation, _ in finished]
+        if len(identities) > 1:
+            features = zip(*(identity.features for identity in identities), strict=True)
+            codes = torch.cat([identity.code for identity in identities])
+            identities = [Identity(codes, tuple(torch.cat(maps) for maps in features))]
+        motion = torch.cat([block.motion for _, block in finished])
+        return [image_array(frames) for frames in self.avatar.autoencoder.decode(identities[0], motion)]
+
+    def _tell(self, conversation: Conversation, block: LiveBlock, images: UInt8[np.ndarray, "T Y X 3"]) -> None:
+        faces, views = conversation.user_of_block(len(images))
+        if not conversation.listeners:
+            return
+        known = [face for face in faces if face is not None]
+        user = np.stack(known) if len(known) == len(faces) else self._tracker.track(np.stack(views))
+        report = conversation.report() | {
+            "start": block.start,
+            "user": self._curves(user),
+            "avatar": self._curves(self._tracker.track(images)),
+        }
+        for listener in conversation.listeners:
+            listener(report)
+
+    @staticmethod
+    def _curves(faces: Float[np.ndarray, "T P"]) -> dict[str, list[float]]:
+        return {name: np.round(faces[:, FACE_INDEX[p]], 3).tolist() for name, p in CURVES.items()}
+
+    def _end_the_old(self) -> None:
+        now = time.monotonic()
+        for conversation in self.conversations:
+            if now - conversation.begun_s > self.limits.length_s:
+                self.close(conversation, f"the longest conversation is {self.limits.length_s:g} s")
+            elif now - conversation.touched_s > self.limits.idle_s:
+                self.close(conversation, f"nothing happened for {self.limits.idle_s:g} s")
+
+    def _fail(self, conversation: Conversation, error: Exception) -> None:
+        self.close(conversation, user_text(error) or f"an error in the server: {type(error).__name__}")
+        if user_text(error) is None:
+            logging.getLogger(__name__).exception("a conversation was closed", exc_info=error)
+
+    def _timed(self, extract: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def timed(sound: Tensor) -> Tensor:
+            start = time.perf_counter()
+            features = extract(sound)
+            self._features_s += time.perf_counter() - start
+            return features
+
+        return timed

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+
+from af.clock import SAMPLES_PER_FRAME
+from af.serve.puppet import ACTIONS, SLIDERS, Puppet
+from af.serve.queues import Playout, SampleQueue, Shown
+from af.synth.face import FACE_INDEX
+
+SILENCE = np.zeros(SAMPLES_PER_FRAME, np.float32)
+
+
+def ramp(start: int, stop: int) -> np.ndarray:
+    return np.arange(start, stop, dtype=np.float32)
+
+
+def frames(start: int, stop: int, voice: np.ndarray = SILENCE) -> list[Shown]:
+    return [Shown(n, np.zeros((2, 2, 3), np.uint8), voice) for n in range(start, stop)]
+
+
+def test_samples_come_in_order_however_they_are_cut():
+    queue, rng, taken, start = SampleQueue(10_000), np.random.default_rng(0), [], 0
+    while start < 5000:
+        stop = start + int(rng.integers(1, 90))
+        queue.push(ramp(start, stop))
+        taken.append(queue.take(min(int(rng.integers(0, 90)), len(queue))))
+        start = stop
+    taken.append(queue.take(len(queue)))
+    np.testing.assert_array_equal(np.concatenate(taken), ramp(0, start))
+
+
+def test_a_cushion_is_waited_for_again_after_a_gap():
+    queue = SampleQueue(1000, cushion=30)
+    queue.push(ramp(1, 21))
+    assert not queue.take(10).any()  # not yet
+    queue.push(ramp(21, 41))
+    np.testing.assert_array_equal(np.concatenate([queue.take(10) for _ in range(4)]), ramp(1, 41))
+    assert queue.missing == 0
+    assert not queue.take(10).any()
+    assert queue.missing == 10
+    queue.push(ramp(41, 61))
+    assert not queue.take(10).any()
+    assert queue.missing == 10  # a pause counts once
+    queue.push(ramp(61, 71))
+    np.testing.assert_array_equal(queue.take(10), ramp(41, 51))
+
+
+def test_a_sender_with_a_fast_clock_adds_no_delay():
+    queue = SampleQueue(10_000, cushion=20, slack=10)
+    for n in range(2000):  # a tenth too many
+        queue.push(ramp(11 * n, 11 * n + 11))
+        queue.take(10)
+        assert len(queue) < 20 + 10 + 2 * 125 + 11
+    assert queue.dropped > 1500
+
+
+def test_late_blocks_add_delay_and_early_ones_take_it_back():
+    playout, shown = Playout(40), []
+    for block in range(30):
+        playout.put(frames(10 * block, 10 * block + 10))
+        for _ in range(16 if block == 3 else 10):  # the fifth block is six frames late
+            frame = playout.take()
+            shown.append(frame.index if frame else None)
+    assert playout.late == 6
+    assert shown.count(None) == 6
+    assert playout.dropped == 0
+    for block in range(30, 60):  # from here on a block is there six frames before it is needed
+        playout.put(frames(10 * block, 10 * block + 10))
+        shown += [playout.take().index for _ in range(4 if block == 30 else 10)]
+    assert playout.dropped == 4  # two are kept in reserve
+    indices = [index for index in shown if index is not None]
+    assert indices == sorted(set(indices))
+
+
+def test_frames_with_a_voice_are_not_left_out():
+    playout, voice = Playout(60), np.full(SAMPLES_PER_FRAME, 0.1, np.float32)
+    for block in range(30):
+        playout.put(frames(10 * block, 10 * block + 10, voice))
+        for _ in range(4 if block == 0 else 10):
+            assert playout.take() is not None
+    assert playout.dropped == 0
+
+
+def test_the_puppet_does_what_it_is_told_and_returns_to_rest():
+    puppet = Puppet(0, 32)
+    still = np.stack([puppet.step(SILENCE)[0] for _ in range(10)])
+    moved = {"smile": "smile", "nod": "pitch", "tilt left": "roll", "tilt right": "roll", "blink": "blink"}
+    moved["talk"] = "mouth_open"
+    assert set(moved) == set(ACTIONS)
+    for action, parameter in moved.items():
+        puppet.act(action)
+        steps = [puppet.step(SILENCE) for _ in range(80)]
+        curve = np.array([face[FACE_INDEX[parameter]] for face, _, _ in steps]) - still[-1, FACE_INDEX[parameter]]
+        assert np.abs(curve[:70]).max() > 0.15, action
+        assert np.abs(curve[-1]) < 0.12, action
+        heard = np.concatenate([sound for _, _, sound in steps])
+        assert bool(np.abs(heard).max() > 0.05) is (action == "talk")
+    for name, (parameter, _, high) in SLIDERS.items():
+        puppet.steer({name: 1.0})
+        steps = [puppet.step(SILENCE) for _ in range(20)]
+        assert abs(steps[-1][0][FACE_INDEX[parameter]] - high) < 0.15, name
+        puppet.steer({name: 0.0})
+    frames = np.stack([image for _, image, _ in steps])
+    assert frames.shape == (20, 32, 32, 3)
+
+
+def test_the_puppets_mouth_follows_a_microphone():
+    puppet, rng = Puppet(0, 32), np.random.default_rng(0)
+    loud = [puppet.step((0.2 * rng.standard_normal(SAMPLES_PER_FRAME)).astype(np.float32))[0] for _ in range(10)]
+    quiet = [puppet.step(SILENCE)[0] for _ in range(10)]
+    assert loud[-1][FACE_INDEX["mouth_open"]] > 0.3
+    assert quiet[-1][FACE_INDEX["mouth_open"]] < 0.05

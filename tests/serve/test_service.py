@@ -1,0 +1,248 @@
+"""Conversations of a service: without a clock of their own, one `tick` after the other."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from af.clock import frames_to_samples, samples_to_frames
+from af.errors import UserError
+from af.forcing.guidance import Guidance
+from af.forcing.pieces import Signals
+from af.pipeline.avatar import Avatar
+from af.pipeline.encode import video_motion_pieces
+from af.serve.conversation import Conversation, Settings
+from af.serve.queues import Shown
+from af.serve.service import Limits, Service
+from tests.toy_avatar import recording
+
+BLOCK, LONG = 5, 40
+SAMPLING = {"steps": 2, "guidance": Guidance(audio=2, user=2)}
+RECORDED = Settings(SAMPLING, user="camera", barge_in=False, seed=4)
+
+
+def service_of(avatar: Avatar, settings: Settings = RECORDED, **limits) -> Service:
+    return Service(avatar, recording(7)["user_frames"][0], settings, Limits(**limits))
+
+
+def play(service: Service, recorded: dict[Conversation, dict], frames: range) -> dict[Conversation, list[Shown]]:
+    shown: dict[Conversation, list[Shown]] = {c: [] for c in recorded}
+    for n in frames:
+        for conversation, given in recorded.items():
+            conversation.hear(given["user_audio"][frames_to_samples(n) : frames_to_samples(n + 1)])
+            conversation.see(given["user_frames"][n])
+        service.tick()
+        for conversation in recorded:
+            while frame := conversation.playout.take():
+                shown[conversation].append(frame)
+    return shown
+
+
+def images(shown: list[Shown]) -> np.ndarray:
+    return np.stack([frame.image for frame in shown])
+
+
+def generated(avatar: Avatar, portrait: np.ndarray, recorded: dict) -> np.ndarray:
+    """What `af generate` computes of the same recording, before it is coded as a video."""
+    identity, reference = avatar.identity(portrait)
+    motion = avatar.motion(
+        reference,
+        LONG,
+        avatar_audio=recorded["avatar_audio"],
+        user_audio=recorded["user_audio"],
+        user_motion=video_motion_pieces(avatar.autoencoder, recorded["user_frames"], 1),
+        generator=torch.Generator().manual_seed(4),
+        **SAMPLING,
+    )
+    return np.stack(list(avatar.frames(identity, motion)))
+
+
+def test_a_recorded_conversation_has_the_bits_of_af_generate(avatar: Avatar) -> None:
+    recorded = recording(frames=LONG)
+    service = service_of(avatar)
+    conversation = service.open()
+    conversation.say(recorded["avatar_audio"])
+    (shown,) = play(service, {conversation: recorded}, range(LONG)).values()
+    assert [frame.index for frame in shown] == list(range(LONG))
+    expected = generated(avatar, service.portrait, recorded)
+    assert expected.std(0).max() > 1  # it moves
+    np.testing.assert_array_equal(images(shown), expected)
+    np.testing.assert_array_equal(np.concatenate([frame.voice for frame in shown]), recorded["avatar_audio"])
+
+
+def test_conversations_in_one_batch_are_apart(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is what it is alone, up to rounding, also one that begins later; and the model sees them in one batch."""
+    batches: list[int] = []
+    velocity = avatar.denoiser.velocity
+
+    def counted(x, *args, **kwargs):
+        batches.append(len(x))
+        return velocity(x, *args, **kwargs)
+
+    monkeypatch.setattr(avatar.denoiser, "velocity", counted)
+    service = service_of(avatar)
+    first, second = recording(1, LONG), recording(2, LONG)
+    a = service.open()
+    a.say(first["avatar_audio"])
+    early = play(service, {a: first}, range(7))[a]
+    alone = batches[-1]
+    b = service.open()  # within a block: it begins with the next one
+    b.say(second["avatar_audio"])
+    for n in range(7, 10):
+        early += play(service, {a: first}, range(n, n + 1))[a]
+    shown: dict[Conversation, list[Shown]] = {a: early, b: []}
+    for n in range(10, LONG):
+        for conversation, given, at in ((a, first, n), (b, second, n - 10)):
+            conversation.hear(given["user_audio"][frames_to_samples(at) : frames_to_samples(at + 1)])
+            conversation.see(given["user_frames"][at])
+        service.tick()
+        for conversation, frames in shown.items():
+            while frame := conversation.playout.take():
+                frames.append(frame)
+    assert max(batches) == 2 * alone
+    for conversation, given in ((a, first), (b, second)):
+        got = images(shown[conversation]).astype(int)
+        assert len(got) >= LONG - 10
+        wanted = generated(avatar, service.portrait, given)[: len(got)].astype(int)
+        assert np.abs(got - wanted).max() <= 1
+
+
+def test_an_interrupted_avatar_is_silent_within_a_block_and_its_motion_goes_on(avatar: Avatar) -> None:
+    recorded = recording(frames=LONG)
+    service = service_of(avatar)
+    conversation, other = service.open(), service_of(avatar)
+    undisturbed = other.open()
+    for one in (conversation, undisturbed):
+        one.say(recorded["avatar_audio"])
+    before = play(service, {conversation: recorded}, range(18))[conversation]
+    same = play(other, {undisturbed: recorded}, range(18))[undisturbed]
+    conversation.interrupt()
+    after = play(service, {conversation: recorded}, range(18, LONG))[conversation]
+    still = play(other, {undisturbed: recorded}, range(18, LONG))[undisturbed]
+    np.testing.assert_array_equal(images(before), images(same))
+    assert [frame.index for frame in before + after] == list(range(LONG))
+    assert not any(frame.voice.any() for frame in after)  # the block at hand, from frame 15 on, too
+    assert all(frame.voice.any() for frame in still)
+    change = np.abs(images(after).astype(int) - images(still)).mean((1, 2, 3))
+    jump = np.abs(images(before)[-1].astype(int) - images(after)[0]).mean()
+    usual = np.abs(np.diff(images(still).astype(int), axis=0)).mean((1, 2, 3)).max()
+    assert change.max() > 0
+    assert jump <= 1.5 * usual  # no new start
+
+
+def test_the_users_voice_interrupts(avatar: Avatar) -> None:
+    service = service_of(avatar, Settings(SAMPLING, user="camera"))
+    conversation = service.open()
+    conversation.say(0.1 * np.ones(frames_to_samples(LONG), np.float32))
+    for n in range(20):
+        conversation.hear(np.full(frames_to_samples(1), 0.0 if n < 10 else 0.1, np.float32))
+        service.tick()
+    assert len(conversation.unsaid) == 0
+    conversation.say(0.1 * np.ones(frames_to_samples(LONG), np.float32))
+    conversation.change(barge_in=False)
+    conversation.hear(np.zeros(frames_to_samples(5), np.float32))
+    conversation.hear(np.full(frames_to_samples(10), 0.1, np.float32))
+    for _ in range(10):
+        service.tick()
+    assert samples_to_frames(len(conversation.unsaid)) == LONG - 10
+
+
+def test_a_slow_client_loses_frames_and_a_fast_one_input_but_never_memory(avatar: Avatar) -> None:
+    service = service_of(avatar, Settings(SAMPLING))
+    conversation = service.open()
+    for _ in range(60):  # nobody takes the frames
+        conversation.hear(np.zeros(frames_to_samples(9), np.float32))  # nine times too many samples
+        service.tick()
+    assert len(conversation.playout) == 4 * BLOCK
+    report = conversation.report()
+    assert report["faults"]["left_out_frames"] == 40
+    assert conversation.playout.take().index >= 40
+    kept = report["faults"]["surplus_samples"] + len(conversation.heard) + frames_to_samples(60)
+    assert kept == frames_to_samples(9 * 60)
+    with pytest.raises(UserError, match="at most 300 s"):
+        conversation.say(np.zeros(301 * frames_to_samples(25), np.float32))
+    for _ in range(16):
+        conversation.restart()
+    with pytest.raises(UserError, match="too many changes"):
+        conversation.restart()
+
+
+def test_settings_change_and_a_restart_is_the_beginning(avatar: Avatar) -> None:
+    recorded = recording(frames=LONG)
+    service = service_of(avatar)
+    conversation = service.open()
+    beginning = play(service, {conversation: recorded}, range(20))[conversation]
+    conversation.change(signals=Signals(user_motion=False, user_audio=False), steps=3)
+    conversation.show(recorded["user_frames"][3])
+    changed = play(service, {conversation: recorded}, range(20, 30))[conversation]
+    conversation.change(signals=Signals(), steps=2)
+    conversation.show(service.portrait)
+    conversation.restart()
+    again = play(service, {conversation: recorded}, range(20))[conversation]
+    np.testing.assert_array_equal(images(again), images(beginning))
+    assert not (images(changed)[:, None] == images(beginning)).all((2, 3, 4)).any()
+
+
+def test_limits(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = service_of(avatar, Settings(SAMPLING), conversations=2, idle_s=10, length_s=25)
+    idle, busy = service.open(), service.open()
+    said: list[dict] = []
+    idle.listeners.append(said.append)
+    with pytest.raises(UserError, match="all 2 places are taken"):
+        service.open()
+    start = time.monotonic()
+    for seconds in (8, 16, 24):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: start + seconds)
+        busy.touched_s = time.monotonic()
+        service.tick()
+    assert service.conversations == [busy]
+    assert idle.closed == said[-1]["closed"] == "nothing happened for 10 s"
+    monkeypatch.setattr(time, "monotonic", lambda: start + 26)
+    service.tick()
+    assert busy.closed == "the longest conversation is 25 s"
+    service.open()
+
+
+def test_one_that_fails_is_closed_and_the_others_go_on(avatar: Avatar) -> None:
+    service = service_of(avatar)
+    good, bad = service.open(), service.open()
+    bad.later(lambda: bad.stream.finish() and None)
+    for _ in range(BLOCK):
+        service.tick()
+    assert service.conversations == [good]
+    assert "finished" in bad.closed
+    assert good.playout.take() is not None
+
+
+def test_reports_hold_the_curves_of_both(avatar: Avatar) -> None:
+    service = service_of(avatar, Settings(SAMPLING))
+    conversation = service.open()
+    reports: list[dict] = []
+    conversation.listeners.append(reports.append)
+    conversation.act("smile")
+    for _ in range(4 * BLOCK):
+        service.tick()
+    assert [report["start"] for report in reports] == [0, 5, 10, 15]
+    smile = np.concatenate([report["user"]["smile"] for report in reports])
+    assert smile.max() > 0.8
+    assert abs(smile[0]) < 0.15
+    assert {len(curve) for report in reports for curve in (*report["user"].values(), *report["avatar"].values())} == {5}
+    budget = reports[-1]["budget"]
+    assert budget["waiting"] == BLOCK * 40
+    assert min(budget["features"], budget["motion"], budget["decoding"]) > 0
+
+
+def test_the_thread_keeps_time(avatar: Avatar) -> None:
+    service = service_of(avatar, Settings(SAMPLING))
+    conversation = service.open()
+    service.start()
+    start = time.monotonic()
+    while conversation.stream.frames < 25 and time.monotonic() - start < 20:
+        time.sleep(0.01)
+    took = time.monotonic() - start
+    service.stop()
+    assert 0.95 <= took < 5
+    assert conversation.closed == "the server is stopping"
