@@ -122,7 +122,8 @@ class DyadBatch(_TensorRecord):
     """Windows of conversations for the denoiser: raw audio features (F dims) and the autoencoder's motion latents.
 
     `reference` is the portrait's motion: a frame of the same clip, outside the window if possible. `valid` is False on
-    frames without a tracked face and on padding. Present if requested: `loser` is worse motion of the same avatar in
+    frames without a tracked face and on padding. `has_user` is False for windows of one-sided samples, whose user is
+    dropped (None: all have a user). Present if requested: `loser` is worse motion of the same avatar in
     the same frames, `teacher` a teacher's motion generated from `noise`; `listening` is True while the avatar is
     silent.
     """
@@ -137,10 +138,12 @@ class DyadBatch(_TensorRecord):
     teacher: Float[Tensor, "B T D"] | None = None
     noise: Float[Tensor, "B T M"] | None = None
     listening: Bool[Tensor, "B T"] | None = None
+    has_user: Bool[Tensor, " B"] | None = None
 
     def first(self, frames: int) -> DyadBatch:
         """The first `frames` frames of every window."""
-        cut = {name: x[:, :frames] for name, x in vars(self).items() if x is not None and name != "reference"}
+        kept = ("reference", "has_user")
+        cut = {name: x[:, :frames] for name, x in vars(self).items() if x is not None and name not in kept}
         return replace(self, **cut)
 
 

@@ -2,19 +2,22 @@
 
 A conversation is two people at the same instants: two videos, or one video with the first person in its left half and
 the second in its right half. The first is called "a" (the user), the second "b" (the avatar); both orders are trained.
+Videos of one person alone (--single) train the motion VAE, and the denoiser to talk.
 Each video may be of any size and frame rate; the result is 25 fps, 16 kHz mono, square crops around the face, in clips
-of 2 to 20 s without a scene cut in which both faces are seen. Audio comes from the videos or from separate files, one
+of 2 to 20 s without a scene cut in which all faces are seen. Audio comes from the videos or from separate files, one
 voice each: mixed voices must be separated before, by a tool of your choice.
 
 af ingest --pair user.mp4 avatar.mp4 --out data/mine
   af ingest --pair user.mp4 avatar.mp4 --audio - avatar.wav --participants ann rumi --out data/mine
+  af ingest --single talking-heads/ --split-by-identity 0.9,0.05,0.05 --out data/heads
   af ingest --side-by-side call.mp4 --audio left.wav right.wav --out data/mine
   af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --workers 8 --size 512 --out data/mine
 
 A manifest is a .csv with a header, a .json list of objects or .jsonl, with the columns a, b (or video, for
-side-by-side ones), audio_a, audio_b ("silence" for a person who never speaks), participant_a, participant_b, session,
+side-by-side ones; or single, for one person), audio_a, audio_b ("silence" for a person who never speaks), participant_a, participant_b, session,
 split, offset (seconds by which b's recording begins after a's), face_a, face_b (of several faces: talking, largest, left
-or right). Only a and b, or video, are needed. Relative paths count from the manifest's folder.
+or right). Only a and b, or video, or single, are needed. Relative paths count from the manifest's folder; a file in a
+tar archive is ARCHIVE.tar/MEMBER.
 
 A person must have the same id everywhere, and is in one split only. Without ids every file counts as another person.
 Unusable input is reported with the reason and skipped. ingest_report.json in the output folder lists what was dropped
@@ -77,6 +80,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     two: Any = {"nargs": 2, "action": "append", "default": [], "metavar": ("USER", "AVATAR")}
     add("--pair", **two, help="two videos (repeatable)")
     add("--side-by-side", action="append", default=[], metavar="VIDEO", help="one video with both (repeatable)")
+    add(
+        "--single",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a video of one person, or a folder of such videos (repeatable)",
+    )
     add("--manifest", metavar="FILE", help="list of conversations: .csv, .json or .jsonl")
     add("--audio", **two, help="audio files, a pair a conversation in order; - for the video's own, 'silence' for none")
     add("--participants", **two, help="ids of the people, once for each conversation in order")
@@ -99,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
     from af.ingest.run import run_ingest
     from af.ingest.sources import from_flags, from_manifest
 
-    sources, rejected = from_flags(args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo)
+    sources, rejected = from_flags(
+        args.pair, args.side_by_side, args.audio, args.participants, stereo=args.stereo, singles=args.single
+    )
     if args.manifest:
         listed, unusable = from_manifest(os.path.expanduser(args.manifest), stereo=args.stereo)
         sources, rejected = sources + listed, rejected + unusable

@@ -14,6 +14,7 @@ from typing import Any, Final
 import av
 from av.stream import Disposition
 
+from af.data.archives import is_inside, open_binary, stamp
 from af.errors import UserError
 
 #: Images that are never the main video of a file: covers, previews, tiles of a larger image.
@@ -54,17 +55,18 @@ def opened(path: Path | str) -> Iterator[Any]:
     """An input container; every failure to read it is a `MediaError` naming the file."""
     path = Path(path)
     try:
-        if not path.exists():
-            raise MediaError(path, "missing", "no such file")
         if path.is_dir():
             raise MediaError(path, "not_media", "is a folder, not a video or audio file")
-        if path.stat().st_size == 0:
+        if stamp(path).size == 0:
             raise MediaError(path, "empty", "the file is empty (0 bytes)")
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError(path, "missing", "no such file") from None
     except OSError as error:  # name too long, folder without permission
         raise MediaError(path, "unreadable", f"cannot be read ({error.strerror or error})") from error
+    # "file:" keeps names with ":" or "%" from being read as protocols or patterns
+    file: Any = open_binary(path) if is_inside(path) else f"file:{os.path.abspath(path)}"
     try:
-        # "file:" keeps names with ":" or "%" from being read as protocols or patterns
-        container = av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace")
+        container = av.open(file, metadata_errors="replace")
     except av.error.PermissionError as error:
         raise MediaError(path, "unreadable", f"cannot be read ({error.strerror})") from error
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
@@ -190,7 +192,7 @@ def _chunks(path: Path | str) -> Iterator[tuple[bytes, int, bool]]:
     """(name, declared size, whether it holds the samples) of each chunk; the last may have a size below 0, left
     open.
     """
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         if (kind := file.read(4)) not in _CHUNKS:
             return
         start, header, counted, aligned, wanted = _CHUNKS[kind]
@@ -212,8 +214,8 @@ def announced_bytes(path: Path | str) -> int | None:
 
 def uncounted_bytes(path: Path | str) -> int:
     """Bytes after the samples of a WAV that belong to no chunk (the header was not updated), otherwise 0."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    size = stamp(path).size
+    with open_binary(path) as file:
         if file.read(4) != b"RIFF":
             return 0
     at, behind = 12, False

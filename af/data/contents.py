@@ -13,7 +13,6 @@ import soundfile
 
 from af.clock import SAMPLE_RATE, frames_to_seconds
 from af.data.index import Index, split_folders
-from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.data.video_writer import write_video
@@ -23,14 +22,15 @@ from af.files import atomic_path
 
 @dataclass(frozen=True)
 class SplitStats:
-    """Totals of one split folder. `fields` counts the samples with each member; `valid`: share of frames with a
-    face.
+    """Totals of one split folder. `one_sided` samples show one person; `fields` counts the samples with each member;
+    `valid`: share of frames with a face.
     """
 
     folder: str
     split: str
     shards: int
     samples: int
+    one_sided: int
     hours: float
     people: int
     sessions: int
@@ -54,6 +54,7 @@ class SplitStats:
                 sizes[name[2:]] = sizes.get(name[2:], 0.0) + size
         return {
             **{name: f"{getattr(self, name):,}" for name in ("samples", "people", "sessions", "shards")},
+            **({"of one person alone": f"{self.one_sided:,}"} if self.one_sided else {}),
             "hours": f"{self.hours:.2f}",
             "GB": f"{self.gigabytes:.3f}",
             "pixels": str(self.image_size or "-"),
@@ -84,7 +85,8 @@ def _of(index: Index) -> SplitStats:
     seconds = [frames_to_seconds(s.frames) for s in index.samples] or [0.0]
     fields: dict[str, int] = {}
     sizes: dict[str, float] = {}
-    valid = 0
+    valid, one_sided = 0, sum(len(s.roles) == 1 for s in index.samples)
+    shown = sum(len(s.roles) * s.frames for s in index.samples)
     for sample in index.samples:
         valid += sum(stop - start for runs in sample.valid.values() for start, stop in runs)
         for name, (_, size) in sample.members.items():
@@ -95,13 +97,14 @@ def _of(index: Index) -> SplitStats:
         split=index.split,
         shards=len(index.shards),
         samples=len(index.samples),
+        one_sided=one_sided,
         hours=round(frames_to_seconds(index.frames) / 3600, 4),
         people=len({p for s in index.samples for p in s.participants}),
         sessions=len({s.session for s in index.samples}),
         gigabytes=round(sum(s.bytes for s in index.shards) / 1e9, 6),
         image_size=index.image_size,
         clip_s=(round(min(seconds), 2), round(float(np.median(seconds)), 2), round(max(seconds), 2)),
-        valid=round(valid / max(2 * index.frames, 1), 4),
+        valid=round(valid / max(shown, 1), 4),
         fields=dict(sorted(fields.items())),
         gigabytes_by_field={name: round(size, 6) for name, size in sorted(sizes.items())},
         specs=dict(index.specs),
@@ -113,7 +116,8 @@ NAMES = {"a": "user", "b": "avatar"}
 
 
 def extract(folder: Location, sample: int, out: Path) -> list[Path]:
-    """Write `user.mp4`, `user.wav` and `user.png` (first frame), and likewise for `avatar`; returns the paths.
+    """Write `user.mp4`, `user.wav` and `user.png` (first frame), and likewise for `avatar` (of a one-sided sample
+    only these); returns the paths.
 
     Raises UserError when there is no such sample, ShardError when it holds no video or audio.
     """
@@ -122,8 +126,9 @@ def extract(folder: Location, sample: int, out: Path) -> list[Path]:
         raise UserError(f"{folder} has samples 0 to {len(reader) - 1}, but no {sample}")
     clip = reader.read(sample, {"video", "audio"})
     written = []
-    for role in ROLES:
-        person, name = clip.person(role), NAMES[role]
+    roles = reader.index.samples[sample].roles
+    for role in roles:
+        person, name = clip.person(role), NAMES[role if len(roles) == 2 else "b"]
         assert person.video is not None
         assert person.audio is not None
         paths = [out / f"{name}{suffix}" for suffix in (".mp4", ".wav", ".png")]

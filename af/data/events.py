@@ -55,7 +55,7 @@ def listener_activity(index: Index, listening: Listening) -> dict[str, Float[np.
                 clip = reader.read(i, {"audio", "motion"})
             except ShardError:
                 continue
-            for role in sample.roles:
+            for role in sample.roles if len(sample.roles) == 2 else ():  # nobody alone reacts
                 person = clip.person(role)
                 if person.audio is None or person.motion is None:
                     raise UserError(

@@ -44,6 +44,14 @@ class SampleEntry:
         """The roles in the sample: both, or only a (a one-sided sample)."""
         return roles_of(self.members)
 
+    @property
+    def avatars(self) -> tuple[str, ...]:
+        """The roles that a denoiser can learn. A mute sample has none: `af encode` gives it motion, but no audio
+        features.
+        """
+        mute = "a.motion.npy" in self.members and "a.audio.npy" not in self.members
+        return () if mute and len(self.roles) == 1 else self.roles
+
 
 @dataclass(frozen=True)
 class ShardEntry:
@@ -73,6 +81,13 @@ class Index:
     def frames(self) -> int:
         """Total number of frames."""
         return sum(s.frames for s in self.shards)
+
+    def conversations(self) -> Index:
+        """The index without its one-sided samples. Raises `UserError` when no sample is left."""
+        both = tuple(sample for sample in self.samples if len(sample.roles) == 2)
+        if self.samples and not both:
+            raise UserError(f"{self.folder}: every sample shows one person alone; this needs conversations")
+        return replace(self, samples=both)
 
     def path(self, shard: int) -> Location:
         """The tar file of shard number `shard`."""

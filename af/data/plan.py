@@ -242,7 +242,8 @@ def window_counts(index: Index, frames: int, minimum: int | None = None) -> Int[
     """
     least = frames if minimum is None else minimum
     counts = [
-        [max(1, s.frames // frames) * (s.frames >= least and role in s.roles) for role in ROLES] for s in index.samples
+        [max(1, s.frames // frames) * (s.frames >= least and role in s.avatars) for role in ROLES]
+        for s in index.samples
     ]
     return np.array(counts, np.int64).reshape(-1, len(ROLES))
 
@@ -277,7 +278,7 @@ def fixed_windows(index: Index, *, frames: int = 50, block: int = 1, minimum: in
     for n, sample in enumerate(index.samples):
         if sample.frames < (frames if minimum is None else minimum):
             continue
-        for role in sample.roles:
+        for role in sample.avatars:
             for start in range(0, max(1, sample.frames - frames + 1), stride):
                 hashed = mix(_FIXED, n, ROLES.index(role), start)
                 reference = _reference(sample.valid[role], sample.frames, start, frames, hashed)

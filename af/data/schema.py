@@ -28,6 +28,8 @@ from af.specs import (
 SCHEMA_VERSION: Final = 1
 SPLITS: Final = ("train", "val", "test")
 ROLES: Final = ("a", "b")
+#: The `separation` of a one-sided clip whose video had no audio: its voice is silence, whatever the mouth says.
+MUTE: Final = "mute"
 #: Parts a person can have in a shard, by file suffix: video, audio, motion latents, audio features, face parameters,
 #: and a teacher's motion latents.
 PERSON_PARTS: Final = ("mp4", "flac", "motion.npy", "audio.npy", "face.npy", "teacher.npy")
@@ -71,7 +73,7 @@ class ClipMeta:
 
     `frames` at 25 fps with 16 kHz mono audio, square crops of `image_size` pixels. `valid` are the (start, stop) runs
     of frames with a tracked face, by role (None: all). `crop_boxes`, if known, hold x, y and side in source pixels per
-    frame. `separation` is how the voices were separated (tracks, synthetic, the tool's name). `source` and
+    frame. `separation` is how the voices were separated (tracks, synthetic, the tool's name; `MUTE`). `source` and
     `time_range_s` are the origin of the clip; `extra` is free JSON. A `one_sided` clip has only person a, listed twice,
     and no video, audio or motion of b. Raises `SchemaError`, naming the field, for values not allowed.
     """
@@ -112,6 +114,7 @@ class ClipMeta:
             ("participants", two, "two ids"),
             ("one_sided", isinstance(self.one_sided, bool), "true or false"),
             ("participants", alone, "the one person's id twice"),
+            ("separation", self.one_sided or self.separation != MUTE, "a separation of voices"),
             ("fps", self.fps == FPS, str(FPS)),
             ("sample_rate", self.sample_rate == SAMPLE_RATE, str(SAMPLE_RATE)),
             *((n, is_int(v := getattr(self, n)) and v > 0, "a positive integer") for n in ("frames", "image_size")),

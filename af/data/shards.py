@@ -5,7 +5,6 @@ A split folder holds ``NNNNNN.tar`` and ``index.json``; ``<root>/train``, ``val`
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
@@ -17,6 +16,7 @@ from webdataset.writer import TarWriter
 
 from af.clock import frames_to_samples
 from af.data import codecs
+from af.data.archives import RangeFile
 from af.data.checks import ShardError, check_array, check_fields, check_values
 from af.data.disk_cache import OpenFiles
 from af.data.index import Index, SampleEntry, read_meta
@@ -71,36 +71,6 @@ def _encoded_member(path: Path, member: str, field: str, value: bytes | np.ndarr
     if field == "json" or not isinstance(value, (bytes, bytearray)):
         raise ShardError(path, member, "bad_type", f"expected bytes or an array, got {type(value).__name__}")
     return bytes(value)
-
-
-class MemberFile(io.RawIOBase):
-    """A member of a shard as a read-only file that reads only the requested bytes."""
-
-    def __init__(self, reader: ShardReader, i: int, field: str) -> None:
-        super().__init__()
-        self._reader, self._i, self._field = reader, i, field
-        self._size = reader.index.samples[i].members.get(field, (0, 0))[1]
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Seek as files do."""
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into `buffer`; returns the number of bytes read."""
-        data = self._reader.read_bytes(self._i, self._field, self._at, max(0, min(len(buffer), self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def open_shard(index: Index, shard: int) -> BinaryIO:
@@ -165,9 +135,10 @@ class ShardReader:
             raise self.error(i, field, "truncated", "the tar is cut off")
         return data
 
-    def open(self, i: int, field: str) -> MemberFile:
+    def open(self, i: int, field: str) -> RangeFile:
         """A member of sample i as a file that reads only the requested bytes."""
-        return MemberFile(self, i, field)
+        size = self.index.samples[i].members.get(field, (0, 0))[1]
+        return RangeFile(partial(self.read_bytes, i, field), size)
 
     def error(self, i: int, field: str, reason: str, detail: str) -> ShardError:
         """The error for the member `field` of sample i, naming its location and the fault."""

@@ -29,7 +29,7 @@ from af.data.index import Index, SampleEntry, read_meta
 from af.data.loader import BadSamples, make_loader
 from af.data.plan import WindowItem, mix, mix_array, random_window, window_counts
 from af.data.planned import WindowSource
-from af.data.schema import ROLES, ClipMeta
+from af.data.schema import MUTE, ROLES, ClipMeta
 from af.data.shards import open_shard
 from af.data.stores import Location, StoreError
 from af.data.windows import Window, cut, padded, stacked, window_specs
@@ -269,11 +269,11 @@ class _Sample:
         meta = read_meta(shard, self.key, members["json"])
         if (meta.motion_spec, meta.audio_spec) != specs:
             raise ShardError(shard, f"{self.key}.json", "mixed_specs", "feature specs differ from the index")
-        roles = ROLES[:1] if meta.one_sided else ROLES
-        names = [f"{role}.{signal}" for role in roles for signal in _SIGNALS]
+        self.roles = () if meta.separation == MUTE else ROLES[:1] if meta.one_sided else ROLES
+        names = [f"{role}.{signal}" for role in self.roles for signal in _SIGNALS]
         self.arrays = {name: codecs.decode_npy(self._bytes(name, members, meta)) for name in names}
         self.listening: dict[str, np.ndarray] = {}
-        for role in roles if source.listening else ():
+        for role in self.roles if source.listening else ():
             voice = codecs.decode_audio(self._bytes(f"{role}.flac", members, meta))
             self.listening[role] = source.listening(voice, meta.frames)  # type: ignore[misc]
         places = dict.fromkeys(self.arrays, (0, 0))
@@ -292,7 +292,7 @@ class _Sample:
         if entry.frames < frames:
             return
         count, name = entry.frames // frames, int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "little")
-        for role in entry.roles:
+        for role in self.roles:
             for k in range(count):
                 hashed = mix(seed, name, ROLES.index(role), k)
                 start, reference = random_window(entry.frames, entry.valid[role], (k, count), frames, block, hashed)

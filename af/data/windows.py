@@ -38,6 +38,7 @@ class Window:
     user_audio: Tensor
     reference: Tensor
     valid: Tensor
+    has_user: Tensor
     counted: bool
     loser: Tensor | None = None
     teacher: Tensor | None = None
@@ -48,11 +49,12 @@ class Window:
 class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
     """Windows of `frames` frames for the denoiser, from shards with motion latents and audio features.
 
-    Frames are `valid` where both faces were tracked; windows beyond the clip's end are padded with zeros, which are not
+    Frames are `valid` where all faces were tracked; windows beyond the clip's end are padded with zeros, which are not
     valid. `losers` are shards of the same samples (by key) with the motion of losers, `teacher` with a teacher's
     motion, whose noise is `noise_of(spec, key, role, frames)`. `listening` computes the silent frames of a clip's
     voice. Raises `UserError` when the shards lack latents or features, when their specs differ from `motion_spec` and
-    `audio_spec` (None: any), and when a sample lacks a loser or the teacher's motion.
+    `audio_spec` (None: any), and when a sample lacks a loser or the teacher's motion. One-sided samples have no loser:
+    their own motion stands for it, and does not count.
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         self.losers = self.teacher = None
         if losers is not None:
             self.losers = ShardReader(losers)
-            self._loser_of = self._matched(self.losers.index, "loser", "Make them again from these shards: af losers")
+            remedy = "Make them again from these shards: af losers"
+            self._loser_of = self._matched(self.losers.index, "loser", remedy, lambda sample: len(sample.roles) == 2)
             found = MotionSpec.from_json(self.losers.index.specs.get("motion"))
             require_spec(found, self.motion_spec, where=str(losers), remedy="Make them again: af losers")
         if teacher is not None:
@@ -89,17 +92,18 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             self.teacher_spec = TeacherSpec.from_json(described)
             if any(getattr(self.teacher_spec, n) != getattr(self.motion_spec, n) for n in ("autoencoder", "dim")):
                 raise UserError(f"{teacher} holds latents of another autoencoder than {reader.index.folder}. {remedy}")
-            self._teacher_of = self._matched(self.teacher.index, "teacher", remedy)
+            self._teacher_of = self._matched(self.teacher.index, "teacher", remedy, lambda sample: bool(sample.avatars))
 
-    def _matched(self, made: Index, what: str, remedy: str) -> list[int]:
-        """Index of the sample with the same key in `made`, for every sample."""
+    def _matched(self, made: Index, what: str, remedy: str, needed: Callable[[SampleEntry], bool]) -> dict[int, int]:
+        """Map the samples for which it is `needed` to those with the same key in `made`."""
         numbers = {sample.key: n for n, sample in enumerate(made.samples)}
-        for sample in self.reader.index.samples:
+        wanted = {i: sample for i, sample in enumerate(self.reader.index.samples) if needed(sample)}
+        for sample in wanted.values():
             n = numbers.get(sample.key)
             if n is None or made.samples[n].frames != sample.frames:
                 has = f"has no {what} for" if n is None else f"has a {what} of another length for"
                 raise UserError(f"{made.folder} {has} {self.reader.index.folder}/{sample.key}. {remedy}")
-        return [numbers[sample.key] for sample in self.reader.index.samples]
+        return {i: numbers[sample.key] for i, sample in wanted.items()}
 
     def _read(self, item: WindowItem) -> Window:
         entry = self.reader.index.samples[item.sample]
@@ -112,7 +116,10 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
         """The window's motion of loser and teacher, and the teacher's noise."""
         found, dim = {}, self.motion_spec.dim
         if self.losers is not None:
-            rows = self._rows(self._loser_of[item.sample], f"{item.role}.motion.npy", start, stop, dim, self.losers)
+            number, reader = item.sample, self.reader
+            if item.sample in self._loser_of:
+                number, reader = self._loser_of[item.sample], self.losers
+            rows = self._rows(number, f"{item.role}.motion.npy", start, stop, dim, reader)
             found["loser"] = padded(rows, self.frames)
         if self.teacher is not None:
             number, entry = self._teacher_of[item.sample], self.reader.index.samples[item.sample]
@@ -151,7 +158,7 @@ class WindowDataset(PlanDataset[WindowItem, DyadBatch]):
             made["listening"] = nothing
         if self.teacher is not None:
             made |= {"teacher": motion, "noise": torch.zeros(self.frames, self.teacher_spec.noise_dim)}
-        return Window(motion, audio, motion, audio, motion[0], nothing, counted=False, **made)
+        return Window(motion, audio, motion, audio, motion[0], nothing, torch.tensor(False), counted=False, **made)
 
     def collate(self, samples: Sequence[Window]) -> DyadBatch:
         """Stack windows."""
@@ -184,7 +191,8 @@ def cut(
 ) -> Window:
     """The window `item`, of `frames` frames, from `sample`; `rows(field, start, stop, width)` reads its arrays.
 
-    Values keep their stored precision (`stacked` converts to float32). In a one-sided sample the user is zeros.
+    Values keep their stored precision (`stacked` converts to float32). In a one-sided sample the user is zeros, and
+    `has_user` False.
     """
     start, stop = item.start, min(item.start + frames, sample.frames)
     valid = np.full(stop - start, item.counted)
@@ -197,7 +205,13 @@ def cut(
             found = rows(f"{role}.{signal}.npy", start, stop, dim) if there else np.zeros((0, dim), np.float16)
             signals[f"{name}_{signal}"] = padded(found, frames)
     reference = rows(f"{item.role}.motion.npy", item.reference, item.reference + 1, motion.dim)[0]
-    return Window(**signals, reference=torch.from_numpy(reference), valid=padded(valid, frames), counted=item.counted)
+    return Window(
+        **signals,
+        reference=torch.from_numpy(reference),
+        valid=padded(valid, frames),
+        has_user=torch.tensor(other_role(item.role) in sample.roles),
+        counted=item.counted,
+    )
 
 
 def padded(rows: np.ndarray | Tensor, frames: int) -> Tensor:
@@ -212,6 +226,6 @@ def stacked(windows: Sequence[Window]) -> DyadBatch:
     columns: dict[str, Tensor | None] = {}
     for f in fields(DyadBatch):
         values = [getattr(window, f.name) for window in windows]
-        dtype = torch.bool if f.name in ("valid", "listening") else torch.float32
+        dtype = torch.bool if f.name in ("valid", "listening", "has_user") else torch.float32
         columns[f.name] = None if values[0] is None else torch.stack([value.to(dtype) for value in values])
     return DyadBatch(**columns)  # type: ignore[arg-type]

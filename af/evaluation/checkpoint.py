@@ -69,7 +69,7 @@ class Subject:
     @classmethod
     def load(cls, denoiser: str | Path, settings: CheckpointSettings, device: torch.device) -> Subject:
         """Read the models (a model folder, run or checkpoint each) and the split. UserError when they do not fit."""
-        index = Index.load(location(settings.split(denoiser=True)))
+        index = Index.load(location(settings.split(denoiser=True))).conversations()
         model, artifact = load_as(denoiser, MotionDenoiser)
         require_specs(index, artifact)
         motion_spec = spec_of(index)[1]

@@ -17,7 +17,6 @@ from PIL import Image
 
 from af.console import doing
 from af.data.index import Index
-from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.errors import UserError
 from af.evaluation import transfer
@@ -62,7 +61,7 @@ def read_people(
     people = []
     for i in range(min(conversations, len(index.samples))):
         clip = reader.read(i, {"video", "face"})
-        for role in ROLES:
+        for role in index.samples[i].roles:
             video, face, looks = synthetic_person(index, clip, role)
             identities = [
                 model.identity(image_tensor(video[:frames][t : t + _BATCH], device), check=False)

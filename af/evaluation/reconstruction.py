@@ -37,7 +37,7 @@ def reconstruction_rows(
     lpips: Network | None = None,
 ) -> list[MetricRow]:
     """Rows `psnr` (dB), `ssim`, `l1` (range 0 … 1) and, with a network, `lpips`, of driving frames reconstructed from
-    another frame of the same clip, for both people. Null: the source frame unchanged. `people` describes the people.
+    another frame of the same clip, for all people. Null: the source frame unchanged. `people` describes the people.
 
     `lpips` takes images in −1 … 1 and returns the mean over a batch.
     """
@@ -46,7 +46,7 @@ def reconstruction_rows(
     sources, drivings = [], []
     for i in range(len(index.samples)):
         clip = reader.read(i, {"video"})
-        for person in (clip.a, clip.b):
+        for person in map(clip.person, index.samples[i].roles):
             assert person.video is not None
             for _ in range(pairs_per_clip):
                 first, second = rng.choice(len(person.video), 2, replace=False)

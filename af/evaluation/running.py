@@ -139,8 +139,8 @@ def long_drift(
         return motion.astype(np.float64) @ directions
 
     trained_on = ShardReader(training)
-    clips = (trained_on.read(i, {"motion"}) for i in range(len(training.samples)))
-    rows = np.concatenate([coefficients(np.asarray(clip.person(role).motion)) for clip in clips])
+    clips = (trained_on.read(i, {"motion"}).person(s.roles[-1]) for i, s in enumerate(training.samples))
+    rows = np.concatenate([coefficients(np.asarray(person.motion)) for person in clips])
     statistics = rows.mean(0), np.cov(rows, rowvar=False)
     starts = [round(n * len(index.samples) / roll_outs) for n in range(min(roll_outs, len(index.samples)))]
     long = [_joined(reader, start, frames, role) for start in starts]

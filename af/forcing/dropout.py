@@ -31,6 +31,11 @@ class Dropped:
     user_motion: Bool[Tensor, "B T"]
     reference: Bool[Tensor, " B"]
 
+    def without_user(self, absent: Bool[Tensor, " B"]) -> Dropped:
+        """The same with the user's audio and motion dropped in the sequences that have no user."""
+        missing = absent[:, None]
+        return replace(self, user_audio=self.user_audio | missing, user_motion=self.user_motion | missing)
+
     def cases(self) -> dict[str, Bool[Tensor, "B T"]]:
         """The cases that losses are logged for: nothing dropped, one signal dropped, no user at all, no reference."""
         reference = self.reference[:, None].expand_as(self.user_audio)
@@ -132,6 +137,13 @@ def drop(
 
     present = {name: kept(getattr(condition, name), getattr(dropped, name)) for name in SIGNALS}
     return Condition(**present), kept(reference, dropped.reference)
+
+
+def drop_user(condition: Condition, absent: Bool[Tensor, " B"]) -> Condition:
+    """The condition with the user's signals replaced by zeros in the sequences that have no user."""
+    missing = absent[:, None, None]
+    user = {name: getattr(condition, name).masked_fill(missing, 0) for name in ("user_audio", "user_motion")}
+    return replace(condition, **user)
 
 
 def signal_subsets() -> list[tuple[str, ...]]:

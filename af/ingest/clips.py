@@ -1,4 +1,4 @@
-"""Cutting one conversation into clips: a first pass finds faces and scene cuts, a second one cuts out the crops."""
+"""Cutting one conversation, or one person's video, into clips: a first pass finds faces and scene cuts, a second one cuts out the crops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from af.clock import FPS, frames_to_samples, frames_to_seconds, seconds_to_frame
 from af.data.audio import fit_audio, read_audio
 from af.data.codecs import VideoEncoder, encode_audio
 from af.data.container import MediaError, Notes
-from af.data.schema import ROLES, ClipMeta, spans
+from af.data.schema import MUTE, ROLES, ClipMeta, spans
 from af.ingest import quality
 from af.ingest.detection import Detector, Watch, frames_from, half_of, look_through
 from af.ingest.options import IngestOptions
@@ -35,9 +35,12 @@ class Recording:
 
 
 def _audio(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], str]:
-    """Audio by role (None: silence), and how the voices are separated. Raises `MediaError`."""
+    """Audio by role (None: silence), and how the voices are separated. Raises `MediaError`.
+
+    A video of one person without audio is `MUTE`: its voice is unknown, and stored as silence.
+    """
     out: dict[str, np.ndarray | None] = {}
-    for channel, role in enumerate(ROLES):
+    for channel, role in enumerate(source.roles):
         given = getattr(source, f"audio_{role}")
         if given == SILENCE:
             out[role] = None
@@ -46,13 +49,22 @@ def _audio(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], 
             own_channel = channel if source.stereo and given is None else None
             out[role] = read_audio(given or source.file(role), channel=own_channel, notes=notes)
         except MediaError as error:
+            if error.reason == "no_audio" and source.single and given is None:
+                return _mute(source, notes)
             if error.reason == "no_audio" and given is None:
                 text = f"{error.text}; give its audio as a file, or as '{SILENCE}' if the person never speaks"
                 raise MediaError(source.file(role), "no_audio", text) from None
             raise
+        if source.single and given is None and not out[role].any():  # type: ignore[union-attr]
+            return _mute(source, notes)
     if source.video is None or (source.audio_a and source.audio_b):
         return out, "tracks"
     return out, "stereo" if source.stereo else "mixed"
+
+
+def _mute(source: Source, notes: Notes) -> tuple[dict[str, np.ndarray | None], str]:
+    notes.add("mute", f"{source.name}: no sound; its clips are for the autoencoder alone")
+    return {"a": None}, MUTE
 
 
 def _first_frames(source: Source, options: IngestOptions) -> dict[str, int]:
@@ -85,7 +97,7 @@ def examine(
             first=first[role],
             notes=notes,
         )
-        for role in ROLES
+        for role in source.roles
     }
     lengths = {role: look.frames for role, look in looks.items()}
     late_s = frames_to_seconds(max(first.values()))
@@ -93,7 +105,7 @@ def examine(
     silent = np.zeros(frames_to_samples(frames), np.float32)
     audio = {role: silent if s is None else fit_audio(s, frames) for role, s in heard.items()}
     tracks: dict[str, Track] = {}
-    for role in ROLES:
+    for role in source.roles:
         look = looks[role] = looks[role].up_to(frames)
         half = source.half(role)
         name = source.file(role) + (f" ({half} half)" if half else "")
@@ -120,17 +132,19 @@ def examine(
         if not tracks[role].present.any():
             text = f"no face found{f' in its {half} half' if half else ''} in {frames_to_seconds(frames):.1f} s"
             raise MediaError(source.file(role), "no_face", text)
-    if separation == "mixed" or (audio["a"].any() and np.array_equal(audio["a"], audio["b"])):
+    voices = list(audio.values())
+    if separation == "mixed" or (len(voices) == 2 and voices[0].any() and np.array_equal(voices[0], voices[1])):
         text = "both people have the same mixed audio; give each person's own voice with --audio"
         notes.add("mixed", f"{source.name}: {text}{', or --stereo' if source.video else ''}")
-    elif not source.video and all(s is not None for s in heard.values()):
+    elif source.a and all(s is not None for s in heard.values()):
         quality.check_shared(source, audio, options, notes)
     bad = np.zeros(frames, bool)
-    bad[sorted(looks["a"].bad | looks["b"].bad)] = True
-    both = tracks["a"].present & tracks["b"].present
+    bad[sorted(set().union(*(look.bad for look in looks.values())))] = True
+    both = np.logical_and.reduce([track.present for track in tracks.values()])
     minimum = max(1, seconds_to_frames(options.min_s))
     maximum = max(minimum, seconds_to_frames(options.max_s))
-    clips = find_clips(both, [*looks["a"].cuts, *looks["b"].cuts], minimum=minimum, maximum=maximum)
+    cuts = [cut for look in looks.values() for cut in look.cuts]
+    clips = find_clips(both, cuts, minimum=minimum, maximum=maximum)
     kept_frames = sum(stop - start for start, stop in clips)
     dropped = {
         "damaged": int(bad.sum()),
@@ -144,25 +158,26 @@ def cut_out(
     source: Source, recording: Recording, options: IngestOptions, split: str, watch: Watch | None = None
 ) -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
     """The second pass: yields samples for `write_shard`, one clip at a time."""
-    files = {role: source.file(role) for role in ROLES}
+    roles = source.roles
+    files = {role: source.file(role) for role in roles}
     first = _first_frames(source, options)
     with contextlib.ExitStack() as stack:
-        videos = [stack.enter_context(contextlib.closing(frames_from(files[role], first[role]))) for role in ROLES]  # type: ignore[type-var]
+        videos = [stack.enter_context(contextlib.closing(frames_from(files[role], first[role]))) for role in roles]  # type: ignore[type-var]
         frames = zip(*videos, strict=False)
         at = 0
         for number, (start, stop) in enumerate(recording.clips):
-            encoders = {role: VideoEncoder(crf=options.crf) for role in ROLES}
-            for n, pair in zip(range(at, stop), frames, strict=False):
+            encoders = {role: VideoEncoder(crf=options.crf) for role in roles}
+            for n, images in zip(range(at, stop), frames, strict=False):
                 at = n + 1
                 if n < start:
                     continue
-                for role, full in zip(ROLES, pair, strict=True):
+                for role, full in zip(roles, images, strict=True):
                     face = crop(half_of(full, source.half(role)), recording.tracks[role].boxes[n], options.size)
                     encoders[role].write(face)
                 if watch is not None and n % FPS == 0:
-                    watch(f"cutting clips: {Path(files['b']).name}", n)
+                    watch(f"cutting clips: {Path(files[roles[-1]]).name}", n)
             if at != stop:
-                raise MediaError(files["a"], "truncated", f"it or {files['b']} ended early on the second reading")
+                raise MediaError(files["a"], "truncated", f"{' or '.join(files.values())} ended early when read again")
             meta = ClipMeta(
                 dataset=options.dataset,
                 licence=options.licence,
@@ -171,17 +186,18 @@ def cut_out(
                 participants=source.participants,
                 frames=stop - start,
                 image_size=options.size,
-                valid={r: spans(recording.tracks[r].valid[start:stop]) for r in ROLES},
-                crop_boxes={r: recording.tracks[r].boxes[start:stop].round(2).tolist() for r in ROLES},
+                valid={r: spans(recording.tracks[r].valid[start:stop]) if r in roles else () for r in ROLES},
+                crop_boxes={r: recording.tracks[r].boxes[start:stop].round(2).tolist() for r in roles},
                 separation=recording.separation,
-                source={r: Path(files[r]).name for r in ROLES},
+                source={r: Path(files[r]).name for r in roles},
                 time_range_s=(frames_to_seconds(start), frames_to_seconds(stop)),
                 extra={
-                    "layout": "side_by_side" if source.video else "pair",
-                    "first_s": {r: frames_to_seconds(first[r]) for r in ROLES},
+                    "layout": "side_by_side" if source.video else "single" if source.single else "pair",
+                    "first_s": {r: frames_to_seconds(first[r]) for r in roles},
                 },
+                one_sided=bool(source.single),
             )
-            members: dict[str, Any] = {f"{role}.mp4": encoders[role].finish() for role in ROLES}
+            members: dict[str, Any] = {f"{role}.mp4": encoders[role].finish() for role in roles}
             samples = slice(frames_to_samples(start), frames_to_samples(stop))
-            members |= {f"{role}.flac": encode_audio(recording.audio[role][samples]) for role in ROLES}
+            members |= {f"{role}.flac": encode_audio(recording.audio[role][samples]) for role in roles}
             yield f"{source.id}-{number:04d}", meta, members

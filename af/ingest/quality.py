@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from af.clock import FPS, SAMPLE_RATE, frames_to_samples, frames_to_seconds, samples_to_seconds
 from af.data.audio import fit_audio
 from af.data.container import MediaError, Notes
-from af.data.schema import ROLES, spans
+from af.data.schema import spans
 from af.ingest.detection import STEPS_A_LEVEL, Look
 from af.ingest.options import IngestOptions
 from af.ingest.sources import Source
@@ -243,7 +243,7 @@ def common_length(
     earlier recording. A partial frame of audio counts. Raises `MediaError` for lengths more than `tolerance_s`
     apart.
     """
-    lengths_s = {source.file(role): frames_to_seconds(images[role]) for role in ROLES}
+    lengths_s = {source.file(role): frames_to_seconds(images[role]) for role in source.roles}
     shortest = min(images.values())
     for role, heard in audio.items():
         if heard is not None:

@@ -57,9 +57,8 @@ def ingest_one(
             outcome = replace(outcome, clips=clips, kept_s=frames_to_seconds(frames), shard=shard.name)
         else:
             faces_s = frames_to_seconds(recording.dropped["too_short"])
-            line = (
-                f"no stretch of {options.min_s:g} s with both faces and no scene cut ({faces_s:.1f} s with both faces)"
-            )
+            seen = "a face" if source.single else "both faces"
+            line = f"no stretch of {options.min_s:g} s with {seen} and no scene cut ({faces_s:.1f} s with {seen})"
             outcome = replace(outcome, reason="no_clip", line=f"{source.name}: {line}")
     except MediaError as error:
         outcome = replace(outcome, reason=error.reason, line=shown(str(error)))
@@ -110,8 +109,8 @@ def run_ingest(
     differ from the folder's, a full disk, a missing detector.
     """
     if not sources and not rejected:
-        raise UserError("nothing to ingest: give --pair, --side-by-side or --manifest")
-    if options.offset_s and (whole := next((s.name for s in sources if s.video), None)):
+        raise UserError("nothing to ingest: give --pair, --side-by-side, --single, --manifest or --from")
+    if options.offset_s and (whole := next((s.name for s in sources if not s.a), None)):
         raise UserError(f"--offset is for two videos, and {whole} is one: give the column offset of a manifest instead")
     out = Path(out)
     once = {s.id: s for s in reversed(sources)}

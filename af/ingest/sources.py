@@ -1,4 +1,4 @@
-"""Sources of an ingestion: pairs of videos and side-by-side videos, from flags or a manifest."""
+"""Sources of an ingestion: pairs of videos, side-by-side videos and videos of one person, from flags or a manifest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from af.data.archives import exists, open_binary, stamp
 from af.data.schema import ROLES, SPLITS, person_key
 from af.data.tables import Row, read_rows, shown, unreadable_text
 from af.errors import UserError
@@ -21,6 +22,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "a": "video of the first person (the user)",
     "b": "video of the second person (the avatar)",
     "video": "instead of a and b: one video with the first person in its left half, the second in its right half",
+    "single": "instead of a and b: a video of one person alone, described by the columns of the first person",
     "audio_a": f"audio of the first person: a file, '{SILENCE}', or empty for the video's own audio",
     "audio_b": "the same for the second person",
     "participant_a": "id of the first person, the same in all their conversations",
@@ -31,7 +33,10 @@ COLUMNS: Final[Mapping[str, str]] = {
     "face_a": "which face is the first person: talking, largest, left or right",
     "face_b": "the same for the second person",
 }
-_PATHS: Final = ("a", "b", "video", "audio_a", "audio_b")
+_PATHS: Final = ("a", "b", "video", "single", "audio_a", "audio_b")
+_SECOND: Final = ("audio_b", "participant_b", "face_b", "offset")
+#: Endings of videos looked for in a folder of single-person videos.
+VIDEOS: Final = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".flv"})
 
 
 class UnusableRow(UserError):
@@ -53,7 +58,8 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Source:
-    """One conversation to ingest. Paths are absolute; `video` is a side-by-side video and excludes `a` and `b`.
+    """One conversation, or one person alone, to ingest. Paths are absolute. Instead of `a` and `b`, `video` is a
+    side-by-side video, and `single` shows one person, who is then "a" and has no partner.
 
     `stereo`: the left channel of a side-by-side video is the left person's voice, the right one the right person's.
     Names are stripped and their accents normalised. Raises `UserError` for impossible combinations.
@@ -62,6 +68,7 @@ class Source:
     a: str | None = None
     b: str | None = None
     video: str | None = None
+    single: str | None = None
     audio_a: str | None = None
     audio_b: str | None = None
     participant_a: str | None = None
@@ -80,8 +87,14 @@ class Source:
         for name in ("participant_a", "participant_b", "session"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, " ".join(unicodedata.normalize("NFC", value).split()) or None)
-        if bool(self.video) == bool(self.a or self.b) or bool(self.a) != bool(self.b):
-            raise UserError("a conversation is either two videos (a and b) or one side-by-side video (video)")
+        if [bool(self.a or self.b), bool(self.video), bool(self.single)].count(True) != 1 or bool(self.a) != bool(
+            self.b
+        ):
+            raise UserError(
+                "a conversation is either two videos (a and b) or one side-by-side video (video); one person alone is single"
+            )
+        if self.single and (second := next((name for name in _SECOND if getattr(self, name)), None)):
+            raise UserError(f"{second} is for two people, and single is a video of one")
         if self.a and self.b and same_file(self.a, self.b):
             raise UnusableRow(f"a and b are one file ({shown(self.a)}): a conversation has two people", "same_person")
         if self.split is not None and self.split not in SPLITS:
@@ -100,7 +113,12 @@ class Source:
 
     def file(self, role: str) -> str:
         """The video that shows the person called `role` ("a" or "b")."""
-        return str(getattr(self, role) or self.video)
+        return str(getattr(self, role) or self.video or self.single)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the people in it: both, or only a."""
+        return ROLES[:1] if self.single else ROLES
 
     def half(self, role: str) -> str:
         """The half of the video ("left" or "right") that shows the person, or "" for the whole."""
@@ -115,29 +133,31 @@ class Source:
     @property
     def name(self) -> str:
         """Its name in reports."""
-        return shown(self.video or f"{self.a} + {self.b}")
+        return shown(self.video or self.single or f"{self.a} + {self.b}")
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits from its files, the same in every run and for every spelling of their paths."""
         paths = (getattr(self, name) for name in _PATHS)
-        text = "\n".join([*(str(p and _real(p)) for p in paths), str(self.stereo)])
+        named = [str(p and _real(p)) for name, p in zip(_PATHS, paths, strict=True) if name != "single" or p]
+        text = "\n".join([*named, str(self.stereo)])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def faces(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """(file, half) that shows each of the two people."""
+        """(file, half) that shows each of the two people; one person alone is listed twice."""
         one, other = ((_real(self.file(role)), self.half(role)) for role in ROLES)
         return one, other
 
     @property
     def participants(self) -> tuple[str, str]:
-        """Ids of the two people; without an id, each file counts as another person."""
+        """Ids of the two people, or of one person twice; without an id, each file counts as another person."""
         ids = [
             f"{Path(path).stem}-{hashlib.sha256(f'{side} {path}'.lstrip().encode()).hexdigest()[:8]}"
             for path, side in self.faces
         ]
-        return self.participant_a or ids[0], self.participant_b or ids[1]
+        first = self.participant_a or ids[0]
+        return first, first if self.single else self.participant_b or ids[1]
 
     def fingerprint(self) -> dict[str, Any]:
         """Size and modification time of every file (None: missing) and the conversation's settings, to detect
@@ -148,8 +168,8 @@ class Source:
             out["settings"] = settings
         for path in self.files:
             try:
-                stat = Path(path).stat()
-                out[path] = [stat.st_size, stat.st_mtime_ns]
+                found = stamp(path)
+                out[path] = [found.size, found.mtime_ns]
             except OSError:
                 out[path] = None
         return out
@@ -171,16 +191,16 @@ def file_keys(paths: Iterable[str]) -> dict[str, str]:
 
     Copies have equal sizes and equal first, middle and last half MiB; only files of equal size are opened.
     """
-    inode: dict[str, tuple[int, int]] = {}
-    sizes: dict[int, dict[tuple[int, int], str]] = {}
+    inode: dict[str, tuple[int, ...]] = {}
+    sizes: dict[int, dict[tuple[int, ...], str]] = {}
     for path in dict.fromkeys(paths):
         try:
-            stat = os.stat(path)
+            found = stamp(path)
         except OSError:
             continue
-        inode[path] = (stat.st_dev, stat.st_ino)
-        sizes.setdefault(stat.st_size, {})[inode[path]] = path
-    keys: dict[tuple[int, int], str] = {}
+        inode[path] = found.place
+        sizes.setdefault(found.size, {})[found.place] = path
+    keys: dict[tuple[int, ...], str] = {}
     for size, files in sizes.items():
         for number, path in files.items():
             keys[number] = _sampled(path, size) if len(files) > 1 and size else "/".join(map(str, number))
@@ -190,7 +210,7 @@ def file_keys(paths: Iterable[str]) -> dict[str, str]:
 def _sampled(path: str, size: int, piece: int = 1 << 19) -> str:
     digest = hashlib.sha256(str(size).encode())
     try:
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             for at in (0, size // 2, max(0, size - piece)):
                 file.seek(at)
                 digest.update(file.read(piece))
@@ -208,7 +228,7 @@ def _resolved(value: str | None, base: Path) -> str | None:
     bare = value.strip()
     forms = [value, bare, *(unicodedata.normalize(form, bare) for form in ("NFC", "NFD")), bare.replace("\\", "/")]
     places = [os.path.abspath(os.path.join(base, os.path.expanduser(form))) for form in forms]
-    return next((place for place in places if os.path.exists(place)), places[1])
+    return next((place for place in places if exists(place)), places[1])
 
 
 def from_flags(
@@ -218,9 +238,11 @@ def from_flags(
     participants: Sequence[Sequence[str]],
     *,
     stereo: bool = False,
+    singles: Sequence[str] = (),
 ) -> tuple[list[Source], list[Rejected]]:
     """Sources from command line flags; `audio` and `participants` are for the pairs, then the side-by-side videos, in
-    order. ``-`` as an audio file means the video's own. Raises `UserError` when their numbers do not match.
+    order. ``-`` as an audio file means the video's own. `singles` are videos of one person, or folders of such, which
+    are searched. Raises `UserError` when numbers do not match, and for a folder without videos.
     """
     videos = [{"a": a, "b": b} for a, b in pairs] + [{"video": v} for v in side_by_side]
     for name, given in (("--audio", audio), ("--participants", participants)):
@@ -236,7 +258,19 @@ def from_flags(
         if participants:
             row |= {f"participant_{role}": person for role, person in zip(ROLES, participants[n], strict=True)}
         rows.append((shown(" + ".join(paths.values())), row))
-    return _sources(rows, Path.cwd(), stereo)
+    rows += [(shown(video), {"single": video}) for place in singles for video in _videos(place)]
+    return from_rows(rows, Path.cwd(), stereo=stereo)
+
+
+def _videos(place: str) -> list[str]:
+    """The videos in a folder, at any depth, or the single file."""
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        return [place]
+    found = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in VIDEOS and not p.name.startswith("."))
+    if not found:
+        raise UserError(f"{place}: no video there (of {', '.join(sorted(VIDEOS))})")
+    return found
 
 
 def from_manifest(path: Path | str, *, stereo: bool = False) -> tuple[list[Source], list[Rejected]]:
@@ -245,10 +279,11 @@ def from_manifest(path: Path | str, *, stereo: bool = False) -> tuple[list[Sourc
     Paths are relative to the manifest's folder. Raises `UserError` for faults of the whole list.
     """
     path = Path(path)
-    return _sources(read_rows(path, COLUMNS), path.parent, stereo)
+    return from_rows(read_rows(path, COLUMNS), path.parent, stereo=stereo)
 
 
-def _sources(rows: Sequence[Row], base: Path, stereo: bool) -> tuple[list[Source], list[Rejected]]:
+def from_rows(rows: Iterable[Row], base: Path, *, stereo: bool = False) -> tuple[list[Source], list[Rejected]]:
+    """Sources from rows with the columns `COLUMNS`, and the rejected rows. Paths are relative to `base`."""
     sources: list[Source] = []
     rejected: list[Rejected] = []
     seen: dict[str, str] = {}

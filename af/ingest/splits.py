@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from af.data.archives import exists
 from af.data.schema import SPLITS, groups_of_people, person_key
 from af.ingest.sources import Source, file_keys
 
@@ -84,7 +84,7 @@ def assign_splits(
             settled.setdefault(people[person], set()).add(where)
     by_hash: dict[str, str] = {}
     if fractions is not None:
-        there = {people[who(s)[0]] for s in sources if all(map(os.path.exists, s.files))}  # missing files fill no split
+        there = {people[who(s)[0]] for s in sources if all(map(exists, s.files))}  # missing files fill no split
         by_hash = {group: _by_hash(group, fractions) for group in people.values()}
         by_hash |= _by_hashes(there, settled, fractions, set(home.values()))
     chosen: list[tuple[str, str | None]] = []

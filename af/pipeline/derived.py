@@ -78,6 +78,7 @@ def write_motions(
     def samples() -> Iterator[tuple[str, ClipMeta, Mapping[str, Any]]]:
         for i in dict.fromkeys(i for i, _ in motions):
             meta = replace(reader.read_meta(i), **{**bare, **describe(i)})
-            yield reader.index.samples[i].key, meta, {f"{role}.{member}": motions[i, role] for role in ROLES}
+            made = {f"{role}.{member}": motions[i, role] for role in ROLES if (i, role) in motions}
+            yield reader.index.samples[i].key, meta, made
 
     return write_shard(path, samples())[0]

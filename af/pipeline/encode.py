@@ -18,7 +18,7 @@ from safetensors.torch import load, save_file
 
 from af.data.index import Index
 from af.data.parts import WHOLE, Share
-from af.data.schema import ROLES, ClipMeta
+from af.data.schema import MUTE, ClipMeta
 from af.data.shards import ShardReader, write_shard
 from af.data.stores import Location, absolute
 from af.errors import UserError
@@ -96,7 +96,10 @@ def training_statistics(indices: Sequence[Index], out: Path, directions: Float[t
 def encode_shard(
     path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, precision: str, device: str
 ) -> int:
-    """Write one encoded shard and return its number of samples. Runs in worker processes, which cache the models."""
+    """Write one encoded shard and return its number of samples. Runs in worker processes, which cache the models.
+
+    Mute samples get no audio features: silence would teach a denoiser to move the mouth without a voice.
+    """
     model, motion_spec, extractor = _models(autoencoder, features, device)
     reader = ShardReader(folder)
     copied = (*_COPIED, "mp4") if keep_video else _COPIED
@@ -108,13 +111,16 @@ def encode_shard(
             clip = reader.read(i, {"video", "audio"})
             members: dict[str, Any] = {
                 f"{role}.{part}": reader.read_bytes(i, f"{role}.{part}")
-                for role in ROLES
+                for role in entry.roles
                 for part in copied
                 if reader.has(i, f"{role}.{part}") and not part.endswith("npy")
             }
-            audio = [voice for role in ROLES if (voice := clip.person(role).audio) is not None]
-            voices = features_of(extractor, audio)
-            for role, voice in zip(ROLES, voices, strict=True):
+            meta = reader.read_meta(i)
+            audio = [voice for role in entry.roles if (voice := clip.person(role).audio) is not None]
+            if meta.separation != MUTE:
+                for role, voice in zip(entry.roles, features_of(extractor, audio), strict=True):
+                    members[f"{role}.audio.npy"] = voice.astype(STORED["audio"], copy=False)
+            for role in entry.roles:
                 person = clip.person(role)
                 assert person.video is not None
                 if reader.has(i, f"{role}.face.npy"):
@@ -123,13 +129,7 @@ def encode_shard(
                     members[f"{role}.motion.npy"] = video_motion(model, person.video).astype(
                         STORED["motion"], copy=False
                     )
-                members[f"{role}.audio.npy"] = voice.astype(STORED["audio"], copy=False)
-            meta = replace(
-                reader.read_meta(i),
-                motion_spec=motion_spec,
-                audio_spec=extractor.spec,
-            )
-            yield entry.key, meta, members
+            yield entry.key, replace(meta, motion_spec=motion_spec, audio_spec=extractor.spec), members
 
     return write_shard(path, samples())[0]
 
@@ -249,8 +249,8 @@ def _models(autoencoder: str, features: str, device: str) -> tuple[MotionAutoenc
 
 
 def require_videos(index: Index, model: MotionAutoencoder) -> None:
-    """Raise UserError unless the shards hold both people's videos at the autoencoder's size."""
-    if blind := next((s for s in index.samples if not {f"{role}.mp4" for role in ROLES} <= set(s.members)), None):
+    """Raise UserError unless the shards hold everybody's videos at the autoencoder's size."""
+    if blind := next((s for s in index.samples if not {f"{role}.mp4" for role in s.roles} <= set(s.members)), None):
         raise UserError(
             f"{index.folder}: no video of {blind.key}, which the autoencoder needs; use the shards with videos"
         )
@@ -264,5 +264,5 @@ def require_videos(index: Index, model: MotionAutoencoder) -> None:
 def _motions(index: Index) -> Iterator[torch.Tensor]:
     reader = ShardReader(index)
     for i, entry in enumerate(index.samples):
-        for role in ROLES:
+        for role in entry.roles:
             yield torch.from_numpy(reader.read_rows(i, f"{role}.motion.npy", 0, entry.frames).copy())

@@ -154,13 +154,15 @@ def make_losers(
     workers: int = 1,
     share: Share = WHOLE,
 ) -> list[Index]:
-    """Write losers for every sample of the encoded shards in `data`; resumable as `af.pipeline.derived.derive`.
+    """Write losers for every conversation of the encoded shards in `data`; resumable as `af.pipeline.derived.derive`.
 
     `losers` describes the source (`{"_target_": "af.pipeline.losers…"}`); `denoiser` is its model folder, run or
     checkpoint. `batch` clips are rolled out together, with noise from `seed`. Raises UserError when the denoiser is
-    missing, or was trained on other latents or features.
+    missing, or was trained on other latents or features. One-sided samples have no losers.
     """
     indices = splits_of(data, splits)
+    for index in indices:
+        index.conversations()
     source: LoserSource = build(losers, "losers", any_class=True)
     place = None
     model: dict[str, Any] = {}
@@ -174,7 +176,8 @@ def make_losers(
             require_specs(index, artifact)
 
     def digest(index: Index, shard: int) -> str:
-        names = [turn_name(s.key, role) for s in index.samples if s.shard == shard for role in ROLES]
+        samples = [s for s in index.samples if s.shard == shard and len(s.roles) == 2]
+        names = [turn_name(s.key, role) for s in samples for role in ROLES]
         files = [file for name in names for file in source.inputs(name)]
         if not files:
             return index.shards[shard].sha256

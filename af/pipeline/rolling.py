@@ -11,16 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from af.data.index import Index
 from af.data.plan import mix
-from af.data.schema import ROLES, other_role
+from af.data.schema import other_role
 from af.data.shards import ShardReader
 from af.errors import UserError
 from af.forcing.anchor import Anchor
-from af.forcing.dropout import SIGNALS, keep_signals
+from af.forcing.dropout import SIGNALS, drop_user, keep_signals
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import block_sizes, rollout
@@ -52,6 +52,7 @@ class Turn:
     user_audio: Float[np.ndarray, "T F"]
     user_motion: Float[np.ndarray, "T D"]
     reference: Float[np.ndarray, " D"]
+    has_user: bool = True
 
     def first(self, frames: int) -> Turn:
         """The first `frames` frames of the turn."""
@@ -62,11 +63,14 @@ class Turn:
 def turn_of(clip: Clip, role: str, heard: Clip | None = None, *, name: str | None = None, reference: int = 0) -> Turn:
     """The turn of `role` as the avatar in a clip with latents and audio features; frame `reference` is the portrait.
 
-    The user is from the clip `heard` (None: this one), cut or repeated to length.
+    The user is from the clip `heard` (None: this one), cut or repeated to length. A one-sided clip has none: zeros.
     """
     own, user = clip.person(role), (heard or clip).person(other_role(role))
-    assert own.audio_features is not None and user.audio_features is not None  # noqa: PT018
-    assert own.motion is not None and user.motion is not None  # noqa: PT018
+    assert own.audio_features is not None and own.motion is not None  # noqa: PT018
+    if (heard or clip).meta.get("one_sided"):
+        nothing = np.zeros_like(own.audio_features), np.zeros_like(own.motion)
+        return Turn(name or clip.key, own.audio_features, *nothing, own.motion[reference], has_user=False)
+    assert user.audio_features is not None and user.motion is not None  # noqa: PT018
     again = np.arange(len(own.motion)) % len(user.motion)
     return Turn(
         name or clip.key, own.audio_features, user.audio_features[again], user.motion[again], own.motion[reference]
@@ -77,7 +81,8 @@ def turn_of(clip: Clip, role: str, heard: Clip | None = None, *, name: str | Non
 class Scene:
     """Several avatars for equally many frames: audio features and motion latents as stored, on one device.
 
-    `names` are the turns' names (KEY/ROLE for clips in shards; none for windows of a training batch).
+    `names` are the turns' names (KEY/ROLE for clips in shards; none for windows of a training batch). Where `has_user`
+    is False, the user is dropped (None: all have one).
     """
 
     avatar_audio: Float[Tensor, "B T F"]
@@ -85,6 +90,7 @@ class Scene:
     user_motion: Float[Tensor, "B T D"]
     reference: Float[Tensor, "B D"]
     names: tuple[str, ...] = ()
+    has_user: Bool[Tensor, " B"] | None = None
 
     @classmethod
     def of(cls, turns: Sequence[Turn], device: torch.device | str = "cpu") -> Scene:
@@ -94,7 +100,8 @@ class Scene:
             return torch.from_numpy(np.stack([np.asarray(r, np.float32) for r in rows])).to(device, non_blocking=True)
 
         parts = {name: stacked(getattr(turn, name) for turn in turns) for name in (*SIGNALS, "reference")}
-        return cls(**parts, names=tuple(turn.name for turn in turns))
+        has_user = torch.tensor([turn.has_user for turn in turns]).to(device, non_blocking=True)
+        return cls(**parts, names=tuple(turn.name for turn in turns), has_user=has_user)
 
     def noise(self, denoiser: MotionDenoiser, seed: int) -> Float[Tensor, "B N M"]:
         """The noise for names and seed, in whole blocks (at least as many frames as the scene)."""
@@ -108,6 +115,8 @@ class Scene:
         """Roll out motion latents of the avatars from `noise`. `sampling` as in `af.forcing.rollout.rollout`."""
         space = denoiser.motion_space
         condition = denoiser.condition(self.avatar_audio, self.user_audio, self.user_motion)
+        if self.has_user is not None:
+            condition = drop_user(condition, ~self.has_user)
         reference = space.to_model(self.reference)
         motion = rollout(denoiser, keep_signals(condition, signals), reference, noise=noise, **sampling)
         return space.from_model(motion).float()
@@ -143,18 +152,17 @@ def shard_motions(
     seed: int = 0,
     batch: int = 32,
     other_users: bool = False,
+    one_sided: bool = False,
 ) -> dict[tuple[int, str], Float[np.ndarray, "T D"]]:
     """Results of `make` for every (sample, avatar's role) of a shard, in batches of at most `batch` equally long clips.
 
     With `other_users` every avatar gets the user of another conversation (`another_conversation`). Without a denoiser
-    there is no noise.
+    there is no noise. One-sided samples are left out, unless `one_sided`.
     """
     by_length: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for i, entry in enumerate(reader.index.samples):
-        if entry.shard == shard:
-            if set(entry.roles) != set(ROLES):
-                raise UserError(f"{reader.index.folder}/{entry.key} has only one side, and a roll-out needs both")
-            by_length[entry.frames] += [(i, role) for role in ROLES]
+        if entry.shard == shard and (one_sided or len(entry.roles) == 2):
+            by_length[entry.frames] += [(i, role) for role in entry.avatars]
     device = "cpu" if denoiser is None else next(denoiser.parameters()).device
 
     def turn(i: int, role: str) -> Turn:
@@ -191,7 +199,7 @@ def another_conversation(index: Index, i: int, seed: int) -> int:
         other = index.samples[j]
         return 2 * (other.session == own.session) + bool(set(other.participants) & set(own.participants))
 
-    others = [j for j in range(len(index.samples)) if j != i]
+    others = [j for j, other in enumerate(index.samples) if j != i and len(other.roles) == 2]
     if not others:
         raise UserError(f"{index.folder}: the user of another conversation is needed, but there is only one")
     least = min(map(nearness, others))

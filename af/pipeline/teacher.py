@@ -76,7 +76,8 @@ def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described:
     def make(model: MotionDenoiser, scene: Scene, noise: Tensor) -> Tensor:
         return scene.rolled_out(model, noise, steps=spec.steps, guidance=guidance)
 
-    motions = shard_motions(reader, shard, make, cached_denoiser(denoiser, device)[0], seed=spec.seed, batch=batch)
+    model = cached_denoiser(denoiser, device)[0]
+    motions = shard_motions(reader, shard, make, model, seed=spec.seed, batch=batch, one_sided=True)
 
     about = {"teacher_spec": spec, "extra": {"teacher": {"model": denoiser}}}
     return write_motions(path, reader, motions, "teacher.npy", lambda i: about)

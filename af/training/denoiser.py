@@ -162,9 +162,10 @@ def conditioned(denoiser: MotionDenoiser, batch: DyadBatch) -> tuple[Condition, 
 
 
 def draw_drops(dropout: ConditionDropout, batch: DyadBatch, draws: Draws, progress: float = 1.0) -> Dropped:
-    """Draw the dropped signals of a batch at `progress` (0 … 1) of training."""
+    """Draw the dropped signals of a batch at `progress` (0 … 1) of training. A user who is not there is dropped."""
     frames = batch.valid.shape[1]
-    return draws.of_rows(lambda rows: dropout(rows, frames, generator=draws.generator, progress=progress))
+    dropped = draws.of_rows(lambda rows: dropout(rows, frames, generator=draws.generator, progress=progress))
+    return dropped if batch.has_user is None else dropped.without_user(~batch.has_user)
 
 
 class DistillModule(DenoiserModule):

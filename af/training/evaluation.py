@@ -273,6 +273,12 @@ class EvaluationCallback(Callback):
         if self._off or index is None or not trainer.loggers:
             return
         if self._subject is None:
+            try:
+                index = index.conversations()
+            except UserError as error:
+                rank_zero_warn(f"evaluation: {error}")
+                self._off = True
+                return
             self._subject = self._make(index, module, trainer.datamodule.features)  # type: ignore[attr-defined]
         if self._off:
             return
@@ -319,7 +325,9 @@ def require_settings(settings: Any, part: str | None = None) -> CheckpointSettin
             "evaluation: these are the settings of `af compare`, for files; a model needs others, such as `default`"
         )
     if part is not None:
-        Index.load(location(settings.split(denoiser=part == "denoiser")))
+        index = Index.load(location(settings.split(denoiser=part == "denoiser")))
+        if part == "denoiser":
+            index.conversations()
         if settings.autoencoder is not None:
             model_info(settings.autoencoder)
         if settings.linear_probe is not None:

@@ -2,7 +2,7 @@
 
 L = denoising_weight · L_DF + weight · L_DPO. Winner and loser are motions of the same avatar in the same frames, with
 the same noise and flow times. The policy and a frozen copy of the initial model, the reference, predict both with all
-conditions present (only L_DF drops conditions, unless `pair_dropout` is set).
+conditions present (only L_DF drops conditions, unless `pair_dropout` is set). Windows without a user have no pair.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -72,11 +72,22 @@ class OnlineLosers:
                 raise UserError(
                     "module.online.source takes another window's user: data.batch_size must be at least 2 per rank"
                 )
-            users = (batch.user_audio.roll(1, 0), batch.user_motion.roll(1, 0))
+            other = _others(batch)
+            users = (batch.user_audio[other], batch.user_motion[other])
         frames = sum(block_sizes(batch.valid.shape[1], denoiser.layout))
         noise = draws.normal(torch.Size((len(batch.valid), frames, denoiser.dim)), like=batch.avatar_motion)
         with full_precision(noise.device):
-            return self.source(denoiser, Scene(batch.avatar_audio, *users, batch.reference), noise)
+            scene = Scene(batch.avatar_audio, *users, batch.reference, has_user=batch.has_user)
+            return self.source(denoiser, scene, noise)
+
+
+def _others(batch: DyadBatch) -> Int[Tensor, " B"]:
+    """For every window the nearest one before it (cyclically) that has a user; itself if no other has one."""
+    rows = torch.arange(len(batch.valid), device=batch.valid.device)
+    before = (rows[:, None] - rows - 1) % len(rows)
+    if batch.has_user is not None:
+        before = before + len(rows) * ~batch.has_user
+    return before.argmin(1)
 
 
 class PreferenceModule(DenoiserModule):
@@ -229,11 +240,13 @@ class PreferenceModule(DenoiserModule):
         return self.online(self.denoiser, self.reference.denoiser, batch, draws, step)
 
     def _counted(self, batch: DyadBatch) -> Tensor:
+        # without a user there is no reaction to prefer
+        valid = batch.valid if batch.has_user is None else batch.valid & batch.has_user[:, None]
         if not self.listening_only:
-            return batch.valid
+            return valid
         if batch.listening is None:
             raise UserError("module.listening_only needs data.listening=true")
-        return batch.valid & batch.listening
+        return valid & batch.listening
 
     def _judged(self, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and figures for the log."""

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from af.data.checks import ShardError
 from af.data.index import Index
+from af.data.schema import other_role
 from af.data.shards import ShardReader
 from af.images import image_array, image_tensor
 from af.models.artifact import load_as
@@ -32,7 +34,7 @@ class Previews(Callback):
     """Shows mask and noise levels at the start, and a few rolled-out conversations after each validation.
 
     With `before` also at the start, for the initial model of a preference stage. For `frames` frames of the first
-    `clips` validation clips, with b as the avatar: curves of the largest coefficients and, with an `autoencoder` (model
+    `clips` validation clips, with b as the avatar (a in one-sided ones): curves of the largest coefficients and, with an `autoencoder` (model
     folder), an animation user | generated | true.
     """
 
@@ -87,11 +89,11 @@ class Previews(Callback):
     def _read(self, index: Index) -> Sequence[Clip]:
         reader = ShardReader(index)
         fields = {"motion", "audio_features"}
-        if self.autoencoder is not None and "b.mp4" in index.samples[0].members:
+        if self.autoencoder is not None and "a.mp4" in index.samples[0].members:
             fields.add("video")
         clips: list[Clip] = []
-        for i in range(len(index.samples)):
-            if len(clips) < self.clips:
+        for i, sample in enumerate(index.samples):
+            if len(clips) < self.clips and sample.avatars:
                 with contextlib.suppress(ShardError):  # broken clips are not shown; the loader reports them
                     clips.append(reader.read(i, fields))
         return clips
@@ -99,9 +101,11 @@ class Previews(Callback):
     @torch.inference_mode()
     def _draw(self, writer: Any, clip: Clip, denoiser: MotionDenoiser, step: int) -> None:
         device = next(denoiser.parameters()).device
-        turn = turn_of(clip, "b").first(self.frames)
+        role = "a" if clip.meta.get("one_sided") else "b"
+        avatar, user = clip.person(role), clip.person(other_role(role))
+        turn = turn_of(clip, role).first(self.frames)
         generated = roll_out(denoiser, [turn], RolloutSettings(steps=self.steps))
-        true = torch.from_numpy(np.asarray(clip.b.motion, np.float32))[: self.frames].to(device)
+        true = torch.from_numpy(np.asarray(avatar.motion, np.float32))[: self.frames].to(device)
 
         def coefficients(motion: Tensor) -> np.ndarray:
             return denoiser.motion_space.to_model(motion).float().cpu().numpy()
@@ -110,19 +114,18 @@ class Previews(Callback):
         order = np.argsort(-standard.var(0))[: self.curves]
         curves = curves_image(standard[:, order], coefficients(generated[0])[:, order], [f"{k}" for k in order])
         add_image(writer, f"preview/{clip.key}/coefficients", curves, step)
-        if clip.b.video is not None and clip.a.video is not None:
-            frames = self._decode(clip, generated, device)
-            count = len(frames)
-            row = np.concatenate([clip.a.video[:count], frames, clip.b.video[:count]], axis=2)
-            add_animation(writer, f"preview/{clip.key}/user_generated_true", row, step)
+        if avatar.video is not None:
+            frames = self._decode(avatar.video, generated, device)
+            shown = [v[: len(frames)] for v in (user.video, frames, avatar.video) if v is not None]
+            sides = "user_generated_true" if user.video is not None else "generated_true"
+            add_animation(writer, f"preview/{clip.key}/{sides}", np.concatenate(shown, axis=2), step)
 
-    def _decode(self, clip: Clip, motion: Tensor, device: torch.device) -> np.ndarray:
+    def _decode(self, video: UInt8[np.ndarray, "T Y X 3"], motion: Tensor, device: torch.device) -> np.ndarray:
         if self._decoder is None:
             assert self.autoencoder is not None
             model, _ = load_as(self.autoencoder, MotionAutoencoder)
             self._decoder = model.to(device).requires_grad_(False)
-        assert clip.b.video is not None
-        identity = self._decoder.identity(image_tensor(clip.b.video[:1], device), check=False)
+        identity = self._decoder.identity(image_tensor(video[:1], device), check=False)
         return image_array(self._decoder.decode(identity, motion)[0])
 
 
