@@ -1,6 +1,6 @@
 """Compare videos or face parameters of any system with true ones, in the same table as `af evaluate`.
 
-af compare clips.csv --out runs/comparison evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task
+af compare clips.csv --out runs/comparison evaluation/tracker=mediapipe
 
 Clips are listed in a CSV or JSON file, paths relative to it:
 
@@ -14,7 +14,7 @@ session, phrase_ends. `audio` is the avatar's voice (default: the true video's).
 What a metric needs, as values of the configuration group `evaluation`:
 
 face parameters arrays (evaluation.expression=N evaluation.names=[…] evaluation.tracker_of_arrays=NAME/VERSION), or
-evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task, or evaluation/tracker=drawn border_ratio
+evaluation/tracker=mediapipe, or evaluation/tracker=drawn border_ratio
 evaluation.protocol.block=FRAMES of the generator FID, FVD evaluation/networks=[thumbnail,inception,i3d]
 evaluation.networks.inception.path=FILE evaluation.networks.i3d.path=FILE evaluation.networks.i3d.sha256=HASH any
 network evaluation/networks=[torchscript] evaluation.networks.torchscript.path=FILE .name=NAME identity

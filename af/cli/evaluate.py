@@ -11,7 +11,7 @@ The rest are values of the configuration group `evaluation`, which trainings use
   evaluation.limit=24 evaluation.guidance_user=2     fewer conversations, another guidance
   evaluation.conditions=all                          a table of what it makes of every subset of its signals
   evaluation.drift=true                              also roll-outs of 4 minutes
-  evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task
+  evaluation/tracker=mediapipe
                                                      filmed faces (drawn ones have a tracker that knows no others)
   evaluation/networks=[inception,i3d] evaluation.networks.inception.path=weights-inception-2015-12-05-6726825d.pth
     evaluation.networks.i3d.path=i3d_torchscript.pt  FID, FVD; torchscript: any network of yours, fd_img/NAME-HASH

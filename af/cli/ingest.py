@@ -38,7 +38,7 @@ from typing import Any
 
 from af.cli.options import add_settings, add_share, count, fractions, number, out_folder, pixels, positive, settings_of
 from af.console import show
-from af.ingest.options import FACES, LONGEST_OFFSET_S, IngestOptions
+from af.ingest.options import DETECTORS, FACES, LONGEST_OFFSET_S, IngestOptions
 
 #: Message after Ctrl-C.
 WHEN_INTERRUPTED = "finished conversations are kept, and the same command continues with the others"
@@ -62,8 +62,12 @@ SETTINGS = {
     ),
     "face": ("--face", FACES, "of several faces: the one that moves with the voice, the largest, the left, the right"),
     "detect_every": ("--detect-every", count, "look for faces in every n-th frame"),
-    "detector": ("--detector", ("haar", "mediapipe"), "haar needs no download; mediapipe sees turned faces"),
-    "detector_model": ("--detector-model", os.path.abspath, "model file of the mediapipe detector"),
+    "detector": (
+        "--detector",
+        DETECTORS,
+        "mediapipe finds turned and small faces and writes face.npy; haar needs no download; auto: mediapipe if it is there",
+    ),
+    "detector_model": ("--detector-model", os.path.abspath, "model file of mediapipe; by default that of af fetch"),
     "crf": (
         "--crf",
         number(int, least=0, most=40, whole=True),

@@ -293,7 +293,7 @@ def report_checkpoint(
         measured,
         subject.protocol.block,
         "nobody here reads these faces: the tracker that comes with this program knows drawn ones alone. Choose one "
-        "(evaluation/tracker=mediapipe evaluation.tracker.path=face_landmarker.task), here or for the videos: "
+        "(evaluation/tracker=mediapipe), here or for the videos: "
         f"af compare {out / MANIFEST} evaluation/tracker=mediapipe {block} --out FOLDER",
         "faces are read from the latents, no frame is decoded" if subject.avatar is None else "",
     )

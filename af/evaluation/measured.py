@@ -17,6 +17,7 @@ from af.evaluation.report import attempt
 from af.evaluation.settings import Tools
 from af.evaluation.syncnet import lse
 from af.files import atomic_path
+from af.ingest.landmarks import filled
 from af.metrics import families
 from af.metrics.base import ClipMetric
 from af.metrics.likeness import csim
@@ -117,9 +118,7 @@ def fill_gaps(values: np.ndarray, name: object) -> tuple[np.ndarray, str | None]
     longest = int(np.diff(edges)[::2].max())
     if longest > LONGEST_GAP or missing.all():
         raise UserError(f"{name}: no face was found in {missing.sum()} of {len(values)} frames, {longest} in a row")
-    time, known = np.arange(len(values)), np.flatnonzero(~missing)
-    filled = np.stack([np.interp(time, known, column[known]) for column in values.T], axis=1)
-    return filled, f"{getattr(name, 'name', name)}: {missing.sum()} frames without a face interpolated"
+    return filled(values), f"{getattr(name, 'name', name)}: {missing.sum()} frames without a face interpolated"
 
 
 class Table:

@@ -21,13 +21,14 @@ from af.data.container import MediaError, Notes
 from af.data.images import read_image
 from af.data.video import read_video
 from af.errors import UserError
-from af.evaluation.extractors import MEDIAPIPE_BLENDSHAPES, MEDIAPIPE_POSE, tracked
+from af.evaluation.extractors import tracked
 from af.evaluation.manifest import ManifestClip, read_manifest
 from af.evaluation.measured import SIDES, Measured, Table, fill_gaps, hints, look, paired_features, remarks
 from af.evaluation.reconstruction import frame_likeness
 from af.evaluation.report import write_report
 from af.evaluation.settings import ONLY_DRAWN, FilesSettings
 from af.files import sha256_of
+from af.ingest.landmarks import MEDIAPIPE_BLENDSHAPES, MEDIAPIPE_POSE
 from af.metrics.records import EvaluationClip, digest
 from af.metrics.smoothness import sharpness
 from af.models.tracker import FaceTracker
@@ -64,8 +65,7 @@ def compare(clips: Path, out: Path, settings: FilesSettings) -> int:
     said = hints(
         measured,
         protocol.block,
-        "no face parameters: give arrays in the list, or evaluation/tracker=mediapipe "
-        "evaluation.tracker.path=face_landmarker.task",
+        "no face parameters: give arrays in the list, or evaluation/tracker=mediapipe",
         "" if any("generated" in m.videos for m in measured) else "the list has arrays, no videos",
     )
     result.absent |= {tag: why for tag, why in said.items() if tag in result.absent and tag not in table.failed}

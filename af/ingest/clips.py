@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, UInt8
 
 from af.clock import FPS, frames_to_samples, frames_to_seconds, seconds_to_frames
 from af.data.audio import fit_audio, read_audio
@@ -18,6 +18,7 @@ from af.data.container import MediaError, Notes
 from af.data.schema import MUTE, ROLES, ClipMeta, spans
 from af.ingest import quality
 from af.ingest.detection import Detector, Watch, frames_from, half_of, look_through
+from af.ingest.landmarks import Face, FaceLandmarker, filled, parameters_of
 from af.ingest.options import IngestOptions
 from af.ingest.sources import SILENCE, Source
 from af.ingest.tracks import Track, choose_face, crop, find_clips, steady_crops
@@ -155,9 +156,16 @@ def examine(
 
 
 def cut_out(
-    source: Source, recording: Recording, options: IngestOptions, split: str, watch: Watch | None = None
+    source: Source,
+    recording: Recording,
+    options: IngestOptions,
+    split: str,
+    watch: Watch | None = None,
+    detector: Detector | None = None,
 ) -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
-    """The second pass: yields samples for `write_shard`, one clip at a time."""
+    """The second pass: yields samples for `write_shard`, one clip at a time. A `detector` that is a `FaceLandmarker`
+    also measures the faces in the crops.
+    """
     roles = source.roles
     files = {role: source.file(role) for role in roles}
     first = _first_frames(source, options)
@@ -167,6 +175,7 @@ def cut_out(
         at = 0
         for number, (start, stop) in enumerate(recording.clips):
             encoders = {role: VideoEncoder(crf=options.crf) for role in roles}
+            faces = _Faces(detector)
             for n, images in zip(range(at, stop), frames, strict=False):
                 at = n + 1
                 if n < start:
@@ -174,8 +183,10 @@ def cut_out(
                 for role, full in zip(roles, images, strict=True):
                     face = crop(half_of(full, source.half(role)), recording.tracks[role].boxes[n], options.size)
                     encoders[role].write(face)
+                    faces.read(role, face)
                 if watch is not None and n % FPS == 0:
                     watch(f"cutting clips: {Path(files[roles[-1]]).name}", n)
+            parameters, found = faces.finish()
             if at != stop:
                 raise MediaError(files["a"], "truncated", f"{' or '.join(files.values())} ended early when read again")
             meta = ClipMeta(
@@ -186,11 +197,15 @@ def cut_out(
                 participants=source.participants,
                 frames=stop - start,
                 image_size=options.size,
-                valid={r: spans(recording.tracks[r].valid[start:stop]) if r in roles else () for r in ROLES},
+                valid={
+                    r: spans(recording.tracks[r].valid[start:stop] & found.get(r, True)) if r in roles else ()
+                    for r in ROLES
+                },
                 crop_boxes={r: recording.tracks[r].boxes[start:stop].round(2).tolist() for r in roles},
                 separation=recording.separation,
                 source={r: Path(files[r]).name for r in roles},
                 time_range_s=(frames_to_seconds(start), frames_to_seconds(stop)),
+                face_spec=faces.spec,
                 extra={
                     "layout": "side_by_side" if source.video else "single" if source.single else "pair",
                     "first_s": {r: frames_to_seconds(first[r]) for r in roles},
@@ -200,4 +215,30 @@ def cut_out(
             members: dict[str, Any] = {f"{role}.mp4": encoders[role].finish() for role in roles}
             samples = slice(frames_to_samples(start), frames_to_samples(stop))
             members |= {f"{role}.flac": encode_audio(recording.audio[role][samples]) for role in roles}
+            members |= {f"{role}.face.npy": rows for role, rows in parameters.items()}
             yield f"{source.id}-{number:04d}", meta, members
+
+
+class _Faces:
+    """The face parameters of the crops of one clip, frame by frame, if the detector is a tracker, too."""
+
+    def __init__(self, detector: Detector | None) -> None:
+        self._tracker = detector if isinstance(detector, FaceLandmarker) else None
+        self.spec = None if self._tracker is None else self._tracker.face_spec
+        self._stack = contextlib.ExitStack()
+        self._readers: dict[str, Callable[[np.ndarray], Face | None]] = {}
+        self._faces: dict[str, list[Face | None]] = {}
+
+    def read(self, role: str, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
+        """Measure the next crop of the person called `role`."""
+        if self._tracker is None:
+            return
+        if role not in self._readers:
+            self._readers[role] = self._stack.enter_context(self._tracker.reading())
+        self._faces.setdefault(role, []).append(self._readers[role](frame))
+
+    def finish(self) -> tuple[dict[str, Float32[np.ndarray, "T P"]], dict[str, Bool[np.ndarray, " T"]]]:
+        """Parameters by role, interpolated where no face was found, and where one was."""
+        self._stack.close()
+        found = {role: np.array([face is not None for face in faces]) for role, faces in self._faces.items()}
+        return {role: filled(parameters_of(faces)) for role, faces in self._faces.items()}, found

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
@@ -15,7 +14,7 @@ from af.data.container import MediaError, Notes
 from af.data.images import read_image
 from af.data.video import iter_video
 from af.errors import UserError
-from af.ingest.detection import LOOK_SIDE, Detector, faces_in_frame, look_through, make_detector
+from af.ingest.detection import Detector, faces_in_frame, look_side, look_through, make_detector, shrunk
 from af.ingest.options import IngestOptions
 from af.ingest.quality import voice_changes
 from af.ingest.tracks import as_squares, choose_face, crop, follow, framed, is_near, steady_crops
@@ -58,7 +57,7 @@ def read_portrait(
         raise MediaError(path, "too_small", f"{width} x {height} pixels; a portrait needs at least {_SMALLEST}")
     if not find_face:
         return _middle(frame, size)
-    boxes = faces_in_frame(frame, detector or make_detector("haar"))
+    boxes = faces_in_frame(frame, detector or make_detector())
     if len(boxes) == 0:
         raise MediaError(path, "no_face", "no face found; give a clearer portrait, or a face crop with --no-crop")
     faces = as_squares(boxes)
@@ -138,7 +137,7 @@ class FaceCropper:
             raise UserError(f"hold_s: {hold_s}; it must not be negative")
         self.size, self._margin, self._every, self._fps = size, margin, detect_every, fps
         self._smoothing_s, self._hold_s = smoothing_s, hold_s
-        self._detector = detector or make_detector("haar")
+        self._detector = detector or make_detector()
         self.reset()
 
     def reset(self) -> None:
@@ -172,9 +171,9 @@ class FaceCropper:
 
     def _look(self, frame: UInt8[np.ndarray, "Y X 3"]) -> None:
         self._since_look = 0
-        shrink = min(1.0, LOOK_SIDE / max(frame.shape[:2]))
-        small = cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else frame
-        found = faces_in_frame(small, self._detector, (1 / shrink, 1 / shrink))
+        small = shrunk(frame, look_side(self._detector))
+        shrink = len(small) / len(frame), small.shape[1] / frame.shape[1]
+        found = faces_in_frame(small, self._detector, (1 / shrink[1], 1 / shrink[0]))
         if len(found) == 0:
             return
         prominent = follow([found], [0])[0]

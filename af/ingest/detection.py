@@ -1,6 +1,7 @@
-"""Face detectors, and the first pass through a video: faces every few frames, scene cuts, damaged frames, movement.
+"""The choice of a face detector, and the first pass through a video: faces every few frames, scene cuts, damaged
+frames, movement.
 
-A detector is any callable from an RGB frame to boxes; this module has two.
+A detector is any callable from an RGB frame to boxes: OpenCV's cascade, or `landmarks.FaceLandmarker`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from af.clock import FPS
 from af.data.container import MediaError, Notes
 from af.data.video import iter_video
 from af.errors import UserError
+from af.ingest.landmarks import FaceLandmarker, landmarker_is_there
+from af.ingest.options import DETECTORS
 
 #: RGB frame -> boxes (x, y, width, height, score) in its pixels; score > 0, larger is surer.
 Detector = Callable[[UInt8[np.ndarray, "Y X 3"]], Float64[np.ndarray, "N 5"]]
@@ -26,15 +29,10 @@ Detector = Callable[[UInt8[np.ndarray, "Y X 3"]], Float64[np.ndarray, "N 5"]]
 #: Progress callback: (current work, frames so far).
 Watch = Callable[[str, int], None]
 
-LOOK_SIDE: Final = 360  # frames are scaled down to this for detection
+LOOK_SIDE: Final = 360  # frames are scaled down to this for detection, unless the detector has a `look_side`
 _CUT_SIDE: Final = 128
 _CELL: Final = 8  # pixels (of the scaled frames): side of the cells in which change is averaged
 STEPS_A_LEVEL: Final = 8  # change is stored in eighths of a grey level, up to 255 / 8 levels
-
-MEDIAPIPE_MODEL: Final = (
-    "https://storage.googleapis.com/mediapipe-models/face_detector/blaze_face_short_range/float16/1/"
-    "blaze_face_short_range.tflite"
-)
 
 
 class HaarDetector:
@@ -75,66 +73,24 @@ def _load_cascade() -> Any:
     return cv2.CascadeClassifier(str(file))
 
 
-class MediaPipeDetector:
-    """MediaPipe's BlazeFace (extra "mediapipe", with a model file): also finds turned and partly hidden faces.
-
-    Raises `UserError`, naming the source, when the package or the model file is missing.
+def make_detector(name: str = "auto", model: Path | str | None = None) -> Detector:
+    """The detector called `name`: "haar", "mediapipe" (with its `model` file, by default the one of `af fetch`), or
+    "auto": mediapipe if it is there (see `detector_here`). Raises `UserError`.
     """
-
-    def __init__(self, model: Path | str | None) -> None:
-        self.model, self._detector = model, None
-        if model is None:
-            raise UserError(f"--detector mediapipe needs --detector-model FILE; get it from {MEDIAPIPE_MODEL}")
-        if not Path(model).is_file():
-            raise UserError(f"{model}: no such file; the MediaPipe face model is at {MEDIAPIPE_MODEL}")
-        self._load()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "_detector": None}
-
-    def _load(self) -> Any:
-        if self._detector is None:
-            try:
-                from mediapipe.tasks.python import BaseOptions, vision
-            except ImportError as error:
-                raise UserError(
-                    f"--detector mediapipe needs an extra: pip install 'avatar-forcing[mediapipe]' ({error})"
-                ) from None
-            options = vision.FaceDetectorOptions(
-                base_options=BaseOptions(model_asset_path=str(self.model)), min_detection_confidence=0.5
-            )
-            try:
-                self._detector = vision.FaceDetector.create_from_options(options)
-            except (RuntimeError, ValueError, OSError) as error:
-                raise UserError(f"{self.model}: MediaPipe cannot load this model ({error})") from None
-        return self._detector
-
-    def __call__(self, frame: UInt8[np.ndarray, "Y X 3"]) -> Float64[np.ndarray, "N 5"]:
-        """Faces in an RGB frame."""
-        import mediapipe
-
-        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
-        found = [
-            (
-                d.bounding_box.origin_x,
-                d.bounding_box.origin_y,
-                d.bounding_box.width,
-                d.bounding_box.height,
-                max(d.categories[0].score, 1e-3),
-            )
-            for d in self._load().detect(image).detections
-        ]
-        return np.asarray(found, np.float64).reshape(-1, 5)
-
-
-def make_detector(name: str, model: Path | str | None = None) -> Detector:
-    """The detector called `name`: "haar" or "mediapipe" (with its `model` file). Raises `UserError`."""
-    if name == "haar":
-        _load_cascade()  # fail before any work
-        return HaarDetector()
+    name = detector_here(name, model)
     if name == "mediapipe":
-        return MediaPipeDetector(model)
-    raise UserError(f"--detector {name}: unknown; allowed: haar, mediapipe")
+        return FaceLandmarker(model)
+    _load_cascade()  # fail before any work
+    return HaarDetector()
+
+
+def detector_here(name: str, model: Path | str | None = None) -> str:
+    """The detector that `name` means here; "auto" is mediapipe if package and model are there, else haar."""
+    if name not in DETECTORS:
+        raise UserError(f"--detector {name}: unknown; allowed: {', '.join(DETECTORS)}")
+    if name != "auto":
+        return name
+    return "mediapipe" if landmarker_is_there(model) else "haar"
 
 
 def faces_in_frame(
@@ -143,6 +99,17 @@ def faces_in_frame(
     """The detector's boxes, scaled by `scale` (horizontal, vertical) to pixels of the original image."""
     found = np.asarray(detector(np.ascontiguousarray(frame)), np.float64).reshape(-1, 5)
     return found * np.array([*scale, *scale, 1.0])
+
+
+def look_side(detector: Detector) -> int:
+    """Longer side of the frames that a detector is to be called with."""
+    return getattr(detector, "look_side", LOOK_SIDE)
+
+
+def shrunk(frame: UInt8[np.ndarray, "Y X 3"], side: int) -> UInt8[np.ndarray, "Y2 X2 3"]:
+    """The frame, made smaller if its longer side is above `side`."""
+    shrink = side / max(frame.shape[:2])
+    return cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else frame
 
 
 @dataclass(frozen=True)
@@ -227,11 +194,11 @@ def look_through(
     bad: set[int] = set()
     before: np.ndarray | None = None
     n = 0
-    side = LOOK_SIDE * (2 if half else 1)
-    for n, full in enumerate(frames_from(path, first, max_side=side, notes=notes, bad=bad), 1):
-        frame = half_of(full, half)
-        shrink = min(1.0, _CUT_SIDE / max(frame.shape[:2]))
-        small = cv2.resize(frame, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    side = look_side(detector)
+    for n, full in enumerate(frames_from(path, first, max_side=side * (2 if half else 1), notes=notes, bad=bad), 1):
+        large = half_of(full, half)
+        frame = large if side == LOOK_SIDE else shrunk(large, LOOK_SIDE)
+        small = shrunk(frame, _CUT_SIDE)
         cuts += [c.frame_num for c in cutter.process_frame(FrameTimecode(n - 1, float(FPS)), small[..., ::-1])]
         grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
         change.append(_change(before, grey))
@@ -239,7 +206,7 @@ def look_through(
         if watch is not None and n % FPS == 0:
             watch(f"looking for faces: {Path(path).name}", n)
         if (n - 1) % every == 0:
-            boxes.append(faces_in_frame(frame, detector, (size[1] / frame.shape[1], size[0] / frame.shape[0])))
+            boxes.append(faces_in_frame(large, detector, (size[1] / large.shape[1], size[0] / large.shape[0])))
             looks.append(n - 1)
     return Look(boxes, looks, cuts, n, size, frozenset(b - first for b in bad if b >= first), np.stack(change))
 

@@ -9,6 +9,8 @@ from af.errors import UserError
 
 #: How to choose among several faces. "talking": the one that moves with the voice, else the largest that moves.
 FACES: Final = ("talking", "largest", "left", "right")
+#: What finds faces. "auto": mediapipe if package and model are there, else haar.
+DETECTORS: Final = ("auto", "mediapipe", "haar")
 #: Largest offset, in seconds, between the starts of two recordings.
 LONGEST_OFFSET_S: Final = 3600
 
@@ -35,7 +37,7 @@ class IngestOptions:
     face: str = "talking"
     offset_s: float = 0.0
     offset_limit_s: float = 0.5
-    detector: str = "haar"
+    detector: str = "auto"
     detector_model: str | None = None
     crf: int = 12
     dataset: str = "own"

@@ -13,6 +13,7 @@ from af.clock import frames_to_seconds
 from af.console import progress_bar
 from af.data.container import MediaError, Notes
 from af.data.index import build_index, tars
+from af.data.model_files import FACE_LANDMARKER
 from af.data.parts import WHOLE, Part, Share, run_parts, tell_unfinished
 from af.data.schema import SPLITS
 from af.data.shards import write_shard
@@ -20,13 +21,19 @@ from af.data.tables import shown
 from af.errors import UserError
 from af.files import claim_folder, exclusive, remove_stale, write_json
 from af.ingest.clips import cut_out, examine
-from af.ingest.detection import Detector, Watch, make_detector
+from af.ingest.detection import Detector, Watch, detector_here, make_detector
+from af.ingest.landmarks import INSTALL
 from af.ingest.options import IngestOptions
 from af.ingest.report import REPORT, IngestReport, Outcome, empty_splits
 from af.ingest.sources import Rejected, Source
 from af.ingest.splits import assign_splits, one_person
 
 LEDGER: Final = ".ingest"
+_FACES_BY: Final = {
+    "mediapipe": "faces were found by MediaPipe (--detector)",
+    "haar": "faces were found by OpenCV's frontal cascade, which loses turned and hidden ones and measures none; with "
+    f"`{INSTALL}` and `af fetch {FACE_LANDMARKER.name}` MediaPipe finds them (--detector)",
+}
 
 
 def ingest_one(
@@ -53,7 +60,7 @@ def ingest_one(
             recording = examine(source, options, finder, watch, notes)
         outcome = replace(outcome, dropped_s={k: frames_to_seconds(n) for k, n in recording.dropped.items() if n})
         if recording.clips:
-            clips, frames = write_shard(shard, _read(source, cut_out(source, recording, options, split, watch)))
+            clips, frames = write_shard(shard, _read(source, cut_out(source, recording, options, split, watch, finder)))
             outcome = replace(outcome, clips=clips, kept_s=frames_to_seconds(frames), shard=shard.name)
         else:
             faces_s = frames_to_seconds(recording.dropped["too_short"])
@@ -118,10 +125,15 @@ def run_ingest(
     # flags and a manifest may name the same conversation
     refused += [Outcome.dropped(s, split, "listed_twice", "listed twice") for s in sources if once[s.id] is not s]
     sources = [s for s in sources if once[s.id] is s]
+    faces_by: list[str] = []
     if detector is None:
+        named = options.detector
+        options = replace(options, detector=detector_here(named, options.detector_model))
         make_detector(options.detector, options.detector_model)  # fails before any work
+        faces_by = [_FACES_BY[options.detector]] if named == "auto" else []
     claim_folder(out / LEDGER / "options.json", asdict(options))
     same, remarks = one_person(sources)
+    remarks = [*remarks, *faces_by]
     parts, objections = _plan(sources, out, options, split, fractions, detector, share, same)
     mine = share.of(parts)
 

@@ -349,11 +349,13 @@ def test_short_gaps_of_a_tracker_are_filled_and_long_ones_refused():
         fill_gaps(gap, Path("x.mp4"))
 
 
-def test_what_is_missing_is_said(tmp_path, capsys):
+def test_what_is_missing_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("AF_MODELS", raising=False)
     assert main(["evaluate", "--out", str(tmp_path)]) == 1
     assert "--data, --denoiser or --autoencoder is missing" in capsys.readouterr().err
     both = ["--autoencoder", "a", "--linear-probe", "l", "--denoiser", "d", "--data", "x"]
     assert main(["evaluate", "--out", str(tmp_path), *both]) == 1
     assert "exclude each other" in capsys.readouterr().err
     assert main(["compare", "m.csv", "--out", str(tmp_path), "evaluation/tracker=mediapipe"]) == 1
-    assert "evaluation.tracker.path is not set" in capsys.readouterr().err
+    assert "af fetch face-landmarker" in capsys.readouterr().err

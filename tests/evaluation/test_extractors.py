@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import types
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +12,9 @@ from numpy.testing import assert_allclose
 
 from af.errors import UserError
 from af.evaluation.extractors import (
-    MEDIAPIPE_BLENDSHAPES,
     Extractor,
-    MediaPipeTracker,
     i3d,
     inception,
-    pose_of_matrix,
     thumbnail,
     torch_module,
     tracked,
@@ -94,7 +89,6 @@ def test_fvd_is_called_so_only_for_a_file_somebody_vouches_for(frames, files):
     [
         (lambda: inception(None), "weights-inception-2015-12-05-6726825d.pth"),
         (lambda: i3d("/nowhere/i3d.pt"), "/nowhere/i3d.pt: no such file"),
-        (lambda: MediaPipeTracker(None), "face_landmarker.task"),
         (lambda: load_syncnet(None), "syncnet_v2.model"),
         (lambda: torch_module("/nowhere/net.pt", "mine"), "TorchScript"),
     ],
@@ -136,63 +130,6 @@ def test_inception_through_torch_fidelity(frames, tmp_path):
     extractor = inception(tmp_path / "weights.pth")
     assert extractor.metric is None  # not the real weights: never called FID
     assert extractor(frames[:3]).shape == (3, 2048)
-
-
-@pytest.fixture
-def fake_mediapipe(monkeypatch):
-    """The four names of MediaPipe that the tracker uses; every third frame shows no face."""
-    modules = {n: types.ModuleType(n) for n in ("mediapipe", "mediapipe.tasks", "mediapipe.tasks.python")}
-
-    class Landmarker:
-        create_from_options = classmethod(lambda cls, options: cls())
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *error: None  # noqa: E731
-
-        def detect_for_video(self, image, milliseconds):
-            if milliseconds // 40 % 3 == 2:
-                return SimpleNamespace(face_blendshapes=[], facial_transformation_matrixes=[])
-            scores = [SimpleNamespace(score=i / 100) for i in range(52)]
-            return SimpleNamespace(face_blendshapes=[scores], facial_transformation_matrixes=[np.eye(4)])
-
-    modules["mediapipe"].Image = lambda image_format, data: data
-    modules["mediapipe"].ImageFormat = SimpleNamespace(SRGB=1)
-    modules["mediapipe.tasks.python"].BaseOptions = lambda model_asset_path: None
-    modules["mediapipe.tasks.python"].vision = SimpleNamespace(
-        FaceLandmarker=Landmarker, FaceLandmarkerOptions=lambda **k: k, RunningMode=SimpleNamespace(VIDEO=1)
-    )
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-
-
-def test_mediapipe_layout_and_frames_without_a_face(frames, tmp_path, fake_mediapipe):
-    (tmp_path / "face_landmarker.task").write_bytes(b"model")
-    tracker = MediaPipeTracker(str(tmp_path / "face_landmarker.task"))
-    values = tracker.track(frames)
-    assert values.shape == (20, 58)
-    assert np.isnan(values[2::3]).all()
-    assert np.isfinite(np.delete(values, np.s_[2::3], 0)).all()
-    assert tracker.face_spec.names[tracker.face_spec.expression :][0] == "yaw"
-    assert values[0, tracker.face_spec.names.index("jawOpen")] == 0.25
-    assert len(set(MEDIAPIPE_BLENDSHAPES)) == 52
-
-
-def test_pose_signs():
-    def rotation(axis: int, angle: float) -> np.ndarray:
-        c, s = np.cos(angle), np.sin(angle)
-        a, b = [(1, 2), (2, 0), (0, 1)][axis]
-        matrix = np.eye(4)
-        matrix[[a, a, b, b], [a, b, a, b]] = c, -s, s, c
-        return matrix
-
-    nose = np.array([0, 0, 1, 0])
-    assert (rotation(1, 0.3) @ nose)[0] > 0  # turns to the image's right: yaw positive
-    assert (rotation(0, 0.2) @ nose)[1] < 0  # turns down: pitch positive
-    matrix = rotation(2, -0.1) @ rotation(1, 0.3) @ rotation(0, 0.2)
-    matrix[:3, 3] = 1, 2, 3
-    assert_allclose(pose_of_matrix(matrix), [0.3, 0.2, 0.1, 1, 2, 3])
-    scaled = matrix.copy()
-    scaled[:3, :3] *= 2.5
-    assert_allclose(pose_of_matrix(scaled)[:3], [0.3, 0.2, 0.1])
 
 
 def test_mfcc_shape_and_scale():

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
-import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from af.data.validate import validate
 from af.data.video import read_video
 from af.data.video_writer import write_video
 from af.errors import UserError
-from af.ingest.detection import HaarDetector, MediaPipeDetector, make_detector
+from af.ingest.detection import HaarDetector, make_detector
 from af.ingest.options import IngestOptions
 from af.ingest.run import run_ingest
 from af.ingest.sources import COLUMNS, Source, from_flags, from_manifest
@@ -550,48 +548,6 @@ def test_an_opencv_without_cascades_is_named(monkeypatch):
     monkeypatch.delattr(cv2, "CascadeClassifier")
     with pytest.raises(UserError, match="opencv-python-headless<5"):
         make_detector("haar")
-
-
-def test_mediapipe_says_what_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"--detector-model FILE.*https://"):
-        make_detector("mediapipe")
-    with pytest.raises(UserError, match=r"no such file.*https://"):
-        make_detector("mediapipe", tmp_path / "model.tflite")
-    (tmp_path / "model.tflite").touch()
-    monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(UserError, match=r"avatar-forcing\[mediapipe\]"):
-        make_detector("mediapipe", tmp_path / "model.tflite")
-    with pytest.raises(UserError, match="haar, mediapipe"):
-        make_detector("other")
-
-
-def test_mediapipe_boxes_are_taken_over(tmp_path, monkeypatch):
-    """Against a stand-in with the package's interface: the real one is an extra."""
-    box = types.SimpleNamespace(origin_x=3, origin_y=4, width=10, height=12)
-    face = types.SimpleNamespace(bounding_box=box, categories=[types.SimpleNamespace(score=0.9)])
-    vision = types.SimpleNamespace(
-        FaceDetectorOptions=lambda **options: options,
-        FaceDetector=types.SimpleNamespace(
-            create_from_options=lambda options: types.SimpleNamespace(
-                detect=lambda image: types.SimpleNamespace(detections=[face] if image.any() else [])
-            )
-        ),
-    )
-    tasks = types.ModuleType("mediapipe.tasks.python")
-    tasks.BaseOptions, tasks.vision = (lambda model_asset_path: model_asset_path), vision
-    package = types.ModuleType("mediapipe")
-    package.Image = lambda image_format, data: data
-    package.ImageFormat = types.SimpleNamespace(SRGB=1)
-    for name, module in (
-        ("mediapipe", package),
-        ("mediapipe.tasks", types.ModuleType("t")),
-        ("mediapipe.tasks.python", tasks),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)
-    (tmp_path / "model.tflite").touch()
-    detector = MediaPipeDetector(tmp_path / "model.tflite")
-    np.testing.assert_allclose(detector(np.ones((20, 20, 3), np.uint8)), [[3, 4, 10, 12, 0.9]])
-    assert detector(np.zeros((20, 20, 3), np.uint8)).shape == (0, 5)
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
