@@ -12,6 +12,7 @@ af ingest --pair user.mp4 avatar.mp4 --out data/mine
   af ingest --single talking-heads/ --split-by-identity 0.9,0.05,0.05 --out data/heads
   af ingest --side-by-side call.mp4 --audio left.wav right.wav --out data/mine
   af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --workers 8 --size 512 --out data/mine
+  af ingest --manifest pairs.csv --keep "face_px >= 160 and sharpness > 40" --out data/mine
 
 A manifest is a .csv with a header, a .json list of objects or .jsonl, with the columns a, b (or video, for
 side-by-side ones; or single, for one person), audio_a, audio_b ("silence" for a person who never speaks), participant_a, participant_b, session,
@@ -22,8 +23,9 @@ tar archive is ARCHIVE.tar/MEMBER.
 A person must have the same id everywhere, and is in one split only. Without ids every file counts as another person.
 Unusable input is reported with the reason and skipped. ingest_report.json in the output folder lists what was dropped
 and why, and remarks on the rest: tracks and channels used, several faces, damage, lengths, and estimated offsets
-between audio and lips or between the two recordings. Nothing is shifted by such an estimate. The same command again
-processes only new and changed input. Many machines can share the work with --share, for instance as a job array
+between audio and lips or between the two recordings. Nothing is shifted by such an estimate. ingest_report.html shows
+the same with images, and measures of every clip, by which --keep selects (docs/data.md lists them). The same command
+again processes only new and changed input. Many machines can share the work with --share, for instance as a job array
 (--array=1-16):
 
 af ingest --manifest pairs.csv --split-by-identity 0.9,0.05,0.05 --out data/mine --share $SLURM_ARRAY_TASK_ID/16
@@ -62,6 +64,11 @@ SETTINGS = {
     ),
     "face": ("--face", FACES, "of several faces: the one that moves with the voice, the largest, the left, the right"),
     "detect_every": ("--detect-every", count, "look for faces in every n-th frame"),
+    "keep": (
+        "--keep",
+        str,
+        "drop clips unless everybody in them meets a condition, such as 'face_px >= 160 and sharpness > 40'",
+    ),
     "detector": (
         "--detector",
         DETECTORS,
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     """Ingest the conversations given by the flags."""
     from rich.table import Table
 
+    from af.ingest.page import PAGE
     from af.ingest.report import REPORT
     from af.ingest.run import run_ingest
     from af.ingest.sources import from_flags, from_manifest
@@ -142,5 +150,5 @@ def run(args: argparse.Namespace) -> int:
     for line in report.lines():
         print(line, file=sys.stderr)
     if report.complete:
-        print(f"report: {args.out / REPORT}")
+        print(f"report: {args.out / REPORT}, with images: {args.out / PAGE}")
     return 0 if totals["clips"] or args.share.count > 1 else 1

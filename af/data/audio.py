@@ -192,8 +192,8 @@ def _named(layout: Layout, chosen: np.ndarray) -> str:
     return ", ".join(words.get(n, f"number {i + 1}") for i, n in enumerate(layout) if chosen[i])
 
 
-def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
-    """The default track, unless it is silent and another is not."""
+def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard, str]:
+    """The default track, unless it is silent and another is not; its measures, and why it is taken."""
     with opened(path) as container:
         refuse_still(path, container)
         tracks = container.streams.audio
@@ -213,7 +213,7 @@ def _choose(path: Path | str, notes: Notes) -> tuple[int, _Heard]:
             chosen, best, why = number, other, f"the first that is not silent (number {first + 1} is)"
     if len(numbers) > 1:
         notes.add("tracks", f"{path}: {len(numbers)} audio tracks: number {chosen + 1} is taken, {why}")
-    return chosen, best
+    return chosen, best, f"{chosen + 1} of {len(numbers)}: {why if len(numbers) > 1 else 'the only one'}"
 
 
 def _scale(path: Path | str, peak: float, notes: Notes) -> float:
@@ -242,17 +242,21 @@ def _announced_s(path: Path | str, number: int, ends_s: float) -> float | None:
 
 
 def read_audio(
-    path: Path | str, *, channel: int | None = None, notes: Notes | None = None
+    path: Path | str,
+    *,
+    channel: int | None = None,
+    notes: Notes | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> Float32[np.ndarray, " S"]:
     """The audio of a file as 16 kHz mono in [-1, 1], sample 0 at the start of the file.
 
     Of several tracks it takes the default one, or the first that is not silent. Channels are mixed (see `mixing`), or
     only `channel` (0 left, 1 right) is used. Gaps in the time stamps become silence; changes of rate or channels are
-    followed. `notes` collects remarks. Raises `MediaError` for unreadable or truncated files, files without audio, and
+    followed. `notes` collects remarks, `facts` gets which track and channels are used and why. Raises `MediaError` for unreadable or truncated files, files without audio, and
     samples that are NaN or far beyond full scale.
     """
     notes = Notes() if notes is None else notes
-    number, heard = _choose(path, notes)
+    number, heard, why = _choose(path, notes)
     if not heard.samples:
         if (empty_s := _announced_s(path, number, 0.0) or 0.0) > 0.5:
             text = f"cut off: declares {empty_s:.2f} s but its audio track holds no samples"
@@ -262,15 +266,19 @@ def read_audio(
         text = f"{heard.not_finite} of {heard.samples} samples are not numbers (NaN or infinity)"
         raise MediaError(path, "not_finite", text)
     shares: dict[Layout, np.ndarray] = {}
+    used = ""
     for layout, measured in heard.channels.items():
         if channel is None:
             shares[layout], said = mixing(layout, measured.products)
+            used = said or ("mono" if len(layout) == 1 else f"mean of {len(layout)}")
             if said:
                 notes.add("channels", f"{path}: {said}")
         elif channel >= len(layout):
             raise MediaError(path, "no_audio", f"has {len(layout)} audio channel, not {channel + 1}")
         else:
-            shares[layout] = np.eye(len(layout))[channel]
+            shares[layout], used = np.eye(len(layout))[channel], f"number {channel + 1} of {len(layout)}, as asked for"
+    if facts is not None:
+        facts |= {"track": why, "channels": used, "rate_hz": list(heard.rates)}
     loudest = max(float((m.peaks * (shares[n] != 0)).max()) for n, m in heard.channels.items())
     scale = _scale(path, loudest, notes)
     out, missing_s = _mixed(path, number, {n: (s * scale).astype(np.float32) for n, s in shares.items()})

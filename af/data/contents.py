@@ -13,6 +13,7 @@ import soundfile
 
 from af.clock import SAMPLE_RATE, frames_to_seconds
 from af.data.index import Index, split_folders
+from af.data.selection import MEASURES
 from af.data.shards import ShardReader
 from af.data.stores import Location
 from af.data.video_writer import write_video
@@ -23,7 +24,8 @@ from af.files import atomic_path
 @dataclass(frozen=True)
 class SplitStats:
     """Totals of one split folder. `one_sided` samples show one person; `fields` counts the samples with each member;
-    `valid`: share of frames with a face.
+    `valid`: share of frames with a face; `measures`: 5th, 50th and 95th percentile over people in clips, and how many of
+    them are unknown.
     """
 
     folder: str
@@ -41,6 +43,7 @@ class SplitStats:
     fields: dict[str, int]
     gigabytes_by_field: dict[str, float]
     specs: dict[str, Any]
+    measures: dict[str, tuple[float, float, float, int]]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -61,8 +64,13 @@ class SplitStats:
             "clip s (shortest, median, longest)": ", ".join(f"{v:g}" for v in self.clip_s),
             "frames with a face": f"{self.valid:.1%}",
             **{f"GB of {part}": f"{size:.3f}" for part, size in sorted(sizes.items())},
+            **{f"{name} (5, 50, 95 %)": _spread(*values) for name, values in self.measures.items()},
             **{f"{name} spec": _spec(self.specs.get(name)) for name in ("audio", "motion", "face")},
         }
+
+
+def _spread(low: float, middle: float, high: float, unknown: int) -> str:
+    return f"{low:.4g}, {middle:.4g}, {high:.4g}" + (f" ({unknown} unknown)" if unknown else "")
 
 
 def _spec(spec: dict[str, Any] | None) -> str:
@@ -83,6 +91,12 @@ def stats(root: Location | str) -> Sequence[SplitStats]:
 
 def _of(index: Index) -> SplitStats:
     seconds = [frames_to_seconds(s.frames) for s in index.samples] or [0.0]
+    measures: dict[str, tuple[float, float, float, int]] = {}
+    people = [sample.quality.get(role, {}) for sample in index.samples if sample.quality for role in sample.roles]
+    for name in MEASURES:
+        if known := [value for one in people if (value := one.get(name)) is not None]:
+            low, middle, high = (float(v) for v in np.percentile(known, [5, 50, 95]))
+            measures[name] = (low, middle, high, len(people) - len(known))
     fields: dict[str, int] = {}
     sizes: dict[str, float] = {}
     valid, one_sided = 0, sum(len(s.roles) == 1 for s in index.samples)
@@ -108,6 +122,7 @@ def _of(index: Index) -> SplitStats:
         fields=dict(sorted(fields.items())),
         gigabytes_by_field={name: round(size, 6) for name, size in sorted(sizes.items())},
         specs=dict(index.specs),
+        measures=measures,
     )
 
 

@@ -6,14 +6,14 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from af.data import codecs
 from af.data.checks import ShardError, check_fields, roles_of
 from af.data.disk_cache import local_copy
-from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, Spans
+from af.data.schema import FIELDS, KEY_PATTERN, ROLES, SPLITS, ClipMeta, Spans, is_quality
 from af.data.stores import Location, NotInStore, RemotePath, location
 from af.errors import UserError
 from af.files import sha256_of, write_json
@@ -28,7 +28,7 @@ _SHARD_NAME: Final = re.compile(r"[^/\\.\x00][^/\\\x00]{0,200}\.tar")
 @dataclass(frozen=True)
 class SampleEntry:
     """Location of a sample (shard number in the index, byte offset and size of each member) and data for planning:
-    length, people, and the (start, stop) runs of frames with a tracked face by role.
+    length, people, the (start, stop) runs of frames with a tracked face, and measures, by role.
     """
 
     key: str
@@ -38,6 +38,7 @@ class SampleEntry:
     session: str
     valid: Mapping[str, Spans]
     members: Mapping[str, tuple[int, int]]
+    quality: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -172,6 +173,8 @@ def _problems(index: Index) -> Iterator[str]:
             yield f"sample {sample.key!r} in shard number {sample.shard}"
         if not KEY_PATTERN.fullmatch(str(sample.key)) or sample.frames < 1 or not set(sample.members) <= set(FIELDS):
             yield f"sample {sample.key!r} of {sample.frames} frames with {', '.join(sample.members)}"
+        if not is_quality(sample.quality):
+            yield f"sample {sample.key!r} with measures that are no numbers"
         for name, (at, size) in sample.members.items():
             if at < 0 or size < 0 or at + size > index.shards[sample.shard].bytes:
                 yield f"{sample.key}.{name} outside its shard"
@@ -193,9 +196,8 @@ def _sample_entry(data: Mapping[str, Any]) -> SampleEntry:
     members = {str(k): (int(v[0]), int(v[1])) for k, v in data["members"].items()}
     valid = {str(role): tuple((int(start), int(stop)) for start, stop in data["valid"][role]) for role in ROLES}
     first, second = data["participants"]
-    return SampleEntry(
-        data["key"], int(data["shard"]), int(data["frames"]), (first, second), data["session"], valid, members
-    )
+    known = (data["key"], int(data["shard"]), int(data["frames"]), (first, second), data["session"], valid, members)
+    return SampleEntry(*known, data.get("quality", {}))
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,8 @@ def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry]
             common = _same_description(f"{path}: {key}.json", described, common)
             where = {m.field: (m.offset, m.size) for m in members}
             assert meta.valid is not None
-            entries.append(SampleEntry(key, number, meta.frames, meta.participants, meta.session, meta.valid, where))
+            people = (meta.participants, meta.session, meta.valid, where, meta.quality)
+            entries.append(SampleEntry(key, number, meta.frames, *people))
     frames = sum(e.frames for e in entries)
     entry = ShardEntry(path.name, stat.st_size, sha256_of(path), len(entries), frames, stat.st_mtime_ns)
     return entry, entries, common or {}

@@ -74,8 +74,9 @@ class ClipMeta:
     `frames` at 25 fps with 16 kHz mono audio, square crops of `image_size` pixels. `valid` are the (start, stop) runs
     of frames with a tracked face, by role (None: all). `crop_boxes`, if known, hold x, y and side in source pixels per
     frame. `separation` is how the voices were separated (tracks, synthetic, the tool's name; `MUTE`). `source` and
-    `time_range_s` are the origin of the clip; `extra` is free JSON. A `one_sided` clip has only person a, listed twice,
-    and no video, audio or motion of b. Raises `SchemaError`, naming the field, for values not allowed.
+    `time_range_s` are the origin of the clip; `quality` has measures of each person by name (`af.data.selection`; None:
+    not measurable); `extra` is free JSON. A `one_sided` clip has only person a, listed twice, and no video, audio or
+    motion of b. Raises `SchemaError`, naming the field, for values not allowed.
     """
 
     dataset: str
@@ -94,6 +95,7 @@ class ClipMeta:
     motion_spec: MotionSpec | None = None
     face_spec: FaceSpec | None = None
     teacher_spec: TeacherSpec | None = None
+    quality: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     one_sided: bool = False
     fps: int = FPS
@@ -121,6 +123,7 @@ class ClipMeta:
             ("source", isinstance(self.source, Mapping) and set(self.source) <= set(ROLES), "text by role (a, b)"),
             ("time_range_s", span is None or (pair(span) and all(map(is_number, span))), "two numbers"),
             *((n, isinstance(getattr(self, n), cls | None), f"a {cls.__name__} or null") for n, cls in _SPECS.items()),
+            ("quality", is_quality(self.quality), "numbers (or null) by name for each role (a, b)"),
             ("extra", isinstance(self.extra, Mapping), "an object"),
         ]
         for name, fine, expected in checks:
@@ -173,8 +176,9 @@ class ClipMeta:
         out["crop_boxes"] = {role: [list(map(float, row)) for row in rows] for role, rows in self.crop_boxes.items()}
         out["source"], out["extra"] = dict(self.source), dict(self.extra)
         out["time_range_s"] = None if self.time_range_s is None else list(self.time_range_s)
-        if not self.one_sided:  # defaults are left out
-            del out["one_sided"]
+        for name in ("one_sided", "quality"):  # defaults are left out
+            if not out[name]:
+                del out[name]
         return out
 
     @classmethod
@@ -188,6 +192,18 @@ class ClipMeta:
             return cls(**data)
         except TypeError as error:
             raise SchemaError(f"ClipMeta: {error}") from None
+
+
+def is_quality(quality: Any) -> bool:
+    """Whether a JSON value is measures by role."""
+    return (
+        isinstance(quality, Mapping)
+        and set(quality) <= set(ROLES)
+        and all(
+            isinstance(one, Mapping) and all(v is None or is_number(v) for v in one.values())
+            for one in quality.values()
+        )
+    )
 
 
 def groups_of_people(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

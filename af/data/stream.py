@@ -179,6 +179,7 @@ class WindowStream(IterableDataset):
         self.bad = BadSamples(max_bad_rate)
         self.orders, self._read = _orders(source), Counter[str]()
         self.specs = [window_specs(index) for index in source.indexes]
+        self._chosen = [{sample.key for sample in index.samples} for index in source.indexes]
         if few := next((i for i, o in zip(source.indexes, self.orders, strict=True) if len(o) < self.slots), None):
             warnings.warn(
                 f"{few.folder}: {len(few.shards)} shards for {self.slots} workers (of all ranks): some share shards; "
@@ -242,6 +243,8 @@ class WindowStream(IterableDataset):
         for sample in samples:
             shard, epoch = _place(sample["__url__"])
             self._read[sample["__url__"]] += 1
+            if sample["__key__"] not in self._chosen[number]:  # left out of the index by `data.keep`
+                continue
             try:
                 decoded = _Sample(index.path(shard), sample, self.specs[number], source)
             except ShardError as error:

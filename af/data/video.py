@@ -288,12 +288,18 @@ def on_white(rgba: UInt8[np.ndarray, "Y X 4"]) -> UInt8[np.ndarray, "Y X 3"]:
 
 
 def iter_video(
-    path: Path | str, *, max_side: int | None = None, notes: Notes | None = None, bad: set[int] | None = None
+    path: Path | str,
+    *,
+    max_side: int | None = None,
+    notes: Notes | None = None,
+    bad: set[int] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
     """Frames of any video at constant 25 fps (nearest time stamp), upright RGB, one at a time.
 
     `max_side` scales down while converting (cheap previews). `notes` collects remarks; after the last frame, `bad` gets
-    the indices of frames that the decoder could not restore, which are unfit for training. Raises `MediaError` for
+    the indices of frames that the decoder could not restore, which are unfit for training, and `facts` what the source
+    is: size, images per second, codec, declared range of its values. Raises `MediaError` for
     unreadable files, files without video, still images, a change of shape, and at the end if the file stops more than
     half a second before its declared end (truncated).
     """
@@ -325,6 +331,11 @@ def iter_video(
             notes.add("corruption", f"{path}: {text} {at / FPS:.2f} s on")
         if bad is not None:
             bad.update(spoilt)
+        if facts is not None:
+            context = stream.codec_context
+            extent = {1: "limited", 2: "full"}.get(int(context.color_range), "undeclared")
+            size = {"width": context.width, "height": context.height}
+            facts |= {**size, "fps": round(losses.rate, 3), "codec": context.name, "range": extent}
 
 
 def read_video(

@@ -7,8 +7,8 @@ A detector is any callable from an RGB frame to boxes: OpenCV's cascade, or `lan
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,7 +119,7 @@ class Look:
 
     `looks` are the frames searched for faces, `cuts` the first frames of scenes, `bad` damaged frames that could not be
     restored, `size` is (height, width). `change` is the mean change in brightness from the frame before, per cell, in
-    eighths of a grey level.
+    eighths of a grey level. `facts`: what the source is (`iter_video`).
     """
 
     boxes: list[np.ndarray]
@@ -129,6 +129,7 @@ class Look:
     size: tuple[int, int]
     bad: frozenset[int]
     change: UInt8[np.ndarray, "T rows columns"]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scenes(self) -> list[int]:
@@ -140,7 +141,7 @@ class Look:
         kept = [n for n in self.looks if n < frames]
         cuts = [c for c in self.cuts if 0 < c < frames]
         bad = frozenset(n for n in self.bad if n < frames)
-        return Look(self.boxes[: len(kept)], kept, cuts, frames, self.size, bad, self.change[:frames])
+        return Look(self.boxes[: len(kept)], kept, cuts, frames, self.size, bad, self.change[:frames], self.facts)
 
     def change_in(self, left: float, top: float, right: float, bottom: float) -> UInt8[np.ndarray, "T rows columns"]:
         """Change in the cells of a rectangle (full-resolution pixels), at least one cell."""
@@ -157,11 +158,9 @@ def half_of(frame: UInt8[np.ndarray, "Y X 3"], half: str) -> UInt8[np.ndarray, "
     return frame[:, :middle] if half == "left" else frame[:, middle:] if half else frame
 
 
-def frames_from(
-    path: str, first: int = 0, *, max_side: int | None = None, notes: Notes | None = None, bad: set[int] | None = None
-) -> Iterator[np.ndarray]:
+def frames_from(path: str, first: int = 0, **how: Any) -> Iterator[np.ndarray]:
     """`iter_video` from frame `first` on. Raises `MediaError` when the video ends before."""
-    frames = iter_video(path, max_side=max_side, notes=notes, bad=bad)
+    frames = iter_video(path, **how)
     with contextlib.closing(frames):  # type: ignore[type-var]
         for n in range(first):
             if next(frames, None) is None:
@@ -192,10 +191,12 @@ def look_through(
     cuts: list[int] = []
     change: list[np.ndarray] = []
     bad: set[int] = set()
+    facts: dict[str, Any] = {}
     before: np.ndarray | None = None
     n = 0
     side = look_side(detector)
-    for n, full in enumerate(frames_from(path, first, max_side=side * (2 if half else 1), notes=notes, bad=bad), 1):
+    how: Any = {"max_side": side * (2 if half else 1), "notes": notes, "bad": bad, "facts": facts}
+    for n, full in enumerate(frames_from(path, first, **how), 1):
         large = half_of(full, half)
         frame = large if side == LOOK_SIDE else shrunk(large, LOOK_SIDE)
         small = shrunk(frame, _CUT_SIDE)
@@ -208,7 +209,7 @@ def look_through(
         if (n - 1) % every == 0:
             boxes.append(faces_in_frame(large, detector, (size[1] / large.shape[1], size[0] / large.shape[0])))
             looks.append(n - 1)
-    return Look(boxes, looks, cuts, n, size, frozenset(b - first for b in bad if b >= first), np.stack(change))
+    return Look(boxes, looks, cuts, n, size, frozenset(b - first for b in bad if b >= first), np.stack(change), facts)
 
 
 def _change(before: np.ndarray | None, grey: UInt8[np.ndarray, "Y X"]) -> UInt8[np.ndarray, "rows columns"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from af.data.selection import Keep
 from af.errors import UserError
 
 #: How to choose among several faces. "talking": the one that moves with the voice, else the largest that moves.
@@ -23,7 +24,7 @@ class IngestOptions:
     `detect_every`-th frame. Clips last `min_s` to `max_s` seconds; faces may be missing for `bridged_gap_s`; the
     lengths of two people's files may differ by `length_tolerance_s`. `face` chooses among several faces (`FACES`). The
     second person's recording begins `offset_s` after the first one's; estimated offsets beyond `offset_limit_s` from
-    that are refused.
+    that are refused. Of the clips only those are kept whose people all meet the condition `keep` (`Keep`; None: all).
     """
 
     size: int = 512
@@ -39,6 +40,7 @@ class IngestOptions:
     offset_limit_s: float = 0.5
     detector: str = "auto"
     detector_model: str | None = None
+    keep: str | None = None
     crf: int = 12
     dataset: str = "own"
     licence: str = "unknown"
@@ -46,3 +48,5 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if self.max_s < self.min_s:
             raise UserError(f"--max-seconds {self.max_s:g} is less than --min-seconds {self.min_s:g}")
+        if self.keep is not None:
+            Keep(self.keep, "--keep")

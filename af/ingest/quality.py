@@ -1,4 +1,5 @@
-"""Faults of recordings: frozen images, lips out of sync with the voice, files of different lengths, drift.
+"""Faults of recordings: frozen images, lips out of sync with the voice, files of different lengths, drift. What is
+measured of clips is in `measures`.
 
 Estimates are for reports only and are never used to shift anything. They are None where uncertain.
 """
@@ -208,19 +209,20 @@ def check_lag(lag: Lag | None, path: str, what: str, options: IngestOptions, not
 
 def check_lips(
     look: Look, path: Path, voice: Float64[np.ndarray, " T"], name: str, options: IngestOptions, notes: Notes
-) -> None:
-    """Note or refuse a voice (`voice_changes`) out of sync with the lips of the face at `path`."""
+) -> Lag | None:
+    """Note or refuse a voice (`voice_changes`) out of sync with the lips of the face at `path`; returns its lag."""
     apart = lip_lag(mouth_changes(look, path), voice)
     shift = 0 if apart is None else -apart.seconds
     mend = f"ffmpeg -i OLD -itsoffset {shift:.2f} -i OLD -map 0:v -map 1:a -c copy NEW moves the audio"
     check_lag(apart, name, "its audio is {where} its lips", options, notes, mend)
+    return apart
 
 
-def check_shared(source: Source, audio: Mapping[str, np.ndarray], options: IngestOptions, notes: Notes) -> None:
-    """Note or refuse an offset between two recordings, estimated from audio present in both."""
+def check_shared(source: Source, audio: Mapping[str, np.ndarray], options: IngestOptions, notes: Notes) -> Lag | None:
+    """Note or refuse an offset between two recordings, estimated from audio present in both; returns the second's lag."""
     lag, drift = shared_lag(audio["a"], audio["b"])
     if lag is None:
-        return
+        return None
     notes.add("bleed", f"{source.a} and {source.b}: a voice is heard in both; separated voices train better")
     given = options.offset_s if source.offset is None else source.offset
     fitting = given - lag.seconds  # b was started earlier if the shared audio is later in b
@@ -229,6 +231,7 @@ def check_shared(source: Source, audio: Mapping[str, np.ndarray], options: Inges
     if drift is not None and abs(drift) > _DRIFT:
         text = f"{source.b}: drifts by {drift * 100:+.2f} % against {source.a} ({drift * 60:+.2f} s a minute)"
         notes.add("drift", f"{text}; kept unchanged: its reactions will be late or early")
+    return lag
 
 
 def common_length(

@@ -22,7 +22,9 @@ class Outcome:
     """The outcome of one conversation. `reason` is None when it produced clips, else a short word for counting.
 
     `dropped_s` are the seconds left out of a usable conversation, by reason. `line` is the message for the user.
-    `notes` are remarks on a usable conversation: {"kind", "text"} each.
+    `notes` are remarks on a usable conversation: {"kind", "text"} each. `cuts` are the clips of the second pass: {"key",
+    "seconds" (start and end), "dropped" (why; None: kept), "quality" (measures by role)}. `media` is what was read, by
+    role. `id` is the source's.
     """
 
     name: str
@@ -36,18 +38,22 @@ class Outcome:
     shard: str | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
     notes: tuple[dict[str, str], ...] = ()
+    cuts: tuple[dict[str, Any], ...] = ()
+    media: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
 
     @classmethod
     def dropped(cls, source: Source, split: str, reason: str, line: str) -> Outcome:
         """The outcome of a conversation that was not read."""
-        return cls(source.name, split, source.participants, reason=reason, line=f"{source.name}: {line}")
+        return cls(source.name, split, source.participants, reason=reason, line=f"{source.name}: {line}", id=source.id)
 
     @classmethod
     def read(cls, path: Path) -> Outcome | None:
         """Read the file of an earlier run; None if it is missing, truncated or from another version."""
         try:
             data = json.loads(path.read_text("utf-8"))
-            return cls(**{**data, "participants": tuple(data["participants"]), "notes": tuple(data.get("notes", ()))})
+            lists = {name: tuple(data.get(name, ())) for name in ("participants", "notes", "cuts")}
+            return cls(**{**data, **lists})
         except (OSError, ValueError, TypeError, KeyError):
             return None
 

@@ -20,10 +20,11 @@ from af.data.shards import write_shard
 from af.data.tables import shown
 from af.errors import UserError
 from af.files import claim_folder, exclusive, remove_stale, write_json
-from af.ingest.clips import cut_out, examine
+from af.ingest.clips import Cut, cut_out, examine
 from af.ingest.detection import Detector, Watch, detector_here, make_detector
 from af.ingest.landmarks import INSTALL
 from af.ingest.options import IngestOptions
+from af.ingest.page import PAGE, forget_strips, write_first_look, write_page, write_strips
 from af.ingest.report import REPORT, IngestReport, Outcome, empty_splits
 from af.ingest.sources import Rejected, Source
 from af.ingest.splits import assign_splits, one_person
@@ -52,16 +53,30 @@ def ingest_one(
     """
     shard = out / split / f"{source.id}.tar"
     shard.unlink(missing_ok=True)  # from an earlier state of the files
-    outcome = Outcome(source.name, split, source.participants, fingerprint=source.fingerprint())
+    outcome = Outcome(source.name, split, source.participants, fingerprint=source.fingerprint(), id=source.id)
+    strips = path.with_suffix("")
+    forget_strips(strips)
     notes = Notes()
     try:
         finder = detector or make_detector(options.detector, options.detector_model)
         with _reading(source):
             recording = examine(source, options, finder, watch, notes)
-        outcome = replace(outcome, dropped_s={k: frames_to_seconds(n) for k, n in recording.dropped.items() if n})
+        lost = {k: frames_to_seconds(n) for k, n in recording.dropped.items() if n}
+        outcome = replace(outcome, dropped_s=lost, media=dict(recording.media))
         if recording.clips:
-            clips, frames = write_shard(shard, _read(source, cut_out(source, recording, options, split, watch, finder)))
-            outcome = replace(outcome, clips=clips, kept_s=frames_to_seconds(frames), shard=shard.name)
+            cuts: list[Cut] = []
+            samples = cut_out(source, recording, options, split, watch, finder, told=cuts.append)
+            clips, frames = write_shard(shard, _read(source, samples))
+            write_strips(strips, cuts)
+            outcome = replace(outcome, cuts=tuple(map(_described, cuts)))
+            if clips:
+                outcome = replace(outcome, clips=clips, kept_s=frames_to_seconds(frames), shard=shard.name)
+            else:
+                shard.unlink()
+                line = f"none of its {len(cuts)} clips is kept by --keep {options.keep!r} ({cuts[0].objection})"
+                outcome = replace(outcome, reason="quality", line=f"{source.name}: {line}")
+            if len(cuts) > clips:
+                lost["quality"] = round(sum(c.stop_s - c.start_s for c in cuts if c.objection), 2)
         else:
             faces_s = frames_to_seconds(recording.dropped["too_short"])
             seen = "a face" if source.single else "both faces"
@@ -76,8 +91,16 @@ def ingest_one(
     except Exception as error:
         line = shown(f"{source.name}: {type(error).__name__}: {str(error).strip()}")
         outcome = replace(outcome, reason="unexpected", line=line)
+    if not outcome.cuts:
+        write_first_look(strips, source)
     noted = tuple({"kind": note.kind, "text": shown(note.text)} for note in notes)
     write_json(path, asdict(replace(outcome, notes=noted)))
+
+
+def _described(cut: Cut) -> dict[str, Any]:
+    """A clip in the report."""
+    seconds = [cut.start_s, cut.stop_s]
+    return {"key": cut.key, "seconds": seconds, "dropped": cut.objection, "quality": cut.quality}
 
 
 @contextlib.contextmanager
@@ -178,6 +201,7 @@ def run_ingest(
                 if tars(out / name):
                     build_index(out / name)
             write_json(out / REPORT, report.to_json())
+            write_page(out / PAGE, report, out / LEDGER, f"Ingestion into {out.name}", options.keep)
     return report
 
 

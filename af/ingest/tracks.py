@@ -149,12 +149,14 @@ class Track:
     """One person's face through a video.
 
     `boxes` are square crops (x, y, side) in pixels, inside the full frame. `present`: the crop is usable (a face was
-    found, or a short gap bridged). `valid`: a face was found near enough in time to be trusted.
+    found, or a short gap bridged). `valid`: a face was found near enough in time to be trusted. `face_px`: the smoothed
+    side of the face.
     """
 
     boxes: Float64[np.ndarray, "T 3"]
     present: Bool[np.ndarray, " T"]
     valid: Bool[np.ndarray, " T"]
+    face_px: Float64[np.ndarray, " T"]
 
 
 def steady_crops(
@@ -200,7 +202,7 @@ def steady_crops(
             present[span] |= last - first <= max(bridged, step)
             valid[span] |= last - first <= max(trusted, step)
     present[list(unusable)] = valid[list(unusable)] = False
-    return Track(framed(boxes, frame_size, margin), present, valid)
+    return Track(framed(boxes, frame_size, margin), present, valid, boxes[:, 2])
 
 
 def framed(faces: Float64[np.ndarray, "T 3"], frame_size: tuple[int, ...], margin: float) -> Float64[np.ndarray, "T 3"]:

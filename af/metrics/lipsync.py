@@ -5,62 +5,22 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from af.clock import FPS, SAMPLES_PER_FRAME
 from af.metrics.arrays import as_array
 from af.metrics.base import ClipMetric, ClipTable
 from af.metrics.coupling import curve_sums, lag_rows, lagged_pearson
 from af.metrics.records import EvaluationClip
 from af.types import FaceSpec
+from af.voice import speech_envelope, voiced_frames
 
 #: Possible names of the mouth-opening parameter, by tracker.
 MOUTH_NAMES = ("mouth_open", "jawOpen", "jaw_open")
 
 #: One value per frame, or audio samples: an array or a tensor.
 Series = Float[np.ndarray, " N"] | Float[Tensor, " N"]
-
-#: A frame is voiced when its envelope is at least this share of the clip's 95th percentile (−20 dB).
-VOICED_SHARE = 0.1
-#: ... and above this absolute level (−60 dB of full scale): a silent clip has no voiced frames.
-SILENCE = 1e-3
-
-
-def speech_envelope(audio: Series, frames: int, cutoff_hz: float = 10.0) -> Float[np.ndarray, " T"]:
-    """0 – `cutoff_hz` amplitude envelope of 16 kHz speech, sampled at the middle of each of `frames` video frames.
-
-    Rectified, then low-passed forwards and backwards (4th-order Butterworth, no delay). Audio is cut or padded with
-    silence to `frames`.
-    """
-    from scipy.signal import butter, sosfiltfilt
-
-    samples = frames * SAMPLES_PER_FRAME
-    padded = np.zeros(samples)
-    audio = as_array(audio).ravel()[:samples]
-    padded[: len(audio)] = np.abs(audio)
-    if frames == 0:
-        return padded
-    # Rates: 16 kHz -> 400 Hz by boxcar means (16 a frame), so that the low-pass is well conditioned and cheap.
-    step = SAMPLES_PER_FRAME // 16
-    coarse = padded.reshape(-1, step).mean(axis=1)
-    sos = butter(4, cutoff_hz, fs=SAMPLE_RATE / step, output="sos")
-    smooth = sosfiltfilt(sos, coarse, padtype="constant", padlen=min(len(coarse) - 1, 48))
-    return np.maximum(smooth, 0.0).reshape(frames, 16)[:, 7:9].mean(axis=1)
-
-
-def voiced_frames(envelope: Float[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
-    """Frames with speech: at least a tenth (−20 dB) of the clip's 95th percentile, and above −60 dB of full scale."""
-    if envelope.size == 0:
-        return np.zeros(0, bool)
-    return envelope >= max(VOICED_SHARE * float(np.percentile(envelope, 95)), SILENCE)
-
-
-def listening_frames(audio: Series, frames: int, margin_frames: int = 12) -> Bool[np.ndarray, " T"]:
-    """Frames in which the owner of the voice listens: no speech within `margin_frames` (half a second)."""
-    from scipy.ndimage import binary_dilation
-
-    return ~binary_dilation(voiced_frames(speech_envelope(audio, frames)), iterations=margin_frames)
 
 
 def lip_curve(mouth: Series, audio: Series, max_lag: int = 10) -> Float[np.ndarray, " L"]:

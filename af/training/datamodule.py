@@ -17,12 +17,12 @@ from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import PairPlan, Plan, fixed_pairs, fixed_windows
 from af.data.planned import PlannedReader, WindowSource, mixed_plan
 from af.data.provenance import TRAINED_ON, people_digests
+from af.data.selection import Keep, selected
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
 from af.data.stream import StreamReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
-from af.metrics.lipsync import listening_frames
 from af.models.motion_space import MotionStatistics, pooled
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import read_statistics, spec_of
@@ -31,12 +31,14 @@ from af.specs import MotionSpec, require_spec
 from af.training.precision import doubled
 from af.types import PairBatch
 from af.values import require_number
+from af.voice import listening_frames
 
 
 class _ShardData(LightningDataModule):
     """Base of both data modules. `root` is the folder or URL of the shards, or several with weights
     (`af.data.mixture`). `batch_size` is global: each rank reads its share. `validation` names the validation split;
-    without this split in the data there is no validation.
+    without this split in the data there is no validation. Of both only the clips that meet the condition `keep` on their
+    measures are read (`af.data.selection`; None: all).
 
     The training position is the number of samples taken by all ranks. It is part of the checkpoint, so a run continues
     with the next sample, with any number of ranks that divides the global batch.
@@ -44,18 +46,26 @@ class _ShardData(LightningDataModule):
 
     validation_index: Index | None = None
 
-    def __init__(self, root: Root, batch_size: int, workers: int, seed: int, validation: str) -> None:
+    def __init__(self, root: Root, batch_size: int, workers: int, seed: int, validation: str, keep: str | None) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             require_number(name, value, least=least, whole=True)
         self.weights, self.batch_size, self.workers, self.seed = roots(root), batch_size, workers, seed
         self.shares = list(self.weights.values())
         self.start = 0
-        self.training_indexes = [Index.load(place / "train") for place in self.weights]
+        self.keep = None if keep is None else Keep(keep, "data.keep")
+        self.training_indexes = [self._index(place / "train") for place in self.weights]
         self.train_index = joined(self.training_indexes)
         held_out = [place / validation for place in self.weights if (place / validation / INDEX_NAME).is_file()]
         if held_out:
-            self.validation_index = joined([Index.load(folder) for folder in held_out])
+            self.validation_index = joined([self._index(folder) for folder in held_out])
+
+    def _index(self, folder: Location) -> Index:
+        index = Index.load(folder)
+        if self.keep is not None:
+            index, line = selected(index, self.keep)
+            rank_zero_info(line)
+        return index
 
     @property
     def where(self) -> str:
@@ -71,7 +81,7 @@ class _ShardData(LightningDataModule):
         assert self.trainer is not None
         overfits = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         batches = 0 if overfits else int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
-        place = {"root": self.where, "weights": self.shares}
+        place = {"root": self.where, "weights": self.shares, "keep": self.keep and self.keep.text}
         return {"samples": batches * self.batch_size, "seed": self.seed, **place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -82,6 +92,11 @@ class _ShardData(LightningDataModule):
             raise UserError(
                 f"data.root mixes {self.where} by {self.shares}, the checkpoint was made with {state_dict['root']} by {before}; "
                 "continue with the same mixture, or start another run from the exported model"
+            )
+        if state_dict.get("keep") != (now := self.keep and self.keep.text):
+            raise UserError(
+                f"data.keep is {now!r}, the checkpoint was made with {state_dict.get('keep')!r}; continue with the same, "
+                "or start another run from the exported model"
             )
         self.start = int(state_dict["samples"])
 
@@ -137,10 +152,11 @@ class PairData(_ShardData):
         workers: int = 1,
         seed: int = 0,
         validation: str = "val",
+        keep: str | None = None,
     ) -> None:
         require_number("pairs_per_person", pairs_per_person, least=1, whole=True)
         require_number("cache_gb", cache_gb, least=0)
-        super().__init__(root, batch_size, workers, seed, validation)
+        super().__init__(root, batch_size, workers, seed, validation, keep)
         self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
         self.regions, self.faces, self.both_ways = regions, faces, both_ways
 
@@ -199,11 +215,12 @@ class WindowData(_ShardData):
         workers: int = 1,
         seed: int = 0,
         validation: str = "val",
+        keep: str | None = None,
     ) -> None:
         require_number("data.balance", balance, least=0)
         for name, frames in (("window_frames", window_frames), ("block_frames", block_frames)):
             require_number(name, frames, least=1, whole=True)
-        super().__init__(root, batch_size, workers, seed, validation)
+        super().__init__(root, batch_size, workers, seed, validation, keep)
         self.window_frames, self.balance = window_frames, balance
         self.reader = PlannedReader() if reader is None else reader
         self._position: dict[str, Any] | None = None

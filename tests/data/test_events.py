@@ -7,7 +7,7 @@ from af.data import events
 from af.data.events import activity, listener_activity, start_weights
 from af.data.index import Index
 from af.errors import UserError
-from af.metrics.lipsync import listening_frames
+from af.voice import listening_frames
 
 
 def test_activity_is_the_speed_of_a_listener():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from af.metrics.lipsync import lip_curve, mouth_curve, shifted, speech_envelope, voiced_frames
+from af.metrics.lipsync import lip_curve, mouth_curve, shifted
+from af.voice import speech_envelope, voiced_frames
 
 FRAMES = 250
 

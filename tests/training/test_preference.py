@@ -18,11 +18,11 @@ from af.data.shards import ShardReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.losses.velocity import valid_mean
-from af.metrics.lipsync import listening_frames
 from af.models.artifact import load_model, save_model, weights_digest
 from af.training.denoiser import draw_drops
 from af.training.randomness import Draws, step_generator
 from af.training.reference import FrozenReference
+from af.voice import listening_frames
 
 SOURCE = "{_target_: af.pipeline.losers.WeakUser, steps: 1}"
 ONLINE = f"{{_target_: af.training.preference.OnlineLosers, source: {SOURCE}}}"
