@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "losers": "worse motion of the same conversations, for the preference stage",
     "teacher": "a guided denoiser's motion from known noise, for distillation",
     "generate": "portrait + voices + user video -> a video of the avatar",
+    "live": "talk with the avatar in a browser: a server with one page",
     "evaluate": "the table of metrics of a model, with ground truth and null",
     "compare": "the same table for videos of any system, listed in a file",
     "probe": "probe the latents of a motion VAE on synthetic people",

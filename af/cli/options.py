@@ -61,7 +61,9 @@ scale: Final = number(float, least=0)
 fraction: Final = number(float, least=0, most=1)
 
 
-def add_settings(parser: argparse.ArgumentParser, record: type, options: Mapping[str, tuple[str, Any, str]]) -> None:
+def add_settings(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, record: type, options: Mapping[str, tuple[str, Any, str]]
+) -> None:
     """Options for fields of a dataclass, whose defaults are theirs: field -> (flag, type or choices, help)."""
     for name, (flag, kind, text) in options.items():
         default = getattr(record, name)

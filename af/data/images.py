@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,21 +29,31 @@ def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X
     It is rotated upright, converted to sRGB, and blended with white where transparent. Raises `MediaError` when it is
     missing, truncated, damaged, too large to be read safely (Pillow's limit), or needs an extra.
     """
-    notes = Notes() if notes is None else notes
     if not path.is_file():
         raise MediaError(path, "absent", "is a folder" if path.is_dir() else "no such file")
+    with path.open("rb") as file:
+        return decode_image(file, path, notes)
+
+
+def decode_image(
+    file: BinaryIO, path: Path, notes: Notes | None = None, most_pixels: int | None = None
+) -> UInt8[np.ndarray, "Y X 3"] | None:
+    """`read_image` of an open file, called `path` in messages, with at most `most_pixels` (default: Pillow's limit)."""
+    notes = Notes() if notes is None else notes
     ending = path.suffix.lower()
     Image.init()  # loads all of Pillow's formats
     formats = [f for f in (*_FORMATS, *(["TGA"] if ending == ".tga" else [])) if f in Image.OPEN]
-    with path.open("rb") as file:
-        head = file.read(64)
+    head = file.read(64)
+    file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12].decode("latin-1") in STILL_BRANDS and b"avif" not in head:
         _need_heif(path)
         formats.append("HEIF")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
+            with Image.open(file, formats=formats) as image:
+                if most_pixels is not None and image.width * image.height > most_pixels:
+                    raise _too_large(path, image.width * image.height, most_pixels)
                 image.load()
                 return _plain(path, image, notes)
     except Image.UnidentifiedImageError:
@@ -52,13 +62,15 @@ def read_image(path: Path, notes: Notes | None = None) -> UInt8[np.ndarray, "Y X
         return None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
-        size = f"{int(pixels[1]) / 1e6:.0f} million pixels" if pixels else "too many pixels"
-        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise MediaError(
-            path, "too_large", f"{size}; at most {limit:.0f} million are read: scale it down, or cut out the face"
-        ) from None
+        raise _too_large(path, int(pixels[1]) if pixels else None, Image.MAX_IMAGE_PIXELS or 0) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise MediaError(path, "damaged", f"the image is damaged or cut off ({error})") from None
+
+
+def _too_large(path: Path, pixels: int | None, most: int) -> MediaError:
+    size = "too many pixels" if pixels is None else f"{pixels / 1e6:.0f} million pixels"
+    text = f"{size}; at most {most / 1e6:.0f} million are read: scale it down, or cut out the face"
+    return MediaError(path, "too_large", text)
 
 
 def _need_heif(path: Path) -> None:

@@ -52,6 +52,20 @@ def read_portrait(
                 raise
             text = "not an image or video that can be read: save it as PNG or JPEG"
             raise MediaError(path, "unreadable", text) from None
+    return portrait_of(frame, path, size, find_face=find_face, detector=detector, notes=notes)
+
+
+def portrait_of(
+    frame: UInt8[np.ndarray, "Y X 3"],
+    path: Path,
+    size: int,
+    *,
+    find_face: bool = True,
+    detector: Detector | None = None,
+    notes: Notes | None = None,
+) -> UInt8[np.ndarray, "size size 3"]:
+    """`read_portrait` of an image that is already decoded, called `path` in messages."""
+    notes = Notes() if notes is None else notes
     if min(frame.shape[:2]) < _SMALLEST:
         height, width = frame.shape[:2]
         raise MediaError(path, "too_small", f"{width} x {height} pixels; a portrait needs at least {_SMALLEST}")

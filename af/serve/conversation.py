@@ -110,6 +110,10 @@ class Conversation:
         """The portrait, encoded."""
         return self._identity
 
+    def touch(self) -> None:
+        """The client did something: it is not idle."""
+        self.touched_s = time.monotonic()
+
     # What the client gives, at any time.
 
     def hear(self, samples: Samples) -> None:
@@ -207,7 +211,7 @@ class Conversation:
         audible = float(np.abs(sound).max()) >= AUDIBLE
         self._audible_frames = self._audible_frames + 1 if audible else 0
         if audible:
-            self.touched_s = time.monotonic()
+            self.touch()
         if self.settings.barge_in and self._audible_frames == _BARGE_IN_FRAMES:
             self.interrupt()
         given: dict[str, Any] = {"user_audio": sound, "user_frames": [image]}
@@ -234,6 +238,7 @@ class Conversation:
     def report(self) -> dict[str, Any]:
         """Budget, faults and state, as plain values."""
         faults = asdict(self.stream.faults) | {
+            "furthest_behind_frames": 0,  # the avatar's voice is, by design
             "skipped_frames": self.skipped_frames,
             "late_frames": self.playout.late,
             "left_out_frames": self.playout.dropped,

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import speech_stream, use_free_cores
 from af.serve.conversation import Conversation, Image, Settings
+from af.serve.limits import Limits
 from af.serve.puppet import Puppet
 from af.synth.face import FACE_INDEX
 from af.types import Identity
@@ -30,15 +31,6 @@ from af.types import Identity
 CURVES: Final[Mapping[str, str]] = {"smile": "smile", "tilt": "roll", "nod": "pitch", "mouth": "mouth_open"}
 #: The service gives frames up when it is further behind its clock than this.
 _BEHIND_S: Final = 1.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a service; times in seconds. A conversation is idle while its user neither speaks nor does anything."""
-
-    conversations: int = 4
-    idle_s: float = 600.0
-    length_s: float = 3600.0
 
 
 class Service:
@@ -53,7 +45,7 @@ class Service:
         avatar: Avatar,
         portrait: Image,
         settings: Settings = Settings(),  # noqa: B008 (frozen)
-        limits: Limits = Limits(),
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:
         self.avatar, self.portrait, self.settings, self.limits = avatar, portrait, settings, limits
         stream = speech_stream(avatar.features)
@@ -198,7 +190,7 @@ class Service:
 
     @staticmethod
     def _curves(faces: Float[np.ndarray, "T P"]) -> dict[str, list[float]]:
-        return {name: np.round(faces[:, FACE_INDEX[p]], 3).tolist() for name, p in CURVES.items()}
+        return {name: np.round(faces[:, FACE_INDEX[p]].astype(float), 3).tolist() for name, p in CURVES.items()}
 
     def _end_the_old(self) -> None:
         now = time.monotonic()

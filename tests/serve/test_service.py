@@ -15,8 +15,9 @@ from af.forcing.pieces import Signals
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import video_motion_pieces
 from af.serve.conversation import Conversation, Settings
+from af.serve.limits import Limits
 from af.serve.queues import Shown
-from af.serve.service import Limits, Service
+from af.serve.service import Service
 from tests.toy_avatar import recording
 
 BLOCK, LONG = 5, 40

@@ -1,0 +1,138 @@
+"""Control messages of a client: JSON objects with an entry `do`, checked before they do anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32
+
+from af.errors import UserError, did_you_mean
+from af.forcing.guidance import Guidance
+from af.forcing.pieces import Signals, check_names
+from af.serve.conversation import Conversation
+from af.serve.voices import spoken
+from af.values import require_number
+
+LONGEST_MESSAGE: Final = 4096  # characters
+#: The most steps and the largest guidance scale that a client may ask for.
+MOST_STEPS, MOST_GUIDANCE = 32, 10.0
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Carries out a client's messages for its conversation. `voice`: a recording that the avatar can say."""
+
+    conversation: Conversation
+    voice: Float32[np.ndarray, " S"] | None = None
+
+    async def __call__(self, text: str) -> dict[str, Any] | None:
+        """Do what a message asks for. Returns an answer, `{"error": …}` for what cannot be done, or None."""
+        try:
+            if len(text) > LONGEST_MESSAGE:
+                raise UserError(f"a message has at most {LONGEST_MESSAGE} characters, not {len(text)}")
+            message = json.loads(text)
+            if not isinstance(message, dict) or not isinstance(message.get("do"), str):
+                raise UserError('a message is an object with an entry "do"')
+            do = message.pop("do")
+            if do not in _DO:
+                near = did_you_mean(do, list(_DO)) or f"; it is one of {', '.join(_DO)}"
+                raise UserError(f"do: unknown {do!r}{near}")
+            answer = await _DO[do](self, message)
+            self.conversation.touch()
+            return answer
+        except (UserError, ValueError, RecursionError) as error:
+            return {"error": str(error) or "the message does not fit"}
+
+    async def _steer(self, message: Mapping[str, Any]) -> None:
+        self.conversation.steer(message)
+
+    async def _act(self, message: Mapping[str, Any]) -> None:
+        self.conversation.act(_text(message, "what"))
+
+    async def _user(self, message: Mapping[str, Any]) -> None:
+        self.conversation.be(_text(message, "user"))  # type: ignore[arg-type]
+
+    async def _say(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        sound = await spoken(_text(message, "text"))
+        self.conversation.say(sound)
+        return {"says": len(sound)}
+
+    async def _play(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        check_names(message, (), "play")
+        if self.voice is None:
+            raise UserError("play: the server was started without a recording (--voice FILE)")
+        self.conversation.say(self.voice)
+        return {"says": len(self.voice)}
+
+    async def _interrupt(self, message: Mapping[str, Any]) -> None:
+        check_names(message, (), "interrupt")
+        self.conversation.interrupt()
+
+    async def _restart(self, message: Mapping[str, Any]) -> None:
+        check_names(message, (), "restart")
+        self.conversation.restart()
+
+    async def _change(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        check_names(message, ("signals", "steps", "audio", "user", "barge_in"), "change")
+        given: dict[str, Any] = {}
+        if "signals" in message:
+            names = tuple(vars(Signals()))
+            signals = message["signals"]
+            if not isinstance(signals, dict) or not all(isinstance(value, bool) for value in signals.values()):
+                raise UserError(f"signals: an object of {', '.join(names)}, each true or false")
+            check_names(signals, names, "signals")
+            given["signals"] = Signals(**{**vars(self.conversation.settings.signals), **signals})
+        if "barge_in" in message:
+            if not isinstance(message["barge_in"], bool):
+                raise UserError("barge_in: true or false")
+            given["barge_in"] = message["barge_in"]
+        if "steps" in message:
+            require_number("steps", message["steps"], least=1, most=MOST_STEPS, whole=True)
+            given["steps"] = message["steps"]
+        if {"audio", "user"} & set(message):
+            for name in {"audio", "user"} & set(message):
+                require_number(name, message[name], least=0, most=MOST_GUIDANCE)
+            if self._guidance.joint:
+                raise UserError("change: this model works without guidance")
+            scales = {name: message[name] for name in ("audio", "user") if name in message}
+            given["guidance"] = replace(self._guidance, **scales)
+        self.conversation.change(**given)
+        return {"settings": self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """The conversation's settings that a client can change."""
+        settings, guidance = self.conversation.settings, self._guidance
+        return {
+            "signals": dict(vars(settings.signals)),
+            "barge_in": settings.barge_in,
+            "steps": settings.sampling.get("steps", 8),
+            "audio": None if guidance.joint else guidance.audio,
+            "user": None if guidance.joint else guidance.user,
+        }
+
+    @property
+    def _guidance(self) -> Guidance:
+        return self.conversation.settings.sampling.get("guidance", Guidance())
+
+
+_DO: Final[Mapping[str, Callable[[Controls, dict[str, Any]], Awaitable[dict[str, Any] | None]]]] = {
+    "steer": Controls._steer,
+    "act": Controls._act,
+    "user": Controls._user,
+    "say": Controls._say,
+    "play": Controls._play,
+    "interrupt": Controls._interrupt,
+    "restart": Controls._restart,
+    "change": Controls._change,
+}
+
+
+def _text(message: Mapping[str, Any], name: str) -> str:
+    check_names(message, (name,), "the message")
+    if not isinstance(message.get(name), str):
+        raise UserError(f"{name}: a text is needed")
+    return message[name]

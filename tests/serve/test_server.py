@@ -1,0 +1,299 @@
+"""The server with clients in one process: a program by WebSocket, and aiortc in a browser's place."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp.test_utils import TestServer
+from aiortc import RTCBundlePolicy, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples
+from af.errors import UserError
+from af.forcing.guidance import Guidance
+from af.pipeline.avatar import Avatar
+from af.serve.client import connect
+from af.serve.controls import Controls
+from af.serve.conversation import Conversation, Settings
+from af.serve.limits import Limits
+from af.serve.protocol import packed, receive, unpacked
+from af.serve.queues import Shown
+from af.serve.server import Access, LiveServer, ice_server, is_loopback, tls
+from af.serve.service import Service
+from tests.toy_avatar import SIZE, recording
+
+SAMPLING = {"steps": 1, "guidance": Guidance(audio=1, user=0)}
+
+
+def run(
+    avatar: Avatar,
+    work: Callable[[Any, LiveServer], Awaitable[None]],
+    access: Access | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """`work(address, server)` against a server of its own."""
+
+    async def main() -> None:
+        service = Service(avatar, recording()["user_frames"][0], Settings(SAMPLING), limits or Limits(conversations=2))
+        server = LiveServer(service, access or Access())
+        service.start()
+        try:
+            async with TestServer(server.app, skip_url_asserts=True) as listening:
+                await asyncio.wait_for(work(str(listening.make_url("")).rstrip("/"), server), 60)
+        finally:
+            service.stop()
+
+    asyncio.run(main())
+
+
+def test_a_program_talks_by_websocket(avatar: Avatar) -> None:
+    recorded = recording(frames=40)
+
+    async def work(address: str, server: LiveServer) -> None:
+        shown: list[Shown] = []
+        async with connect(address) as client:
+            assert (client.size, client.block_frames) == (SIZE, 5)
+            await client.do("user", user="camera")
+            await client.do("change", barge_in=False)
+            await client.say(recorded["avatar_audio"])
+
+            async def speak() -> None:
+                for n in range(40):
+                    await client.hear(recorded["user_audio"][frames_to_samples(n) : frames_to_samples(n + 1)])
+                    await client.see(recorded["user_frames"][n])
+                    await asyncio.sleep(0.04)
+
+            speaking = asyncio.create_task(speak())
+            async for frame in client.frames():
+                shown.append(frame)
+                if len(shown) == 30:
+                    break
+            await speaking
+            assert [frame.index for frame in shown] == list(range(30))
+            assert np.std([frame.image for frame in shown], axis=0).max() > 0
+            (conversation,) = server.service.conversations
+            np.testing.assert_array_equal(conversation.view, recorded["user_frames"][39])
+            voice = np.concatenate([frame.voice for frame in shown])
+            # from a frame on, what was said
+            silent = int(np.argmax(np.abs(voice) > 0))
+            heard = voice[silent : silent + 20 * SAMPLES_PER_FRAME]
+            np.testing.assert_allclose(heard, recorded["avatar_audio"][: len(heard)], atol=1e-4)
+            assert any(report.get("budget", {}).get("waiting") == 200 for report in client.reports)
+        for _ in range(100):
+            if not server.service.conversations:
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("the conversation of a client that left is still open")
+
+    run(avatar, work)
+
+
+def test_a_browsers_call(avatar: Avatar) -> None:
+    """Video and voice come from one clock, reports and controls pass the data channel, the end is noticed."""
+
+    async def work(address: str, server: LiveServer) -> None:
+        server.voice = (0.3 * np.sin(np.arange(10 * SAMPLE_RATE) * 0.3)).astype(np.float32)
+        peer = RTCPeerConnection(RTCConfiguration([], bundlePolicy=RTCBundlePolicy.MAX_COMPAT))
+        channel = peer.createDataChannel("live")
+        peer.addTransceiver("audio", "sendrecv")
+        peer.addTransceiver("video", "sendrecv")
+        peer.addTransceiver("video", "recvonly")
+        tracks: list[Any] = []
+        peer.on("track", tracks.append)
+        messages: list[dict] = []
+        channel.on("message", lambda text: messages.append(json.loads(text)))
+        await peer.setLocalDescription(await peer.createOffer())
+        async with aiohttp.ClientSession() as session:
+            async with session.post(f"{address}/call", data=peer.localDescription.sdp) as response:
+                answer = await response.json()
+            await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+            assert [track.kind for track in tracks] == ["audio", "video", "video"]
+            sound, video, user = tracks
+            frames = [await asyncio.wait_for(video.recv(), 20) for _ in range(12)]
+            assert all(frame.width == frame.height == 192 for frame in frames)
+            steps = np.diff([float(frame.pts * frame.time_base) for frame in frames])
+            assert np.allclose(steps, 0.04)
+            assert (await user.recv()).width == 192
+            channel.send(json.dumps({"do": "play"}))
+            channel.send(json.dumps({"do": "act", "what": "smile"}))
+            channel.send("nonsense")
+            loud = 0.0
+            for _ in range(200):
+                packet = await sound.recv()
+                loud = max(loud, float(np.abs(packet.to_ndarray()).max()) / 32768)
+                if loud > 0.1 and any("error" in message for message in messages):
+                    break
+            assert loud > 0.1
+            assert any("settings" in message for message in messages)
+            assert any("smile" in message.get("user", {}) for message in messages)
+            image = io.BytesIO()
+            Image.fromarray(recording(3, 1)["user_frames"][0]).resize((64, 64)).save(image, "PNG")
+            where = f"{address}/portrait?call={answer['call']}"
+            async with session.post(where, data=image.getvalue()) as response:
+                assert response.status == 200
+                assert "the middle of the image" in " ".join((await response.json())["notes"])
+            for wrong, text in ((b"GIF89a", "portrait"), (b"x" * (5 << 20) + b"x", "at most 5 MB")):
+                async with session.post(where, data=wrong) as response:
+                    assert response.status in (400, 413)
+                    assert text in (await response.json())["error"]
+            await peer.close()
+        for _ in range(500):
+            if not server.service.conversations:
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("the conversation of a browser that left is still open")
+
+    run(avatar, work)
+
+
+def test_only_who_may(avatar: Avatar) -> None:
+    async def work(address: str, server: LiveServer) -> None:
+        async with aiohttp.ClientSession() as session:
+
+            async def status(path: str = "/about", method: str = "GET", **headers: str) -> int:
+                async with session.request(method, address + path, headers=headers) as response:
+                    assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+                    return response.status
+
+            assert await status("/") == 200
+            assert await status() == 401
+            assert await status(Authorization="Bearer wrong") == 401
+            assert await status("/socket") == 401
+            assert await status("/call", "POST") == 401
+            good = {"Authorization": "Bearer right"}
+            assert await status(**good) == 200
+            assert await status("/about?token=right") == 200
+            assert await status(Origin="http://evil.example", **good) == 403
+            assert await status(Origin="null", **good) == 403
+            assert await status(Origin=address, **good) == 200
+            assert await status(Origin="https://mine.example", **good) == 200
+            assert await status("/call", "POST", **good) == 400
+        with pytest.raises(UserError, match="token"):
+            async with connect(address):
+                pass
+        async with connect(address, token="right"), connect(address, token="right"):
+            with pytest.raises(UserError, match="refused"):
+                async with connect(address, token="right"):
+                    pass
+
+    run(avatar, work, Access("right", ["https://mine.example"]))
+
+
+def test_a_page_that_names_this_machine_otherwise_is_refused(avatar: Avatar) -> None:
+    async def work(address: str, server: LiveServer) -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{address}/about", headers={"Host": "evil.example"}) as response,
+        ):
+            assert response.status == 403
+
+    run(avatar, work)
+
+
+@pytest.fixture
+def conversation(avatar: Avatar) -> Conversation:
+    return Service(avatar, recording()["user_frames"][0], Settings(SAMPLING)).open()
+
+
+ANSWERS = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20) | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["do", "what", "user", "text", "signals", "steps", "audio", "smile", "tilt", "barge_in"])
+DOES = st.sampled_from(["steer", "act", "user", "change", "restart", "interrupt", "play", "none"])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(message=st.text() | st.dictionaries(KEYS, ANSWERS, max_size=4).flatmap(
+    lambda found: DOES.map(lambda do: json.dumps({**found, "do": do}))
+))  # fmt: skip
+def test_no_message_does_harm(conversation: Conversation, message: str) -> None:
+    """Whatever a client sends is done or refused with a text."""
+    answer = asyncio.run(Controls(conversation)(message))
+    assert answer is None or isinstance(answer.get("error", ""), str)
+    conversation._changes.clear()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=3000))
+def test_no_binary_message_does_harm(conversation: Conversation, data: bytes) -> None:
+    answer = receive(data, conversation)
+    assert answer is None or answer["error"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(offer=st.text(max_size=300) | st.lists(st.sampled_from(
+    ["v=0", "o=- 0 0 IN IP4 0.0.0.0", "s=-", "t=0 0", "m=audio 9 UDP/TLS/RTP/SAVPF 111", "a=mid:0", "a=sendrecv",
+     "m=video 9 UDP/TLS/RTP/SAVPF 96", "a=rtpmap:96 VP8/90000", "a=ice-ufrag:x", "a=setup:actpass", "a=group:BUNDLE 0"]
+)).map("\r\n".join))  # fmt: skip
+def test_no_offer_does_harm(offer: str) -> None:
+    from af.serve.call import Call
+
+    async def work() -> None:
+        ended: list[str] = []
+        conversation = SimpleNamespace(listeners=[], closed=None, puppet=SimpleNamespace(size=16))
+        service = SimpleNamespace(close=lambda _, why: ended.append(why))
+        call = Call(service, conversation, SimpleNamespace())  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="offer"):
+            await call.answer(offer)
+        await call.end()
+        assert ended
+
+    asyncio.run(work())
+
+
+def test_what_a_client_changes(conversation: Conversation) -> None:
+    def do(**message: Any) -> dict[str, Any]:
+        return asyncio.run(Controls(conversation)(json.dumps(message))) or {}
+
+    changed = do(do="change", signals={"user_audio": False}, steps=3, audio=2.5)["settings"]
+    assert changed["signals"] == {"avatar_audio": True, "user_audio": False, "user_motion": True}
+    assert (changed["steps"], changed["audio"], changed["user"]) == (3, 2.5, 0)
+    for wrong, text in (
+        ({"do": "chnge"}, "did you mean change"),
+        ({"do": "change", "steps": 1000}, "steps"),
+        ({"do": "change", "signals": {"user_smell": False}}, "user_smell"),
+        ({"do": "play"}, "--voice FILE"),
+        ({"do": "say", "text": ""}, "1 to 500 characters"),
+        ({"do": "act", "what": "jump"}, "jump"),
+    ):
+        assert text in do(**wrong)["error"]
+    conversation.change(guidance=Guidance.conditional())
+    assert "without guidance" in do(do="change", audio=2)["error"]
+
+
+@pytest.mark.parametrize(("images", "error"), [("raw", 0), ("jpeg", 12)])
+def test_frames_survive_the_wire(images: str, error: int) -> None:
+    x = np.linspace(0, 255, 16).astype(np.uint8)
+    image = np.stack([np.tile(x, (16, 1)), np.tile(x[:, None], (1, 16)), np.full((16, 16), 90, np.uint8)], -1)
+    voice = np.linspace(-1, 0.9, SAMPLES_PER_FRAME, dtype=np.float32)
+    found = unpacked(packed(Shown(7, image, voice), images), 16)
+    assert found.index == 7
+    assert np.abs(found.image.astype(int) - image).max() <= error
+    np.testing.assert_allclose(found.voice, voice, atol=2e-5)
+
+
+def test_network_options(tmp_path) -> None:
+    assert ice_server("stun:stun.example:3478") == {"urls": "stun:stun.example:3478"}
+    assert ice_server("turn:me:pa:ss@h:1") == {"urls": "turn:h:1", "username": "me", "credential": "pa:ss"}
+    for wrong in ("stun:", "http://x", "turn:h:1", "stun:a@b"):
+        with pytest.raises(UserError, match="--ice"):
+            ice_server(wrong)
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
+        *[True] * 3, False, False,
+    ]  # fmt: skip
+    assert tls(None, None) is None
+    (tmp_path / "x.pem").write_text("no certificate")
+    with pytest.raises(UserError, match=r"x\.pem: cannot be used"):
+        tls(tmp_path / "x.pem", None)
