@@ -15,10 +15,15 @@ af ingest --pair user.mp4 avatar.mp4 --out data/mine
   af ingest --manifest pairs.csv --keep "face_px >= 160 and sharpness > 40" --out data/mine
 
 A manifest is a .csv with a header, a .json list of objects or .jsonl, with the columns a, b (or video, for
-side-by-side ones; or single, for one person), audio_a, audio_b ("silence" for a person who never speaks), participant_a, participant_b, session,
-split, offset (seconds by which b's recording begins after a's), face_a, face_b (of several faces: talking, largest, left
-or right). Only a and b, or video, or single, are needed. Relative paths count from the manifest's folder; a file in a
-tar archive is ARCHIVE.tar/MEMBER.
+side-by-side ones; or single, for one person), audio_a, audio_b ("silence" for a person who never speaks),
+participant_a, participant_b, session, split, offset (seconds by which b's recording begins after a's), face_a, face_b (of
+several faces: talking, largest, left or right). Only a and b, or video, or single, are needed. Relative paths count from
+the manifest's folder; a file in a tar archive is ARCHIVE.tar/MEMBER.
+
+--from reads a public data set, or a part of it, in its published layout, archives included (docs/datasets.md); its
+splits, ids and licence are kept:
+
+af ingest --from seamless seamless_interaction/ --size 512 --workers 8 --out data/seamless
 
 A person must have the same id everywhere, and is in one split only. Without ids every file counts as another person.
 Unusable input is reported with the reason and skipped. ingest_report.json in the output folder lists what was dropped
@@ -40,6 +45,7 @@ from typing import Any
 
 from af.cli.options import add_settings, add_share, count, fractions, number, out_folder, pixels, positive, settings_of
 from af.console import show
+from af.errors import UserError
 from af.ingest.options import DETECTORS, FACES, LONGEST_OFFSET_S, IngestOptions
 
 #: Message after Ctrl-C.
@@ -90,15 +96,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     two: Any = {"nargs": 2, "action": "append", "default": [], "metavar": ("USER", "AVATAR")}
     add("--pair", **two, help="two videos (repeatable)")
-    add("--side-by-side", action="append", default=[], metavar="VIDEO", help="one video with both (repeatable)")
-    add(
-        "--single",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a video of one person, or a folder of such videos (repeatable)",
-    )
+    several: Any = {"action": "append", "default": []}
+    add("--side-by-side", **several, metavar="VIDEO", help="one video with both (repeatable)")
+    add("--single", **several, metavar="PATH", help="a video of one person, or a folder of such ones (repeatable)")
     add("--manifest", metavar="FILE", help="list of conversations: .csv, .json or .jsonl")
+    sets: Any = {"nargs": 2, "dest": "imported", "metavar": ("SET", "FOLDER")}
+    add("--from", **sets, help="a public data set: seamless, realtalk, vico, hdtf")
     add("--audio", **two, help="audio files, a pair a conversation in order; - for the video's own, 'silence' for none")
     add("--participants", **two, help="ids of the people, once for each conversation in order")
     add("--stereo", action="store_true", help="side-by-side videos: left channel = left person, right = right person")
@@ -116,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
     """Ingest the conversations given by the flags."""
     from rich.table import Table
 
+    from af.ingest.importers import import_set
     from af.ingest.page import PAGE
     from af.ingest.report import REPORT
     from af.ingest.run import run_ingest
@@ -127,10 +131,16 @@ def run(args: argparse.Namespace) -> int:
     if args.manifest:
         listed, unusable = from_manifest(os.path.expanduser(args.manifest), stereo=args.stereo)
         sources, rejected = sources + listed, rejected + unusable
+    options = settings_of(args, IngestOptions)
+    if args.imported:
+        if sources or rejected:
+            raise UserError("--from goes alone: the shards record its data set and licence for all; use another --out")
+        name, place = args.imported
+        sources, rejected, options = import_set(name, place, options)
     report = run_ingest(
         sources,
         args.out,
-        settings_of(args, IngestOptions),
+        options,
         split=args.split,
         fractions=args.split_by_identity,
         workers=args.workers,
