@@ -55,9 +55,9 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, script: str, seconds: float = 30) -> None:
-        """Wait for an expression to be true."""
+        """Wait for an expression to be true and without an error."""
         for _ in range(int(seconds * 10)):
-            if await self.run(script):
+            if await self.run(f"(() => {{ try {{ return Boolean({script}); }} catch {{ return false; }} }})()"):
                 return
             await asyncio.sleep(0.1)
         raise AssertionError(f"not within {seconds} s: {script}; {await self.run('document.body.innerText')}")
