@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from af.errors import UserError
 from af.evaluation.report import attempt
 from af.evaluation.settings import Tools
-from af.evaluation.syncnet import lse
+from af.evaluation.syncnet import lip_crops, lse
 from af.files import atomic_path
 from af.ingest.landmarks import filled
 from af.metrics import families
@@ -28,7 +28,7 @@ from af.types import FaceSpec
 SIDES: Final = ("user", "true", "generated")
 #: Longest gap without a face that is interpolated (0.4 s); longer ones make the clip unusable.
 LONGEST_GAP: Final = 10
-_FORMAT: Final = 6
+_FORMAT: Final = 7
 _VOICES: Final = ("avatar_audio", "user_audio")
 
 
@@ -85,13 +85,16 @@ def look(
     portrait: UInt8[np.ndarray, "Y X 3"],
 ) -> tuple[list[Float[np.ndarray, "N F"]], dict[str, float]]:
     """Features by `tools.networks`, in order, and numbers for one side ("true" or "generated"). For the generated side
-    SyncNet also computes the null, with the voice shifted by half a clip.
+    SyncNet, shown its own crops if the tracker finds landmarks, also computes the null, with the voice shifted by half a
+    clip.
     """
     features = [network(frames).astype(np.float32) for network in tools.networks.values()]
     values: dict[str, float] = {}
     if tools.embedder is not None:
         values[f"csim/{side}"] = float(np.nanmean(csim(tools.embedder(frames), tools.embedder(portrait[None]))))
     if tools.syncnet is not None and voice is not None:
+        if tools.lip_tracker is not None:
+            frames = lip_crops(frames, tools.lip_tracker.boxes(frames))
         found = lse(tools.syncnet, frames, voice)
         values |= {f"lse_d/{side}": found.distance, f"lse_c/{side}": found.confidence}
         values[f"lse_offset/{side}"] = float(found.offset)

@@ -16,6 +16,7 @@ from af.evaluation.syncnet import SyncNet
 from af.forcing.anchor import Anchor
 from af.forcing.dropout import SIGNALS, named_subset
 from af.forcing.guidance import Guidance
+from af.ingest.landmarks import FaceLandmarker
 from af.metrics.base import ClipMetric
 from af.metrics.records import Protocol
 from af.pipeline.rolling import RolloutSettings
@@ -66,8 +67,15 @@ class Tools:
 
     @property
     def named_protocol(self) -> Protocol:
-        """The protocol, with the name of the embedder."""
-        return self.protocol if self.embedder is None else replace(self.protocol, embedder=self.embedder.tag)
+        """The protocol, with the names of the embedder and of SyncNet's crop."""
+        crop = self.protocol.lip_crop if self.lip_tracker is None else "its own crop, around landmarks"
+        embedder = self.protocol.embedder if self.embedder is None else self.embedder.tag
+        return replace(self.protocol, embedder=embedder, lip_crop=crop)
+
+    @property
+    def lip_tracker(self) -> FaceLandmarker | None:
+        """What SyncNet's crops can be made with; None: it sees the frames as they are."""
+        return self.tracker if isinstance(self.tracker, FaceLandmarker) else None
 
     def signature(self) -> str:
         """Everything besides the clip that its numbers depend on."""

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME
 from af.errors import UserError
 from af.evaluation.extractors import require_file, require_state_dict, to_tensor
 from af.files import sha256_of
+from af.ingest.landmarks import filled
+from af.ingest.tracks import crop
 from af.mel import mel_edges
 from af.metrics.arrays import as_array, undefined
 
@@ -149,6 +152,27 @@ def offset_curve(lips: Float[Tensor, "N E"], sound: Float[Tensor, "N E"]) -> Flo
         for i in range(2 * MAX_OFFSET + 1)
     ]
     return torch.stack(steps).numpy()
+
+
+def lip_crops(
+    frames: UInt8[np.ndarray, "T Y X 3"], boxes: Float[np.ndarray, "T 4"]
+) -> UInt8[np.ndarray, "T 224 224 3"]:
+    """What SyncNet's own program cuts out around face boxes (left, top, right, bottom; NaN: no face).
+
+    Centre and s, half the longer side, are medians over 13 frames; the square reaches from 1.4 s left to 1.4 s right and
+    from 1 s above to 1.8 s below the centre, with grey 110 beyond the frame. Frames without any face stay whole.
+    """
+    if not np.isfinite(boxes).all(1).any():
+        return frames
+    left, top, right, bottom = filled(boxes).T
+    x, y, half = (
+        median_filter(values, 13, mode="nearest")
+        for values in ((left + right) / 2, (top + bottom) / 2, np.maximum(right - left, bottom - top) / 2)
+    )
+    pad = int(np.ceil(1.8 * half.max())) + 1
+    padded = np.pad(frames, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=110)
+    squares = np.stack([x - 1.4 * half + pad, y - half + pad, 2.8 * half], 1)
+    return np.stack([crop(frame, square, SIZE) for frame, square in zip(padded, squares, strict=True)])
 
 
 def lse(

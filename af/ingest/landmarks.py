@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from af.clock import FRAME_MS
 from af.data.model_files import FACE_LANDMARKER
@@ -99,6 +99,14 @@ class FaceLandmarker:
         """Parameters in each frame of a video at 25 fps; NaN where no face is found."""
         return parameters_of(list(self.follow(frames)))
 
+    def boxes(self, frames: UInt8[np.ndarray, "T Y X 3"]) -> Float64[np.ndarray, "T 4"]:
+        """Left, top, right and bottom of all landmarks in each frame of a video; NaN where no face is found."""
+        rows = np.full((len(frames), 4), np.nan)
+        for row, face in zip(rows, self.follow(frames), strict=True):
+            if face is not None:
+                row[:] = *face.landmarks[:, :2].min(0), *face.landmarks[:, :2].max(0)
+        return rows
+
     def follow(self, frames: Iterable[Frame]) -> Iterator[Face | None]:
         """The most prominent face in each frame of a video at 25 fps, None where there is none."""
         with self.reading() as read:
@@ -161,8 +169,8 @@ def parameters_of(faces: Sequence[Face | None]) -> Float32[np.ndarray, "T 58"]:
     return rows
 
 
-def filled(rows: Float32[np.ndarray, "T P"]) -> Float32[np.ndarray, "T P"]:
-    """Parameters with the frames without a face (NaN) interpolated; zeros if there is none with one."""
+def filled(rows: Float[np.ndarray, "T P"]) -> Float[np.ndarray, "T P"]:
+    """Values with the frames without a face (NaN) interpolated; zeros if there is none with one."""
     missing = ~np.isfinite(rows).all(axis=1)
     if missing.all():
         return np.zeros_like(rows)

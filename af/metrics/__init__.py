@@ -34,7 +34,7 @@ def families(protocol: Protocol = Protocol()) -> list[ClipMetric]:  # noqa: B008
         FeatureDistances(p.block, p.first_border, **draws),
         Likeness(**draws),
         Identity(p.embedder, **draws),
-        SyncDistances(**draws),
+        SyncDistances(p.lip_crop, **draws),
     ]
 
 

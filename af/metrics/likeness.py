@@ -163,6 +163,10 @@ class SyncDistances(ClipValues):
     rows: ClassVar = {
         "lse_d": ("lower", None, _SYNCNET),
         "lse_c": ("higher", None, _SYNCNET),
-        "lse_offset": ("true", None, "SyncNet's best offset, frames, as its own program prints it"),
+        "lse_offset": ("true", None, f"best offset, frames, as its own program prints it; {_SYNCNET}"),
     }
     on_card = ("lse_d/generated", "lse_c/generated")
+
+    def __init__(self, crop: str = "frames as they are", **draws: int) -> None:
+        super().__init__(**draws)
+        self.rows = {name: (*row[:2], f"{row[2]}; {crop}") for name, row in type(self).rows.items()}  # type: ignore[misc]

@@ -95,7 +95,9 @@ class EvaluationClip:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the metrics. Lags and blocks in frames; `embedder` is the identity embedder."""
+    """Settings of the metrics. Lags and blocks in frames; `embedder` is the identity embedder, `lip_crop` says what
+    SyncNet was shown.
+    """
 
     clusters: tuple[tuple[int, int], ...] = ((40, 20), (15, 9))
     block: int | None = None
@@ -110,6 +112,7 @@ class Protocol:
     resamples: int = 1000
     seed: int = 0
     embedder: str | None = None
+    lip_crop: str = "frames as they are"
 
 
 @dataclass(frozen=True)

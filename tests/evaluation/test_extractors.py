@@ -20,7 +20,7 @@ from af.evaluation.extractors import (
     tracked,
     windows_of,
 )
-from af.evaluation.syncnet import SyncNet, load_syncnet, lse, mfcc, offset_curve
+from af.evaluation.syncnet import SyncNet, lip_crops, load_syncnet, lse, mfcc, offset_curve
 from af.files import sha256_of
 from af.types import FaceSpec
 
@@ -175,3 +175,20 @@ def test_lse_of_a_stand_in_network(files):
     assert result.confidence == pytest.approx(np.median(result.curve) - result.distance)
     with pytest.warns(UserWarning, match="lse"):
         assert np.isnan(lse(network, np.zeros((5, 32, 32, 3), np.uint8), np.zeros(3200)).distance)
+
+
+def test_lip_crops_follow_the_face_and_show_the_mouth_whole():
+    frames = np.zeros((20, 100, 200, 3), np.uint8)
+    boxes = np.tile([80.0, 20.0, 120.0, 70.0], (20, 1))  # half the longer side is 25, the centre (100, 45)
+    frames[:, 66:70, 98:102] = 255  # a mark 23 below the centre
+    boxes[4] = np.nan
+    boxes[9] += 60  # an outlier of one frame, which the median passes over
+    crops = lip_crops(frames, boxes)
+    assert crops.shape == (20, 224, 224, 3)
+    assert (crops == crops[:1]).all()
+    row, column = (np.flatnonzero(crops[0, ..., 0].mean(axis) > 5) for axis in (1, 0))
+    assert_allclose(row.mean(), (23 + 25) * 224 / 70, atol=1)
+    assert_allclose(column.mean(), 111.5, atol=1)
+    near_edge = lip_crops(frames, boxes - [70, 0, 70, 0])
+    assert (near_edge[0, 100, :5] == 110).all()  # beyond the frame
+    assert lip_crops(frames, np.full((20, 4), np.nan)) is frames
