@@ -1,6 +1,11 @@
-"""Devices: choosing one by name, its widest floating-point type, and synchronising for timings."""
+"""Devices: choosing one by name, its widest floating-point type, synchronising for timings, and the whole machine."""
 
 from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +39,19 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished its work, for correct timings."""
     if device.type not in ("cpu", "meta"):
         torch.get_device_module(device.type).synchronize(device)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, GPUs and torch's version, on which rounding and so a training depend."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch": torch.__version__,
+    }
 
 
 def _accelerators() -> dict[str, int]:

@@ -13,24 +13,20 @@ from typing import Any
 import torch
 
 from af.cli.config import compose, instantiate, resolve
-from af.cli.devices import add_device_argument, device_of
-from af.cli.options import Parser, count
+from af.cli.kinds import DEVICE_HELP, count, device
+from af.cli.options import Parser
 from af.errors import user_text
 from af.models.artifact import save_model
 from af.pipeline.encode import encode
 from af.synth.build import SynthSettings, build
 
 
-def options(name: str, explanation: str | None, *, device: bool = True) -> argparse.ArgumentParser:
+def options(name: str, explanation: str | None, *, accelerator: bool = True) -> argparse.ArgumentParser:
     """A parser with `--threads` and, where the benchmark can use an accelerator, `--device`."""
-    parser = Parser(
-        prog=f"python -m benchmarks.{name}",
-        description=explanation,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=f"python -m benchmarks.{name}", description=explanation)
     parser.add_argument("--threads", type=count, default=os.cpu_count(), help="threads of the networks (all cores)")
-    if device:
-        add_device_argument(parser)
+    if accelerator:
+        parser.add_argument("--device", default="auto", type=device, metavar="NAME", help=DEVICE_HELP)
     return parser
 
 
@@ -40,9 +36,9 @@ def report(
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Print what `measure` finds as JSON; returns the exit code, 1 for a mistake of the user's."""
-    args = parser.parse_args(arguments)
     try:
-        args.device = device_of(args) if hasattr(args, "device") else torch.device("cpu")
+        args = parser.parse_args(arguments)
+        args.device = getattr(args, "device", torch.device("cpu"))
         torch.set_num_threads(args.threads)
         found = measure(args)
     except Exception as error:

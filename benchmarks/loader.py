@@ -217,7 +217,7 @@ def _speed(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = options("loader", __doc__, device=False)
+    parser = options("loader", __doc__, accelerator=False)
     parser.add_argument("--data", type=location, help="split folder or URL of encoded shards with videos")
     parser.add_argument("--workers", type=_numbers, default="0,1,2", metavar="N,N,...", help="default 0,1,2")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each form is measured (default 2)")

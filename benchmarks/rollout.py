@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from af.cli.options import count
+from af.cli.kinds import count
 from af.clock import FRAME_MS, frames_to_seconds
 from af.devices import synchronize
 from af.forcing.guidance import Guidance

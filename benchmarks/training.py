@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from af.cli.config import instantiate
-from af.cli.options import count
+from af.cli.kinds import count
 from af.errors import UserError
 from af.forcing.dropout import ConditionDropout
 from af.forcing.noise import FlowTimes

@@ -179,7 +179,7 @@ def _up(x: Tensor) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = options("vae", __doc__, device=False)
+    parser = options("vae", __doc__, accelerator=False)
     parser.add_argument("--size", default="small", choices=SIZES, help="small (default) or released")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of our form (default fp32)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each form is measured (default 10)")

@@ -31,12 +31,14 @@ class Broken(Dataset):
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_is_its_text_alone_wherever_it_was_raised(error, text, workers, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("af.cli.report.run", lambda args: list(DataLoader(Broken(error), num_workers=workers)))
+    monkeypatch.setattr("af.evaluation.runs.find_runs", lambda *_: list(DataLoader(Broken(error), num_workers=workers)))
     assert main(["report", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"af report: {text}\n"
 
 
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
-    monkeypatch.setattr("af.cli.report.run", lambda args: list(DataLoader(Broken(KeyError("x")), num_workers=1)))
+    monkeypatch.setattr(
+        "af.evaluation.runs.find_runs", lambda *_: list(DataLoader(Broken(KeyError("x")), num_workers=1))
+    )
     with pytest.raises(KeyError, match="Caught KeyError"):
         main(["report", str(tmp_path)])

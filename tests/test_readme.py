@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from af.cli.config import compose, resolve
-from af.cli.main import VERBS, main
+from af.cli.main import VERBS, main, parser_of
 from af.cli.multirun import first_value
 from af.data.mixture import roots
 
@@ -78,8 +78,7 @@ def test_make_targets_and_extras_exist():
 def parsed(words: list[str]) -> argparse.Namespace:
     """The arguments of `af ...`, as its verb parses them; SystemExit when it does not take them."""
     module = importlib.import_module(f"af.cli.{words[1].replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"af {words[1]}", conflict_handler="resolve")
-    module.configure(parser)
+    parser = parser_of(words[1], module)
     return (parser.parse_args if parser._subparsers else parser.parse_intermixed_args)(words[2:])
 
 
@@ -88,7 +87,7 @@ def test_every_command_is_taken(words, denoiser_folder):
     args = parsed(words)
     if words[1] == "train":  # a model to start from is not there yet
         words = [f"start={denoiser_folder}" if o.startswith("start=") else o for o in args.overrides]
-        overrides = [first_value(word) for word in words] if args.multirun else words
+        overrides = [first_value(word) for word in words] if args.several else words
         config = resolve(compose("train", overrides, args.config_dir))
         assert all(str(place).startswith(("data/", "s3://")) for place in roots(config["data"]["root"]))
     if words[1] == "encode":

@@ -1,4 +1,4 @@
-"""Child processes of a command, which get the signals that stop the command, in time to save."""
+"""Processes of a command: children, which get the signals that stop it in time to save, and ranks in its place."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import IO, Final, NoReturn
+from typing import IO, Any, Final, NoReturn
 
+from af.files import write_json
 from af.training.ranks import without_ranks
 
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -74,3 +76,11 @@ def _begin() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     if _LIBC is not None:
         _LIBC.prctl(_TELL_WHEN_PARENT_DIES, signal.SIGTERM)
+
+
+def become_ranks(devices: int, file: Path, job: dict[str, Any], *words: str) -> NoReturn:
+    """Replace this process by torchrun's `af WORDS FILE`: what is in `file` is composed once, by one process."""
+    write_json(file, job)
+    sys.stdout.flush()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    os.execv(sys.executable, [*torchrun, "-m", "af.cli.main", *words, str(file)])

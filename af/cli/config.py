@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import af
 from af.cli.keys import explained, refuse_unread, require_form
+from af.cli.options import More
 from af.cli.typed import require_types
 from af.errors import UserError
 
@@ -20,14 +23,25 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, listed: str | None = None) -> None:
-    """Add the arguments of all configured verbs. The help lists the choices of the group `listed`."""
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values and choices to override")
-    parser.add_argument("--config-dir", type=Path, help="folder with configurations of your own, searched first")
-    if listed is not None:
-        about = "show this and the choices (of --config-dir too, given before)"
-        parser.add_argument("-h", "--help", action=_Help, nargs=0, const=listed, help=about)
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+@dataclass
+class Configured:
+    """What all configured verbs take."""
+
+    overrides: Annotated[list[str], More(nargs="*", metavar="KEY=VALUE"), "values and choices to override"]
+    config_dir: Annotated[Path | None, "folder with configurations of your own, searched first"] = None
+    print_config: Annotated[bool, "print the resolved configuration and stop"] = False
+
+    def resolved(self, name: str, **values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The configuration `name` with `values` in its groups, resolved; None if printed instead."""
+        from omegaconf import OmegaConf
+
+        config = compose(name, self.overrides, self.config_dir)
+        for group, found in values.items():
+            config[group].update(found)
+        if self.print_config:
+            print(OmegaConf.to_yaml(config, resolve=True), end="")
+            return None
+        return resolve(config)
 
 
 def searched(config_dir: Path | None) -> list[str]:
@@ -37,13 +51,19 @@ def searched(config_dir: Path | None) -> list[str]:
     return [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
 
 
-class _Help(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
-        lines = choices(str(self.const), namespace.config_dir)
-        width = max(map(len, lines))
-        parser.epilog = "\n".join([f"{self.const}=", *(f"  {name:<{width}}  {said}" for name, said in lines.items())])
-        parser.print_help()
-        parser.exit()
+def list_choices(parser: argparse.ArgumentParser, group: str) -> None:
+    """Have the help list the choices of a group, those in a --config-dir before it too."""
+
+    class Help(argparse.Action):
+        def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+            lines = choices(group, namespace.config_dir)
+            width = max(map(len, lines))
+            parser.epilog = "\n".join([f"{group}=", *(f"  {name:<{width}}  {said}" for name, said in lines.items())])
+            parser.print_help()
+            parser.exit()
+
+    about = "show this and the choices (of --config-dir too, given before)"
+    parser.add_argument("-h", "--help", action=Help, nargs=0, help=about)
 
 
 def choices(group: str, config_dir: Path | None = None) -> dict[str, str]:
@@ -79,8 +99,10 @@ def compose(name: str, overrides: list[str], config_dir: Path | None = None, *, 
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if name == "train" and (with_flags := _with_trainer_flags(overrides)) != overrides:
             return compose(name, with_flags, config_dir, hydra_too=hydra_too)
-        raise UserError(f"the configuration does not compose: {explained(error, overrides, composed)}") from error
-    refuse_unread(overrides, composed)
+        raise UserError(
+            f"the configuration does not compose: {explained(error, overrides, composed, config_folder())}"
+        ) from error
+    refuse_unread(overrides, config, composed)
     return config
 
 
@@ -170,10 +192,3 @@ def instantiate_each(configs: Any, key: str, method: str) -> list[Any]:
             )
         found.append(made)
     return found
-
-
-def to_yaml(config: Any) -> str:
-    """The resolved configuration as YAML."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(config, resolve=True)

@@ -1,17 +1,14 @@
-"""All steps on synthetic conversations: data, training of the VAE, encoding, training of the denoiser, evaluation,
-video.
+"""All steps on synthetic conversations: data, motion VAE, encoding, denoiser, evaluation, video.
 
-af demo 15 to 20 minutes on two CPU cores af demo demo=tiny a minute, to test all steps
+  af demo                15 to 20 minutes on two CPU cores
+  af demo demo=tiny      a minute, to test all steps
 
 Results are in runs/demo (or run=FOLDER) and data/demo. A stopped demo continues where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import os
-import platform
 import signal
 import subprocess
 import time
@@ -24,35 +21,55 @@ from rich.console import Console
 from rich.rule import Rule
 
 from af.cli.child import started
-from af.cli.config import add_config_arguments, compose, resolve, to_yaml
-from af.console import show
+from af.cli.config import Configured
 from af.errors import Stopped, UserError
 from af.files import read_json, write_json, write_text
 
 #: Message after Ctrl-C.
 WHEN_INTERRUPTED = "finished stages are kept, and the same command continues with the interrupted one"
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `af demo`."""
-    add_config_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the stages that are not done and report."""
-    config = compose("demo", args.overrides, args.config_dir)
-    if args.print_config:
-        print(to_yaml(config), end="")
-        return 0
-    plain = resolve(config)
-    folder = Path(plain["run"])
-    console = Console()
-    report(plain, run_stages(stages(plain), folder / "stages.json", console), console)
-    return 0
-
-
 #: One step of the demo: a short name, what it is for in one line, and the arguments of `af`.
 Stage = tuple[str, str, list[str]]
+
+
+def run(config: Configured) -> None:
+    """Run the stages that are not done and report."""
+    if (plain := config.resolved("demo")) is not None:
+        console = Console()
+        report(plain, run_stages(stages(plain), Path(plain["run"]) / "stages.json", console), console)
+
+
+def stages(config: dict[str, Any]) -> list[Stage]:
+    """The commands of the demo, in order."""
+    folder, data, latents = config["run"], config["data_folder"], config["latents_folder"]
+    vae, denoiser, example = f"{folder}/vae", f"{folder}/denoiser", f"{folder}/example"
+    models = ["--autoencoder", f"{vae}/export", "--denoiser", f"{denoiser}/export"]
+    previews = f"callbacks.previews.autoencoder={vae}/export"
+    files = {"portrait": "avatar.png", "avatar-audio": "avatar.wav", "user-video": "user.mp4"}
+    inputs = [word for name, file in files.items() for word in (f"--{name}", f"{example}/{file}")]
+    videos = ["--out", f"{folder}/videos/avatar.mp4", "--side-by-side", f"{folder}/videos/conversation.mp4"]
+
+    def overrides(stage: str, group: str = "") -> list[str]:
+        return [f"{group}{key}={value}" for key, value in config[stage].items()]
+
+    def flags(stage: str) -> list[str]:
+        return [word for key, value in config[stage].items() for word in (f"--{key}", str(value))]
+
+    return [
+        ("synth", "conversations whose causes are known", ["synth", "--out", data, *flags("synth")]),
+        ("vae", "learn to take faces apart into identity and motion",
+         ["train", "experiment=vae_demo", f"run={vae}", f"data.root={data}", *overrides("vae")]),
+        ("encode", "every frame becomes a motion latent, every sound a feature",
+         ["encode", "--data", data, "--autoencoder", f"{vae}/export", "--out", latents, *flags("encode")]),
+        ("denoiser", "learn to move from voices and the user's face, block by block",
+         ["train", "experiment=denoiser_demo", f"run={denoiser}", f"data.root={latents}", previews, *overrides("denoiser")]),
+        ("evaluate", "generate the held-out conversations and measure them",
+         ["evaluate", *models, "--data", f"{latents}/test", "--out", f"{folder}/evaluation",
+          *overrides("evaluate", "evaluation.")]),
+        ("extract", "one held-out conversation as files: portrait, voices, user video",
+         ["shards", "extract", f"{latents}/test", "--sample", "0", "--out", example]),
+        ("generate", "film the avatar in that conversation from those files",
+         ["generate", *models, *inputs, "--no-crop", *videos, *flags("generate")]),
+    ]  # fmt: skip
 
 
 def run_stages(stages: Sequence[Stage], record: Path, console: Console) -> dict[str, Any]:
@@ -105,74 +122,19 @@ def resident_gb(pid: int) -> float:
     return total / 2**30
 
 
-def stages(config: dict[str, Any]) -> list[Stage]:
-    """The commands of the demo, in order."""
-    folder, data, latents = config["run"], config["data_folder"], config["latents_folder"]
-    vae, denoiser, example = f"{folder}/vae", f"{folder}/denoiser", f"{folder}/example"
-    models = ["--autoencoder", f"{vae}/export", "--denoiser", f"{denoiser}/export"]
-
-    def overrides(stage: str) -> list[str]:
-        return [f"{key}={value}" for key, value in config[stage].items()]
-
-    def flags(stage: str) -> list[str]:
-        return [word for key, value in config[stage].items() for word in (f"--{key}", str(value))]
-
-    return [
-        ("synth", "conversations whose causes are known", ["synth", "--out", data, *flags("synth")]),
-        (
-            "vae",
-            "learn to take faces apart into identity and motion",
-            ["train", "experiment=vae_demo", f"run={vae}", f"data.root={data}", *overrides("vae")],
-        ),
-        (
-            "encode",
-            "every frame becomes a motion latent, every sound a feature",
-            ["encode", "--data", data, "--autoencoder", f"{vae}/export", "--out", latents, *flags("encode")],
-        ),
-        (
-            "denoiser",
-            "learn to move from voices and the user's face, block by block",
-            [
-                "train", "experiment=denoiser_demo", f"run={denoiser}", f"data.root={latents}",
-                f"callbacks.previews.autoencoder={vae}/export", *overrides("denoiser"),
-            ],
-        ),
-        (
-            "evaluate",
-            "generate the held-out conversations and measure them",
-            [
-                "evaluate", *models, "--data", f"{latents}/test", "--out", f"{folder}/evaluation",
-                *(f"evaluation.{word}" for word in overrides("evaluate")),
-            ],
-        ),
-        (
-            "extract",
-            "one held-out conversation as files: portrait, voices, user video",
-            ["shards", "extract", f"{latents}/test", "--sample", "0", "--out", example],
-        ),
-        (
-            "generate",
-            "film the avatar in that conversation from those files",
-            [
-                "generate", *models, "--portrait", f"{example}/avatar.png", "--avatar-audio", f"{example}/avatar.wav",
-                "--user-video", f"{example}/user.mp4", "--no-crop", "--out", f"{folder}/videos/avatar.mp4",
-                "--side-by-side", f"{folder}/videos/conversation.mp4", *flags("generate"),
-            ],
-        ),
-    ]  # fmt: skip
-
-
-def report(config: dict[str, Any], results: dict[str, Any], console: Console) -> None:
-    """Write report.md and metrics.json of the run and print both as a table. `results` are those of `run_stages`."""
+def report(config: dict[str, Any], took: dict[str, Any], console: Console) -> None:
+    """Write report.md and metrics.json of the run and print both as a table. `took` is what `run_stages` returns."""
     from rich.table import Table
 
-    folder = Path(config["run"])
-    evaluation = folder / "evaluation"
+    from af.console import show
+    from af.devices import machine
+    from af.evaluation.table import markdown, worse_than_null
+
+    folder, evaluation = Path(config["run"]), Path(config["run"]) / "evaluation"
+    seconds, memory = ([result[part] for result in took.values()] for part in ("seconds", "peak_memory_gb"))
     metrics = read_json(evaluation / "metrics.json")
-    metrics |= {f"seconds/{name}": round(result["seconds"], 1) for name, result in results.items()}
-    metrics["seconds/total"] = round(sum(result["seconds"] for result in results.values()), 1)
-    metrics["peak_memory_gb"] = round(max(result["peak_memory_gb"] for result in results.values()), 2)
-    metrics["machine"] = machine()
+    metrics |= {f"seconds/{name}": round(result["seconds"], 1) for name, result in took.items()}
+    metrics |= {"seconds/total": round(sum(seconds), 1), "peak_memory_gb": round(max(memory), 2), "machine": machine()}
     write_json(folder / "metrics.json", metrics)
     paths = {
         "videos": f"{folder}/videos, {evaluation}/videos",
@@ -183,18 +145,18 @@ def report(config: dict[str, Any], results: dict[str, Any], console: Console) ->
         "numbers": f"{folder}/metrics.json",
     }
     table = (evaluation / "metrics.md").read_text().partition("\n")[2].partition("\n## ")[0].strip()
-    took = {**results, "total": {"seconds": metrics["seconds/total"], "peak_memory_gb": metrics["peak_memory_gb"]}}
-    times = "".join(f"| {k} | {r['seconds']:.0f} | {r['peak_memory_gb']:.2f} |\n" for k, r in took.items())
-    listing = "".join(f"- {name}: `{path}`\n" for name, path in paths.items())
+    rows = [*zip([*took, "total"], [*seconds, sum(seconds)], [*memory, max(memory)], strict=True)]
+    times = markdown(
+        ["stage", "seconds", "peak memory of all processes, GiB"], ([n, f"{s:.0f}", f"{m:.2f}"] for n, s, m in rows)
+    )
     worse, people = worse_than_null(metrics), metrics.get("people", "unknown whether held out")
     remark = f"Worse than the null: {', '.join(f'`{tag}`' for tag in worse)}.\n\n" if worse else ""
-    text = (
+    write_text(
+        folder / "report.md",
         f"# Demo: {config['name']}\n\nPeople: {people}. Null: the user of another conversation "
-        f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n{remark}## Time and memory\n\n"
-        f"| stage | seconds | peak memory of all processes, GiB |\n| --- | ---: | ---: |\n{times}\n"
-        f"## Where things are\n\n{listing}"
+        f"(for `psnr`: the source frame shown unchanged).\n\n{table}\n\n{remark}## Time and memory\n\n{times}\n"
+        f"## Where things are\n\n{''.join(f'- {name}: `{path}`' + chr(10) for name, path in paths.items())}",
     )
-    write_text(folder / "report.md", text)
     summary = Table("result", "generated", "ground truth", "null", title=f"Demo; people: {people}")
     for tag in config["summary"]:
         name = f"[yellow]{tag} ![/yellow]" if tag in worse else tag
@@ -202,40 +164,9 @@ def report(config: dict[str, Any], results: dict[str, Any], console: Console) ->
     show(summary, console)
     if worse:
         console.print(f"! worse than the null: {', '.join(worse)}", style="yellow", highlight=False)
-    minutes = metrics["seconds/total"] / 60
-    console.print(f"{minutes:.1f} minutes, at most {metrics['peak_memory_gb']:.2f} GiB in all processes")
+    console.print(f"{sum(seconds) / 60:.1f} minutes, at most {max(memory):.2f} GiB in all processes")
     for name, path in {**paths, "report": f"{folder}/report.md"}.items():
         console.print(f"{name:>12}: {path}", highlight=False, soft_wrap=True)
-
-
-def worse_than_null(metrics: dict[str, Any]) -> list[str]:
-    """Tags of numbers that are worse than their null by more than a standard error."""
-    found = []
-    for tag, better in metrics["better"].items():
-        value, null = metrics.get(tag), metrics.get(f"{tag}/null")
-        if value is None or null is None or abs(value - null) <= (metrics.get(f"{tag}/se") or 0):
-            continue
-        true = metrics.get(f"{tag}/true")
-        worse = value > null if better == "lower" else value < null
-        if better == "true":
-            worse = true is not None and abs(value - true) > abs(null - true)
-        if worse:
-            found.append(tag)
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and versions, on which rounding and so a training depend."""
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "torch": torch.__version__,
-    }
 
 
 def _cell(metrics: dict[str, Any], tag: str) -> str:

@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from af.cli.devices import add_device_argument, device_of
-from af.cli.options import add_share, count, out_folder, seed
-from af.data.parts import clear
-from af.data.stores import location
+from af.cli.kinds import Count, Device, OutFolder, Overwrite, Seed, Source, Workers
+from af.cli.options import More
+from af.data.parts import WHOLE, Share, clear
 
 #: Message after Ctrl-C.
 WHEN_INTERRUPTED = "finished shards are kept, and the same command makes the others"
+ShareOption = Annotated[
+    Share,
+    Share.parse,
+    More(metavar="I/N"),
+    "do the I-th of N shares, for a job array: the same command with every I from 1 to N, on any machines that share the "
+    "output folder; the last one to end writes the index",
+]
 
 
-def add_derived_arguments(parser: argparse.ArgumentParser, data: str, workers: int = 1) -> None:
-    """Add arguments for input, output and the division of the work."""
-    parser.add_argument("--data", type=location, required=True, help=f"folder or URL of {data}")
-    parser.add_argument("--out", type=out_folder, required=True, help="folder for the new shards")
-    parser.add_argument("--workers", type=count, default=workers, help=f"processes (default {workers})")
-    add_device_argument(parser)
-    add_share(parser)
-    parser.add_argument("--overwrite", action="store_true", help="delete the content of --out first")
+@dataclass(kw_only=True)
+class Derived:
+    """What is read and written, and how the work is divided."""
+
+    data: Annotated[Source, "shards to read (with train/, val/, test/), a folder or a URL"]
+    out: Annotated[OutFolder, "folder for the new shards"]
+    workers: Workers = 1
+    device: Device = "auto"
+    share: ShareOption = WHOLE
+    overwrite: Overwrite = False
+
+    def options(self, *read: Path | None) -> dict[str, Any]:
+        """What the verbs' functions share; deletes the content of `out` if requested (not if `read` is in it)."""
+        clear(self.out, self.overwrite, self.share, [self.data, *(place for place in read if place is not None)])
+        return {"device": self.device, "workers": self.workers, "share": self.share}
 
 
-def derived_options(args: argparse.Namespace, *read: Path | None) -> dict[str, Any]:
-    """The common arguments of the verbs' functions; deletes the content of --out if requested (not of `read`)."""
-    device = device_of(args)
-    clear(args.out, args.overwrite, args.share, [args.data, *(place for place in read if place is not None)])
-    return {"device": device, "workers": args.workers, "share": args.share}
+@dataclass(kw_only=True)
+class RolledOut(Derived):
+    """The same for roll-outs by a denoiser."""
 
+    splits: Annotated[str, "splits of the data, separated by commas"] = "train,val"
+    seed: Annotated[Seed, "of the noise and of the choice of other users"] = 0
+    batch: Annotated[Count, "clips rolled out together"] = 32
 
-def add_rolling_arguments(parser: argparse.ArgumentParser, denoiser: str) -> None:
-    """`add_derived_arguments`, and those of roll-outs by a denoiser."""
-    add_derived_arguments(parser, "what `af encode` wrote")
-    parser.add_argument("--denoiser", type=Path, metavar="MODEL", help=f"model folder, run or checkpoint of {denoiser}")
-    parser.add_argument("--splits", default="train,val", help="splits of the data (default train,val)")
-    parser.add_argument(
-        "--seed", type=seed, default=0, help="seed of the noise and of the choice of other users (default 0)"
-    )
-    parser.add_argument("--batch", type=count, default=32, help="clips rolled out together (default 32)")
-
-
-def rolling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """`derived_options` with those of `add_rolling_arguments`."""
-    splits = [name.strip() for name in args.splits.split(",")]
-    return {**derived_options(args, args.denoiser), "seed": args.seed, "batch": args.batch, "splits": splits}
+    def options(self, *read: Path | None) -> dict[str, Any]:
+        """As of `Derived`."""
+        splits = [name.strip() for name in self.splits.split(",")]
+        return {**super().options(*read), "seed": self.seed, "batch": self.batch, "splits": splits}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from af.errors import UserError, did_you_mean
@@ -26,15 +27,13 @@ def require_form(overrides: Sequence[str]) -> None:
             raise UserError(f"{word!r}: expected KEY=VALUE")
 
 
-def refuse_unread(overrides: Sequence[str], compose: Compose) -> None:
+def refuse_unread(overrides: Sequence[str], config: Any, compose: Compose) -> None:
     """UserError for `+KEY=VALUE` with a new top-level key that no value refers to: nothing would read it."""
     from omegaconf import OmegaConf
 
-    added = [word for word in overrides if word.startswith("+")]
-    if not added:
+    if not any(word.startswith("+") for word in overrides):
         return
-    known = list(_tolerant([word for word in overrides if word not in added], compose) or {})
-    config = compose(list(overrides))
+    known = list(_tolerant([word for word in overrides if not word.startswith("+")], compose) or {})
     text = OmegaConf.to_yaml(config)
     for key in (name for name in config if name not in (*known, *PARTS, *NEEDED, "features", "loss")):
         if not re.search(rf"\$\{{([\w.]+:)?{re.escape(key)}\b", text):
@@ -43,60 +42,45 @@ def refuse_unread(overrides: Sequence[str], compose: Compose) -> None:
 
 def require_parts(config: Mapping[str, Any]) -> None:
     """UserError for what a training needs and an override has taken out (`~KEY`) or emptied (`KEY=null`)."""
-    for key in NEEDED:
-        if key not in config:
-            raise UserError(f"{key} was taken out of the configuration, and is needed: give {key}=VALUE")
-    for key in PARTS:
-        if not isinstance(config.get(key), Mapping):
-            raise UserError(f"{key} was taken out of the configuration, and is needed: change {key}.NAME=VALUE alone")
-    for key in NEEDED_WITHIN:
-        part, _, name = key.partition(".")
-        if name not in config[part]:
-            raise UserError(f"{key} was taken out of the configuration, and is needed: give {key}=VALUE")
+    for key in (*NEEDED, *PARTS, *NEEDED_WITHIN):
+        part, _, name = key.rpartition(".")
+        within = config[part] if part else config
+        if name not in within or (key in PARTS and not isinstance(within[name], Mapping)):
+            instead = f"change {key}.NAME=VALUE alone" if key in PARTS else f"give {key}=VALUE"
+            raise UserError(f"{key} was taken out of the configuration, and is needed: {instead}")
     if not isinstance(config["run"], str) or not config["run"].strip():
         raise UserError(f"run={'null' if config['run'] is None else config['run']}: give the folder of the run")
 
 
-def explained(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
-    """One line on why a configuration does not compose."""
+def explained(error: Exception, overrides: Sequence[str], compose: Compose, groups: Path) -> str:
+    """One line on why a configuration does not compose; `groups` is the folder of choices."""
     from hydra.errors import OverrideParseException
+    from omegaconf import OmegaConf
+
+    from af.evaluation.runs import flat
 
     text = str(error)
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         quoted = f"""'{key}="{value}"'"""
         return f"{error.override}: cannot be read; a value with brackets, commas or letters beyond a to z is quoted: {quoted}"
-    if (found := re.search(r"Could not override '([^']+)'", text)) or (
-        found := re.search(r"Key '([^']+)' is not in struct", text)
-    ):
-        key = found[1]
+    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = found[1] or found[2]
         word = next((w for w in overrides if w.lstrip("+~").partition("=")[0].endswith(key)), key)
         key = word.lstrip("+~").partition("=")[0]
-        composed = _tolerant([w for w in overrides if w != word], compose)
-        if key in (known := _keys(composed)):
+        composed = _tolerant([w for w in overrides if w != word], compose) or OmegaConf.create()
+        if OmegaConf.select(composed, key, throw_on_resolution_failure=False) is not None:
             return f"{word}: {key} is no choice of its own; change {key}.NAME=VALUE, or choose by GROUP@{key}=NAME (conf/train.yaml)"
-        return f"{key}: there is no such key{_near(key, known)}"
+        return f"{key}: there is no such key{_near(key, list(flat(OmegaConf.to_container(composed))))}"
     if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         options = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
         near = did_you_mean(found[2], options)
         return f"{found[1]}={found[2]}: there is no such choice{near}; available: {', '.join(options)}"
-    if _no_choice(error):
-        word = next((w for w in overrides if "=" in w and not _no_choice(_error(compose, overrides, w))), "a choice")
+    if "Config group override must be" in text:
+        plain = [w for w in overrides if re.fullmatch(r"[\w/]+(@[\w.]+)?=(null|true|false|[\d.]+)", w)]
+        word = next((w for w in plain if (groups / re.split("[@=]", w)[0]).is_dir()), "a choice")
         return f"{word}: give the name of a choice; what is in it changes by {word.partition('=')[0]}.NAME=VALUE"
     return " ".join(text.split())
-
-
-def _no_choice(error: Exception | None) -> bool:
-    """Whether Hydra was given null or a number for one of its groups: no error of its own."""
-    return isinstance(error, ValueError) and "Config group override must be" in str(error)
-
-
-def _error(compose: Compose, overrides: Sequence[str], without: str) -> Exception | None:
-    try:
-        compose([word for word in overrides if word != without])
-    except Exception as error:
-        return error
-    return None
 
 
 def _tolerant(overrides: list[str], compose: Compose) -> Any:
@@ -119,18 +103,3 @@ def _near(key: str, keys: Sequence[str]) -> str:
     if same := [k for k in keys if k.rpartition(".")[2] == name]:
         return f"; did you mean {min(same, key=len)}?"
     return did_you_mean(key, [k for k in keys if k.rpartition(".")[0] == place]) or did_you_mean(key, keys)
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    return list(_each_key(config, prefix))
-
-
-def _each_key(config: Any, prefix: str) -> Iterator[str]:
-    from omegaconf import DictConfig, OmegaConf
-
-    if isinstance(config, DictConfig):
-        for name in map(str, config):
-            key = f"{prefix}{name}"
-            yield key
-            if not OmegaConf.is_missing(config, name) and not OmegaConf.is_interpolation(config, name):
-                yield from _each_key(config._get_node(name), f"{key}.")

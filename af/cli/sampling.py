@@ -1,47 +1,51 @@
-"""Options of a roll-out, shared by all verbs with one."""
+"""Options of roll-outs."""
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from af.cli.options import count, scale, whole
+from af.cli.kinds import Count, Scale, Whole
 
 if TYPE_CHECKING:
     from af.forcing.anchor import Anchor
     from af.forcing.guidance import Guidance
 
 
-def add_guidance_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+@dataclass(kw_only=True)
+class Guided:
     """Steps and guidance scales."""
-    parser.add_argument("--steps", type=count, default=8, help="Euler steps per block (default 8)")
-    parser.add_argument("--guidance-audio", type=scale, default=2.0, help="scale of the avatar's audio (default 2)")
-    parser.add_argument("--guidance-user", type=scale, default=1.0, help="scale of the user's signals (default 1)")
+
+    steps: Annotated[Count, "Euler steps per block"] = 8
+    guidance_audio: Annotated[Scale, "scale of the avatar's audio"] = 2.0
+    guidance_user: Annotated[Scale, "scale of the user's signals"] = 1.0
+
+    @property
+    def guidance(self) -> Guidance:
+        """What the scales make."""
+        from af.forcing.guidance import Guidance
+
+        return Guidance(self.guidance_audio, self.guidance_user)
 
 
-def add_sampling_arguments(parser: argparse._ArgumentGroup) -> None:
-    """Steps, guidance, anchor."""
-    add_guidance_arguments(parser)
-    parser.add_argument(
-        "--unguided", action="store_true", help="one branch with all signals, no guidance: how distilled students work"
-    )
-    parser.add_argument(
-        "--anchor-sink", type=whole, default=0, help="frames of the portrait kept in the caches for good"
-    )
-    parser.add_argument("--anchor-pull", type=scale, default=0.0, help="pull of the mean pose to the portrait's")
+@dataclass(kw_only=True)
+class Sampling(Guided):
+    """The same, or none, and the anchor of a long roll-out."""
 
+    unguided: Annotated[bool, "one branch with all signals, no guidance: how distilled students work"] = False
+    anchor_sink: Annotated[Whole, "frames of the portrait kept in the caches for good"] = 0
+    anchor_pull: Annotated[Scale, "pull of the mean pose to the portrait's"] = 0.0
 
-def anchor_of(args: argparse.Namespace) -> Anchor:
-    """The anchor of a long roll-out."""
-    from af.forcing.anchor import Anchor
+    @property
+    def guidance(self) -> Guidance:
+        """What the scales make, or none."""
+        from af.forcing.guidance import Guidance
 
-    return Anchor(sink_frames=args.anchor_sink, pull=args.anchor_pull)
+        return Guidance.conditional() if self.unguided else super().guidance
 
+    @property
+    def anchor(self) -> Anchor:
+        """The anchor that the options describe."""
+        from af.forcing.anchor import Anchor
 
-def guidance_of(args: argparse.Namespace) -> Guidance:
-    """The guidance given by the options."""
-    from af.forcing.guidance import Guidance
-
-    if args.unguided:
-        return Guidance.conditional()
-    return Guidance(audio=args.guidance_audio, user=args.guidance_user)
+        return Anchor(self.anchor_sink, self.anchor_pull)

@@ -12,45 +12,25 @@ json. The same settings give the same bytes. A stopped run goes on where it was;
 
 from __future__ import annotations
 
-import argparse
+from typing import Annotated
 
-from af.cli.options import add_settings, count, fraction, out_folder, positive, seed, settings_of, whole
+from af.cli.kinds import OutFolder, Overwrite, Workers
 from af.synth.build import SynthSettings, build
-from af.synth.session import SessionConfig
 
 #: Message after Ctrl-C.
 WHEN_INTERRUPTED = "finished shards are kept, and the same command makes the others"
 
-SETTINGS = {
-    "train": ("--train", whole, "sessions for training"),
-    "val": ("--val", whole, "sessions for validation"),
-    "test": ("--test", whole, "sessions held out for the numbers"),
-    "size": ("--size", count, "pixels of the square videos"),
-    "seed": ("--seed", seed, "another seed gives other people and conversations"),
-}
-SESSION = {
-    "seconds": ("--seconds", positive, "length of a session"),
-    "smile_every_s": ("--smile-every", positive, "mean seconds between a person's own smiles"),
-    "tilt_every_s": ("--tilt-every", positive, "mean seconds between a person's own head tilts"),
-    "low_expressiveness": ("--low-expressiveness", fraction, "probability of a session with small reactions"),
-}
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `af synth`."""
-    parser.add_argument("--out", type=out_folder, required=True, help="folder for train/, val/ and test/")
-    add_settings(parser, SynthSettings, SETTINGS)
-    add_settings(parser, SessionConfig, SESSION)
-    parser.add_argument("--workers", type=count, default=2, help="processes (default 2)")
-    parser.add_argument("--overwrite", action="store_true", help="delete a set with other settings in --out first")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(
+    settings: SynthSettings,
+    *,
+    out: Annotated[OutFolder, "folder for train/, val/ and test/"],
+    workers: Workers = 2,
+    overwrite: Annotated[Overwrite, "delete a set with other settings in --out first"] = False,
+) -> None:
     """Generate and report."""
-    settings = settings_of(args, SynthSettings, session=settings_of(args, SessionConfig))
-    indices, report = build(args.out, settings, workers=args.workers, overwrite=args.overwrite)
+    indices, report = build(out, settings, workers=workers, overwrite=overwrite)
     for index in indices:
         print(f"{index.folder}: {len(index.samples)} conversations, {index.frames} frames, 2 faces each")
     if not report.made:
         print("nothing to do: the set was finished before")
-    return 0

@@ -9,30 +9,25 @@ and --share divides the work among the jobs of an array.
 
 from __future__ import annotations
 
-import argparse
+from typing import Annotated
 
-from af.cli.derived import WHEN_INTERRUPTED, add_rolling_arguments, rolling_options
-from af.cli.sampling import add_guidance_arguments
-from af.errors import UserError
+from af.cli.derived import WHEN_INTERRUPTED, RolledOut
+from af.cli.kinds import Model
+from af.cli.sampling import Guided
 
-__all__ = ["WHEN_INTERRUPTED", "configure", "run"]
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `af teacher`."""
-    add_rolling_arguments(parser, "the teacher")
-    add_guidance_arguments(parser)
+__all__ = ["WHEN_INTERRUPTED", "run"]
 
 
-def run(args: argparse.Namespace) -> int:
+def run(
+    shards: RolledOut,
+    sampling: Guided,
+    *,
+    denoiser: Annotated[Model, "model folder, run or checkpoint of the teacher"],
+) -> None:
     """Make the teacher's motion for every split asked for."""
-    if args.denoiser is None:
-        raise UserError("--denoiser is needed: the model that teaches")
-    options = rolling_options(args)
-    from af.forcing.guidance import Guidance
+    options = shards.options(denoiser)
     from af.pipeline.teacher import make_teacher
 
-    guidance = Guidance(audio=args.guidance_audio, user=args.guidance_user)
-    for index in make_teacher(args.data, args.out, args.denoiser, guidance=guidance, steps=args.steps, **options):
+    options |= {"guidance": sampling.guidance, "steps": sampling.steps}
+    for index in make_teacher(shards.data, shards.out, denoiser, **options):
         print(f"{index.folder}: a teacher's motion for {len(index.samples)} clips, {index.frames} frames")
-    return 0

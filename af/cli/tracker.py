@@ -11,56 +11,36 @@ synthetic faces only; for real videos use a tracker of real faces.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from af.cli.devices import add_device_argument, device_of
+from af.cli.kinds import Count, Device, OutFile, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-from af.cli.options import count, out_file, seed
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `af tracker`."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="train | check")
-    train = actions.add_parser("train", help="train new weights")
-    train.add_argument("--out", type=out_file, required=True, help="file for the weights (.safetensors)")
-    train.add_argument("--steps", type=count, default=4000, help="default 4000: some ten minutes on one free core")
-    train.add_argument("--seed", type=seed, default=0)
-    train.add_argument("--version", default="1", help="named in the tags of all numbers made with it (default 1)")
-    add_device_argument(train)
-    train.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
-    check = actions.add_parser("check", help="print R² per parameter on held-out people")
-    check.add_argument("--weights", type=Path, help="weights to check (default: the shipped ones)")
-    check.add_argument("--people", type=count, default=100, help="held-out people (default 100)")
-    check.add_argument("--seed", type=seed, default=0)
-    add_device_argument(check)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train or check."""
+def train(
+    *,
+    out: Annotated[OutFile, "file for the weights (.safetensors)"],
+    steps: Annotated[Count, "default 4000: some ten minutes on one free core"] = 4000,
+    seed: Seed = 0,
+    version: Annotated[str, "named in the tags of all numbers made with it"] = "1",
+    device: Device = "auto",
+    threads: Annotated[Count, "CPU threads"] = 1,
+) -> None:
+    """Train new weights."""
     import torch
-
-    device_of(args)
-    if args.action == "train":
-        torch.set_num_threads(args.threads)
-        return _train(args)
-    return _check(args)
-
-
-def _train(args: argparse.Namespace) -> int:
     from rich.progress import TextColumn
 
     from af.console import progress_bar
     from af.files import require_suffix
     from af.training.tracker import train_tracker
 
-    require_suffix(args.out, (".safetensors",), "--out")
+    require_suffix(out, (".safetensors",), "--out")
+    torch.set_num_threads(threads)
     with progress_bar(TextColumn("{task.fields[loss]}")) as progress:
-        task = progress.add_task("training the tracker", total=args.steps, loss="")
+        task = progress.add_task("training the tracker", total=steps, loss="")
         mean: Tensor | float = 1.0
         done = 0
 
@@ -71,27 +51,33 @@ def _train(args: argparse.Namespace) -> int:
             if done % 20 == 0:  # to read it waits for the device
                 progress.update(task, loss=f"loss {float(mean):.4f}")
 
-        train_tracker(
-            args.out, steps=args.steps, seed=args.seed, version=args.version, device=device_of(args), advance=advance
-        )
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; `af tracker check --weights {args.out}` measures it")
-    return 0
+        train_tracker(out, steps=steps, seed=seed, version=version, device=device, advance=advance)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB; `af tracker check --weights {out}` measures it")
 
 
-def _check(args: argparse.Namespace) -> int:
+def check(
+    *,
+    weights: Annotated[Path | None, "weights to check (default: the shipped ones)"] = None,
+    people: Annotated[Count, "held-out people"] = 100,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Print R² per parameter on held-out people."""
     from rich.table import Table
 
     from af.console import show
     from af.models.tracker import load_tracker
     from af.training.tracker import check_tracker
 
-    tracker = load_tracker(args.weights, device_of(args))
-    found = check_tracker(tracker, people=args.people, seed=args.seed, frames_each=20)
-    said = f"{args.people} people not seen in training, {20 * args.people} frames each kind"
+    tracker = load_tracker(weights, device)
+    found = check_tracker(tracker, people=people, seed=seed, frames_each=20)
+    said = f"{people} people not seen in training, {20 * people} frames each kind"
     kinds = {"clean": "conversation", "degraded": "degraded", "wide": "all ranges"}
     title = f"{tracker.face_spec.tracker}: {said}"
     table = Table("parameter", *(f"R² {kind}" for kind in kinds.values()), title=title)
     for name, *values in zip(tracker.face_spec.names, *(found[kind] for kind in kinds), strict=True):
         table.add_row(name, *(f"{value:.3f}" for value in values))
     show(table)
-    return 0
+
+
+VERBS = (train, check)

@@ -2,7 +2,7 @@
 
 An experiment defines all values; any value can be overridden, and any group chosen by name:
 
-af train experiment=vae_demo run=runs/vae data.root=data/demo
+  af train experiment=vae_demo run=runs/vae data.root=data/demo
   af train experiment=denoiser_demo run=runs/denoiser data.root=data/demo-latents optimizer.lr=3e-4
   af train experiment=denoiser_demo logger=[tensorboard,csv] callbacks.ema=null debug=limit
 
@@ -27,60 +27,62 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from af.cli.config import add_config_arguments, compose, instantiate, instantiate_each, resolve, to_yaml
+from af.cli.child import become_ranks
+from af.cli.config import Configured, instantiate, instantiate_each, list_choices
 from af.cli.keys import require_parts
 from af.cli.multirun import multirun, sweeps
 from af.cli.typed import require_types
 from af.errors import UserError
-from af.files import exclusive, read_json, write_json
+from af.files import exclusive, read_json
 from af.values import LARGEST_SEED, require_number
 
 #: Message after Ctrl-C.
 WHEN_INTERRUPTED = "a run with a checkpoint continues from it, any other starts again"
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `af train`."""
-    add_config_arguments(parser, listed="experiment")
-    parser.add_argument("-m", "--multirun", action="store_true", help="a training for each combination of values (a,b)")
-    parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)  # what started ranks and jobs read
+def add_help(parser: argparse.ArgumentParser) -> None:
+    """The help lists the experiments."""
+    list_choices(parser, "experiment")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(
+    config: Configured,
+    *,
+    several: Annotated[bool, "-m", "--multirun", "a training for each combination of values (a,b)"] = False,
+    resolved: Annotated[Path | None, argparse.SUPPRESS] = None,  # what started ranks and jobs read
+) -> int:
     """Compose, check, train (or say that it is done)."""
     from af.training.ranks import check_ranks, find_ranks, ranks_per_node
 
-    if args.multirun:
-        multirun(args.overrides, args.config_dir)
+    if several:
+        multirun(config.overrides, config.config_dir)
         return 0
     ranks = find_ranks()
-    if args.resolved is not None:
-        started = read_json(args.resolved)
+    if resolved is not None:
+        started = read_json(resolved)
         plain, command = started["config"], started["command"]
     else:
-        if several := [word for word in args.overrides if sweeps(word)]:
+        if swept := [word for word in config.overrides if sweeps(word)]:
             raise UserError(
-                f"{several[0]}: a training has one value; `af train -m …` runs one a value, in processes of their own "
+                f"{swept[0]}: a training has one value; `af train -m …` runs one a value, in processes of their own "
                 "(a list is written key=[a,b])"
             )
-        config = compose("train", args.overrides, args.config_dir)
-        if args.print_config:
-            print(to_yaml(config), end="")
+        if (plain := config.resolved("train")) is None:
             return 0
-        plain, command = resolve(config), sys.argv
+        command = sys.argv
     require_parts(plain)
     check_ranks(plain["trainer"], ranks)
     devices = ranks_per_node(plain["trainer"])
     if devices > 1 and ranks.launcher is None:
-        _start_ranks(plain, command, devices)
-    return train(plain, command, held=args.resolved is not None and ranks.launcher == "torchrun")
+        with _alone(folder := Path(plain["run"])):  # torchrun holds the lock on
+            become_ranks(devices, folder / "launch.json", {"command": command, "config": plain}, "train", "--resolved")
+    return train(plain, command, held=resolved is not None and ranks.launcher == "torchrun")
 
 
 def train(config: dict[str, Any], command: Sequence[str], held: bool = False) -> int:
@@ -193,13 +195,3 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive(
         folder / "lock", waiting=lambda: print(f"{folder} is being trained by another process; waiting"), children=True
     )
-
-
-def _start_ranks(config: dict[str, Any], command: Sequence[str], devices: int) -> None:
-    """Replace this process by torchrun on the resolved configuration: it is composed once, by one process."""
-    resolved = Path(config["run"]) / "launch.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    with _alone(Path(config["run"])):  # torchrun holds the lock on
-        write_json(resolved, {"command": command, "config": config})
-        sys.stdout.flush()
-        os.execv(sys.executable, [*torchrun, "-m", "af.cli.main", "train", "--resolved", str(resolved)])

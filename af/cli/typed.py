@@ -6,21 +6,31 @@ import collections.abc
 import inspect
 import json
 import logging
-import math
 import sys
-import types
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, NoReturn, Union, get_args, get_origin
 
 from af.errors import UserError, did_you_mean
+
+_STRICT: Final[Any] = {"strict": True, "allow_inf_nan": False}
+#: In place of pydantic's words.
+_WORDS: Final = {
+    **{"int_type": "a whole number", "float_type": "a number", "finite_number": "a number", "string_type": "a text"},
+    **{
+        "bool_type": "true or false",
+        "list_type": "a list",
+        "tuple_type": "a list",
+        "dict_type": "names and their values",
+    },
+    **{"missing": "more of them", "too_long": "fewer of them", "none_required": "null"},
+}
 
 
 def require_types(config: Any, key: str) -> None:
     """Raise UserError, naming key and allowed type, for a wrong value of any `_target_` in `config`, nested ones first.
 
-    It checks numbers, texts, booleans, choices, lists of them, and plain values in place of objects; parameters without
-    annotations are not checked.
+    Parameters without annotations are not checked.
     """
     if isinstance(config, list):
         for i, inner in enumerate(config):
@@ -38,8 +48,46 @@ def require_types(config: Any, key: str) -> None:
                 raise UserError(
                     f"{where}: {what}; does an override or a choice belong to another stage? ~{where} takes it out"
                 )
-            if name in parameters and not _fits(value, hint := parameters[name]):
-                raise UserError(f"{where}={_shown(value)}: give {_described(hint)}")
+            if name in parameters and (wrong := _wrong(value, parameters[name])):
+                shown = json.dumps(value) if value is None or isinstance(value, bool) else value
+                raise UserError(f"{where}={shown}: give {wrong}")
+
+
+def _wrong(value: Any, hint: Any) -> str:
+    """What should be given in place of a plain value; nothing if it fits. What Hydra builds is not looked at."""
+    from pydantic import ValidationError, create_model
+
+    text = json.dumps(value, default=str)
+    if '"_target_"' in text:
+        return ""
+    try:
+        model = create_model("Value", value=(_values(hint), ...), __config__=_STRICT)
+    except Exception:  # no type of values
+        return ""
+    try:
+        model.model_validate_json(f'{{"value": {text}}}')
+    except ValidationError as error:
+        said = [_WORDS.get(found["type"], found["msg"].removeprefix("Input should be ")) for found in error.errors()]
+        return " or ".join(dict.fromkeys([*said, *(["null"] if NoneType in get_args(hint) else [])]))
+    return ""
+
+
+def _values(hint: Any) -> Any:
+    """A type that allows plain values alone, in which classes that are not Python's own allow none."""
+    from pydantic import AfterValidator
+    from pydantic_core import PydanticCustomError
+
+    origin, inner = get_origin(hint), get_args(hint)
+    own = inspect.isclass(hint) and hint.__module__.partition(".")[0] not in sys.stdlib_module_names
+    if not own and origin is not collections.abc.Callable:
+        within = Union if origin is UnionType else origin
+        return within[tuple(map(_values, inner))] if inner and origin not in (Literal, Annotated) else hint
+
+    def refuse(_: Any) -> NoReturn:
+        kind = "callable" if origin else hint.__name__
+        raise PydanticCustomError("object", f"the _target_ of a {kind} and its settings")  # type: ignore[arg-type]
+
+    return Annotated[Any, AfterValidator(refuse)]
 
 
 def _parameters(target: str, key: str) -> tuple[dict[str, Any], bool]:
@@ -73,52 +121,3 @@ def _hint(annotation: Any, names: Mapping[str, Any]) -> Any:
         return eval(annotation, dict(names))
     except Exception:  # a name for type checkers alone
         return Any
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(value, Mapping) and "_target_" in value:
-        return True
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, inner) for inner in arguments)
-    if origin is Literal:
-        return value in arguments
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if hint in (str, Path):
-        return isinstance(value, str)
-    if origin is tuple and Ellipsis not in arguments:
-        return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Collection) and arguments:
-        return isinstance(value, list | tuple) and all(_fits(inner, arguments[0]) for inner in value)
-    return not (_is_object(hint) and (value is None or isinstance(value, str | int | float | list)))
-
-
-def _is_object(hint: Any) -> bool:
-    """Whether a class is meant that a configuration builds by `_target_`."""
-    callables = get_origin(hint) is collections.abc.Callable
-    return callables or (inspect.isclass(hint) and hint.__module__.startswith(("af.", "torch")))
-
-
-def _described(hint: Any) -> str:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_described(inner) for inner in arguments))
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Collection):
-        count = f" {len(arguments)}" if origin is tuple and Ellipsis not in arguments else ""
-        return f"a list of{count} ({_described(arguments[0])} each)" if arguments else "a list"
-    if _is_object(hint):
-        return f"the _target_ of a {'callable' if origin else hint.__name__} and its settings"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
-    return words.get(hint, "null" if hint in (None, type(None)) else getattr(hint, "__name__", str(hint)))
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Finding evaluated runs below folders, and how they differ, for the table of `af report`."""
+"""Evaluated runs below folders, how they differ, and the table of `af report`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.errors import UserError
+from af.evaluation.comparison import Comparison, Setting, write_comparison
+from af.evaluation.table import markdown
 from af.files import read_json
 
 METRICS: Final = "metrics.json"
@@ -174,3 +176,42 @@ def _name(swept: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_runs(out: Path, runs: Sequence[Run], title: str, tags: Sequence[str] | None = None) -> Comparison:
+    """Write the table of runs (`write_comparison`), with what differs between their settings and the commands of each.
+
+    `tags` are the columns (None: the headlines). Raises UserError for faces read by several trackers.
+    """
+    require_one_tracker(runs)
+    groups = grouped(runs)
+    settings = [Setting(name, tuple(r.metrics for r in group if r.metrics)) for name, group in groups.items()]
+    differences = {key: {name: _values(group, key) for name, group in groups.items()} for key in distinguishing(runs)}
+    text, commands, records = "", "", []
+    if missing := [run for run in runs if run.metrics is None]:
+        text += f"\n## Without numbers yet: {len(missing)} of {len(runs)}\n\n"
+        text += "".join(f"- `{run.folder}`\n" for run in missing)
+    if differences:
+        rows = (
+            [f"`{key}`", *(", ".join(map(str, v)) or "–" for v in found.values())] for key, found in differences.items()
+        )
+        text += f"\n## What differs\n\n{markdown(['', *groups], rows, range(len(groups) + 1))}"
+    for name, group in groups.items():
+        for run in group:
+            known = {
+                "swept": dict(run.swept),
+                "commands": list(run.commands),
+                "metrics": run.metrics and dict(run.metrics),
+            }
+            records.append({"setting": name, "folder": str(run.folder), "seed": run.seed, **known})
+            if run.commands:
+                commands += f"\n{name}, seed {run.seed}:\n\n```sh\n" + "\n".join(run.commands) + "\n```\n"
+    text += f"\n## Commands\n{commands}" if commands else ""
+    comparison = Comparison.of(settings, tags)
+    write_comparison(out, comparison, title, text=text, content={"runs": records, "config_differences": differences})
+    return comparison
+
+
+def _values(runs: Sequence[Run], key: str) -> list[Any]:
+    values = [run.config.get(key) for run in runs if run.has_come_to(key)]
+    return [value for i, value in enumerate(values) if value not in values[:i]]

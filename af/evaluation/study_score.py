@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from af.errors import UserError
 from af.evaluation.study import QUESTIONS, StudyKey
 from af.evaluation.table import markdown
+from af.files import read_json, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ def fleiss_kappa(counts: np.ndarray) -> float:
     observed = np.mean((np.square(counts).sum(1) - raters) / (raters * (raters - 1)))
     chance = np.square(counts.sum(0) / counts.sum()).sum()
     return float((observed - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def score_files(key_file: Path, answers: Sequence[Path], max_failed: int = 0) -> Score:
+    """`score_answers` of the files that the study and its raters have saved. Raises UserError for others."""
+    try:
+        key = StudyKey.from_json(read_json(key_file))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{key_file}: is not a key of `af study make` ({error} is missing)") from error
+    sheets = [read_json(file) for file in answers]
+    for file, sheet in zip(answers, sheets, strict=True):
+        if not isinstance(sheet, dict) or not {"study", "rater", "answers"} <= sheet.keys():
+            raise UserError(f"{file}: is not a file of answers saved by the page")
+    try:
+        return score_answers(key, sheets, max_failed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the answers do not fit {key_file}: {error}") from error
 
 
 def score_answers(key: StudyKey, answers: Sequence[Mapping[str, Any]], max_failed: int = 0) -> Score:
@@ -155,3 +175,9 @@ def score_markdown(score: Score) -> str:
     ]
     head = ["rater", "answers", "checks failed", "agreement with the others", "used"]
     return markdown([*questions, "sign test p", "Fleiss κ"], answers) + "\n" + markdown(head, raters, (0, 4))
+
+
+def write_score(out: Path, score: Score) -> None:
+    """Write score.md and score.json, where missing values are null."""
+    write_text(out / "score.md", f"# {score.a} against {score.b}\n\n{score_markdown(score)}")
+    write_json(out / "score.json", json.loads(json.dumps(asdict(score)), parse_constant=lambda _: None))

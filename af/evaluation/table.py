@@ -46,6 +46,21 @@ def flat_metrics(rows: Iterable[MetricRow]) -> dict[str, float | None]:
     return flat
 
 
+def worse_than_null(metrics: Mapping[str, Any]) -> list[str]:
+    """Tags of numbers (`flat_metrics` with `better`) that are worse than their null by more than a standard error."""
+    found = []
+    for tag, better in metrics["better"].items():
+        value, true, null = (metrics.get(f"{tag}{side}") for side in ("", "/true", "/null"))
+        if value is None or null is None or abs(value - null) <= (metrics.get(f"{tag}/se") or 0):
+            continue
+        if better == "true":
+            if true is not None and abs(value - true) > abs(null - true):
+                found.append(tag)
+        elif (value > null) == (better == "lower"):
+            found.append(tag)
+    return found
+
+
 def number_text(value: float | None) -> str:
     """A number with four digits; – for None, n/a for NaN and infinity."""
     if value is None:

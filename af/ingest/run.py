@@ -151,7 +151,7 @@ def run_ingest(
     faces_by: list[str] = []
     if detector is None:
         named = options.detector
-        options = replace(options, detector=detector_here(named, options.detector_model))
+        options = replace(options, detector=detector_here(named, options.detector_model))  # type: ignore[arg-type]
         make_detector(options.detector, options.detector_model)  # fails before any work
         faces_by = [_FACES_BY[options.detector]] if named == "auto" else []
     claim_folder(out / LEDGER / "options.json", asdict(options))

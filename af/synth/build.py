@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from af.synth.face import FACE_SPEC
 from af.synth.render import render
 from af.synth.session import Session, SessionConfig, simulate
 from af.synth.turns import ROLES, stream
-from af.values import require_number
+from af.values import LARGEST_SEED, require_number
 
 #: Changes whenever the same settings produce different bytes.
 GENERATOR_VERSION: Final = 2
@@ -33,29 +33,20 @@ _MEMBERS = dict[str, bytes | np.ndarray]
 
 @dataclass(frozen=True)
 class SynthSettings:
-    """Settings of a synthetic data set: sessions per split, image size in pixels, seed, conversations."""
+    """Settings of a synthetic data set."""
 
-    train: int = 160
-    val: int = 16
-    test: int = 64
-    size: int = 64
-    seed: int = 0
+    train: Annotated[int, "sessions for training"] = 160
+    val: Annotated[int, "sessions for validation"] = 16
+    test: Annotated[int, "sessions held out for the numbers"] = 64
+    size: Annotated[int, "pixels of the square videos"] = 64
+    seed: Annotated[int, "another seed gives other people and conversations"] = 0
     session: SessionConfig = field(default_factory=SessionConfig)
     sessions_per_shard: int = 8
 
     def __post_init__(self) -> None:
-        try:
-            for name, least in (
-                ("train", 0),
-                ("val", 0),
-                ("test", 0),
-                ("size", 16),
-                ("seed", 0),
-                ("sessions_per_shard", 1),
-            ):
-                require_number(name, getattr(self, name), least=least, whole=True)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        for name, least in (("train", 0), ("val", 0), ("test", 0), ("size", 16), ("sessions_per_shard", 1)):
+            require_number(name, getattr(self, name), least=least, whole=True)
+        require_number("seed", self.seed, least=0, most=LARGEST_SEED, whole=True)
         if self.train + self.val + self.test == 0:
             raise UserError("no sessions requested: train, val and test are all 0")
         if self.size % 2:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -39,17 +39,18 @@ class SessionConfig:
     `speakers` is silent (noise floor only), which changes nothing but speech and its effects.
     """
 
-    seconds: float = 16.0
-    smile_every_s: float = 5.0
-    tilt_every_s: float = 6.0
+    seconds: Annotated[float, "length of a session"] = 16.0
+    smile_every_s: Annotated[float, "--smile-every", "mean seconds between a person's own smiles"] = 5.0
+    tilt_every_s: Annotated[float, "--tilt-every", "mean seconds between a person's own head tilts"] = 6.0
     blink_every_s: float = 3.8
     smile_answer: float = 0.8
     tilt_answer: float = 0.8
     nod_answer: float = 0.85
-    low_expressiveness: float = 0.6
+    low_expressiveness: Annotated[float, "probability of a session with small reactions"] = 0.6
     speakers: tuple[str, ...] = ROLES
 
     def __post_init__(self) -> None:
+        require_number("seconds", self.seconds, above=0)
         if seconds_to_frames(self.seconds) < 1:
             raise ValueError(f"a session lasts at least one frame, got seconds = {self.seconds}")
         for name in ("smile_every_s", "tilt_every_s", "blink_every_s"):

@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 
+from af.devices import machine
 from af.errors import UserError
 from af.files import append_line, read_json, write_json
 from af.models.checkpoint import FOLDER, checkpoint_files, read_checkpoint
@@ -154,7 +155,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_diff": _git("diff", "HEAD"),
         "cpu_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "machine": machine(),
     }
 
 

@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from af.cli.config import compose, resolve
-from af.cli.demo import report, worse_than_null
+from af.cli.demo import report
+from af.evaluation.table import worse_than_null
 from af.files import write_json, write_text
 
 ROOT = Path(__file__).parents[2]

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import resource
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from af.cli.main import main
+from af.cli.main import VERBS, main
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    """The explanation of each verb, and of the verbs of a verb."""
+    for verb in VERBS:
+        module = importlib.import_module(f"af.cli.{verb.replace('-', '_')}")
+        yield verb, module.__doc__
+        yield from ((f"{verb} {function.__name__}", function.__doc__) for function in getattr(module, "VERBS", ()))
+
+
+@pytest.mark.parametrize(("verb", "text"), helps())
+def test_a_help_has_its_examples_in_indented_lines_of_their_own(verb, text):
+    """As they are printed: an example that has been taken for prose begins a line or is filled up with others."""
+    lines = text.splitlines()
+    assert len(lines) == 1 or lines[1] == ""
+    for before, line in pairwise(lines):
+        assert line.startswith("  ") or not line.startswith(("af ", "python ", "torchrun ")), line
+        assert not line.startswith("  ") or before.startswith(("  ", "- ")) or before == "", line
+        assert len(line.split(" af ")) < 3, line
+    example = text.split("\n\n")[1:]
+    assert " " in verb or any(block.startswith(f"  af {verb}") for block in example)
+
 
 MODELS = ["--autoencoder", "no", "--denoiser", "no"]
 WRONG = [
