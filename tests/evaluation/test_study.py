@@ -160,7 +160,7 @@ def test_bad_answers_are_named(study, tmp_path, capsys):
     other.write_text(json.dumps(sheet(study, "bob", "tie") | {"study": "another"}))
     broken = tmp_path / "c.json"
     broken.write_text("{")
-    for path, words in ((other, "belong to study 'another'"), (broken, "c.json: cannot be read"), (good, "two files")):
+    for path, words in ((other, "belong to study 'another'"), (broken, "c.json cannot be read"), (good, "two files")):
         assert main(["study", "score", str(study / "key.json"), str(good), str(path)]) == 1
         assert words in capsys.readouterr().err
     assert main(["study", "make", str(tmp_path), str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 1

@@ -312,5 +312,5 @@ def test_options_out_of_range_are_one_line_before_any_work(tmp_path, capsys, opt
     with pytest.raises(SystemExit):
         cli.main(["ingest", "--pair", "a", "b", "--out", str(tmp_path / "out"), option, value])
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"argument {option}:" in line
+    assert option in line
     assert not (tmp_path / "out").exists()

@@ -133,4 +133,4 @@ def test_the_command_line_writes_a_set_and_recognises_it(tmp_path, capsys):
     assert "seed: 0 there, 5 asked for" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["synth", "--out", str(tmp_path / "x"), "--seconds", "0"])
-    assert "--seconds: it must be a number above 0" in capsys.readouterr().err
+    assert "--seconds must be a number above 0" in capsys.readouterr().err
