@@ -106,7 +106,7 @@ def run(
     if imported:
         if sources or rejected:
             raise UserError("--from goes alone: the shards record its data set and licence for all; use another --out")
-        sources, rejected, settings = import_set(*imported, settings)
+        sources, rejected, settings = import_set(imported[0], imported[1], settings)
     how = {"split": split or "train", "fractions": split_by_identity, "workers": workers, "share": share}
     report = run_ingest(sources, out, settings, rejected=rejected, **how)  # type: ignore[arg-type]
     totals = report.to_json()
