@@ -29,7 +29,8 @@ from af.errors import UserError
 from af.ingest.crops import FaceCropper
 from af.pipeline.side_by_side import enlarged
 from af.serve.controls import Controls
-from af.serve.conversation import Conversation, Image, Samples
+from af.serve.conversation import Conversation, Image, Samples, User
+from af.serve.mirror import Mirror
 from af.serve.service import Service
 
 _VIDEO_HZ: Final = 90_000
@@ -73,7 +74,9 @@ class Call:
         self._voice = _Track("audio", _PACKETS * _WAITING)
         self._channel: RTCDataChannel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cropping: asyncio.Task[None] | None = None
+        self._cropper: FaceCropper | None = None
+        self._mirror: Mirror | None = None
+        self._looking = False
         self._loop = asyncio.get_running_loop()
         self._ended = False
 
@@ -108,6 +111,8 @@ class Call:
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
         await self._connection.close()
+        if self._mirror is not None and not self._looking:
+            self._mirror.close()
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -163,24 +168,39 @@ class Call:
             pass
 
     async def _watch(self, track: MediaStreamTrack) -> None:
-        cropper = FaceCropper(self.conversation.puppet.size)
         try:
             while True:
                 frame = await track.recv()  # always: what is not read is kept in memory
                 assert isinstance(frame, VideoFrame)
-                busy = self._cropping is not None and not self._cropping.done()
-                if self.conversation.user == "camera" and not busy:
-                    self._cropping = self._start(self._crop(cropper, frame))
+                if self.conversation.user != "puppet" and not self._looking:
+                    self._looking = True
+                    self._start(self._look(frame, self.conversation.user))
         except MediaStreamError:
             pass
 
-    async def _crop(self, cropper: FaceCropper, frame: VideoFrame) -> None:
-        def crop() -> Image | None:
-            return cropper(frame.to_ndarray(format="rgb24"))
+    async def _look(self, frame: VideoFrame, user: User) -> None:
+        """Give the conversation what a frame shows; frames that come meanwhile are left out."""
 
-        face = await self._loop.run_in_executor(None, crop)
-        if self.conversation.user == "camera":
-            self.conversation.see(face)
+        def look() -> Any:
+            if user == "mirror":
+                self._mirror = self._mirror or Mirror()
+                return self._mirror(frame.to_ndarray(format="rgb24"))
+            self._cropper = self._cropper or FaceCropper(self.conversation.puppet.size)
+            return self._cropper(frame.to_ndarray(format="rgb24"))
+
+        try:
+            found = await self._loop.run_in_executor(None, look)
+            if user == "mirror":
+                self.conversation.mirror(found)
+            elif self.conversation.user == user:
+                self.conversation.see(found)
+                if found is not None:
+                    self.conversation.touch()
+        except UserError as error:  # what is needed to find faces is missing
+            self.conversation.be("puppet")
+            self._send({"error": str(error), "is": "puppet"})
+        finally:
+            self._looking = False
 
     # The data channel.
 

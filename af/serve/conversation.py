@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from af.types import Identity
 
 Image = UInt8[np.ndarray, "Y X 3"]
 Samples = Float32[np.ndarray, " S"]
-#: The person: a drawn one, steered by hand, or face crops, as they come.
-USERS: Final = ("puppet", "camera")
+#: The person: drawn and steered by hand, drawn and moved by a camera, or the face crops of a camera.
+User = Literal["puppet", "mirror", "camera"]
+USERS: Final = get_args(User)
 #: What the avatar can be given to say at most.
 LONGEST_SPEECH_S: Final = 300
 _BARGE_IN_FRAMES: Final = 5  # the user must be audible for this long to interrupt
@@ -41,7 +42,7 @@ class Settings:
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
     signals: Signals = field(default_factory=Signals)
-    user: Literal["puppet", "camera"] = "puppet"
+    user: User = "puppet"
     cushion_ms: float = 0.0
     barge_in: bool = True
     seed: int = 0
@@ -127,6 +128,13 @@ class Conversation:
         """
         self._seen = None if face is None else face_crop("user_frames", face, self._avatar.autoencoder.image_size)
 
+    def mirror(self, parameters: Mapping[str, float] | None) -> None:
+        """Let a camera's face move the puppet (`Puppet.mirror`), for the user "mirror"; None for a frame without one."""
+        if parameters is not None and self.user == "mirror":
+            self.puppet.mirror(parameters)
+            self.faces_lost = 0
+            self.touch()
+
     def steer(self, sliders: Mapping[str, float]) -> None:
         """Set the puppet's sliders (`Puppet.steer`)."""
         self.puppet.steer(sliders)
@@ -135,10 +143,11 @@ class Conversation:
         """Let the puppet do something (`Puppet.act`)."""
         self.puppet.act(action)
 
-    def be(self, user: Literal["puppet", "camera"]) -> None:
+    def be(self, user: User) -> None:
         """Choose who the user is (`USERS`)."""
         require_choice("user", "user", user, USERS)
-        self.user, self._seen = user, None
+        self.user, self._seen, self.faces_lost = user, None, 0
+        self.puppet.mirror(None)
 
     def say(self, samples: Samples) -> None:
         """Let the avatar say more, after what is still unsaid. Raises UserError when that is too much."""
@@ -199,11 +208,13 @@ class Conversation:
         user's part of a block is complete, so that it can be interrupted until then.
         """
         sound, face, image = self.heard.take(SAMPLES_PER_FRAME), None, None
-        if self.user == "puppet":
-            face, image, sound = self.puppet.step(sound)
-        else:
+        if self.user == "camera":
             image, self._seen = self._seen, None
-            self.faces_lost = 0 if image is not None else self.faces_lost + 1
+            lost = image is None
+        else:
+            face, image, sound = self.puppet.step(sound)
+            lost = self.user == "mirror"  # until `mirror` is called
+        self.faces_lost = self.faces_lost + 1 if lost else 0
         if image is not None:
             self.view = image
         self._faces.append(face)
@@ -250,6 +261,6 @@ class Conversation:
             "faults": {name: count for name, count in faults.items() if count},
             "waiting_frames": len(self.playout),
             "unsaid_s": round(samples_to_seconds(len(self.unsaid)), 2),
-            "face_lost": self.user == "camera" and self.faces_lost * FRAME_MS > 1000,
+            "face_lost": self.user != "puppet" and self.faces_lost * FRAME_MS > 1000,
             "seconds": round(time.monotonic() - self.begun_s, 1),
         }

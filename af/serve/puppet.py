@@ -28,6 +28,7 @@ SLIDERS: Final[Mapping[str, tuple[str, float, float]]] = {
 #: Single movements, as large and as quick as those that models were trained on (`af.synth.session`).
 ACTIONS: Final = ("smile", "nod", "tilt left", "tilt right", "blink", "talk")
 _FOLLOW = 0.35  # share of the way to a slider's value that a face moves in a frame
+_MIRRORED = 0.6  # share of the way to a camera's parameters that a face moves with each of its frames
 _PHRASE_S = 2.2
 _REST = SessionConfig(seconds=60, smile_every_s=1e6, tilt_every_s=1e6, speakers=())
 
@@ -50,7 +51,16 @@ class Puppet:
         self._speech = SampleQueue(10 * SAMPLE_RATE)
         self._lips: list[tuple[float, float]] = []
         self._loudness = 0.0
+        self._mirrored: dict[str, float] = {}
         self.frame = 0
+
+    def mirror(self, parameters: Mapping[str, float] | None) -> None:
+        """Take these face parameters from a camera in place of those of rest, smoothed; None: rest again."""
+        before = self._mirrored
+        self._mirrored = {
+            name: value + (1 - _MIRRORED) * (before.get(name, value) - value)
+            for name, value in (parameters or {}).items()
+        }
 
     def steer(self, sliders: Mapping[str, float]) -> None:
         """Set sliders: smile and mouth from 0 to 1, tilt and nod (pitch) from -1 to 1. Raises UserError for others."""
@@ -79,6 +89,8 @@ class Puppet:
     def step(self, microphone: Float32[np.ndarray, " S"]) -> tuple[np.ndarray, UInt8[np.ndarray, "Y X 3"], np.ndarray]:
         """The next frame: face parameters, image, and the sound of both the puppet's phrase and the microphone."""
         face = self._rest[self.frame % len(self._rest)].copy()
+        for name, value in self._mirrored.items():
+            face[FACE_INDEX[name]] = value
         now = np.array([self.frame])
         for name, (_, low, high) in SLIDERS.items():
             goal = self._sliders[name] * (high if self._sliders[name] > 0 else -low)
@@ -90,7 +102,9 @@ class Puppet:
         raised = 1 - (1 - self._values["smile"]) * np.prod([1 - min(a, 0.98) for a in smile])
         nod = float(nod_curve(self._events["nod"], now)[0]) + self._values["nod"]
         spoken = self._speech.take(len(microphone))
-        opening, width = self._lips.pop(0) if self._lips else (self._follow_loudness(microphone), 0.0)
+        opening, width = (
+            self._lips.pop(0) if self._lips else (0.0 if self._mirrored else self._follow_loudness(microphone), 0.0)
+        )
         # what moves with a smile and a nod: as in af.synth.session
         for name, change in {
             "smile": raised,

@@ -24,6 +24,7 @@ from af.data.container import MediaError, Notes
 from af.data.images import decode_image
 from af.errors import UserError
 from af.ingest.crops import portrait_of
+from af.ingest.landmarks import landmarker_is_there
 from af.serve import protocol
 from af.serve.controls import Controls
 from af.serve.conversation import Conversation
@@ -143,6 +144,7 @@ class LiveServer:
                 "block_frames": avatar.denoiser.layout.block_frames,
                 "voice": self.voice is not None,
                 "text": can_speak(),
+                "landmarks": landmarker_is_there(),
             }
         )
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from af.clock import SAMPLES_PER_FRAME
+from af.ingest.landmarks import MEDIAPIPE_BLENDSHAPES, Face
+from af.serve.mirror import parameters
 from af.serve.puppet import ACTIONS, SLIDERS, Puppet
 from af.serve.queues import Playout, SampleQueue, Shown
 from af.synth.face import FACE_INDEX
@@ -110,3 +113,19 @@ def test_the_puppets_mouth_follows_a_microphone():
     quiet = [puppet.step(SILENCE)[0] for _ in range(10)]
     assert loud[-1][FACE_INDEX["mouth_open"]] > 0.3
     assert quiet[-1][FACE_INDEX["mouth_open"]] < 0.05
+
+
+def test_a_camera_moves_the_puppet():
+    names = {name: place for place, name in enumerate(MEDIAPIPE_BLENDSHAPES)}
+    expression, pose = np.zeros(52, np.float32), np.array([0.1, 0.3, 0, 0, 0, -40], np.float32)
+    straight = pose[:3].copy()
+    expression[[names["mouthSmileLeft"], names["mouthSmileRight"], names["jawOpen"]]] = 0.7, 0.7, 0.4
+    pose[2] = 0.2
+    puppet = Puppet(0, 32)
+    for _ in range(10):
+        puppet.mirror(parameters(Face(np.zeros((478, 3), np.float32), expression, pose), straight))
+        face = puppet.step(SILENCE)[0]
+    found = {name: face[FACE_INDEX[name]] for name in ("smile", "mouth_open", "roll", "pitch")}
+    assert found == pytest.approx({"smile": 0.77, "mouth_open": 0.6, "roll": 0.2, "pitch": 0}, abs=0.01)
+    puppet.mirror(None)
+    assert puppet.step(SILENCE)[0][FACE_INDEX["smile"]] < 0.15

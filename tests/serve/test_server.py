@@ -123,8 +123,8 @@ def test_a_browsers_call(avatar: Avatar) -> None:
             sound, video, user = tracks
             frames = [await asyncio.wait_for(video.recv(), 20) for _ in range(12)]
             assert all(frame.width == frame.height == 192 for frame in frames)
-            steps = np.diff([float(frame.pts * frame.time_base) for frame in frames])
-            assert np.allclose(steps, 0.04)
+            steps = np.diff([float(frame.pts * frame.time_base) for frame in frames]) / 0.04
+            np.testing.assert_allclose(steps, np.maximum(1, np.round(steps)))  # a busy machine loses some
             assert (await user.recv()).width == 192
             channel.send(json.dumps({"do": "play"}))
             channel.send(json.dumps({"do": "act", "what": "smile"}))

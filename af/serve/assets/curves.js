@@ -7,6 +7,7 @@ class Curves {
   // name: [least, most, threshold of a movement, whether the avatar's answer is looked for]
   static ROWS = { smile: [-0.2, 1.05, 0.4, true], tilt: [-0.35, 0.35, 0.11, true], nod: [-0.3, 0.35, 0, false], mouth: [-0.05, 1.05, 0, false] };
   static ANSWER = [3, 34]; // frames within which an answer comes
+  static RISE = 12; // frames within which a movement is at its height
 
   constructor(canvas, onAnswer) {
     this.canvas = canvas; this.onAnswer = onAnswer;
@@ -18,7 +19,7 @@ class Curves {
   clear() {
     this.values = { user: {}, avatar: {} };
     for (const side of ["user", "avatar"]) for (const name in Curves.ROWS) this.values[side][name] = [];
-    this.first = 0; this.end = 0; this.arrived = 0; this.lags = []; this.told = null;
+    this.first = 0; this.end = 0; this.arrived = 0; this.lags = [];
   }
 
   add(start, user, avatar) {
@@ -37,19 +38,27 @@ class Curves {
       this.first += surplus;
     }
     this.lags = this.findLags();
-    const last = this.lags.filter(lag => lag.lag !== undefined).at(-1);
-    if (last && this.told !== last.start) { this.told = last.start; this.onAnswer(last); }
+    const last = this.lags.at(-1);
+    if (last) this.onAnswer(last);
   }
 
-  // Onsets: from below half the threshold to above it, of the deviation from the curve's median.
+  // Movements away from the curve's median by `threshold` or more, each where it passes half of its own height: so a
+  // weak answer is not found later, or a strong one earlier, than it comes.
   onsets(values, threshold) {
     const sorted = values.filter(Number.isFinite).sort((a, b) => a - b), middle = sorted[sorted.length >> 1] ?? 0;
-    const found = [];
+    const sizes = values.map(value => Math.abs(value - middle)), found = [];
     let armed = true;
-    values.forEach((value, i) => {
-      const size = Math.abs(value - middle);
+    sizes.forEach((size, i) => {
       if (size < threshold / 2) armed = true;
-      else if (armed && size >= threshold) { armed = false; found.push({ at: i, sign: Math.sign(value - middle) }); }
+      else if (armed && size >= threshold) {
+        armed = false;
+        const half = Math.max(...sizes.slice(i, i + Curves.RISE)) / 2;
+        let at = i;
+        while (at > 0 && sizes[at - 1] >= half) at--;
+        while (at < sizes.length - 1 && !(sizes[at] >= half)) at++;
+        const before = sizes[at - 1] ?? half, part = sizes[at] > before ? (sizes[at] - half) / (sizes[at] - before) : 0;
+        found.push({ at: at - Math.min(1, Math.max(0, part)), sign: Math.sign(values[i] - middle) });
+      }
     });
     return found;
   }
@@ -61,7 +70,7 @@ class Curves {
       const answers = this.onsets(this.values.avatar[name], threshold / 2);
       for (const cause of this.onsets(this.values.user[name], threshold)) {
         const answer = answers.find(a => a.sign === cause.sign && a.at >= cause.at + Curves.ANSWER[0] && a.at <= cause.at + Curves.ANSWER[1]);
-        const over = this.values.user[name].length - cause.at > Curves.ANSWER[1];
+        const over = this.values.user[name].length - cause.at > Curves.ANSWER[1] + Curves.RISE;
         if (answer) lags.push({ name, start: this.first + cause.at, stop: this.first + answer.at, lag: (answer.at - cause.at) / Curves.FPS });
         else if (over) lags.push({ name, start: this.first + cause.at, lag: null });
       }

@@ -16,7 +16,9 @@ async function fetched(path, options = {}) {
 async function start() {
   closed = null; curves.clear(); say("connecting …");
   about = await fetched("about");
-  $("play").hidden = !about.voice; $("no-text").hidden = about.text; $("say").hidden = !about.text;
+  $("play").hidden = !about.voice; $("mirror-hint").hidden = about.landmarks;
+  document.querySelector("[value=mirror]").disabled = !about.landmarks;
+  $("no-text").hidden = about.text; $("say").hidden = !about.text;
   peer = new RTCPeerConnection({ iceServers: about.ice });
   const voice = peer.addTransceiver("audio", { direction: "sendrecv" });
   const face = peer.addTransceiver("video", { direction: "sendrecv" });
@@ -58,6 +60,7 @@ function restore() {
 function receive(message) {
   latest = { ...latest, ...message };
   if (message.error) say(message.error, true);
+  if (message.is === "puppet") become("puppet");
   if (message.closed) ended(message.closed);
   if (message.settings) show(message.settings);
   if (message.user) { curves.add(message.start, message.user, message.avatar); report(message); }
@@ -119,6 +122,7 @@ async function use(kind, on) {
   if (!on) { media[kind]?.stop(); media[kind] = null; await sender.replaceTrack(null); return; }
   if (!navigator.mediaDevices) throw new Error("browsers give camera and microphone to HTTPS pages only (--tls-certificate)");
   const wanted = kind === "audio" ? { audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true } } : { video: { width: 640, height: 480, frameRate: 30, facingMode: "user" } };
+  media[kind]?.stop();
   media[kind] = (await navigator.mediaDevices.getUserMedia(wanted)).getTracks()[0];
   await sender.replaceTrack(media[kind]);
 }
@@ -135,13 +139,15 @@ for (const slider of all("[data-change]")) {
 }
 for (const box of all("[data-signal]")) box.onchange = () => send("change", { signals: { [box.dataset.signal]: box.checked } });
 $("barge").onchange = () => send("change", { barge_in: $("barge").checked });
-for (const radio of all("[name=user]")) radio.onchange = async () => {
-  const camera = radio.value === "camera";
-  try { await use("video", camera); } catch (error) { say(`no camera: ${error.message}`, true); document.querySelector("[value=puppet]").checked = true; return; }
-  $("puppet").hidden = camera; $("camera-hint").hidden = !camera;
-  $("who").textContent = camera ? "your face, as the model sees it" : "drawn, steered by you";
-  send("user", { user: radio.value });
-};
+async function become(user) {
+  const camera = user !== "puppet";
+  try { await use("video", camera); } catch (error) { say(`no camera: ${error.message}`, true); user = "puppet"; }
+  document.querySelector(`[value=${user}]`).checked = true;
+  $("puppet").hidden = user === "camera"; $("camera-hint").hidden = user !== "camera";
+  $("who").textContent = { puppet: "drawn, steered by you", mirror: "drawn, moved by your camera", camera: "your face, as the model sees it" }[user];
+  send("user", { user });
+}
+for (const radio of all("[name=user]")) radio.onchange = () => become(radio.value);
 $("microphone").onclick = async () => {
   const on = $("microphone").getAttribute("aria-pressed") !== "true";
   try { await use("audio", on); $("microphone").setAttribute("aria-pressed", on); } catch (error) { say(`no microphone: ${error.message}`, true); }
