@@ -12,12 +12,15 @@ import torch
 
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
+from af.data.events import listener_activity
 from af.data.index import Index
 from af.data.plan import fixed_windows
+from af.data.rearrange import merge
 from af.data.shards import ShardReader
 from af.data.validate import validate
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from af.evaluation.checkpoint import Subject
 from af.evaluation.settings import CheckpointSettings
 from af.forcing.dropout import ConditionDropout, drop_user
 from af.models.artifact import load_model
@@ -30,6 +33,7 @@ from af.training.evaluation import require_settings
 from af.training.preference import _others
 from af.training.randomness import Draws, step_generator
 from af.types import DyadBatch
+from af.voice import listening_frames
 from tests.conftest import FEATURES
 from tests.one_sided import one_sided
 from tests.training.test_resume import DENOISER, VAE
@@ -107,21 +111,36 @@ def test_the_other_user_is_that_of_a_window_with_one(windows):
     assert _others(replace(four, has_user=torch.tensor([False, True, False, False]))).tolist() == [1, 1, 1, 1]
 
 
-def test_losers_are_for_conversations_alone(alone, latents, denoiser_folder, tmp_path):
-    from af.data.rearrange import merge
+@pytest.fixture(scope="module")
+def both(latents, alone, tmp_path_factory) -> Path:
+    """Conversations and people alone in one folder."""
+    folder = tmp_path_factory.mktemp("both")
+    merge([latents, alone], folder, shard_bytes=10**6)
+    return folder
 
+
+def test_losers_are_for_conversations_alone(both, alone, denoiser_folder, tmp_path):
     source = {"_target_": "af.pipeline.losers.WeakUser", "steps": 1}
     with pytest.raises(UserError, match="one person alone"):
         make_losers(alone, tmp_path / "none", source, denoiser=denoiser_folder)
-    merge([latents, alone], tmp_path / "both", shard_bytes=10**6)
-    (train, *_) = make_losers(tmp_path / "both", tmp_path / "losers", source, denoiser=denoiser_folder)
+    (train, *_) = make_losers(both, tmp_path / "losers", source, denoiser=denoiser_folder)
     assert not any(s.key.startswith("solo") for s in train.samples)
-    dataset = WindowDataset(tmp_path / "both" / "train", frames=20, losers=tmp_path / "losers" / "train")
+    dataset = WindowDataset(both / "train", frames=20, losers=tmp_path / "losers" / "train")
     items = fixed_windows(dataset.reader.index, frames=20)
     batch = dataset.collate([dataset[item] for item in items])
     same = (batch.loser == batch.avatar_motion).flatten(1).all(1)
     assert torch.equal(same, ~batch.has_user)
     assert 0 < same.sum() < len(same)
+
+
+def test_reactions_are_weighted_and_measured_in_conversations_alone(both, latents, denoiser_folder):
+    index = Index.load(both / "train")
+    found = listener_activity(index, listening_frames)
+    talks = [i for i, sample in enumerate(index.samples) if not sample.key.startswith("solo")]
+    assert set(found) == {f"{i}.{role}" for i in talks for role in "ab"}
+    settings = CheckpointSettings(data=str(both / "test"), linear_probe=str(latents / "train"))
+    subject = Subject.load(denoiser_folder, settings, torch.device("cpu"))
+    assert [s.key for s in subject.index.samples] == [s.key for s in Index.load(latents / "test").samples]
 
 
 def test_a_teacher_of_one_person_is_its_roll_out_without_a_user(alone, denoiser_folder, tmp_path):
