@@ -15,7 +15,7 @@ from tests.conftest import AUTOENCODER, FEATURES
 
 EXPERIMENTS = sorted(p.stem for p in (config_folder() / "experiment").glob("*.yaml"))
 SMALL = {
-    "vae": ["model.image_size=32", "model.latent_dim=16", "model.directions=14", "model.channel_base=128"],
+    "vae": ["model.image_size=32", "model.latent_dim=16", "model.directions=14", "model.channel_base=256"],
     "denoiser": [
         "model.motion_space.latent_dim=16",
         "model.motion_space.directions=6",
@@ -41,7 +41,9 @@ ONE_STEP = [
 
 
 def start(experiment: str, denoiser: Path) -> list[str]:
-    """What an experiment needs that starts from a model."""
+    """What an experiment needs that starts from a model, or that is for faces with MediaPipe's parameters."""
+    if experiment.startswith("vae_people"):
+        return ["loss.face.parameters=13", "data.regions=null"]
     return [f"start={denoiser}"] if experiment.startswith(("preference", "distill")) else []
 
 
@@ -60,7 +62,7 @@ def test_every_experiment_runs_one_step(experiment, dyads, latents, teacher, den
     stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x", *begin]))["stage"]
     root = {"vae": dyads, "denoiser": latents, "preference": latents, "distill": latents}[stage]
     made = {"preference": begin, "distill": [*begin, f"data.teacher={teacher}"]}
-    small = {**SMALL, **made}[stage]
+    small = [*{**SMALL, **made}[stage], *(begin if stage == "vae" else [])]
     arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *small, *ONE_STEP]
     assert main(["train", *arguments]) == 0
     assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1

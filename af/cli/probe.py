@@ -1,4 +1,4 @@
-"""Probe the latents of a motion VAE, on synthetic shards of people it was not trained on:
+"""Probe the latents of a motion VAE, on shards of people it was not trained on. Of synthetic people:
 
   af probe --autoencoder runs/demo/vae/export --data data/demo/test --out runs/probe
 
@@ -15,12 +15,22 @@
 - directions.png: the portrait with each direction in turn at -3 … 3 standard deviations, and what that moves.
 
 The folder gets metrics.json, metrics.md, directions.png and transfer.png (portrait | driving | image | right image).
+
+Of real people, read by MediaPipe (af fetch face-landmarker):
+
+  af probe --real --autoencoder runs/people/export --data data/people/test --out runs/probe
+
+- what is read of the driving face (jaw, smile, blink, brow, yaw, pitch, roll) is compared with what is read of the image,
+  when a portrait is driven by its own video (R² about each stretch's mean; null: portrait unchanged) and by the next
+  person's (R² about either's mean).
+
+The folder gets metrics.json, metrics.md and driven.png (portrait | driving | image | another person driving | image).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from af.cli.kinds import Count, Device, Model, OutFolder, Seed
 from af.cli.options import More
@@ -29,8 +39,9 @@ from af.cli.options import More
 def run(
     *,
     autoencoder: Model,
-    data: Annotated[Path, More(metavar="FOLDER"), "synthetic shards of a split"],
+    data: Annotated[Path, More(metavar="FOLDER"), "shards of a split"],
     out: Annotated[OutFolder, "folder for the results"],
+    real: Annotated[bool, "the people are real: read by MediaPipe"] = False,
     pairs: Annotated[Count, "transfers"] = 128,
     conversations: Annotated[Count, "read for the probes"] = 32,
     frames: Annotated[Count, "of each person for the probes"] = 100,
@@ -41,24 +52,43 @@ def run(
     from af.console import progress_bar, show
     from af.data.index import Index
     from af.data.provenance import HeldOut
-    from af.evaluation.probe import Probe
     from af.evaluation.table import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
-    from af.models.tracker import load_tracker
     from af.pipeline.encode import require_videos
 
     model, artifact = load_as(autoencoder, MotionAutoencoder)
     model.to(device)
-    index, tracker = Index.load(data), load_tracker(device=device)
+    index = Index.load(data)
     require_videos(index, model)
-    probe = Probe(model, tracker, index, out, pairs, conversations, frames, seed)
     with progress_bar() as progress:
-        task = progress.add_task("reading people", total=2 * min(conversations, len(index.samples)))
-        rows, moved = probe.run(lambda: progress.advance(task))
+        if real:
+            rows = _driven(model, index, out, frames, seed, progress)
+            moved, images = "", "driven.png"
+        else:
+            from af.evaluation.probe import Probe
+            from af.models.tracker import load_tracker
+
+            probe = Probe(model, load_tracker(device=device), index, out, pairs, conversations, frames, seed)
+            task = progress.add_task("reading people", total=2 * min(conversations, len(index.samples)))
+            rows, moved = probe.run(lambda: progress.advance(task))
+            images = "directions.png, transfer.png"
     held = HeldOut.of(index, {str(autoencoder): artifact.info})
     made_with = {"autoencoder": artifact.digest, "data": str(data.resolve()), "seed": seed, "people": held.known}
-    notes = f"People: {held.text}.\n\n{moved}"
+    notes = f"People: {held.text}.\n\n{moved}".strip()
     write_metrics(out, rows, made_with, title=f"What the latents of {autoencoder} are worth", notes=notes)
     show(console_table(rows, title=str(autoencoder)))
-    print(f"{notes}\nwritten to {out}: metrics.json, metrics.md, directions.png, transfer.png")
+    print(f"{notes}\nwritten to {out}: metrics.json, metrics.md, {images}")
+
+
+def _driven(model: Any, index: Any, out: Path, frames: int, seed: int, progress: Any) -> list[Any]:
+    from af.evaluation.driven import driven_rows, stretches
+    from af.evaluation.probe import save_grid
+    from af.ingest.landmarks import FaceLandmarker
+
+    tracker = FaceLandmarker()
+    task = progress.add_task("reading people", total=2 * sum(len(sample.roles) for sample in index.samples))
+    found = stretches(index, tracker, frames=frames, seed=seed, advance=lambda: progress.advance(task))
+    rows, columns = driven_rows(model, found, tracker, lambda: progress.advance(task))
+    save_grid(out / "driven.png", columns, rows=len(found))
+    return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from af.data.loader import PlanDataset
 from af.data.plan import PairItem, Plan
 from af.data.shards import ShardReader
 from af.data.stores import Location
+from af.data.vary import Vary
 from af.errors import UserError
 from af.images import to_float
 from af.specs import FaceSpec
@@ -46,7 +47,9 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
     0 turns it off). It makes reading about ten times faster and is used if the whole decoded split fits (64-pixel
     clips); otherwise frames are decoded from the nearest key frame. `regions` computes emphasis weights, from the
     driving frame's face parameters if available; `faces` adds the parameters to the batch (`UserError` if shards lack
-    them). `both_ways` doubles a batch by exchanging source and driving. `uint8` keeps images as bytes, a quarter of the
+    them). `both_ways` doubles a batch by exchanging source and driving. `image_size` shrinks frames to a half, a quarter …
+    of theirs; `vary` changes pairs at random, by `seed` and position. Of several driving frames in the plan the one whose
+    expression differs most from the source's is taken, which takes face parameters. `uint8` keeps images as bytes, a quarter of the
     traffic between processes: call `pairs_to_float` on the device.
     """
 
@@ -61,6 +64,9 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         faces: bool = False,
         both_ways: bool = False,
         uint8: bool = False,
+        image_size: int | None = None,
+        vary: Vary | None = None,
+        seed: int = 0,
         max_bad_rate: float = 0.01,
     ) -> None:
         reader = folder if isinstance(folder, ShardReader) else ShardReader(folder)
@@ -74,10 +80,15 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         assert index.image_size is not None
         if faces and index.specs.get("face") is None:
             raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients")
-        self.image_size, self.regions, self.faces, self.uint8 = index.image_size, regions, faces, uint8
-        self.both_ways = both_ways
+        self.stored_size, self.regions, self.faces, self.uint8 = index.image_size, regions, faces, uint8
+        self.both_ways, self.vary, self.seed = both_ways, vary, seed
+        self.image_size = index.image_size if image_size is None else image_size
+        if self.stored_size % self.image_size:
+            raise UserError(
+                f"data.image_size={self.image_size} does not divide the {self.stored_size} px of {index.folder}"
+            )
         self.cache: FrameCache | None = None
-        if 2 * index.frames * self.image_size**2 * 3 <= cache_bytes:
+        if 2 * index.frames * self.stored_size**2 * 3 <= cache_bytes:
             try:
                 self.cache = FrameCache(cache_folder or scratch_folder(index.folder.parent) / ".cache", cache_bytes)
             except UserError as error:
@@ -92,17 +103,32 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         return None if found is None else FaceSpec.from_json(found)
 
     def _read(self, item: PairItem) -> _Pair:
+        item = replace(item, driving=self._farthest(item)) if item.others else item
         driving = (item.driving, item.source) if self.both_ways else (item.driving,)
         weights = faces = None
-        field = f"{item.role}.face.npy"
-        if (self.faces or self.regions is not None) and self.reader.has(item.sample, field):
-            rows = [self.reader.read_rows(item.sample, field, frame, frame + 1)[0] for frame in driving]
-            faces = np.stack(rows).astype(np.float32)
+        if (self.faces or self.regions is not None) and self.reader.has(item.sample, f"{item.role}.face.npy"):
+            faces = self._faces(item, driving)
+        frames = self._frames(item)
+        if self.vary is not None:
+            rng = np.random.default_rng((self.seed, item.position))
+            frames, faces = self.vary(frames, faces, self.face_spec, rng)
         if self.regions is not None:
             shown = [None] * len(driving) if faces is None else faces
             masks = [mask for face in shown if (mask := self.regions(face, self.image_size)) is not None]
             weights = np.stack(masks) if len(masks) == len(shown) else None
-        return _Pair(self._frames(item), weights, faces, item.counted)
+        return _Pair(frames, weights, faces, item.counted)
+
+    def _faces(self, item: PairItem, frames: Sequence[int]) -> Float32[np.ndarray, "N P"]:
+        field = f"{item.role}.face.npy"
+        rows = [self.reader.read_rows(item.sample, field, frame, frame + 1)[0] for frame in frames]
+        return np.stack(rows).astype(np.float32)
+
+    def _farthest(self, item: PairItem) -> int:
+        spec, choices = self.face_spec, (item.driving, *item.others)
+        if spec is None:
+            raise UserError(f"{self.reader.index.folder}: data.choices needs face parameters, which the shards lack")
+        source, *driving = self._faces(item, (item.source, *choices))[:, : spec.expression]
+        return choices[int(np.square(np.stack(driving) - source).sum(1).argmax())]
 
     def _frames(self, item: PairItem) -> np.ndarray:
         i, field, indices = item.sample, f"{item.role}.mp4", (item.source, item.driving)
@@ -111,15 +137,19 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
             if self.cache is None:
                 frames = codecs.decode_frames(self.reader.open(i, field), indices)
             else:
-                shape = (entry.frames, self.image_size, self.image_size)
+                shape = (entry.frames, self.stored_size, self.stored_size)
                 frames = self.cache.read(
                     self._name(i, field), indices, shape, lambda: codecs.decode_video(self.reader.read_bytes(i, field))
                 )
         except (ValueError, IndexError) as error:
             raise self.reader.error(i, field, "bad_mp4", str(error)) from None
-        if frames.shape[1:3] != (self.image_size, self.image_size):
-            raise self.reader.error(i, field, "wrong_size", f"{frames.shape[1:3]}, expected {self.image_size}")
-        return frames
+        if frames.shape[1:3] != (self.stored_size, self.stored_size):
+            raise self.reader.error(i, field, "wrong_size", f"{frames.shape[1:3]}, expected {self.stored_size}")
+        shrink = self.stored_size // self.image_size
+        if shrink == 1:
+            return frames
+        cells = frames.reshape(len(frames), self.image_size, shrink, self.image_size, shrink, 3)
+        return np.rint(cells.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
     def _name(self, i: int, field: str) -> str:
         entry = self.reader.index.samples[i]

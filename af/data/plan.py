@@ -66,7 +66,10 @@ def _below(hashed: int, n: int) -> int:
 
 @dataclass(frozen=True)
 class PairItem:
-    """Two different frames of one person in one sample. `counted` is False for repeats that fill a batch."""
+    """Two different frames of one person in one sample. `counted` is False for repeats that fill a batch.
+
+    With `others` the reader takes that one of them and `driving` which differs most from `source`.
+    """
 
     position: int
     sample: int
@@ -74,6 +77,7 @@ class PairItem:
     source: int
     driving: int
     counted: bool = True
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,18 +181,22 @@ class EndlessPlan(Plan[Item]):
 class PairPlan(EndlessPlan[PairItem]):
     """Pairs of frames for the autoencoder: per epoch, `pairs_per_person` random pairs of each person in each sample.
 
-    Both frames have a tracked face and differ. People with fewer than two such frames are left out.
+    Both frames have a tracked face and differ. People with fewer than two such frames are left out. Each pair has
+    `choices` driving frames to choose from.
     """
 
-    def __init__(self, index: Index, *, seed: int = 0, pairs_per_person: int = 8, group_shards: int = 16) -> None:
-        self.pairs_per_person = pairs_per_person
+    def __init__(
+        self, index: Index, *, seed: int = 0, pairs_per_person: int = 8, choices: int = 1, group_shards: int = 16
+    ) -> None:
+        self.pairs_per_person, self.choices = pairs_per_person, choices
         self._people = [[r for r in ROLES if _count(s.valid[r]) >= 2] for s in index.samples]
         counts = np.array([len(people) * pairs_per_person for people in self._people], np.int64)
         super().__init__(index, counts, seed=seed, group_shards=group_shards)
 
     def _make(self, position: int, sample: int, k: int, hashed: int) -> PairItem:
         role = self._people[sample][k // self.pairs_per_person]
-        return _pair(position, sample, role, self.index.samples[sample].valid[role], hashed)  # type: ignore[arg-type]
+        runs = self.index.samples[sample].valid[role]
+        return _pair(position, sample, role, runs, hashed, self.choices)  # type: ignore[arg-type]
 
 
 class WindowPlan(EndlessPlan[WindowItem]):
@@ -312,12 +320,12 @@ def _nth(runs: Spans, n: int) -> int:
     raise IndexError(n)
 
 
-def _pair(position: int, sample: int, role: Role, runs: Spans, hashed: int) -> PairItem:
+def _pair(position: int, sample: int, role: Role, runs: Spans, hashed: int, choices: int = 1) -> PairItem:
     count = _count(runs)
     source = _below(mix(hashed, 0), count)
-    driving = _below(mix(hashed, 1), count - 1)
-    driving += driving >= source
-    return PairItem(position, sample, role, _nth(runs, source), _nth(runs, driving))
+    drawn = [_below(mix(hashed, n), count - 1) for n in range(1, choices + 1)]
+    driving, *others = (_nth(runs, n + (n >= source)) for n in drawn)
+    return PairItem(position, sample, role, _nth(runs, source), driving, others=tuple(others))
 
 
 def _reference(runs: Spans, total: int, start: int, frames: int, hashed: int) -> int:

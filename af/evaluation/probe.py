@@ -176,7 +176,7 @@ class Probe:
         pairs = transfer.draw_pairs(self.index, self.pairs, seed=self.seed)
         made, right = transfer.transfer(self.model, pairs.portraits, pairs.driving), pairs.truth
         step = max(1, len(made) // ROWS_SHOWN)  # different portraits, as many as there are
-        _save_grid(self.out / "transfer.png", [c[::step] for c in (pairs.portraits, pairs.driving, made, right)])
+        save_grid(self.out / "transfer.png", [c[::step] for c in (pairs.portraits, pairs.driving, made, right)])
         on = "motion on another's portrait; null: portrait unchanged"
 
         def row(tag: str, values: Sequence[float | None], protocol: str, better: str = "higher") -> MetricRow:
@@ -215,7 +215,7 @@ class Probe:
     def directions(self, people: Sequence[Person]) -> str:
         """Save the portrait with each direction in turn; returns what it moves most, in standard deviations."""
         images = traversal(self.model, people, STEPS)
-        _save_grid(self.out / "directions.png", list(images.swapaxes(0, 1)), rows=len(images))
+        save_grid(self.out / "directions.png", list(images.swapaxes(0, 1)), rows=len(images))
         spread = np.concatenate([p.face for p in people]).std(0)
         lines = [f"What each direction moves (from {STEPS[0]:g} to {STEPS[-1]:g} of its standard deviations):", ""]
         for k, row in enumerate(images):
@@ -254,7 +254,7 @@ def probe_rows(people: Sequence[Person]) -> list[MetricRow]:
     ]
 
 
-def _save_grid(path: Path, columns: Sequence[np.ndarray], rows: int = ROWS_SHOWN) -> None:
+def save_grid(path: Path, columns: Sequence[np.ndarray], rows: int = ROWS_SHOWN) -> None:
     """Columns of images side by side."""
     grid = np.concatenate([np.concatenate(list(column[:rows])) for column in columns], 1)
     with atomic_path(path) as temporary:

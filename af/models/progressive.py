@@ -1,4 +1,4 @@
-"""Starting a larger autoencoder from a trained smaller one: 256 px, then 512.
+"""Starting an autoencoder as a copying machine, or a larger one from a trained smaller one: 256 px, then 512.
 
 Channels depend on resolution, so all but the outermost layers have the smaller model's shapes and are copied. The new
 outermost layers start neutral: the encoder's passes the colours, at half size, to the smaller model's first layer, and
@@ -16,9 +16,36 @@ from torch import Tensor
 from af.errors import UserError
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
-from af.nn.equalized import SLOPE, EqualConv2d
+from af.nn.equalized import GAIN, SLOPE, EqualConv2d
 
+_KEEP = 3.0  # raw mask of the copying machine: a portrait's features count 95 %
 _COLOURS = 1 << 14  # random colours for the statistics of a layer
+
+
+@torch.no_grad()
+def start_as_copy(model: MotionAutoencoder) -> None:
+    """Set the outermost layers so that the untrained `model` shows the portrait unchanged: flows are zero, masks keep
+    the portrait's features, and only the outermost level adds colours. It then learns what moves, and not first to see.
+
+    Raises UserError for a model without `paint`, or with too few channels for the colours.
+    """
+    if not _paints(model):
+        raise UserError("module.copy_first needs model.paint=true")
+    top, rgb = model.decoder.levels[str(model.image_size)], model.encoder.from_rgb
+    signs = _signs(rgb)
+    rgb.weight[: len(signs), :, 0, 0] = signs / rgb.scale
+    rgb.bias[: len(signs)] = 0  # type: ignore[index]
+    for level in model.decoder.levels.values():
+        level.get_parameter("rgb.weight").zero_()
+    first = next(iter(model.decoder.levels.values()))
+    first.get_parameter("flow.bias")[2] = _KEEP  # the raw masks of all levels add up
+    kept = torch.sigmoid(torch.tensor(_KEEP))
+    colours = top.get_submodule("rgb")
+    assert isinstance(colours, EqualConv2d)
+    colours.weight[:, : len(signs), 0, 0] = signs.T / ((1 + SLOPE) * kept * colours.scale)
+    # moves the colours to where the leaky ReLU is the identity, and back
+    top.get_parameter("rgb_inner_bias").fill_(2.0 / GAIN)
+    top.get_parameter("rgb_bias").fill_(-2.0)
 
 
 @torch.no_grad()
@@ -53,6 +80,14 @@ def start_from(model: MotionAutoencoder, folder: str | Path) -> None:
             level.get_parameter(name).zero_()
 
 
+def _signs(rgb: EqualConv2d) -> Tensor:
+    """The colours with both signs, (6, 3): the first channels of a layer that hands them on."""
+    if (width := rgb.weight.shape[0]) < 6:
+        raise UserError(f"{width} channels in the outermost layer are too few to hand colours on, which takes 6")
+    eye = torch.eye(3, device=rgb.weight.device)
+    return torch.cat((eye, -eye))
+
+
 def _paints(model: MotionAutoencoder) -> bool:
     return any(level.paint for level in model.decoder.levels.values())
 
@@ -69,14 +104,10 @@ def _hand_colours_on(model: MotionAutoencoder, small: MotionAutoencoder) -> None
     """
     size, first = str(model.image_size), small.encoder.from_rgb
     block, rgb = model.encoder.down[size], model.encoder.from_rgb
-    width = rgb.weight.shape[0]
-    if width < 6:
-        raise UserError(f"{width} channels at {size} px are too few to start from a smaller model; the colours need 6")
     conv1, conv2, skip = (block.get_submodule(name) for name in ("conv1", "conv2", "skip"))
     assert isinstance(conv1, EqualConv2d)
     assert isinstance(conv2, EqualConv2d)
-    eye = torch.eye(3, device=rgb.weight.device)
-    signs = torch.cat((eye, -eye))  # (6, 3)
+    signs = _signs(rgb)
     rgb.weight[:6, :, 0, 0] = signs
     rgb.bias[:6] = 0  # type: ignore[index]
     gain = rgb.scale * (1 + SLOPE)  # the two channels of a colour, subtracted

@@ -248,16 +248,16 @@ def _models(autoencoder: str, features: str, device: str) -> tuple[MotionAutoenc
     )
 
 
-def require_videos(index: Index, model: MotionAutoencoder) -> None:
-    """Raise UserError unless the shards hold everybody's videos at the autoencoder's size."""
+def require_videos(index: Index, model: MotionAutoencoder, shrunk_to: int | None = None) -> None:
+    """Raise UserError unless the shards hold everybody's videos at the autoencoder's size, or are `shrunk_to` it."""
     if blind := next((s for s in index.samples if not {f"{role}.mp4" for role in s.roles} <= set(s.members)), None):
         raise UserError(
             f"{index.folder}: no video of {blind.key}, which the autoencoder needs; use the shards with videos"
         )
-    if index.samples and index.image_size != model.image_size:
+    if index.samples and (shrunk_to or index.image_size) != model.image_size:
         raise UserError(
             f"{index.folder} has frames of {index.image_size} px, the autoencoder is for {model.image_size}; "
-            "give shards of that size, or an autoencoder trained on these"
+            "give shards of that size (in training also data.image_size), or an autoencoder trained on these"
         )
 
 

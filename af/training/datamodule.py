@@ -21,6 +21,7 @@ from af.data.selection import Keep, selected
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
 from af.data.stream import StreamReader
+from af.data.vary import Vary
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.models.motion_space import MotionStatistics, pooled
@@ -136,7 +137,8 @@ class PairData(_ShardData):
 
     `regions` weights pixels by the face parameters in the shards (None: equally); `faces` adds the driving frames'
     parameters to the batches; `both_ways` trains every pair in both directions, with the second half of a batch as the
-    first with exchanged roles; `cache_gb` bounds the disk cache of decoded clips (0: none).
+    first with exchanged roles; of `choices` driving frames the one whose expression differs most is taken; `image_size`
+    (None: the shards') shrinks frames; `vary` changes training pairs at random; `cache_gb` bounds the disk cache of decoded clips (0: none).
     """
 
     def __init__(
@@ -148,6 +150,9 @@ class PairData(_ShardData):
         regions: Regions | None = None,
         faces: bool = False,
         both_ways: bool = False,
+        choices: int = 1,
+        image_size: int | None = None,
+        vary: Vary | None = None,
         cache_gb: float = 8.0,
         workers: int = 1,
         seed: int = 0,
@@ -155,16 +160,21 @@ class PairData(_ShardData):
         keep: str | None = None,
     ) -> None:
         require_number("pairs_per_person", pairs_per_person, least=1, whole=True)
+        require_number("choices", choices, least=1, whole=True)
+        require_number("image_size", image_size, least=16, whole=True, optional=True)
         require_number("cache_gb", cache_gb, least=0)
         super().__init__(root, batch_size, workers, seed, validation, keep)
         self.pairs_per_person, self.cache_gb = pairs_per_person, cache_gb
-        self.regions, self.faces, self.both_ways = regions, faces, both_ways
+        self.regions, self.faces, self.both_ways, self.vary = regions, faces, both_ways, vary
+        self.choices = choices
+        self.image_size = image_size if image_size is not None else self.train_index.image_size
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches in the plan's order."""
 
         plans = [
-            PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person) for index in self.training_indexes
+            PairPlan(index, seed=self.seed, pairs_per_person=self.pairs_per_person, choices=self.choices)
+            for index in self.training_indexes
         ]
         dataset = self._dataset(self.train_index, mixed_plan(plans, self.shares, self.seed))
         return training_loader(dataset, start=self.start, **self._reading())
@@ -184,6 +194,9 @@ class PairData(_ShardData):
             regions=self.regions,
             faces=self.faces,
             both_ways=self.both_ways and plan is not None,
+            image_size=self.image_size,
+            vary=None if plan is None else self.vary,
+            seed=self.seed,
             uint8=True,
         )
 

@@ -16,7 +16,7 @@ from af.losses.adversarial import AdversarialLoss
 from af.losses.reconstruction import kl_to_standard_normal, weighted_l1
 from af.metrics.likeness import decibels
 from af.models.autoencoder import AutoencoderOutput, MotionAutoencoder
-from af.models.progressive import start_from
+from af.models.progressive import start_as_copy, start_from
 from af.pipeline.encode import require_videos
 from af.training.callbacks import tensorboard
 from af.training.images import add_image
@@ -33,7 +33,9 @@ class VaeModule(Stage):
 
     `loss` is called like `ReconstructionLoss`; `adversarial` is the loss with the discriminator. `both_ways` means that
     the second half of every batch is the first with source and driving exchanged (`PairData`), so each image is encoded
-    once. `start` is the model folder of an earlier stage, of the same or half the size, whose weights are loaded.
+    once. `start` is the model folder of an earlier stage, of the same or half the size, whose weights are loaded; `copy_first` starts an
+    untrained autoencoder as a copying machine (`start_as_copy`). In the first `guide_steps` steps nothing is decoded: the
+    encoder learns the face parameters alone (`loss.guidance`), at a fraction of the cost.
     Without a discriminator Lightning steps the optimiser, and the Trainer accumulates and clips. With one, this module
     steps both optimisers: `accumulate` batches per step, gradients clipped to `gradient_clip` (None: no clipping).
     `trainer.global_step` counts the autoencoder's steps in both cases.
@@ -56,6 +58,8 @@ class VaeModule(Stage):
         gradient_clip: float | None = None,
         both_ways: bool = False,
         start: str | None = None,
+        copy_first: bool = False,
+        guide_steps: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(autoencoder, optimizer, scheduler, seed)
@@ -69,8 +73,16 @@ class VaeModule(Stage):
                 "accumulate and gradient_clip are for two optimisers; without a discriminator set "
                 "trainer.accumulate_grad_batches and trainer.gradient_clip_val"
             )
+        require_number("guide_steps", guide_steps, least=0, whole=True)
+        if guide_steps and discriminator is not None:
+            raise ValueError("guide_steps is for training without a discriminator")
+        if guide_steps and not getattr(loss, "guide", 0):
+            raise ValueError("guide_steps needs loss.guide and loss.face")
+        if copy_first:
+            start_as_copy(autoencoder)
         if start is not None:
             start_from(autoencoder, start)
+        self.guide_steps = guide_steps
         self.autoencoder, self.loss = autoencoder, loss
         self.adversarial, self.discriminator = adversarial, discriminator
         self.discriminator_optimizer = discriminator_optimizer
@@ -87,8 +99,8 @@ class VaeModule(Stage):
         """Raise UserError when the data's frames and the autoencoder differ in size."""
         data = getattr(self.trainer, "datamodule", None)
         for index in (getattr(data, "train_index", None), getattr(data, "validation_index", None)):
-            if index is not None:
-                require_videos(index, self.autoencoder)
+            if data is not None and index is not None:
+                require_videos(index, self.autoencoder, data.image_size)
 
     def reconstruction_loss(self, output: AutoencoderOutput, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The non-adversarial part of the objective at the current step, and its unweighted terms."""
@@ -109,6 +121,10 @@ class VaeModule(Stage):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor | None:
         """Train on one batch; with a discriminator both networks are updated, on the same reconstruction."""
         noise = self._noise(batch)
+        if self.global_step < self.guide_steps:
+            loss = self._guide_alone(batch)
+            self._log_training(loss, {"guide": loss})
+            return loss
         # both ways: the driving frames are the reordered sources
         output = self.autoencoder(batch.source, None if self.both_ways else batch.driving, noise)
         loss, terms = self.reconstruction_loss(output, batch)
@@ -117,6 +133,12 @@ class VaeModule(Stage):
             return loss
         self._adversarial_step(loss, terms, output, batch)
         return None
+
+    def _guide_alone(self, batch: PairBatch) -> Tensor:
+        coefficients, _ = self.autoencoder.posterior(batch.driving, check=False)
+        # DDP waits for the gradients of all parameters
+        rest = sum(p.sum() for name, p in self.autoencoder.named_parameters() if not name.startswith("encoder."))
+        return self.loss.guidance(coefficients, batch) + 0.0 * rest  # type: ignore[attr-defined]
 
     def _noise(self, batch: PairBatch) -> Tensor | None:
         """Noise for samples of the posterior; the two directions of a pair have their own."""

@@ -15,6 +15,7 @@ from af.data.loader import Counted, training_loader, validation_loader
 from af.data.pairs import FaceCentre, PairDataset, pairs_to_float
 from af.data.plan import PairPlan, WindowPlan, fixed_pairs, fixed_windows
 from af.data.shards import ShardReader, write_shard
+from af.data.vary import Vary
 from af.data.windows import WindowDataset
 from af.errors import UserError
 from af.synth.render import EyesAndMouth
@@ -86,6 +87,44 @@ def test_pairs_are_the_frames_of_the_plan(folder, tmp_path, cache_bytes):
                 np.testing.assert_allclose(image.numpy(), expected, atol=1e-6)
                 assert image.min() >= -1
                 assert image.max() <= 1
+
+
+def test_of_several_driving_frames_the_most_different_face_is_taken(folder):
+    plan = PairPlan(Index.load(folder), seed=3, choices=4)
+    data = PairDataset(folder, plan, cache_bytes=0, faces=True)
+    for position in range(8):
+        item = plan.item(position)
+        drawn = [item.driving, *item.others]
+        assert len(drawn) == 4
+        assert item.source not in drawn
+        frame = origin(data._read(item).faces[0])[2]  # toy faces say which frame they are from
+        assert abs(frame - item.source) == max(abs(n - item.source) for n in drawn)
+    one = PairPlan(Index.load(folder), seed=3).item(5)
+    assert (one.source, one.driving) == (plan.item(5).source, plan.item(5).driving)
+
+
+def test_frames_are_shrunk_by_whole_cells(folder):
+    index = Index.load(folder)
+    plan = PairPlan(index, seed=3)
+    whole, half = (
+        next(iter(training_loader(PairDataset(folder, plan, cache_bytes=0, image_size=size), 3))).source
+        for size in (None, 16)
+    )
+    torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(whole, 2), atol=1 / 127, rtol=0)
+    with pytest.raises(UserError, match="does not divide the 32 px"):
+        PairDataset(folder, plan, image_size=24)
+
+
+def test_varied_pairs_are_the_same_at_every_reading_and_differ_between_positions(folder):
+    plan = PairPlan(Index.load(folder), seed=3)
+    item = plan.item(0)
+    plain = PairDataset(folder, plan, cache_bytes=0)._read(item).frames
+    data = PairDataset(folder, plan, cache_bytes=0, vary=Vary(0.2, mirror=False))
+    first, again = data._read(item).frames, data._read(item).frames
+    other = data._read(dataclasses.replace(item, position=item.position + 1)).frames
+    np.testing.assert_array_equal(first, again)
+    assert (first != plain).any()
+    assert (first != other).any()
 
 
 def test_bytes_become_floats_on_demand(folder):

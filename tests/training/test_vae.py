@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from af.cli.config import compose, instantiate, resolve
 from af.errors import UserError
 from af.losses.adversarial import AdversarialLoss
-from af.losses.reconstruction import ReconstructionLoss
+from af.losses.reconstruction import FaceGuide, ReconstructionLoss
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
 from af.models.perceptual import _LAYERS
@@ -99,6 +99,26 @@ def test_learns_one_pair(tmp_path):
     _trainer(tmp_path, 40).fit(module, _loader(batches))
     after = module.reconstruction_loss(module.autoencoder(batches[0].source, batches[0].driving), batches[0])[0]
     assert after < 0.5 * before
+
+
+def test_guiding_steps_train_the_encoder_alone(tmp_path):
+    batches = [PairBatch(b.source, b.driving, face=torch.randn(4, 3)) for b in _batches(4)]
+    module = _module(loss=ReconstructionLoss(guide=0.5, face=FaceGuide(3, 4)), guide_steps=3)
+    start = _weights(module)
+    moved = []
+    for steps in (3, 4):
+        module.load_state_dict(start)
+        _trainer(tmp_path, steps).fit(module, _loader(batches))
+        moved.append({n.split(".")[1] for n, v in module.state_dict().items() if not torch.equal(v, start[n])})
+    assert moved[0] == {"encoder", "motion_head", "face"}
+    assert "decoder" in moved[1]
+
+
+def test_guiding_steps_are_for_plain_training():
+    with pytest.raises(ValueError, match="guide_steps"):
+        _module(adversarial=GAME, guide_steps=1)
+    with pytest.raises(ValueError, match=r"loss\.guide"):
+        _module(guide_steps=1)
 
 
 def test_objective_is_the_weighted_sum_of_its_terms():
