@@ -40,10 +40,12 @@ ONE_STEP = [
 ]
 
 
-def start(experiment: str, denoiser: Path) -> list[str]:
+def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> list[str]:
     """What an experiment needs that starts from a model, or that is for faces with MediaPipe's parameters."""
     if experiment.startswith("vae_people"):
-        return ["loss.face.parameters=13", "data.regions=null"]
+        alone = experiment == "vae_people_encoder"
+        encoder = [] if alone else [f"encoder={autoencoder}", "loss.distance.scales=[1.0]"]
+        return ["loss.face.parameters=13", "data.regions=null", "start=null", *encoder]
     return [f"start={denoiser}"] if experiment.startswith(("preference", "distill")) else []
 
 
@@ -57,8 +59,10 @@ def test_every_experiment_composes_and_resolves(experiment, denoiser_folder):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_one_step(experiment, dyads, latents, teacher, denoiser_folder, tmp_path):
-    begin = start(experiment, denoiser_folder)
+def test_every_experiment_runs_one_step(
+    experiment, dyads, latents, teacher, denoiser_folder, autoencoder_folder, tmp_path
+):
+    begin = start(experiment, denoiser_folder, autoencoder_folder)
     stage = resolve(compose("train", [f"experiment={experiment}", "data.root=x", *begin]))["stage"]
     root = {"vae": dyads, "denoiser": latents, "preference": latents, "distill": latents}[stage]
     made = {"preference": begin, "distill": [*begin, f"data.teacher={teacher}"]}

@@ -1,6 +1,7 @@
-"""Frozen networks for perceptual distances: VGG19 from a weights file, LPIPS from its package.
+"""Frozen networks for perceptual distances: VGG19 from a weights file, LPIPS from its package, an autoencoder's own
+encoder.
 
-Neither is shipped or downloaded here. They are callables, not modules, to stay out of checkpoints, parameter averages
+None is shipped or downloaded here. They are callables, not modules, to stay out of checkpoints, parameter averages
 and optimisers; they move to the device of their input.
 """
 
@@ -14,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from af.errors import UserError
+from af.models.artifact import load_as
+from af.models.autoencoder import MotionAutoencoder
 
 # torchvision's `features` numbering of VGG19: (index of the convolution, inputs, outputs), None for a 2x2 max pooling.
 _LAYERS: tuple[tuple[int, int, int] | None, ...] = (
@@ -70,6 +73,25 @@ class VggFeatures:
                 if layer[0] in _OUTPUTS:
                     outputs.append(x)
         return outputs
+
+
+class EncoderFeatures:
+    """Activations and motion coefficients of the trained motion autoencoder in `folder` (a model folder, run or
+    checkpoint), for images in [-1, 1] of its size.
+
+    An encoder guided by face parameters sees what a pixel loss hardly does: whether the mouth is open, and as wide as it
+    should be. Raises UserError when there is no such model.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        model, _ = load_as(folder, MotionAutoencoder)
+        self.network = model.eval().requires_grad_(False)
+
+    def __call__(self, image: Float[Tensor, "B 3 Y X"]) -> list[Tensor]:
+        """Activations from 8 px to half the size, then the coefficients, which weigh as much as one of them."""
+        self.network.to(image.device)
+        identity = self.network.identity(image, check=False)
+        return [*identity.features[:-1], self.network.reference_motion(identity) @ self.network.directions()]
 
 
 class LpipsPerceptual:
