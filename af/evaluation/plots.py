@@ -37,11 +37,15 @@ def _decorate(axes, title: str, x: str, y: str) -> None:
 
 
 def plot_curve(curve: Curve) -> Figure:
-    """Lines for generated, true and null; 0 is marked if x has both signs."""
+    """Lines for generated, true and null, dashed for a second line of one side ("true, small"); 0 is marked if x has both
+    signs.
+    """
     figure = _figure()
     axes = figure.subplots()
     for key, values in curve.series.items():
-        axes.plot(curve.x, values, color=COLOURS.get(key), label=key, lw=1.8)
+        side, _, which = key.partition(", ")
+        style = "--" if which == "small" else "-"
+        axes.plot(curve.x, values, style, color=COLOURS.get(side), label=key, lw=1.8)
     axes.axhline(0, color="k", lw=0.6)
     if curve.x.min() < 0:
         axes.axvline(0, color="k", lw=0.6)

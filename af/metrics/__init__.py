@@ -16,7 +16,9 @@ from af.metrics.lipsync import Lips
 from af.metrics.reaction import ReactionGain
 from af.metrics.records import EvaluationClip, MetricResult, Protocol
 from af.metrics.repeats import Repeats
+from af.metrics.responses import Responses
 from af.metrics.smoothness import Smoothness
+from af.metrics.two_sample import TwoSample
 
 
 def families(protocol: Protocol = Protocol()) -> list[ClipMetric]:  # noqa: B008 (frozen)
@@ -29,8 +31,10 @@ def families(protocol: Protocol = Protocol()) -> list[ClipMetric]:  # noqa: B008
         FaceDistances(**draws),
         ReactionGain(p.mel_bands, p.gain_bands, **draws),
         KnownReactions(p.smile_lag, p.tilt_lag, **draws),
+        Responses(**draws),
         Lips(p.lip_max_lag, p.mouth_max_lag, **draws),
         Smoothness(p.block, p.first_border, **draws),
+        TwoSample(p.block, p.first_border, **draws),
         FeatureDistances(p.block, p.first_border, **draws),
         Likeness(**draws),
         Identity(p.embedder, **draws),

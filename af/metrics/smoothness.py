@@ -41,6 +41,13 @@ def jerk_sums(clip: Clip) -> Float[np.ndarray, " 2"]:
     return np.array([norms.sum(), norms.size], np.float64)
 
 
+def median_speed(clip: Clip) -> Float[np.ndarray, " D"]:
+    """Median |first difference| of each column, per frame: near 0 for what rests between its movements. NaN below 2
+    frames.
+    """
+    return np.median(np.abs(np.diff(clip, axis=0)), axis=0) if len(clip) > 1 else np.full(clip.shape[1], np.nan)
+
+
 @dataclass(frozen=True)
 class Drift:
     """Drift over a long roll-out, per window of 20 s."""
@@ -86,9 +93,16 @@ def drift(
 
 
 class Smoothness(ClipMetric):
-    """`border_ratio`, if the block size is known, and `jerk`, the mean norm (over dims) of the third difference."""
+    """`border_ratio`, if the block size is known, `jerk`, the mean norm (over dims) of the third difference, and
+    `speed_ratio` by parameter: the median speed, generated over true (mean over clips); above 1 where the true face
+    rests between movements and the generated one does not.
+    """
 
-    needs: ClassVar = {"border_ratio": f"{FACES} or videos, and the generator's block size", "jerk": FACES}
+    needs: ClassVar = {
+        "border_ratio": f"{FACES} or videos, and the generator's block size",
+        "jerk": FACES,
+        "speed_ratio": FACES,
+    }
     headline = ("border_ratio/pose",)
 
     def __init__(self, block: int | None = None, first_border: int | None = None, **draws: int) -> None:
@@ -97,7 +111,7 @@ class Smoothness(ClipMetric):
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
         """Sums of both sides, by part."""
-        kept = {}
+        kept = {f"speed/{side}": median_speed(clip.side(side)) for side in ("true", "generated")}
         for name, part in clip.parts.items():
             for side in ("true", "generated"):
                 series = clip.side(side, part)
@@ -107,7 +121,7 @@ class Smoothness(ClipMetric):
         return kept
 
     def tabulate(self, table: ClipTable) -> None:
-        """`border_ratio/{exp,pose}`, `jerk/{exp,pose}`."""
+        """`border_ratio/{exp,pose}`, `jerk/{exp,pose}`, `speed_ratio/PARAMETER`."""
         for name in table.parts:
             if self.block is not None:
                 true, own = (table.sums(f"border/{side}/{name}") for side in ("true", "generated"))
@@ -115,3 +129,11 @@ class Smoothness(ClipMetric):
                 table.add(f"border_ratio/{name}", own, border_from_sums, true=true, protocol=text)
             true, own = (table.sums(f"jerk/{side}/{name}") for side in ("true", "generated"))
             table.add(f"jerk/{name}", own, true=true, protocol="units/s³")
+        own, true = (table.sums(f"speed/{side}") for side in ("generated", "true"))
+        for d, parameter in enumerate(table.face.names):
+            both, text = np.nan_to_num(np.stack([own[:, d], true[:, d]], axis=1)), "median |first difference|"
+            table.add(f"speed_ratio/{parameter}", both, _ratio, true=1.0, protocol=text, per_clip=False)
+
+
+def _ratio(sums: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, ...]:
+    return safe_divide(sums[..., 0], sums[..., 1])

@@ -3,7 +3,7 @@ named by a file is imported.
 
 A package allows a class of its own by an entry point of the group `af.models` in its pyproject.toml:
 
-[project.entry-points."af.models"]
+  [project.entry-points."af.models"]
   MyFeatures = "theirs.module:MyFeatures"
 
 Descriptions may then contain `"_target_": "theirs.module.MyFeatures"`. Models are first built on torch's meta device,

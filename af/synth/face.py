@@ -1,11 +1,19 @@
 """The parameters of a synthetic face: names, units and ranges. All zeros is the neutral face looking ahead.
 
-Expression (7) ``mouth_open`` 0 closed … 1 wide open ``mouth_width`` -1 rounded … 0 at rest … 1 spread ``smile`` 0 none
-… 1 broad (slightly negative: corners down) ``brow`` -1 lowered … 1 raised ``blink`` 0 open … 1 shut ``gaze_x`` -1 image
-left … 1 image right, relative to the head ``gaze_y`` -1 up … 1 down, relative to the head Pose (6) ``yaw`` radians,
-positive: the face turns to the image's right ``pitch`` radians, positive: the face turns down (a nod goes positive)
-``roll`` radians, positive: the head tilts clockwise as seen ``shift_x``, ``shift_y`` the head's offset from the middle,
-in image widths (right, down) ``scale`` natural logarithm of the head's size relative to the usual one
+Expression (7)
+    ``mouth_open``   0 closed … 1 wide open
+    ``mouth_width``  -1 rounded … 0 at rest … 1 spread
+    ``smile``        0 none … 1 broad (slightly negative: corners down)
+    ``brow``         -1 lowered … 1 raised
+    ``blink``        0 open … 1 shut
+    ``gaze_x``       -1 image left … 1 image right, relative to the head
+    ``gaze_y``       -1 up … 1 down, relative to the head
+Pose (6)
+    ``yaw``          radians, positive: the face turns to the image's right
+    ``pitch``        radians, positive: the face turns down (a nod goes positive)
+    ``roll``         radians, positive: the head tilts clockwise as seen
+    ``shift_x``, ``shift_y``  the head's offset from the middle, in image widths (right, down)
+    ``scale``        natural logarithm of the head's size relative to the usual one
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def code_digest() -> str:
     """Changes with the code that makes the numbers: results of other code are not mixed in."""
     package = Path(af.__file__).parent
     here = [Path(__file__).with_name(name) for name in ("run.py", "conditions.py")]
-    files = [*here, *package.glob("metrics/*.py"), *package.glob("data/synth/*.py")]
+    files = [*here, *package.glob("metrics/*.py"), *package.glob("synth/*.py")]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.read_bytes())
