@@ -1,4 +1,4 @@
-"""Comparison of settings in one table: mean ± standard error over seeds, ground truth, null, best values marked."""
+"""Comparison of settings in one table: mean ± standard error, ground truth, null, best values marked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,22 +74,32 @@ class Comparison:
         return cls(tuple(settings), tuple(headlines if tags is None else tags), better)
 
     def cell(self, setting: Setting, tag: str) -> Cell:
-        """The value of a setting for generated clips."""
-        return cell([run.get(tag) for run in setting.runs])
+        """The value of a setting for generated clips; the standard error is over runs, of a single run over its clips."""
+        found = cell([run.get(tag) for run in setting.runs])
+        own = setting.runs[0].get(f"{tag}/se") if len(setting.runs) == 1 else None
+        return replace(found, standard_error=own) if found.runs and own is not None else found
 
     def side(self, tag: str, side: str) -> Cell:
         """The ground truth ("true") or the null of a metric, over all runs of all settings."""
         return cell([run.get(f"{tag}/{side}") for setting in self.settings for run in setting.runs])
 
     def best(self, tag: str) -> set[str]:
-        """Names of the settings with the best mean; empty if the better direction is unknown."""
-        means = {s.name: c.mean for s in self.settings if (c := self.cell(s, tag)).runs}
+        """Names of the settings with the best mean, and of those within two standard errors (of the difference) of it;
+        empty if the better direction is unknown.
+        """
+        cells = {s.name: c for s in self.settings if (c := self.cell(s, tag)).runs}
         direction, true = self.better.get(tag), self.side(tag, "true")
-        if not means or direction is None or (direction == "true" and not true.runs):
+        if not cells or direction is None or (direction == "true" and not true.runs):
             return set()
         costs = {"lower": lambda v: v, "higher": lambda v: -v, "true": lambda v: abs(v - true.mean)}
-        cost = {name: costs[direction](mean) for name, mean in means.items()}
-        return {name for name, value in cost.items() if value == min(cost.values())}
+        cost = {name: costs[direction](c.mean) for name, c in cells.items()}
+        first = min(cost, key=cost.__getitem__)
+
+        def as_good(name: str) -> bool:
+            errors = [cells[n].standard_error or 0.0 for n in {name, first}]
+            return cost[name] == cost[first] or cost[name] - cost[first] < 2 * math.hypot(*errors)
+
+        return {name for name in cost if as_good(name)}
 
     def rows(self, mark: str = "{}") -> list[list[str]]:
         """Cells as text: name, runs, one per metric; ground truth and null last. `mark` encloses the best."""
@@ -196,7 +206,10 @@ def write_comparison(
     figures = comparison.figures()
     save_figures(out / "plots", figures)
     pictures = "".join(f"\n![{name}](plots/{name}.png)\n" for name in figures)
-    explained = "Mean ± standard error over runs; the best in bold; – is not computed.\n"
+    explained = (
+        "Mean ± standard error (over runs; of a single run over its clips); in bold the best and what is within two standard "
+        "errors of it; – is not computed.\n"
+    )
     write_text(out / "table.md", f"# {title}\n\n{comparison.markdown()}\n{explained}{text}{pictures}")
     table = io.StringIO()
     if records:

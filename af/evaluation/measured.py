@@ -136,7 +136,9 @@ class Table:
         self._families = [(", ".join(m.needs) or type(m).__name__, m.to(device)) for m in metrics]
         for metric in own:
             metric.reset()  # those of the table before
+        self._own = {*map(id, own)}
         self.failed: dict[str, str] = {}
+        self.own_tags: set[str] = set()  # rows of the user's own metrics, after `result`
 
     def add(self, clip: EvaluationClip) -> None:
         """Count a clip."""
@@ -152,6 +154,8 @@ class Table:
             if name not in self.failed:
                 with attempt(name, self.failed):
                     results.append(metric.compute())
+                    if id(metric) in self._own:
+                        self.own_tags |= {row.tag for row in results[-1].rows}
         found = MetricResult.merged(results)
         found.absent |= self.failed
         return found

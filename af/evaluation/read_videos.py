@@ -27,7 +27,7 @@ from af.evaluation.measured import SIDES, Measured, Table, fill_gaps, hints, loo
 from af.evaluation.reconstruction import frame_likeness
 from af.evaluation.report import write_report
 from af.evaluation.settings import ONLY_DRAWN, FilesSettings
-from af.files import sha256_of
+from af.files import claim_folder, sha256_of
 from af.ingest.landmarks import MEDIAPIPE_BLENDSHAPES, MEDIAPIPE_POSE
 from af.metrics.records import EvaluationClip, digest
 from af.metrics.smoothness import sharpness
@@ -44,6 +44,7 @@ def compare(clips: Path, out: Path, settings: FilesSettings) -> int:
     Unreadable clips are reported and skipped. Raises UserError when no clip could be measured.
     """
     console, listed = Console(), read_manifest(clips)
+    claim_folder(out / "comparison.json", {"clips": str(clips.resolve())})
     reader, measured, problems = Reader(settings, out / "cache"), list[Measured](), dict[str, str]()
     with progress_bar(console=console) as progress:
         for clip in progress.track(listed, description="measuring clips"):

@@ -34,7 +34,8 @@ def attempt(part: str, missing: dict[str, str]) -> Iterator[None]:
         yield
     except Exception as error:
         traceback.print_exception(error)
-        missing[part] = f"{_FAILED}{type(error).__name__}: {error}"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        missing[part] = f"{_FAILED}{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
 
 
 def write_report(

@@ -138,7 +138,7 @@ class TwoSample(ClipMetric):
             return [describe(clip, at) for clip, at in zip(clips, starts, strict=True)]
 
         def row(
-            tag: str, first: Sequence[Array], second: Sequence[Array], more: str = "", **sides: Sums | None
+            tag: str, first: Sequence[Array], second: Sequence[Array], more: str = "", null: Sums | None = None
         ) -> None:
             sums = self._sums(first, second, table)
             table.add(tag, sums, auc_from_sums, protocol=text + more, per_clip=False, true=0.5, null=null)

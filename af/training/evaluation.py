@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -63,8 +63,10 @@ class EvaluationModule(LightningModule):
         self.result = MetricResult()
 
     def test_dataloader(self) -> DataLoader:
-        """This rank's groups of clips; each group belongs to one rank."""
-        return DataLoader(self._groups(), batch_size=None)  # type: ignore[arg-type]
+        """This rank's groups of clips; each group belongs to one rank. A rank without any gets an empty one, since
+        Lightning refuses a loader without batches.
+        """
+        return DataLoader(self._groups() or [[]], batch_size=None)  # type: ignore[arg-type]
 
     def _groups(self) -> list[list[int]]:
         return self._subject[0].groups()[self.trainer.global_rank :: self.trainer.world_size]
@@ -242,7 +244,8 @@ class EvaluationCallback(Callback):
     The first `evaluation.limit` validation conversations are rolled out, each by one rank, before the first step and
     after validations that are `every_n_steps` apart (None: all). Faces are read from frames decoded by
     `evaluation.autoencoder`, or from latents by a fit on `evaluation.linear_probe`; without either this does nothing.
-    `tags` are families or rows to keep (None: all). Undefined values are left out.
+    `tags` are families or rows to keep (None: all), beside those of your own `evaluation.metrics`. Undefined values are
+    left out.
     """
 
     def __init__(
@@ -287,15 +290,17 @@ class EvaluationCallback(Callback):
         for group in subject.groups()[trainer.global_rank :: trainer.world_size]:
             for problem in count(table, subject.measure(group, None)).values():
                 rank_zero_warn(f"evaluation: {problem}")
-        values = self._values(tabled(table).rows)
+        rows = tabled(table).rows
+        values = self._values(rows, table.own_tags)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
 
-    def _values(self, rows: Sequence[MetricRow]) -> dict[str, float]:
+    def _values(self, rows: Sequence[MetricRow], own: Set[str]) -> dict[str, float]:
+        kept = None if self.tags is None else own | {*self.tags}
         values: dict[str, float] = {}
         for row in rows:
-            if self.tags is None or row.tag in self.tags or row.tag.split("/")[0] in self.tags:
+            if kept is None or row.tag in kept or row.tag.split("/")[0] in kept:
                 sides = {row.tag: row.value, f"{row.tag}/true": row.ground_truth, f"{row.tag}/null": row.null}
                 values |= {tag: v for tag, v in sides.items() if v is not None and math.isfinite(v)}
         return values

@@ -37,6 +37,15 @@ def test_the_best_is_the_lowest_the_highest_or_the_nearest_to_the_truth(comparis
     assert comparison.best("absent") == set()
 
 
+def test_what_is_within_two_standard_errors_of_the_best_is_as_good():
+    """0.1 apart with errors of 0.06 each: two errors of the difference are 0.17; with 0.03 each, 0.085."""
+    for error, best in ((0.06, {"a", "b"}), (0.03, {"a"})):
+        runs = [{"low": value, "low/se": error, "better": BETTER} for value in (1.0, 1.1)]
+        found = Comparison.of([Setting(name, (run,)) for name, run in zip("ab", runs, strict=True)], ["low"])
+        assert found.best("low") == best
+        assert found.cell(found.settings[0], "low").text() == f"1 ± {error}"
+
+
 def test_rows_end_with_ground_truth_and_null(comparison):
     rows = comparison.rows("*{}*")
     assert rows[0] == ["a", "1", "*1*", "*2*", "1.5", "–"]

@@ -89,14 +89,15 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_training(words, tmp_pat
 
 @pytest.mark.slow
 def test_two_ranks_evaluate_to_the_numbers_of_one(autoencoder_folder, denoiser_folder, latents, tmp_path):
-    """Every clip once: rows, intervals and single clips' numbers are the same bits."""
+    """Every clip once: rows, intervals and single clips' numbers are the same bits. A rank without clips does no harm."""
     words = ["evaluate", "--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder, "--data", latents / "test"]
-    words += ["evaluation.batch=1", "evaluation.steps=1", "evaluation.videos=1", "evaluation/networks=[thumbnail]"]
-    for devices in (1, 2):
+    words += ["evaluation.steps=1", "evaluation.videos=1", "evaluation/networks=[thumbnail]"]
+    for name, devices, batch in (("1", 1, 1), ("2", 2, 1), ("idle", 2, 16)):
         command = [sys.executable, "-m", "af.cli.main", *map(str, words), "--device", "cpu", "--devices", str(devices)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        run = [*command, "--out", str(tmp_path / str(devices))]
+        run = [*command, f"evaluation.batch={batch}", "--out", str(tmp_path / name)]
         subprocess.run(run, check=True, env=environment, timeout=600)
+    assert numbers(tmp_path / "idle" / "metrics.json")["clips"] == numbers(tmp_path / "1" / "metrics.json")["clips"]
     one, two = (numbers(tmp_path / n / "metrics.json") for n in ("1", "2"))
     assert "fd_img/thumbnail8-1" in one
     assert one == two

@@ -14,5 +14,7 @@ from af.pipeline.rolling import Scene
 class Still(LoserSource):
     """A face that does not move."""
 
+    needs_denoiser = False
+
     def __call__(self, denoiser: Any, scene: Scene, noise: Tensor) -> Float[Tensor, "B T D"]:
         return scene.reference[:, None].expand(scene.user_motion.shape)

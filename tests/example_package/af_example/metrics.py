@@ -26,4 +26,5 @@ class Nods(ClipMetric):
 
     def tabulate(self, table: ClipTable) -> None:
         true, own = table.sums("true"), table.sums("generated")
-        table.mean("nods/count", own, true=true, protocol=f"pitch above {self.level}")
+        null = None if table.partner is None else true[table.partner]  # nods of another conversation's true avatar
+        table.mean("nods/count", own, true=true, null=null, protocol=f"pitch above {self.level}")
