@@ -40,7 +40,7 @@ def registered(target: Any, where: str) -> type:
             return point.load()
     raise UserError(
         f"{where}: _target_ {target!r} is not a class that may be built from a file; your own package can allow it by an "
-        f"entry point of the group {GROUP}"
+        f"entry point of the group {GROUP} (docs/own_parts.md)"
     )
 
 

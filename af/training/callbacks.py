@@ -11,13 +11,16 @@ from typing import Any, Final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from af.console import progress_bar
 from af.data.provenance import with_earlier_people
+from af.errors import UserError
 from af.files import append_line
 from af.models.artifact import model_info, save_model
+from af.models.registry import check_description
 from af.training.ema import Ema
 
 #: Steps before the speed of a training is measured, and steps to measure.
@@ -130,6 +133,13 @@ class Export(Callback):
     def __init__(self, part: str, config: Mapping[str, Any], info: Mapping[str, Any], start: str | None = None) -> None:
         self.part, self.config, self.info = part, dict(config), dict(info)
         self.earlier = model_info(start) if start else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn now of a model folder that could not be read at the end."""
+        try:
+            check_description({"model": self.config, **self.info}, "the model's description")
+        except UserError as error:
+            rank_zero_warn(f"other commands will not read this model: {error}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the description that `af.models.artifact.load_model` needs."""

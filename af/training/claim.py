@@ -174,8 +174,8 @@ def _may_change(key: str, before: Any, config: Mapping[str, Any]) -> bool:
         return True
     if key == STEPS:
         return _longer(before, config)
-    if all(_at(c, key) == c["trainer"]["max_steps"] for c in (before, config)):
-        return True  # a schedule's length that is taken from the number of steps changes with it
+    if key.startswith(("scheduler.", "module.")):  # schedules whose length is taken from the number of steps
+        return all(_at(c, key) == c["trainer"]["max_steps"] for c in (before, config))
     if key == "trainer.precision":
         names = [str(c["trainer"].get("precision")) for c in (before, config)]
         return "auto" in names and all(name in _AUTOMATIC for name in names)
