@@ -34,7 +34,7 @@ def families(protocol: Protocol = Protocol()) -> list[ClipMetric]:  # noqa: B008
         Responses(**draws),
         Lips(p.lip_max_lag, p.mouth_max_lag, **draws),
         Smoothness(p.block, p.first_border, **draws),
-        TwoSample(p.block, p.first_border, **draws),
+        TwoSample(p.block, p.first_border, True, **draws),
         FeatureDistances(p.block, p.first_border, **draws),
         Likeness(**draws),
         Identity(p.embedder, **draws),

@@ -240,7 +240,10 @@ class ClipTable:
         self, tag: str, values: Float[np.ndarray, " N"], *, true: Any = None, null: Any = None, **options: Any
     ) -> None:
         """Add a row with the mean of one value per clip (of `true` and `null` too), ignoring NaN; `options` as for `add`."""
-        sides = {"true": mean_sums(true) if np.ndim(true) else true, "null": None if null is None else mean_sums(null)}
+        sides: dict[str, Any] = {
+            "true": mean_sums(true) if np.ndim(true) else true,
+            "null": None if null is None else mean_sums(null),
+        }
         self.add(tag, mean_sums(values), **sides, **options)
 
     def row(self, row: MetricRow) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from af.clock import seconds_to_frames
 from af.metrics.arrays import Array, Clip, safe_divide
@@ -19,7 +19,7 @@ FOLDS: Final = 5
 LAGS: Final = tuple(range(0, seconds_to_frames(1) + 1, 5))
 
 
-def describe(clip: Clip, starts: Sequence[int] | np.ndarray) -> Float[np.ndarray, "N F"]:
+def describe(clip: Clip, starts: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N F"]:
     """Windows of a clip as inputs of the classifier, for each column: every fifth value, mean, standard deviation, median
     speed and mean size of the second difference.
     """
@@ -30,7 +30,7 @@ def describe(clip: Clip, starts: Sequence[int] | np.ndarray) -> Float[np.ndarray
     return np.concatenate([shown, windows.mean(1), windows.std(1), speed, bend], axis=1)
 
 
-def describe_centre(clip: Clip, starts: Sequence[int] | np.ndarray, around: int = 3) -> Float[np.ndarray, "N F"]:
+def describe_centre(clip: Clip, starts: Int[np.ndarray, " N"], around: int = 3) -> Float[np.ndarray, "N F"]:
     """Windows as sizes of the first and second differences within `around` frames of their middle."""
     middle = _windows(clip, starts)[:, WINDOW // 2 - around : WINDOW // 2 + around]
     steps = [np.abs(np.diff(middle, n=n, axis=1)).reshape(len(middle), -1) for n in (1, 2)]
@@ -38,7 +38,7 @@ def describe_centre(clip: Clip, starts: Sequence[int] | np.ndarray, around: int 
 
 
 def describe_pair(
-    user: Float[np.ndarray, "T D"], avatar: Float[np.ndarray, "T D"], starts: Sequence[int] | np.ndarray
+    user: Float[np.ndarray, "T D"], avatar: Float[np.ndarray, "T D"], starts: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N F"]:
     """Both people's windows by `describe`, and for each parameter the mean product of the avatar's deviation from its
     clip's mean with the user's 0, 0.2 … 1 s before (trees cannot find products by themselves).
@@ -50,8 +50,8 @@ def describe_pair(
     )
 
 
-def _windows(clip: Clip, starts: Sequence[int] | np.ndarray) -> Float[np.ndarray, "N W D"]:
-    return clip[np.asarray(starts, int)[:, None] + np.arange(WINDOW)]
+def _windows(clip: Clip, starts: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N W D"]:
+    return clip[starts[:, None] + np.arange(WINDOW)]
 
 
 def held_out_scores(
@@ -72,7 +72,9 @@ def held_out_scores(
     for held in range(int(fold.max()) + 1):
         seen = [i for i, f in enumerate(fold) if f != held]
         x, y = np.concatenate([first[i] for i in seen]), np.concatenate([second[i] for i in seen])
-        judged = [(side, i, c[i]) for side, c in enumerate((first, second)) for i in np.flatnonzero(fold == held)]
+        judged = [
+            (side, i, c[i]) for side, c in enumerate((first, second)) for i in np.flatnonzero(fold == held).tolist()
+        ]
         if not len(x) or not len(y) or not sum(len(windows) for *_, windows in judged):
             continue
         judge = HistGradientBoostingClassifier(
@@ -137,25 +139,22 @@ class TwoSample(ClipMetric):
         def described(clips: Sequence[Clip]) -> list[Array]:
             return [describe(clip, at) for clip, at in zip(clips, starts, strict=True)]
 
-        def row(
-            tag: str, first: Sequence[Array], second: Sequence[Array], more: str = "", null: Sums | None = None
-        ) -> None:
+        def row(tag: str, first: list[Array], second: list[Array], more: str = "", null: Sums | None = None) -> None:
             sums = self._sums(first, second, table)
             table.add(tag, sums, auc_from_sums, protocol=text + more, per_clip=False, true=0.5, null=null)
 
-        a, b = described(own), described(true)
-        row("c2st/motion", a, b)
-        pairs = [[describe_pair(u, c, at) for u, c, at in zip(user, side, starts, strict=True)] for side in (own, true)]
-        strangers = self._strangers(user, table)
-        broken = [describe_pair(u, c, at) for u, c, at in zip(strangers, true, starts, strict=True)]
-        null = self._sums(broken, pairs[1], table)
-        more = "; null: the true avatar beside another user"
-        row("c2st/pair", *pairs, more, null=null)
+        def beside(users: Sequence[Clip], avatars: Sequence[Clip]) -> list[Array]:
+            return [describe_pair(u, c, at) for u, c, at in zip(users, avatars, starts, strict=True)]
+
+        row("c2st/motion", described(own), described(true))
+        both = beside(user, true)
+        null = self._sums(beside(self._strangers(user, table), true), both, table)
+        row("c2st/pair", beside(user, own), both, "; null: the true avatar beside another user", null)
         if self.block is not None:
             self._borders(table, own, true)
         for d, name in enumerate(table.face.names if self.alone else ()):
-            one = (described([clip[:, [d]] for clip in side]) for side in (own, true))
-            row(f"c2st/motion/{name}", *one)
+            first, second = (described([clip[:, [d]] for clip in side]) for side in (own, true))
+            row(f"c2st/motion/{name}", first, second)
 
     def _strangers(self, user: Sequence[Clip], table: ClipTable) -> list[Clip]:
         """The user of another conversation of the same fold: in another fold the classifier would have met these windows
@@ -175,15 +174,13 @@ class TwoSample(ClipMetric):
         start = self.block if self.first_border is None else self.first_border
         sides = []
         for clips in (own, true):
-            at, off = [], []
+            at: list[Array] = []
+            off: list[Array] = []
             for clip in clips:
                 borders = np.arange(start, len(clip), self.block)
-                centres = (borders, borders + self.block // 2)
-                places = [
-                    [c - WINDOW // 2 for c in found if 0 <= c - WINDOW // 2 <= len(clip) - WINDOW] for found in centres
-                ]
-                for kept, place in zip((at, off), places, strict=True):
-                    kept.append(describe_centre(clip, place))
+                for kept, centres in ((at, borders), (off, borders + self.block // 2)):
+                    first = centres - WINDOW // 2
+                    kept.append(describe_centre(clip, first[(first >= 0) & (first <= len(clip) - WINDOW)]))
             sides.append(self._sums(at, off, table))
         text = f"AUC, windows of 1 s centred on borders of blocks of {self.block} against those centred inside, folds disjoint in identity"
         table.add("c2st/block", sides[0], auc_from_sums, true=sides[1], protocol=text, per_clip=False)
