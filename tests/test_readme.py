@@ -120,7 +120,7 @@ def test_the_live_session_runs_as_printed(tmp_path, monkeypatch, autoencoder_fol
     from af.data.video import read_video
     from af.data.video_writer import write_video
 
-    (block,) = (block for language, block in BLOCKS if language == "python")
+    block = next(block for language, block in CODE.findall(PAGES["docs/live.md"]) if "live_session" in block)
     monkeypatch.chdir(tmp_path)
     for name, folder in (("vae", autoencoder_folder), ("denoiser", denoiser_folder)):
         shutil.copytree(folder, f"runs/demo/{name}/export")
