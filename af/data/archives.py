@@ -98,12 +98,24 @@ def is_inside(path: Path | str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in order, those in its archives included; or those in one archive."""
-    for path in [folder] if folder.suffix == _SUFFIX else sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix == _SUFFIX:
-            yield from (path / name for name in members(path))
-        elif path.is_file():
-            yield path
+    """All files below a folder, in order, those in its archives included; or those in one archive.
+
+    Links to folders are followed, once each; hidden files are left out.
+    """
+    if folder.suffix == _SUFFIX and folder.is_file():
+        yield from (folder / name for name in members(folder))
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            if path.suffix == _SUFFIX:
+                yield from walk(path)
+            else:
+                yield path
 
 
 def members(archive: Path) -> Mapping[str, tuple[int, int]]:

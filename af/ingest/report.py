@@ -119,8 +119,8 @@ def empty_splits(
         return []
     use = {"train": "to train", "val": "to validate a training", "test": "for `af evaluate` and held-out videos"}
     if fractions is None:
-        if split != "train":
-            return []  # several runs, one split each
+        if split != "train" or any(source.split for source in sources):
+            return []  # several runs, one split each, or splits of a list's own
         why = "all went to train, as --split says by default; --split-by-identity 0.8,0.1,0.1 holds people out"
     else:
         asked = [name for name, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from af.data.archives import exists, open_binary, stamp
+from af.data.archives import exists, open_binary, stamp, walk
 from af.data.schema import ROLES, SPLITS, person_key
 from af.data.tables import Row, read_rows, shown, unreadable_text
 from af.errors import UserError
@@ -263,11 +263,11 @@ def from_flags(
 
 
 def _videos(place: str) -> list[str]:
-    """The videos in a folder, at any depth, or the single file."""
+    """The videos in a folder or its archives, at any depth, or the single file."""
     folder = Path(place).expanduser()
     if not folder.is_dir():
         return [place]
-    found = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in VIDEOS and not p.name.startswith("."))
+    found = [str(path) for path in walk(folder) if path.suffix.lower() in VIDEOS]
     if not found:
         raise UserError(f"{place}: no video there (of {', '.join(sorted(VIDEOS))})")
     return found

@@ -89,6 +89,7 @@ def test_seamless_interaction_in_each_of_its_layouts(layout, recordings, tmp_pat
     said = capsys.readouterr().err
     assert "I00000583: a conversation has two people, here are 1: V00_P0947" in said
     assert "there is no voice of V01_P0002" in said
+    assert "all went to train" not in said  # the set has its own splits
     assert validate(tmp_path / "out").ok
     reader = ShardReader(tmp_path / "out" / "val")
     meta, clip = reader.read_meta(0), reader.read(0)

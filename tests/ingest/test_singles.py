@@ -109,6 +109,21 @@ def test_a_manifest_may_list_single_people(people, tmp_path):
     ] * 2
 
 
+def test_folders_are_searched_through_links_and_archives(people, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "linked").symlink_to(people / "more")
+    (folder / "loop").symlink_to(folder)
+    (folder / ".hidden.mp4").write_bytes(b"")
+    with tarfile.open(folder / "some.tar", "w") as tar:
+        tar.add(people / "voiced.mp4", "voiced.mp4")
+    sources, _ = from_flags([], [], [], [], singles=[str(folder)])
+    assert [s.single for s in sources] == [
+        str(folder / "some.tar" / "voiced.mp4"),
+        str(folder / "linked" / "Third.MP4"),
+    ]
+
+
 def test_a_folder_without_videos_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match=r"nothing: no video there"):
