@@ -40,8 +40,14 @@ ONE_STEP = [
 ]
 
 
+#: A recipe's losses judge by networks that are not shipped, its pixel weights by landmarks of real faces.
+NOTHING_TO_BRING = ["loss.perceptual=0", "loss.distance=null", "data.regions=null"]
+
+
 def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> list[str]:
-    """What an experiment needs that starts from a model, or that is for faces with MediaPipe's parameters."""
+    """What an experiment needs that starts from a model, judges by one, or is for faces with MediaPipe's parameters."""
+    if experiment in ("vae_256", "vae_512"):
+        return [*NOTHING_TO_BRING, *(["start=null"] if experiment == "vae_512" else [])]
     if experiment.startswith("vae_people"):
         alone = experiment == "vae_people_encoder"
         encoder = [] if alone else [f"encoder={autoencoder}", "loss.distance.scales=[1.0]"]
@@ -71,6 +77,22 @@ def test_every_experiment_runs_one_step(
     assert main(["train", *arguments]) == 0
     assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1
     assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def test_the_paper_s_second_stage_starts_from_the_first(dyads, tmp_path):
+    """With all that `vae_256` trains by: a posterior, a discriminator, both directions."""
+    widths = ["model.latent_dim=16", "model.directions=14", "model.channel_base=256", f"data.root={dyads}", *ONE_STEP]
+    plain = [*NOTHING_TO_BRING, "module.adversarial.start=0"]
+    for name, size, begin in (("vae_256", 16, []), ("vae_512", 32, [f"start={tmp_path / 'vae_256'}"])):
+        more = ["data.both_ways=true", f"model.image_size={size}", f"run={tmp_path / name}", *plain, *begin]
+        if size == 16:  # the conversations have 32 px
+            config = resolve(compose("train", [f"experiment={name}", *widths, *more]))["model"]
+            save_model(tmp_path / name, instantiate(config), config, {"stage": "vae"})
+        else:
+            assert main(["train", f"experiment={name}", *widths, *more]) == 0
+    model = load_model(tmp_path / "vae_512" / "export").model
+    assert model.variational
+    assert model.image_size == 32
 
 
 def test_the_second_stage_starts_from_a_smaller_model(dyads, tmp_path):

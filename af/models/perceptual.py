@@ -19,7 +19,7 @@ from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
 
 # torchvision's `features` numbering of VGG19: (index of the convolution, inputs, outputs), None for a 2x2 max pooling.
-_LAYERS: tuple[tuple[int, int, int] | None, ...] = (
+VGG19_LAYERS: tuple[tuple[int, int, int] | None, ...] = (
     (0, 3, 64), (2, 64, 64), None, (5, 64, 128), (7, 128, 128), None,
     (10, 128, 256), (12, 256, 256), (14, 256, 256), (16, 256, 256), None,
     (19, 256, 512), (21, 512, 512), (23, 512, 512), (25, 512, 512), None, (28, 512, 512),
@@ -47,7 +47,7 @@ class VggFeatures:
         except Exception as error:
             raise UserError(f"{path}: cannot be read as a checkpoint ({error}).") from error
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}
-        for layer in _LAYERS:
+        for layer in VGG19_LAYERS:
             if layer:
                 index, inputs, outputs = layer
                 weight, bias = state.get(f"features.{index}.weight"), state.get(f"features.{index}.bias")
@@ -63,7 +63,7 @@ class VggFeatures:
             self.mean, self.std = self.mean.to(image.device), self.std.to(image.device)
         x = ((image + 1) / 2 - self.mean) / self.std
         outputs: list[Tensor] = []
-        for layer in _LAYERS:
+        for layer in VGG19_LAYERS:
             if layer is None:
                 if x.shape[-1] < 2:
                     return outputs

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import loader, rollout, training, vae
+from af.cli.config import instantiate
+from benchmarks import loader, recipe, rollout, training, vae
 from benchmarks.common import encoded_example, options, report
 from tests.conftest import AUTOENCODER, DENOISER
 
@@ -55,7 +56,7 @@ def test_ranks_see_the_frames_that_the_ratio_says(tmp_path) -> None:
     assert found["efficiency"] == pytest.approx(both / (2 * alone))
 
 
-@pytest.mark.parametrize("module", [loader, rollout, training, vae])
+@pytest.mark.parametrize("module", [loader, recipe, rollout, training, vae])
 def test_help_teaches(module, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
@@ -74,3 +75,41 @@ def test_a_mistake_is_one_line(tmp_path, capsys) -> None:
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         report(options("x", "y"), lambda args: {"z": 1 / 0}, [])
+
+
+def test_the_recipe_counts_what_a_step_executes() -> None:
+    """The counted products are those of the real step, and an item more in a batch takes as much again."""
+    words = ["data.root=x", "features=logmel", "model.motion_space.latent_dim=16", "model.motion_space.directions=6"]
+    words += ["model.hidden=64", "model.depth=2", "model.heads=2", "model.condition_dim=16", "model.condition_heads=2"]
+    config = recipe.experiment("denoiser_paper", *words)
+    stage = recipe.denoiser_stage(config)
+    denoiser = instantiate(config["model"])
+    real = training.denoiser_speed(denoiser, 3, config["features"]["dim"], 0.01)
+    assert stage.parameters == sum(p.numel() for p in denoiser.parameters())
+    assert 3 * stage.gflop_per_item == pytest.approx(real.gflops * real.seconds, rel=1e-3)
+    one, eight = (recipe.priced(stage, recipe.Machine(devices=n, step_ms=1e-6, read_gb_s=1e6)) for n in (1, 8))
+    assert one["limit"] == eight["limit"] == "compute"
+    assert one["hours"] == pytest.approx(8 * eight["hours"], rel=1e-3)
+    assert recipe.priced(stage, recipe.Machine(step_ms=3600))["hours"] == pytest.approx(stage.steps / 1000)
+
+
+def test_the_recipe_counts_the_parts_of_an_adversarial_step(tmp_path) -> None:
+    vgg = recipe.untrained_vgg(tmp_path / "vgg.pth")
+    small = [
+        "data.root=x",
+        "model.image_size=32",
+        "model.latent_dim=32",
+        "model.channel_base=128",
+        "model.max_channels=16",
+    ]
+    small += [
+        f"loss.distance.features.weights={vgg}",
+        "+module.discriminator.channel_base=128",
+        "trainer.precision=32-true",
+    ]
+    stage = recipe.vae_stage(recipe.experiment("vae_256", *small))
+    assert stage.work.keys() == {"autoencoder", "loss", "discriminator as judge", "discriminator", "R1"}
+    assert min(stage.work.values()) > 0
+    assert stage.activation_gb_per_item > 0
+    rarer = recipe.vae_stage(recipe.experiment("vae_256", *small, "module.adversarial.r1_every=32"))
+    assert rarer.work["R1"] == pytest.approx(stage.work["R1"] / 2)
