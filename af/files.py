@@ -125,7 +125,7 @@ def claim_folder(file: Path, settings: Mapping[str, Any], remedy: str = "") -> N
         if not file.is_file():
             write_json(file, dict(settings))
             return
-    known, wanted = _flat(read_json(file)), _flat(settings)
+    known, wanted = flat(read_json(file)), flat(settings)
     if different := [f"{k}: {known.get(k)} there, {v} asked for" for k, v in wanted.items() if known.get(k) != v]:
         raise UserError(
             f"{file.parent} was made with other settings ({', '.join(different)}); choose another folder with --out, "
@@ -133,13 +133,11 @@ def claim_folder(file: Path, settings: Mapping[str, Any], remedy: str = "") -> N
         )
 
 
-def _flat(settings: Any) -> dict[str, Any]:
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """The values of nested JSON objects, by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items() if isinstance(settings, Mapping) else ():
-        inner = {f"{name}.{k}": v for k, v in _flat(value).items()}
-        flat |= inner if isinstance(value, Mapping) else {name: value}
-    return flat
+    if not isinstance(settings, Mapping):
+        return {prefix.rstrip("."): settings}
+    return {key: value for name, inner in settings.items() for key, value in flat(inner, f"{prefix}{name}.").items()}
 
 
 def append_line(path: Path, line: str) -> None:

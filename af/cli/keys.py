@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from af.errors import UserError, did_you_mean
+from af.files import flat
 
 #: Composes overrides; raises Hydra's errors.
 Compose = Callable[[list[str]], Any]
@@ -56,8 +57,6 @@ def explained(error: Exception, overrides: Sequence[str], compose: Compose, grou
     """One line on why a configuration does not compose; `groups` is the folder of choices."""
     from hydra.errors import OverrideParseException
     from omegaconf import OmegaConf
-
-    from af.evaluation.runs import flat
 
     text = str(error)
     if isinstance(error, OverrideParseException):

@@ -12,7 +12,7 @@ from typing import Any, Final
 from af.errors import UserError
 from af.evaluation.comparison import Comparison, Setting, write_comparison
 from af.evaluation.table import markdown
-from af.files import read_json
+from af.files import flat, read_json
 
 METRICS: Final = "metrics.json"
 #: Name of the file that marks a job of a multirun.
@@ -141,16 +141,6 @@ def _run(folder: Path, home: Path | None, more: Mapping[str, Any]) -> Run:
     job = read_json(home / JOB) if home is not None and (home / JOB).is_file() else {"swept": {}}
     metrics = read_json(folder / METRICS) if (folder / METRICS).is_file() else None
     return Run(folder, {**job["swept"], **more}, config, tuple(commands), metrics)
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    if not isinstance(value, Mapping):
-        return {prefix.rstrip("."): value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{prefix}{key}.")
-    return found
 
 
 def _last(key: str) -> str:
