@@ -54,11 +54,7 @@ def multirun(overrides: Sequence[str], config_dir: Path | None) -> None:
     try:
         with sigterm_ends():
             hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name="train")(job)()
-    except (
-        HydraException,
-        RuntimeError,
-        ValueError,
-    ) as error:  # what a launcher or sweeper cannot do, or has nowhere to
+    except (HydraException, RuntimeError, ValueError) as error:  # what a launcher or sweeper cannot do
         raise UserError(f"the multirun: {' '.join(str(error).split())}") from error
     finally:
         sys.argv = argv
@@ -89,7 +85,7 @@ def job(config: Any) -> float | None:
 def objective(folder: Path, name: str) -> float:
     """A number of a run's evaluation, or of its last validation. UserError when it has no such number."""
     found: dict[str, Any] = {}
-    for line in read_lines(folder / "validation.jsonl") if (folder / "validation.jsonl").is_file() else []:
+    for line in read_lines(folder / "validation.jsonl"):
         found |= line
     if (evaluation := folder / "evaluation" / METRICS).is_file():
         found |= read_json(evaluation)
@@ -113,18 +109,13 @@ def _train(file: Path, folder: Path) -> None:
     with open(folder / LOG, "ab") as log, started(["train", "--resolved", str(file)], log) as process:
         code = process.wait()
     if code:
-        said = (folder / LOG).read_text("utf-8", "replace").strip().splitlines() if code > 0 else []
-        last = (
-            said[-1].removeprefix("af train: ")
-            if said
-            else f"ended by {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with {code}"
+        last = f"ended with {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+        if code > 0 and (said := (folder / LOG).read_text("utf-8", "replace").strip()):
+            last = said.splitlines()[-1].removeprefix("af train: ")
+        everything = (
+            f"{folder / LOG} has everything; finished jobs are kept, the same command continues with the others"
         )
-        raise UserError(
-            f"{folder}: {last} ({folder / LOG} has everything; finished jobs are kept, the same command continues with "
-            "the others)"
-        )
+        raise UserError(f"{folder}: {last} ({everything})")
 
 
 def _parsed(word: str) -> Any:

@@ -92,7 +92,8 @@ def train(config: dict[str, Any], command: Sequence[str], held: bool = False) ->
 
     _check(config)
     if config["trainer"].get("fast_dev_run"):
-        return _smoke(config, command)
+        with tempfile.TemporaryDirectory() as place:  # a few steps, which claim no folder and leave no results
+            return _train({**config, "run": place, "logger": {}}, command, kept=False)
     ranks, folder = find_ranks(), Path(config["run"])
     if held or ranks.rank > 0:  # torchrun, or the first one, holds the folder for all
         return _train(config, command)
@@ -163,17 +164,8 @@ def _evaluation(config: dict[str, Any]) -> Callable[[], int]:
     return lambda: evaluate(*where, device=device, request=asked, **ranks)
 
 
-def _smoke(config: dict[str, Any], command: Sequence[str]) -> int:
-    """Run a few steps without claiming the folder or leaving results."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _train({**config, "run": folder, "logger": {}}, command, kept=False)
-
-
 def _check(config: dict[str, Any]) -> None:
     """Raise UserError for values that can be checked before any work."""
-    from af.training.ranks import check_ranks, find_ranks
-
-    check_ranks(config["trainer"], find_ranks())
     require_number("seed", config["seed"], least=0, most=LARGEST_SEED, whole=True)
     if config["matmul_precision"] not in ("highest", "high", "medium"):
         raise UserError(f"matmul_precision={config['matmul_precision']}: give highest, high or medium")

@@ -7,12 +7,13 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from af.errors import UserError
-from af.evaluation.comparison import Comparison, Setting, write_comparison
-from af.evaluation.table import markdown
 from af.files import flat, read_json
+
+if TYPE_CHECKING:
+    from af.evaluation.comparison import Comparison
 
 METRICS: Final = "metrics.json"
 #: Name of the file that marks a job of a multirun.
@@ -173,6 +174,9 @@ def write_runs(out: Path, runs: Sequence[Run], title: str, tags: Sequence[str] |
 
     `tags` are the columns (None: the headlines). Raises UserError for faces read by several trackers.
     """
+    from af.evaluation.comparison import Comparison, Setting, write_comparison
+    from af.evaluation.table import markdown
+
     require_one_tracker(runs)
     groups = grouped(runs)
     settings = [Setting(name, tuple(r.metrics for r in group if r.metrics)) for name, group in groups.items()]

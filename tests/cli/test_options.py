@@ -167,3 +167,12 @@ def test_other_words_of_the_system_are_understood():
     assert "make room" in system_text(RuntimeError(full))
     assert system_text(OSError("the machine went away")) is None
     assert system_text(KeyError("x")) is None
+
+
+@pytest.mark.parametrize("verb", ["encode", "losers"])
+def test_a_configuration_is_printed_instead_of_used(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [verb, "--data", "no", "--out", "O", *(["--autoencoder", "no"] if verb == "encode" else [])]
+    assert main([*words, "--print-config"]) == 0
+    assert {"encode": "features:", "losers": "losers:"}[verb] in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
