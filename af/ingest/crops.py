@@ -15,6 +15,7 @@ from af.data.images import read_image
 from af.data.video import iter_video
 from af.errors import UserError
 from af.ingest.detection import Detector, faces_in_frame, look_side, look_through, make_detector, shrunk
+from af.ingest.measures import look_at_face
 from af.ingest.options import IngestOptions
 from af.ingest.quality import voice_changes
 from af.ingest.tracks import as_squares, choose_face, crop, follow, framed, is_near, steady_crops
@@ -23,6 +24,8 @@ from af.values import require_number
 _SMALLEST = 32  # pixels of the shorter side; smaller images show no usable face
 #: Other faces are noted if they are at least this large, relative to the largest.
 _BESIDE = 0.5
+# of portraits: parts of the face's side, factors, levels of 255 and variance of the Laplacian (`look_at_face`)
+_CUT_OFF, _ENLARGED, _COLOURLESS, _BLURRED = 0.15, 1.5, 12, 30
 _LOOKS = 4  # looks in a row that must see a face elsewhere before the crop moves to it
 _FAR = 0.15  # in face sizes; beyond this, further than a nod, the crop follows faster
 
@@ -79,7 +82,29 @@ def portrait_of(
     if (beside := int((sides >= _BESIDE * sides.max()).sum()) - 1) > 0:
         notes.add("faces", f"{path}: {1 + beside} faces: using the largest; for another one, give a crop of it")
     largest = faces[[sides.argmax()], :3]
-    return crop(frame, framed(largest, frame.shape[:2], IngestOptions.margin)[0], size)
+    box = framed(largest, frame.shape[:2], IngestOptions.margin)[0]
+    for remark in _doubts(frame, largest[0], box, size):
+        notes.add("portrait", f"{path}: {remark}")
+    return crop(frame, box, size)
+
+
+def _doubts(
+    frame: UInt8[np.ndarray, "Y X 3"], face: Float64[np.ndarray, " 3"], box: Float64[np.ndarray, " 3"], size: int
+) -> Iterator[str]:
+    """What may spoil a portrait with this face (centre x, y, side) and crop. Photographs of people stay clear of the
+    limits; a painting or a coloured statue cannot be told from them.
+    """
+    x, y, side = face
+    height, width = frame.shape[:2]
+    if max(side / 2 - x, side / 2 - y, x + side / 2 - width, y + side / 2 - height) > _CUT_OFF * side:
+        yield "the face is cut off by the edge of the image"
+    if side * IngestOptions.margin < size / _ENLARGED:
+        yield f"the face is only {side:.0f} pixels wide: enlarged to {size}, the avatar will look blurred"
+    middle = crop(frame, np.array([x - side / 4, y - side / 4, side / 2]), 64)
+    if np.median(np.ptp(middle, axis=2)) < _COLOURLESS:
+        yield "the face has no colour: a statue, a drawing or a black-and-white image"
+    if look_at_face(frame, box)[0] < _BLURRED:
+        yield "the face is blurred"
 
 
 def face_frames(

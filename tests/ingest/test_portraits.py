@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from af.data.container import MediaError
+from af.data.container import MediaError, Notes
 from af.ingest.crops import read_portrait
 
 _RED, _BLUE = (200, 40, 20), (20, 40, 200)
@@ -76,3 +76,22 @@ def test_what_is_no_portrait_is_said(tmp_path):
     ):
         with pytest.raises(MediaError, match=message):
             read_portrait(tmp_path / name, 32, find_face=False)
+
+
+def test_what_may_spoil_a_portrait_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    coloured = (rng.integers(0, 128, (400, 400, 3)) + np.array([100, 40, 0])).astype(np.uint8)
+
+    def remarks(image: np.ndarray, box: tuple[float, ...], size: int = 64) -> str:
+        cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+        notes = Notes()
+        read_portrait(tmp_path / "a.png", size, detector=lambda frame: np.array([[*box, 1.0]]), notes=notes)
+        return " ".join(note.text for note in notes)
+
+    middle = (150, 150, 100, 100)
+    assert remarks(coloured, middle) == ""
+    assert "no colour: a statue" in remarks(np.repeat(coloured[..., :1], 3, 2), middle)
+    assert "cut off by the edge" in remarks(coloured, (-30, 150, 100, 100))
+    assert remarks(coloured, (-10, 150, 100, 100)) == ""
+    assert "only 100 pixels wide: enlarged to 512" in remarks(coloured, middle, 512)
+    assert "blurred" in remarks(cv2.GaussianBlur(coloured, (0, 0), 4), middle)
