@@ -38,6 +38,9 @@ def run(
     *,
     autoencoder: Annotated[Model, "model folder, run or checkpoint of a motion VAE"],
     no_video: Annotated[bool, "leave the face videos out of the new shards"] = False,
+    faces: Annotated[
+        bool, "measure faces (blendshapes and pose, by MediaPipe) where the shards have no face.npy"
+    ] = False,
     precision: Annotated[
         str, "precision of the autoencoder: bf16 (latents within 1 %), or auto: bf16 where it is fast"
     ] = "fp32",
@@ -49,6 +52,6 @@ def run(
     options = shards.options(autoencoder)
     from af.pipeline.encode import encode
 
-    how = {"keep_video": not no_video, "precision": precision, **options}
+    how = {"keep_video": not no_video, "faces": faces, "precision": precision, **options}
     for index in encode(shards.data, shards.out, autoencoder, features, **how):
         print(f"{index.folder}: {len(index.samples)} clips, {index.frames} frames")

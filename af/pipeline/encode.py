@@ -24,6 +24,7 @@ from af.data.stores import Location, absolute
 from af.errors import UserError
 from af.files import atomic_path
 from af.images import image_tensor
+from af.ingest.landmarks import FaceLandmarker, filled
 from af.models.artifact import Artifact, load_as
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics, motion_statistics
@@ -50,6 +51,7 @@ def encode(
     features: Mapping[str, Any],
     *,
     keep_video: bool = True,
+    faces: bool = False,
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     workers: int = 1,
@@ -58,7 +60,8 @@ def encode(
     """Encode every split of `source` into `out`. Returns the new indexes (none while other shares are not done).
 
     `autoencoder` is a model folder, `features` the description of an extractor (`{"_target_": "af.models.speech…"}`).
-    `keep_video` copies the face videos, which previews and evaluation need. Existing shards from unchanged inputs are
+    `keep_video` copies the face videos, which previews and evaluation need, `faces` measures with
+    `FaceLandmarker` the faces of shards without face parameters. Existing shards from unchanged inputs are
     skipped, so a stopped job continues. `precision` "bf16" runs the autoencoder in half precision (latents within about
     1 %), "auto" does so where it is fast (`af.nn.precision`). Both networks run on `device`. Statistics of the training
     motions are written beside the splits. Raises UserError when `out` was made with other settings or holds other
@@ -78,7 +81,9 @@ def encode(
         "keep_video": keep_video,
         "bf16": chosen.name == "bf16",
     }
-    given = (str(artifact.folder), json.dumps(features), keep_video, chosen.name, str(device))
+    if faces:
+        settings["faces"] = FaceLandmarker().face_spec.tracker
+    given = (str(artifact.folder), json.dumps(features), keep_video, faces, chosen.name, str(device))
 
     def statistics(made: list[Index]) -> None:
         training_statistics(made, out, model.directions().detach())
@@ -94,7 +99,15 @@ def training_statistics(indices: Sequence[Index], out: Path, directions: Float[t
 
 
 def encode_shard(
-    path: Path, folder: str, shard: int, autoencoder: str, features: str, keep_video: bool, precision: str, device: str
+    path: Path,
+    folder: str,
+    shard: int,
+    autoencoder: str,
+    features: str,
+    keep_video: bool,
+    faces: bool,
+    precision: str,
+    device: str,
 ) -> int:
     """Write one encoded shard and return its number of samples. Runs in worker processes, which cache the models.
 
@@ -103,6 +116,7 @@ def encode_shard(
     model, motion_spec, extractor = _models(autoencoder, features, device)
     reader = ShardReader(folder)
     copied = (*_COPIED, "mp4") if keep_video else _COPIED
+    tracker = FaceLandmarker() if faces and reader.index.specs.get("face") is None else None
 
     def samples() -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
         for i, entry in enumerate(reader.index.samples):
@@ -125,11 +139,14 @@ def encode_shard(
                 assert person.video is not None
                 if reader.has(i, f"{role}.face.npy"):
                     members[f"{role}.face.npy"] = reader.read_rows(i, f"{role}.face.npy", 0, entry.frames)
+                elif tracker is not None:
+                    members[f"{role}.face.npy"] = filled(tracker.track(person.video))
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                     members[f"{role}.motion.npy"] = video_motion(model, person.video).astype(
                         STORED["motion"], copy=False
                     )
-            yield entry.key, replace(meta, motion_spec=motion_spec, audio_spec=extractor.spec), members
+            spec = meta.face_spec if tracker is None else tracker.face_spec
+            yield entry.key, replace(meta, motion_spec=motion_spec, audio_spec=extractor.spec, face_spec=spec), members
 
     return write_shard(path, samples())[0]
 

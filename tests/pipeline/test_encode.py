@@ -10,7 +10,7 @@ import torch
 
 from af.cli.main import main
 from af.data.index import Index, build_index
-from af.data.shards import ShardReader
+from af.data.shards import ShardReader, write_shard
 from af.errors import UserError
 from af.models.artifact import build, load_model, save_model
 from af.models.autoencoder import MotionAutoencoder
@@ -18,8 +18,10 @@ from af.pipeline.encode import encode, read_statistics, video_motion, video_moti
 from af.synth.build import SynthSettings
 from af.synth.build import build as build_conversations
 from af.synth.session import SessionConfig
+from af.types import FaceSpec
 
 from ..conftest import AUTOENCODER, FEATURES
+from ..toy_shards import members, meta
 
 
 def test_latents_and_features_are_those_of_the_models(dyads, latents, autoencoder_folder):
@@ -32,6 +34,34 @@ def test_latents_and_features_are_those_of_the_models(dyads, latents, autoencode
     np.testing.assert_array_equal(made.b.audio_features, expected)
     np.testing.assert_array_equal(made.a.face, source.a.face)
     assert made.meta["motion_spec"]["autoencoder"] == load_model(autoencoder_folder).digest
+
+
+class Landmarker:
+    """Reads the brightness of a frame, and no face in the second one."""
+
+    face_spec = FaceSpec(("brightness", "yaw"), 1, "toy/1")
+
+    def track(self, frames: np.ndarray) -> np.ndarray:
+        rows = np.stack([frames.mean((1, 2, 3)), np.zeros(len(frames))], 1).astype(np.float32)
+        rows[1] = np.nan
+        return rows
+
+
+def test_faces_are_measured_where_shards_have_none(dyads, latents, autoencoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("af.pipeline.encode.FaceLandmarker", Landmarker)
+    bare = {name: data for name, data in members(0, 20, 32).items() if not name.endswith("face.npy")}
+    write_shard(tmp_path / "toy" / "train" / "0.tar", [("0", meta(0, 20, 32, "train", face_spec=None), bare)])
+    build_index(tmp_path / "toy" / "train")
+    encode(tmp_path / "toy", tmp_path / "out", autoencoder_folder, FEATURES, faces=True)
+    reader = ShardReader(tmp_path / "out" / "train")
+    clip = reader.read(0, {"face", "video"})
+    assert reader.read_meta(0).face_spec == Landmarker.face_spec
+    expected = clip.b.video.mean((1, 2, 3))
+    expected[1] = expected[[0, 2]].mean()
+    np.testing.assert_allclose(clip.b.face[:, 0], expected, atol=1e-3)
+    encode(dyads, tmp_path / "drawn", autoencoder_folder, FEATURES, faces=True)
+    kept, before = (ShardReader(folder / "val").read(0, {"face"}) for folder in (tmp_path / "drawn", latents))
+    np.testing.assert_array_equal(kept.a.face, before.a.face)  # those of the drawing stay
 
 
 def test_a_stopped_job_goes_on_and_gives_the_same_bytes(dyads, latents, autoencoder_folder, tmp_path):
