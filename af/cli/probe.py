@@ -21,8 +21,8 @@ Of real people, read by MediaPipe (af fetch face-landmarker):
   af probe --real --autoencoder runs/people/export --data data/people/test --out runs/probe
 
 - what is read of the driving face (jaw, smile, blink, brow, yaw, pitch, roll) is compared with what is read of the image,
-  when a portrait is driven by its own video (R² about each stretch's mean; null: portrait unchanged) and by the next
-  person's (R² about either's mean).
+  when a portrait is driven by its own video (R² about each stretch's mean; `moves`: about either's mean; null: portrait
+  unchanged) and by the next person's (`across`, about either's mean).
 
 The folder gets metrics.json, metrics.md and driven.png (portrait | driving | image | another person driving | image).
 """

@@ -129,8 +129,9 @@ def driven_rows(
     tracker: Tracker,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[MetricRow], list[UInt8[np.ndarray, "R Y X 3"]]]:
-    """Rows `driven/psnr`, `driven/found`, `driven/r2/GROUP` (a portrait driven by its own video; null: left unchanged)
-    and `driven/across/GROUP` (by the next person's, about the mean of either), and a contact sheet's columns: portrait,
+    """Rows `driven/psnr`, `driven/found`, `driven/r2/GROUP` (a portrait driven by its own video; null: left unchanged),
+    `driven/moves/GROUP` (the same but for a constant difference, such as a mouth that never quite closes) and
+    `driven/across/GROUP` (by the next person's, about the mean of either), and a contact sheet's columns: portrait,
     driving frame, image, the next person's frame, image.
     """
     columns = group_columns(tracker.face_spec)
@@ -165,6 +166,7 @@ def driven_rows(
     ]  # fmt: skip
     for tag, truth, read, protocol, offsets in (
         ("r2", true, own, by_itself, True),
+        ("moves", true, own, by_itself.replace("each stretch's mean", "either's mean"), False),
         ("across", others, across, by_another, False),
     ):
         values, nulls = arrives(truth, read, offsets=offsets), arrives(truth, _cut(still, truth), offsets=offsets)
