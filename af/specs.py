@@ -5,11 +5,12 @@ Shards carry specs in their json, models in their folder; a model refuses shards
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from af.errors import UserError
 
@@ -164,6 +165,22 @@ class FaceSpec(_Spec):
         require(len(set(self.names)) == len(self.names), "names", "different names", self.names)
         require(is_int(self.expression) and 0 <= self.expression <= len(self.names), "expression", f"0 to {len(self.names)}", self.expression)  # fmt: skip
         require(isinstance(self.tracker, str) and bool(self.tracker), "tracker", "a name", self.tracker)
+
+    def grouping(self, groups: Mapping[str, Sequence[str]]) -> Float[np.ndarray, "P G"]:
+        """The matrix from parameters to `groups` of them: the mean of each group's, those that begin with "-" negative.
+
+        Raises UserError for a parameter that the tracker lacks.
+        """
+        matrix = np.zeros((len(self.names), len(groups)))
+        for column, members in enumerate(groups.values()):
+            for member in members:
+                name = member.removeprefix("-")
+                if name not in self.names:
+                    raise UserError(
+                        f"the tracker {self.tracker} does not read {name}; it reads {', '.join(self.names)}"
+                    )
+                matrix[self.names.index(name), column] = (-1.0 if member != name else 1.0) / len(members)
+        return matrix
 
 
 def require_spec(found: _Spec | None, wanted: _Spec, *, where: str, remedy: str) -> None:

@@ -51,7 +51,7 @@ def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> l
     if experiment.startswith("vae_people"):
         alone = experiment == "vae_people_encoder"
         encoder = [] if alone else [f"encoder={autoencoder}", "loss.distance.scales=[1.0]"]
-        return ["loss.face.parameters=13", "data.regions=null", "start=null", *encoder]
+        return ["loss.face.parameters=13", "data.faces=true", "data.regions=null", "start=null", *encoder]
     return [f"start={denoiser}"] if experiment.startswith(("preference", "distill")) else []
 
 

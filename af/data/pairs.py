@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from af.data import codecs
@@ -46,8 +46,8 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
     `cache_bytes` bounds a disk cache of decoded clips in `cache_folder` (default: ``.cache`` beside the split folders;
     0 turns it off). It makes reading about ten times faster and is used if the whole decoded split fits (64-pixel
     clips); otherwise frames are decoded from the nearest key frame. `regions` computes emphasis weights, from the
-    driving frame's face parameters if available; `faces` adds the parameters to the batch (`UserError` if shards lack
-    them). `both_ways` doubles a batch by exchanging source and driving. `image_size` shrinks frames to a half, a quarter …
+    driving frame's face parameters if available; `faces` adds the parameters to the batch, or groups of them
+    (`FaceSpec.grouping`; `UserError` if shards lack them). `both_ways` doubles a batch by exchanging source and driving. `image_size` shrinks frames to a half, a quarter …
     of theirs; `vary` changes pairs at random, by `seed` and position. Of several driving frames in the plan the one whose
     expression differs most from the source's is taken, which takes face parameters. `uint8` keeps images as bytes, a quarter of the
     traffic between processes: call `pairs_to_float` on the device.
@@ -61,7 +61,7 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         cache_bytes: int = 8 * _GIB,
         cache_folder: Path | str | None = None,
         regions: Regions | None = None,
-        faces: bool = False,
+        faces: bool | Mapping[str, Sequence[str]] = False,
         both_ways: bool = False,
         uint8: bool = False,
         image_size: int | None = None,
@@ -80,7 +80,10 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         assert index.image_size is not None
         if faces and index.specs.get("face") is None:
             raise UserError(f"{index.folder}: the shards hold no face parameters to guide the coefficients")
-        self.stored_size, self.regions, self.faces, self.uint8 = index.image_size, regions, faces, uint8
+        self.stored_size, self.regions, self.faces, self.uint8 = index.image_size, regions, bool(faces), uint8
+        self.grouping: Float[np.ndarray, "P G"] | None = None
+        if isinstance(faces, Mapping) and self.face_spec is not None:
+            self.grouping = self.face_spec.grouping(faces)
         self.both_ways, self.vary, self.seed = both_ways, vary, seed
         self.image_size = index.image_size if image_size is None else image_size
         if self.stored_size % self.image_size:
@@ -116,6 +119,8 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
             shown = [None] * len(driving) if faces is None else faces
             masks = [mask for face in shown if (mask := self.regions(face, self.image_size)) is not None]
             weights = np.stack(masks) if len(masks) == len(shown) else None
+        if self.grouping is not None and faces is not None:
+            faces = (faces @ self.grouping).astype(np.float32)
         return _Pair(frames, weights, faces, item.counted)
 
     def _faces(self, item: PairItem, frames: Sequence[int]) -> Float32[np.ndarray, "N P"]:
@@ -158,7 +163,8 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
 
     def _blank(self, item: PairItem) -> _Pair:
         spec = self.face_spec
-        faces = None if spec is None else np.zeros((1 + self.both_ways, len(spec.names)), np.float32)
+        count = 0 if spec is None else len(spec.names) if self.grouping is None else self.grouping.shape[1]
+        faces = np.zeros((1 + self.both_ways, count), np.float32) if count else None
         return _Pair(np.zeros((2, self.image_size, self.image_size, 3), np.uint8), None, faces, False)
 
     def collate(self, samples: Sequence[_Pair]) -> PairBatch:

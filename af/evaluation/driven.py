@@ -21,7 +21,6 @@ from af.images import image_array, image_tensor
 from af.metrics.likeness import psnr
 from af.metrics.records import MetricRow
 from af.models.autoencoder import MotionAutoencoder
-from af.types import FaceSpec
 
 #: Names of a tracker of real faces (MediaPipe) that are read as one: their mean.
 GROUPS = {
@@ -56,7 +55,7 @@ def stretches(
     Raises UserError for a tracker of other parameters, and when no face is found.
     """
     reader, rng, found = ShardReader(index), np.random.default_rng(seed), []
-    columns = group_columns(tracker.face_spec)
+    read_groups = _reader(tracker)
     for i, entry in enumerate(index.samples):
         clip = reader.read(i, {"video"})
         for role in entry.roles:
@@ -67,26 +66,13 @@ def stretches(
             chosen = video[start : start + frames]
             rest = np.setdiff1d(np.arange(len(video)), np.arange(start, start + frames))
             portrait = video[int(rng.choice(rest if len(rest) >= frames // 5 + 1 else np.arange(len(video))))]
-            read = grouped(tracked(tracker, chosen), columns)
-            still = grouped(tracked(tracker, portrait[None]), columns)[0]
+            read, still = read_groups(chosen), read_groups(portrait[None])[0]
             if np.isfinite(read).all(1).mean() >= _LEAST and np.isfinite(still).all():
                 found.append(Stretch(portrait, chosen, read, still))
             advance()
     if not found:
         raise UserError(f"{index.folder}: the tracker {tracker.face_spec.tracker} finds no face in the videos")
     return found
-
-
-def group_columns(spec: FaceSpec) -> list[list[int]]:
-    """Columns of every group. Raises UserError when the tracker lacks one of `GROUPS`."""
-    if missing := [name for names in GROUPS.values() for name in names if name not in spec.names]:
-        raise UserError(f"the tracker {spec.tracker} does not read {', '.join(missing)}: a tracker of real faces does")
-    return [[spec.names.index(name) for name in names] for names in GROUPS.values()]
-
-
-def grouped(faces: Float[np.ndarray, "T P"], columns: Sequence[Sequence[int]]) -> Float[np.ndarray, "T G"]:
-    """The mean of each group's parameters."""
-    return np.stack([faces[:, list(chosen)].mean(1) for chosen in columns], 1).astype(np.float64)
 
 
 def arrives(
@@ -134,7 +120,7 @@ def driven_rows(
     `driven/across/GROUP` (by the next person's, about the mean of either), and a contact sheet's columns: portrait,
     driving frame, image, the next person's frame, image.
     """
-    columns = group_columns(tracker.face_spec)
+    read_groups = _reader(tracker)
     own: list[np.ndarray] = []
     across: list[np.ndarray] = []
     squares, copies = [], []
@@ -143,7 +129,7 @@ def driven_rows(
         other = found[(n + 1) % len(found)]
         images = [drive(model, stretch.portrait, side.frames) for side in (stretch, other)]
         for read, made in zip((own, across), images, strict=True):
-            read.append(grouped(tracked(tracker, made), columns))
+            read.append(read_groups(made))
         squares.append(psnr(image_tensor(images[0]), image_tensor(stretch.frames)))
         copies.append(psnr(image_tensor(np.broadcast_to(stretch.portrait, stretch.frames.shape).copy()), image_tensor(stretch.frames)))  # fmt: skip
         # the frame that differs most from the portrait shows what arrives
@@ -175,6 +161,11 @@ def driven_rows(
             for name, v, z in zip(GROUPS, values, nulls, strict=True)
         ]
     return rows, [np.stack(column) for column in sheet]
+
+
+def _reader(tracker: Tracker) -> Callable[[UInt8[np.ndarray, "T Y X 3"]], Float[np.ndarray, "T G"]]:
+    matrix = tracker.face_spec.grouping(GROUPS)
+    return lambda frames: tracked(tracker, frames) @ matrix
 
 
 def _cut(still: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> list[np.ndarray]:

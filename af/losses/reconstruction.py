@@ -93,37 +93,29 @@ class ReconstructionLoss(nn.Module):
 
 
 class FaceGuide(nn.Module):
-    """Mean squared difference between standardised face parameters and what the coefficients say about them, for runs
-    too short to find expressions unsupervised.
+    """Mean squared difference between the first P coefficients and the P standardised face parameters, for runs too
+    short to find expressions unsupervised.
 
     Lips and lids cover so few pixels that a pixel loss hardly sees them. Standardising (by the batch's mean and
-    variance; in evaluation by the running ones) gives all parameters the same weight. Without `directions` the first P
-    coefficients are compared with the P parameters, and those beyond stay free. With `directions`, the number K of
-    coefficients, what a linear map of all of them says is compared; it is trained with them. That is for trackers of
-    real faces, which read more parameters than there are coefficients, many of which move together. Used in training
-    only, on shards with face parameters; it is not part of the model.
+    variance; in evaluation by the running ones) gives all parameters the same weight; coefficients beyond P stay free.
+    Used in training only, on shards with face parameters; it is not part of the model. A tracker of real faces reads
+    more than fits: `data.faces` groups its parameters.
     """
 
-    def __init__(self, parameters: int, directions: int | None = None) -> None:
+    def __init__(self, parameters: int) -> None:
         super().__init__()
         self.standard = nn.BatchNorm1d(parameters, eps=1e-4, momentum=0.05, affine=False)
-        self.read = None if directions is None else nn.Linear(directions, parameters)
 
     def forward(self, coefficients: Float[Tensor, "B K"], face: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
-        """The difference, about 1 for uninformative coefficients. Raises UserError for another number of parameters, and
-        ValueError when K < P without a map.
+        """The difference, about 1 for uninformative coefficients. Raises ValueError when K < P, and UserError for another
+        number of parameters.
         """
-        if face.shape[1] != self.standard.num_features:
-            raise UserError(
-                f"loss.face.parameters is {self.standard.num_features}, and the shards hold {face.shape[1]} face parameters"
-            )
-        if self.read is not None:
-            said = self.read(coefficients)
-        elif coefficients.shape[1] < face.shape[1]:
+        if coefficients.shape[1] < face.shape[1]:
             raise ValueError(f"{face.shape[1]} face parameters do not fit into {coefficients.shape[1]} coefficients")
-        else:
-            said = coefficients[:, : face.shape[1]]
-        return (said - self.standard(face)).square().mean()
+        if face.shape[1] != self.standard.num_features:
+            wanted = self.standard.num_features
+            raise UserError(f"loss.face.parameters is {wanted}, and the batches hold {face.shape[1]} face parameters")
+        return (coefficients[:, : face.shape[1]] - self.standard(face)).square().mean()
 
 
 def weighted_l1(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ class PairData(_ShardData):
     """Pairs of frames of one person for the motion VAE.
 
     `regions` weights pixels by the face parameters in the shards (None: equally); `faces` adds the driving frames'
-    parameters to the batches; `both_ways` trains every pair in both directions, with the second half of a batch as the
+    parameters to the batches, or groups of them by name; `both_ways` trains every pair in both directions, with the second half of a batch as the
     first with exchanged roles; of `choices` driving frames the one whose expression differs most is taken; `image_size`
     (None: the shards') shrinks frames; `vary` changes training pairs at random; `cache_gb` bounds the disk cache of decoded clips (0: none).
     """
@@ -148,7 +148,7 @@ class PairData(_ShardData):
         batch_size: int = 32,
         pairs_per_person: int = 8,
         regions: Regions | None = None,
-        faces: bool = False,
+        faces: bool | Mapping[str, Sequence[str]] = False,
         both_ways: bool = False,
         choices: int = 1,
         image_size: int | None = None,

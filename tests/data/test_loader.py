@@ -103,6 +103,17 @@ def test_of_several_driving_frames_the_most_different_face_is_taken(folder):
     assert (one.source, one.driving) == (plan.item(5).source, plan.item(5).driving)
 
 
+def test_faces_are_grouped_by_name(folder):
+    plan = PairPlan(Index.load(folder), seed=3)
+    item = plan.item(2)
+    whole = PairDataset(folder, plan, cache_bytes=0, faces=True, both_ways=True)._read(item).faces
+    groups = {"turn": ["-yaw"], "mean": ["smile", "yaw"]}
+    grouped = PairDataset(folder, plan, cache_bytes=0, faces=groups, both_ways=True)._read(item).faces
+    np.testing.assert_allclose(grouped, np.stack([-whole[:, 2], whole[:, 1:].mean(1)], 1), rtol=1e-6)
+    with pytest.raises(UserError, match="toy does not read jawOpen; it reads mouth_open"):
+        PairDataset(folder, plan, faces={"jaw": ["jawOpen"]})
+
+
 def test_frames_are_shrunk_by_whole_cells(folder):
     index = Index.load(folder)
     plan = PairPlan(index, seed=3)

@@ -103,7 +103,7 @@ def test_learns_one_pair(tmp_path):
 
 def test_guiding_steps_train_the_encoder_alone(tmp_path):
     batches = [PairBatch(b.source, b.driving, face=torch.randn(4, 3)) for b in _batches(4)]
-    module = _module(loss=ReconstructionLoss(guide=0.5, face=FaceGuide(3, 4)), guide_steps=3)
+    module = _module(loss=ReconstructionLoss(guide=0.5, face=FaceGuide(3)), guide_steps=3)
     start = _weights(module)
     moved = []
     for steps in (3, 4):
