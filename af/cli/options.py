@@ -79,8 +79,8 @@ def bind(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, A
         try:
             taken[parameter.name] = kind(**bind(kind, values))
         except (ValueError, UserError) as error:
-            flags = {field.name: _flags(field, notes)[0] for field, _, notes in _parameters(kind)}
-            raise WrongValue(re.sub(r"\w+", lambda word: flags.get(word[0], word[0]), str(error))) from None  # noqa: B023
+            flags = {field.name: _flags(field, notes)[0] for field, _, notes in _parameters(kind) if notes}
+            raise WrongValue(re.sub(r"(?<![-\w])\w+", lambda word: flags.get(word[0], word[0]), str(error))) from None  # noqa: B023
     return taken
 
 

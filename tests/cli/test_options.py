@@ -40,6 +40,7 @@ MODELS = ["--autoencoder", "no", "--denoiser", "no"]
 WRONG = [
     ["synth", "--out", "O", "--seconds", "-1"],
     ["synth", "--out", "O", "--seconds", "nan"],
+    ["synth", "--out", "O", "--seconds", "0.01"],
     ["synth", "--out", "O", "--train", "-1"],
     ["synth", "--out", "O", "--workers", "0"],
     ["synth", "--out", "O", "--low-expressiveness", "1.5"],
