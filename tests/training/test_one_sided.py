@@ -24,7 +24,7 @@ from af.evaluation.checkpoint import Subject
 from af.evaluation.settings import CheckpointSettings
 from af.forcing.dropout import ConditionDropout, drop_user
 from af.models.artifact import load_model
-from af.pipeline.encode import encode
+from af.pipeline.encode import carry_statistics, encode
 from af.pipeline.losers import WeakUser, make_losers
 from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
 from af.pipeline.teacher import make_teacher
@@ -115,7 +115,7 @@ def test_the_other_user_is_that_of_a_window_with_one(windows):
 def both(latents, alone, tmp_path_factory) -> Path:
     """Conversations and people alone in one folder."""
     folder = tmp_path_factory.mktemp("both")
-    merge([latents, alone], folder, shard_bytes=10**6)
+    carry_statistics([latents, alone], folder, merge([latents, alone], folder, shard_bytes=10**6))
     return folder
 
 
@@ -166,6 +166,15 @@ def test_a_denoiser_trains_on_one_person_and_on_mixtures(reader, alone, latents,
     for name, root in (("alone", str(alone)), ("mixed", f"{{{latents}: 0.7, {alone}: 0.3}}")):
         losses = run_of(tmp_path / name, *options, f"data.root={root}")[-1]
         assert np.isfinite([losses["val/loss"], losses["val/loss_no_user"]]).all()
+
+
+@pytest.mark.slow
+def test_a_preference_is_learnt_where_there_is_a_user(both, denoiser_folder, tmp_path):
+    source = {"_target_": "af.pipeline.losers.WeakUser", "steps": 1}
+    make_losers(both, tmp_path / "losers", source, denoiser=denoiser_folder)
+    options = ["experiment=preference_demo", f"start={denoiser_folder}", "module.online=null"]
+    found = run_of(tmp_path, *options, f"data.losers={tmp_path / 'losers'}", f"data.root={both}")
+    assert np.isfinite([found[-1]["val/loss"], found[-1]["val/preference/loss"]]).all()
 
 
 @pytest.mark.slow
