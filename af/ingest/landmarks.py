@@ -124,7 +124,10 @@ class FaceLandmarker:
         def read(frame: Frame) -> Face | None:
             nonlocal time_ms
             time_ms += FRAME_MS
-            result = landmarker.detect_for_video(_image(frame), int(time_ms))
+            image = _image(frame)
+            result = landmarker.detect_for_video(image, int(time_ms))
+            if not result.face_blendshapes:  # a face that moved too far is lost: the second call looks anew
+                result = landmarker.detect_for_video(image, int(time_ms) + 1)
             if not result.face_blendshapes:
                 return None
             scores = np.array([category.score for category in result.face_blendshapes[0]], np.float32)
