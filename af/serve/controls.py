@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ class Controls:
 
     conversation: Conversation
     voice: Float32[np.ndarray, " S"] | None = None
+    _speaking: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def __call__(self, text: str) -> dict[str, Any] | None:
         """Do what a message asks for. Returns an answer, `{"error": …}` for what cannot be done, or None."""
@@ -57,7 +59,11 @@ class Controls:
         self.conversation.be(_text(message, "user"))  # type: ignore[arg-type]
 
     async def _say(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        sound = await spoken(_text(message, "text"))
+        text = _text(message, "text")
+        if self._speaking.locked():
+            raise UserError("say: the text before is still being turned into speech")
+        async with self._speaking:
+            sound = await spoken(text)
         self.conversation.say(sound)
         return {"says": len(sound)}
 

@@ -58,7 +58,7 @@ class Service:
         self._frame = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._made = 0
+        self._made = self._opening = 0
         if avatar.device.type == "cpu":
             use_free_cores()
 
@@ -70,12 +70,19 @@ class Service:
     def open(self) -> Conversation:
         """A new conversation. Raises UserError when there are as many as there may be."""
         with self._lock:
-            if len(self._all) >= self.limits.conversations:
+            if len(self._all) + self._opening >= self.limits.conversations:
                 raise UserError(f"all {self.limits.conversations} places are taken; try again later")
+            self._opening += 1
             self._made += 1
-            puppet = Puppet(self.settings.seed + self._made, self.avatar.autoencoder.image_size)
+            seed = self.settings.seed + self._made
+        try:  # takes its time, in which the others go on
+            puppet = Puppet(seed, self.avatar.autoencoder.image_size)
             conversation = Conversation(self.avatar, self._speech, self.portrait, puppet, self.settings)
-            self._all.append(conversation)
+            with self._lock:
+                self._all.append(conversation)
+        finally:
+            with self._lock:
+                self._opening -= 1
         return conversation
 
     def close(self, conversation: Conversation, why: str = "closed") -> None:

@@ -255,7 +255,7 @@ def test_no_offer_does_harm(offer: str) -> None:
     asyncio.run(work())
 
 
-def test_what_a_client_changes(conversation: Conversation) -> None:
+def test_what_a_client_changes(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
     def do(**message: Any) -> dict[str, Any]:
         return asyncio.run(Controls(conversation)(json.dumps(message))) or {}
 
@@ -271,6 +271,18 @@ def test_what_a_client_changes(conversation: Conversation) -> None:
         ({"do": "act", "what": "jump"}, "jump"),
     ):
         assert text in do(**wrong)["error"]
+
+    async def slowly(text: str) -> np.ndarray:
+        await asyncio.sleep(0.1)
+        return np.zeros(SAMPLE_RATE, np.float32)
+
+    monkeypatch.setattr("af.serve.controls.spoken", slowly)
+
+    async def twice() -> list[dict[str, Any] | None]:
+        controls, text = Controls(conversation), json.dumps({"do": "say", "text": "Hello"})
+        return await asyncio.gather(controls(text), controls(text))
+
+    assert any("still being turned into speech" in (answer or {}).get("error", "") for answer in asyncio.run(twice()))
     conversation.change(guidance=Guidance.conditional())
     assert "without guidance" in do(do="change", audio=2)["error"]
 
