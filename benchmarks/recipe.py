@@ -19,20 +19,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from af.cli.config import compose, instantiate, resolve
 from af.cli.kinds import Count, Positive
 from af.cli.options import add_parameters, bind
 from af.clock import FPS, frames_to_samples
+from af.files import write_text
 from af.forcing.guidance import Guidance
 from af.models.artifact import save_model
 from af.models.denoiser import MotionDenoiser
@@ -46,6 +45,7 @@ from af.training.preference import PreferenceModule
 from af.training.randomness import Draws, step_generator
 from af.types import DyadBatch, PairBatch
 from benchmarks.common import experiment, options, report
+from benchmarks.counting import Kept, gflop_of, without_values
 
 HOURS: Final = 100.0  # of conversation, the data that encoding and teacher are counted for
 _MOMENTS: Final = 2  # of Adam
@@ -78,55 +78,6 @@ class Stage:
     def exaflop(self) -> float:
         """All of it."""
         return self.gflop_per_item * self.items / 1e9
-
-
-@contextmanager
-def without_values(*networks: nn.Module) -> Iterator[None]:
-    """In the context the networks' weights, and all new tensors, have shapes but no values: nothing is computed."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        for module in (m for network in networks for m in network.modules()):
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = nn.Parameter(
-                        mode.from_tensor(parameter.detach()), requires_grad=parameter.requires_grad
-                    )
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = mode.from_tensor(buffer)
-        yield
-
-
-class Kept:
-    """Context that counts the bytes kept for the backward pass, other than weights."""
-
-    def __init__(self, *networks: nn.Module) -> None:
-        self._weights = {id(p.untyped_storage()) for network in networks for p in network.parameters()}
-        self._storages: dict[int, Any] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self._storages[id(storage)] = storage  # alive, so that no other gets its id
-        return tensor
-
-    def __enter__(self) -> Kept:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._hooks.__exit__(*exception)
-
-    @property
-    def gigabytes(self) -> float:
-        """So far."""
-        return sum(s.nbytes() for key, s in self._storages.items() if key not in self._weights) / 1e9
-
-
-def _gflop(work: Callable[[], Any]) -> float:
-    with FlopCounter() as counter:
-        work()
-    return counter.flops / 1e9
 
 
 def _size(network: nn.Module) -> int:
@@ -239,7 +190,7 @@ def denoiser_stage(config: dict[str, Any]) -> Stage:
         assert module.online is not None
         online, frozen = module.online, module.reference.denoiser
         window = _window(denoiser, features, denoiser.layout.window_frames)
-        work["losers"] = _gflop(lambda: online(denoiser, frozen, window, draws))
+        work["losers"] = gflop_of(lambda: online(denoiser, frozen, window, draws))
     with without_values(denoiser, reference), _autocast(config["trainer"]["precision"]):
         window = _window(denoiser, features, denoiser.layout.window_frames)
         if isinstance(module, DistillModule):
@@ -250,10 +201,10 @@ def denoiser_stage(config: dict[str, Any]) -> Stage:
             module.velocity_losses(window, draws, draw_drops(module.dropout, window, draws))[0].mean().backward()
 
         with Kept(denoiser) as kept:
-            work["denoising"] = _gflop(denoised)
+            work["denoising"] = gflop_of(denoised)
         if isinstance(module, PreferenceModule):
             with kept:
-                work["pairs"] = _gflop(
+                work["pairs"] = gflop_of(
                     lambda: module.pairs(window, window.avatar_motion, draws).errors.policy_winner.mean().backward()
                 )
     steps, windows = config["trainer"]["max_steps"], config["data"]["batch_size"]
@@ -280,9 +231,9 @@ def encode_stage(vae: dict[str, Any]) -> Stage:
     chosen = resolve(compose("encode", ["features=wav2vec2"]))["features"]
     size = vae["model"]["image_size"]
     with without_values(network, speech), torch.no_grad():
-        codes = _gflop(lambda: network.coefficients(torch.empty(1, 3, size, size), check=False))
+        codes = gflop_of(lambda: network.coefficients(torch.empty(1, 3, size, size), check=False))
         window = torch.empty(1, frames_to_samples(chosen["window_frames"]))
-        features = _gflop(lambda: speech(window))
+        features = gflop_of(lambda: speech(window))
     work = {"codes": FPS * codes, "features": FPS / chosen["block_frames"] * features}
     size_of_all = _size(network) + _size(speech)
     state = 4 * size_of_all / 1e9
@@ -298,7 +249,7 @@ def teacher_stage(config: dict[str, Any]) -> Stage:
         turn = _window(denoiser, config["features"]["dim"], seconds * FPS)
         scene = Scene(turn.avatar_audio, turn.user_audio, turn.user_motion, turn.reference)
         noise = torch.zeros(1, seconds * FPS, denoiser.dim)
-        rolled = _gflop(lambda: scene.rolled_out(denoiser, noise, steps=8, guidance=Guidance(user=2.0)))
+        rolled = gflop_of(lambda: scene.rolled_out(denoiser, noise, steps=8, guidance=Guidance(user=2.0)))
     work = {"roll-out": rolled / seconds}
     parameters = _size(denoiser)
     return Stage("second of a person", parameters, 0, work, 2 * 3600 * HOURS, state_gb=4 * parameters / 1e9)
@@ -373,10 +324,24 @@ def priced(stage: Stage, machine: Machine) -> dict[str, Any]:
     return asdict(stage) | {"limit": limit} | {name: float(f"{value:.4g}") for name, value in numbers.items()}
 
 
+def markdown(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """The stages as a table."""
+    head = ("stage", "M parameters", "items", "GFLOP an item", "EFLOP", "GB a GPU", "TB read", "bound", "hours", "$")
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * 6 + " --- | ---: | ---: |"]
+    for name, s in stages.items():
+        items = f"{s['items'] / 1e6:.3g} M ({s['item']})"
+        numbers = [f"{s[key]:.3g}" for key in ("gflop_per_item", "exaflop", "gb_per_device", "read_tb")]
+        cost = [f"{s['hours']:.2g}", f"{s['dollars']:.2g}" if s["dollars"] < 100 else f"{s['dollars']:.0f}"]
+        row = [name, f"{s['parameters'] / 1e6:.0f}", items, *numbers, s["limit"], *cost]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = options("recipe", __doc__, accelerator=False)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help="which (all)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table of docs/recipe.md")
     add_parameters(parser, Machine)
 
     def found(args: argparse.Namespace) -> dict[str, Any]:
@@ -385,6 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stages = counted(args.stages, Path(folder))
         priced_stages = {name: priced(stage, machine) for name, stage in stages.items()}
         total = {key: sum(s[key] for s in priced_stages.values()) for key in ("hours", "dollars")}
+        if args.markdown:
+            write_text(args.markdown, markdown(priced_stages))
         return {"assumed": asdict(machine), "hours_of_conversation": HOURS, "stages": priced_stages, "total": total}
 
     return report(parser, found, arguments)
