@@ -1,9 +1,8 @@
 """Verbs are functions: their parameters are what the command line takes, their annotations say how.
 
 A parameter without a default is an argument (before `*`) or a required option; a dataclass without notes stands for its
-fields. Within
-`Annotated` a text is the help (one that begins with - names the option), a function parses, and `More` has the rest of
-argparse's settings. The last of each counts, so that an alias can be explained anew where it is used.
+fields. Within `Annotated` a text is the help (one that begins with - names the option), a function parses, and `More`
+has the rest of argparse's settings. The last of each counts, so that an alias can be explained anew where it is used.
 """
 
 from __future__ import annotations

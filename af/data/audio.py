@@ -252,8 +252,8 @@ def read_audio(
 
     Of several tracks it takes the default one, or the first that is not silent. Channels are mixed (see `mixing`), or
     only `channel` (0 left, 1 right) is used. Gaps in the time stamps become silence; changes of rate or channels are
-    followed. `notes` collects remarks, `facts` gets which track and channels are used and why. Raises `MediaError` for unreadable or truncated files, files without audio, and
-    samples that are NaN or far beyond full scale.
+    followed. `notes` collects remarks, `facts` gets which track and channels are used and why. Raises `MediaError` for
+    unreadable or truncated files, files without audio, and samples that are NaN or far beyond full scale.
     """
     notes = Notes() if notes is None else notes
     number, heard, why = _choose(path, notes)

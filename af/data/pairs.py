@@ -47,10 +47,11 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
     0 turns it off). It makes reading about ten times faster and is used if the whole decoded split fits (64-pixel
     clips); otherwise frames are decoded from the nearest key frame. `regions` computes emphasis weights, from the
     driving frame's face parameters if available; `faces` adds the parameters to the batch, or groups of them
-    (`FaceSpec.grouping`; `UserError` if shards lack them). `both_ways` doubles a batch by exchanging source and driving. `image_size` shrinks frames to a half, a quarter …
-    of theirs; `vary` changes pairs at random, by `seed` and position. Of several driving frames in the plan the one whose
-    expression differs most from the source's is taken, which takes face parameters. `uint8` keeps images as bytes, a quarter of the
-    traffic between processes: call `pairs_to_float` on the device.
+    (`FaceSpec.grouping`; `UserError` if shards lack them). `both_ways` doubles a batch by exchanging source and
+    driving. `image_size` shrinks frames to a half, a quarter … of theirs; `vary` changes pairs at random, by `seed` and
+    position. Of several driving frames in the plan the one whose expression differs most from the source's is taken,
+    which takes face parameters. `uint8` keeps images as bytes, a quarter of the traffic between processes: call
+    `pairs_to_float` on the device.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Cutting one conversation, or one person's video, into clips: a first pass finds faces and scene cuts, a second one cuts out the crops."""
+"""Cutting a conversation, or one person's video, into clips: one pass finds faces and scene cuts, another makes crops."""
 
 from __future__ import annotations
 

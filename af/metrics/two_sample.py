@@ -110,9 +110,10 @@ class TwoSample(ClipMetric):
     """`c2st/motion`, `c2st/pair`, `c2st/block`: AUC of a classifier on windows of one second; 0.5 cannot be told apart.
 
     `motion`: the avatar's face parameters, generated against true; also for each parameter alone. `pair`: the same
-    together with the user's, as differences too; the null is the true avatar beside another conversation's user.
+    beside the user's, with how both move together at lags up to a second; the null is the true avatar beside another conversation's user.
     `block`: generated windows centred on a block's border against generated ones centred inside a block, so only traces
-    of the borders tell; the true value is that of true windows at the same places. Folds are disjoint in identity. Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests, ICLR 2017.
+    of the borders tell; the true value is that of true windows at the same places. Folds are disjoint in identity.
+    Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests, ICLR 2017.
     """
 
     needs: ClassVar = {"c2st": f"{FACES} of two identities or more"}
@@ -182,7 +183,7 @@ class TwoSample(ClipMetric):
                     first = centres - WINDOW // 2
                     kept.append(describe_centre(clip, first[(first >= 0) & (first <= len(clip) - WINDOW)]))
             sides.append(self._sums(at, off, table))
-        text = f"AUC, windows of 1 s centred on borders of blocks of {self.block} against those centred inside, folds disjoint in identity"
+        text = f"AUC, windows of 1 s on borders of blocks of {self.block} against those inside, folds disjoint in identity"
         table.add("c2st/block", sides[0], auc_from_sums, true=sides[1], protocol=text, per_clip=False)
 
     def _sums(self, first: Sequence[Array], second: Sequence[Array], table: ClipTable) -> Sums:

@@ -38,8 +38,8 @@ from af.voice import listening_frames
 class _ShardData(LightningDataModule):
     """Base of both data modules. `root` is the folder or URL of the shards, or several with weights
     (`af.data.mixture`). `batch_size` is global: each rank reads its share. `validation` names the validation split;
-    without this split in the data there is no validation. Of both only the clips that meet the condition `keep` on their
-    measures are read (`af.data.selection`; None: all).
+    without this split in the data there is no validation. Of both only the clips that meet the condition `keep` on
+    their measures are read (`af.data.selection`; None: all).
 
     The training position is the number of samples taken by all ranks. It is part of the checkpoint, so a run continues
     with the next sample, with any number of ranks that divides the global batch.
@@ -136,9 +136,10 @@ class PairData(_ShardData):
     """Pairs of frames of one person for the motion VAE.
 
     `regions` weights pixels by the face parameters in the shards (None: equally); `faces` adds the driving frames'
-    parameters to the batches, or groups of them by name; `both_ways` trains every pair in both directions, with the second half of a batch as the
-    first with exchanged roles; of `choices` driving frames the one whose expression differs most is taken; `image_size`
-    (None: the shards') shrinks frames; `vary` changes training pairs at random; `cache_gb` bounds the disk cache of decoded clips (0: none).
+    parameters to the batches, or groups of them by name; `both_ways` trains every pair in both directions, with the
+    second half of a batch as the first with exchanged roles; of `choices` driving frames the one whose expression
+    differs most is taken; `image_size` (None: the shards') shrinks frames; `vary` changes training pairs at random;
+    `cache_gb` bounds the disk cache of decoded clips (0: none).
     """
 
     def __init__(

@@ -34,8 +34,8 @@ class Previews(Callback):
     """Shows mask and noise levels at the start, and a few rolled-out conversations after each validation.
 
     With `before` also at the start, for the initial model of a preference stage. For `frames` frames of the first
-    `clips` validation clips, with b as the avatar (a in one-sided ones): curves of the largest coefficients and, with an `autoencoder` (model
-    folder), an animation user | generated | true.
+    `clips` validation clips, with b as the avatar (a in one-sided ones): curves of the largest coefficients and, with
+    an `autoencoder` (model folder), an animation user | generated | true.
     """
 
     def __init__(

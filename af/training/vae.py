@@ -33,9 +33,9 @@ class VaeModule(Stage):
 
     `loss` is called like `ReconstructionLoss`; `adversarial` is the loss with the discriminator. `both_ways` means that
     the second half of every batch is the first with source and driving exchanged (`PairData`), so each image is encoded
-    once. `start` is the model folder of an earlier stage, of the same or half the size, whose weights are loaded; `copy_first` starts an
-    untrained autoencoder as a copying machine (`start_as_copy`). In the first `guide_steps` steps nothing is decoded: the
-    encoder learns the face parameters alone (`loss.guidance`), at a fraction of the cost.
+    once. `start` is the model folder of an earlier stage, of the same or half the size, whose weights are loaded;
+    `copy_first` starts an untrained autoencoder as a copying machine (`start_as_copy`). In the first `guide_steps`
+    steps nothing is decoded: the encoder learns the face parameters alone (`loss.guidance`), at a fraction of the cost.
     Without a discriminator Lightning steps the optimiser, and the Trainer accumulates and clips. With one, this module
     steps both optimisers: `accumulate` batches per step, gradients clipped to `gradient_clip` (None: no clipping).
     `trainer.global_step` counts the autoencoder's steps in both cases.
