@@ -183,7 +183,9 @@ class TwoSample(ClipMetric):
                     first = centres - WINDOW // 2
                     kept.append(describe_centre(clip, first[(first >= 0) & (first <= len(clip) - WINDOW)]))
             sides.append(self._sums(at, off, table))
-        text = f"AUC, windows of 1 s on borders of blocks of {self.block} against those inside, folds disjoint in identity"
+        text = (
+            f"AUC, windows of 1 s on borders of blocks of {self.block} against those inside, folds disjoint in identity"
+        )
         table.add("c2st/block", sides[0], auc_from_sums, true=sides[1], protocol=text, per_clip=False)
 
     def _sums(self, first: Sequence[Array], second: Sequence[Array], table: ClipTable) -> Sums:
