@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tomllib
@@ -45,6 +46,14 @@ def installed(tmp_path, monkeypatch):
 
 def af(*words: object) -> None:
     assert main([str(word) for word in words]) == 0, words
+
+
+def test_what_the_docs_print_is_in_the_package():
+    printed = re.findall(r"^```python\n(.*?)^```", (EXAMPLE.parents[1] / "docs/own_parts.md").read_text(), re.M | re.S)
+    assert len(printed) == 4
+    written = "".join(file.read_text() for file in (EXAMPLE / "af_example").glob("*.py"))
+    for block in printed:
+        assert block in written
 
 
 def test_a_package_of_ones_own(installed, dyads, autoencoder_folder, tmp_path, monkeypatch):

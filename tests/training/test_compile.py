@@ -9,7 +9,7 @@ import torch
 import torch._dynamo
 
 from af.cli.config import compose, instantiate, resolve
-from af.models.perceptual import _LAYERS
+from af.models.perceptual import VGG19_LAYERS
 from af.training.flops import FlopCounter
 from tests.training.test_resume import DENOISER, VAE, train
 
@@ -59,7 +59,7 @@ def counted() -> Iterator[Forward]:
 def vgg(tmp_path):
     """VGG19 of constants, as a file."""
     state = {}
-    for index, inputs, outputs in filter(None, _LAYERS):
+    for index, inputs, outputs in filter(None, VGG19_LAYERS):
         state[f"features.{index}.weight"] = torch.full((1, 1, 1, 1), 0.01).expand(outputs, inputs, 3, 3)
         state[f"features.{index}.bias"] = torch.zeros(outputs)
     torch.save(state, tmp_path / "vgg19.pth")

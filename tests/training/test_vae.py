@@ -24,7 +24,7 @@ from af.losses.adversarial import AdversarialLoss
 from af.losses.reconstruction import FaceGuide, ReconstructionLoss
 from af.models.autoencoder import MotionAutoencoder
 from af.models.discriminator import Discriminator
-from af.models.perceptual import _LAYERS
+from af.models.perceptual import VGG19_LAYERS
 from af.training.checkpoints import SafeCheckpointIO, checkpointers
 from af.training.ema import Ema
 from af.training.gradients import Gradients
@@ -250,7 +250,7 @@ def test_stopped_again_in_the_middle_of_a_step_is_uninterrupted(tmp_path, accumu
 def test_the_recipe_of_the_configuration_trains(tmp_path):
     """What conf/loss/reconstruction/lia.yaml says to add to an experiment."""
     state = {}
-    for layer in filter(None, _LAYERS):
+    for layer in filter(None, VGG19_LAYERS):
         state[f"features.{layer[0]}.weight"] = torch.full((1, 1, 1, 1), 0.01).expand(layer[2], layer[1], 3, 3)
         state[f"features.{layer[0]}.bias"] = torch.zeros(layer[2])
     torch.save(state, tmp_path / "vgg19.pth")
