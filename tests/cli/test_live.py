@@ -38,7 +38,9 @@ def test_wrong_options_are_said_before_anything_is_served(
 def test_it_serves_until_ctrl_c_and_asks_others_for_the_token(autoencoder_folder, denoiser_folder, host) -> None:
     command = [sys.executable, "-m", "af.cli.main", "live", "--autoencoder", str(autoencoder_folder)]
     command += ["--denoiser", str(denoiser_folder), "--host", host, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs ignore it
+    with subprocess.Popen(command, **pipes, **heard) as process:
         try:
             address = process.stdout.readline().removeprefix("open ").strip().replace("0.0.0.0", "127.0.0.1")
             place, _, token = address.partition("?")
