@@ -211,7 +211,9 @@ def test_other_faces_are_noted_and_the_largest_is_taken(tmp_path):
 
     def taken(detector) -> tuple[np.ndarray, list[str]]:
         notes = Notes()
-        return read_portrait(tmp_path / "a.png", 32, detector=detector, notes=notes), [n.kind for n in notes if n.kind == "faces"]
+        return read_portrait(tmp_path / "a.png", 32, detector=detector, notes=notes), [
+            n.kind for n in notes if n.kind == "faces"
+        ]
 
     alone, said = taken(lambda frame: np.array([[100.0, 30, 40, 40, 1.0]]))
     assert said == []
