@@ -96,7 +96,7 @@ class Comparison:
         first = min(cost, key=cost.__getitem__)
 
         def as_good(name: str) -> bool:
-            errors = [cells[n].standard_error or 0.0 for n in {name, first}]
+            errors = [cells[n].standard_error or 0.0 for n in (name, first)]
             return cost[name] == cost[first] or cost[name] - cost[first] < 2 * math.hypot(*errors)
 
         return {name for name in cost if as_good(name)}

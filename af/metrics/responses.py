@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from af.clock import FPS, seconds_to_frames
 from af.metrics.arrays import Clip
 from af.metrics.base import FACES, ClipMetric, ClipTable
-from af.metrics.coupling import curve_from_sums
+from af.metrics.coupling import curve_from_sums, curve_sums
 from af.metrics.records import Curve, EvaluationClip
 from af.types import FaceSpec
 
@@ -132,8 +132,7 @@ class Responses(ClipMetric):
 
 def _sums(parts: Sequence[Float[np.ndarray, "E L"]]) -> Clip:
     """Of each clip the sum of its events' curves and their number."""
-    whole = [part[np.isfinite(part).all(1)] for part in parts]
-    return np.stack([np.append(part.sum(0), float(len(part))) for part in whole])
+    return np.stack([curve_sums(part).sum(0) for part in parts])
 
 
 def _after(sums: Float[np.ndarray, "... S"]) -> Float[np.ndarray, ...]:

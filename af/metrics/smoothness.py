@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from af.clock import FPS, seconds_to_frames
 from af.metrics.arrays import Clip, UndefinedMetricWarning, as_array, safe_divide
 from af.metrics.base import FACES, ClipMetric, ClipTable
+from af.metrics.bootstrap import finish_mean
 from af.metrics.frechet import frechet_distance, gaussian
 from af.metrics.records import EvaluationClip
 
@@ -132,8 +133,4 @@ class Smoothness(ClipMetric):
         own, true = (table.sums(f"speed/{side}") for side in ("generated", "true"))
         for d, parameter in enumerate(table.face.names):
             both, text = np.nan_to_num(np.stack([own[:, d], true[:, d]], axis=1)), "median |first difference|"
-            table.add(f"speed_ratio/{parameter}", both, _ratio, true=1.0, protocol=text, per_clip=False)
-
-
-def _ratio(sums: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, ...]:
-    return safe_divide(sums[..., 0], sums[..., 1])
+            table.add(f"speed_ratio/{parameter}", both, finish_mean, true=1.0, protocol=text, per_clip=False)
