@@ -22,6 +22,7 @@ from af.synth.face import FACE_INDEX
 from tests.browser import needs_browser
 from tests.serve.browser import Page, opened
 from tests.serve.echo import LAG, SIZE, echo
+from tests.serve.leaving import all_have_left
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
@@ -141,10 +142,6 @@ def test_both_videos_and_the_voice_play_and_the_controls_arrive(tmp_path: Path) 
         await page.until("curves.end < 100")
         assert server.service.conversations == [conversation]
         await page.run("peer.close()")
-        for _ in range(300):
-            if not server.service.conversations:
-                return
-            await asyncio.sleep(0.1)
-        pytest.fail("the conversation of a closed page is still open")
+        await all_have_left(server, 30)
 
     run(work, tmp_path)

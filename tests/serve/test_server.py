@@ -30,6 +30,7 @@ from af.serve.protocol import packed, receive, unpacked
 from af.serve.queues import Shown
 from af.serve.server import Access, LiveServer, ice_server, is_loopback, tls
 from af.serve.service import Service
+from tests.serve.leaving import all_have_left
 from tests.toy_avatar import SIZE, recording
 
 SAMPLING = {"steps": 1, "guidance": Guidance(audio=1, user=0)}
@@ -91,11 +92,7 @@ def test_a_program_talks_by_websocket(avatar: Avatar) -> None:
             heard = voice[silent : silent + 20 * SAMPLES_PER_FRAME]
             np.testing.assert_allclose(heard, recorded["avatar_audio"][: len(heard)], atol=1e-4)
             assert any(report.get("budget", {}).get("waiting") == 200 for report in client.reports)
-        for _ in range(100):
-            if not server.service.conversations:
-                return
-            await asyncio.sleep(0.02)
-        pytest.fail("the conversation of a client that left is still open")
+        await all_have_left(server, 2)
 
     run(avatar, work)
 
@@ -149,11 +146,7 @@ def test_a_browsers_call(avatar: Avatar) -> None:
                     assert response.status in (400, 413)
                     assert text in (await response.json())["error"]
             await peer.close()
-        for _ in range(500):
-            if not server.service.conversations:
-                return
-            await asyncio.sleep(0.02)
-        pytest.fail("the conversation of a browser that left is still open")
+        await all_have_left(server, 10)
 
     run(avatar, work)
 
