@@ -24,13 +24,12 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, AudioResampler, VideoFrame
 
-from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_seconds
+from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from af.errors import UserError
-from af.ingest.crops import FaceCropper
 from af.pipeline.side_by_side import enlarged
+from af.serve.camera import Camera
 from af.serve.controls import Controls
-from af.serve.conversation import Conversation, Image, Samples, User
-from af.serve.mirror import Mirror
+from af.serve.conversation import Conversation, Image, Samples
 from af.serve.service import Service
 
 _VIDEO_HZ: Final = 90_000
@@ -74,9 +73,7 @@ class Call:
         self._voice = _Track("audio", _PACKETS * _WAITING)
         self._channel: RTCDataChannel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cropper: FaceCropper | None = None
-        self._mirror: Mirror | None = None
-        self._looking = False
+        self._camera = Camera(conversation)
         self._loop = asyncio.get_running_loop()
         self._ended = False
 
@@ -111,8 +108,7 @@ class Call:
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
         await self._connection.close()
-        if self._mirror is not None and not self._looking:
-            self._mirror.close()
+        self._camera.close()
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -133,23 +129,16 @@ class Call:
     # Out: one clock for the avatar's video and voice.
 
     async def _play(self) -> None:
-        start, slot, image = self._loop.time(), 0, None
-        while self.conversation.closed is None:
-            behind = self._loop.time() - start - frames_to_seconds(slot)
-            if behind < 0:
-                await asyncio.sleep(-behind)
-            elif behind > 1:  # a stall: go on from here
-                start += behind
-            shown = self.conversation.playout.take()
+        image = None
+        async for slot, shown in self.conversation.played():
             image = image if shown is None else shown.image
             if image is not None:
                 self._avatar.give(_picture(image, slot))
             self._user.give(_picture(self.conversation.view, slot))
             for packet in _packets(None if shown is None else shown.voice, slot):
                 self._voice.give(packet)
-            slot += 1
         await asyncio.sleep(0.2)  # for the last report
-        await self.end(self.conversation.closed)
+        await self.end(self.conversation.closed or "")
 
     # In: the user's microphone and camera.
 
@@ -172,35 +161,15 @@ class Call:
             while True:
                 frame = await track.recv()  # always: what is not read is kept in memory
                 assert isinstance(frame, VideoFrame)
-                if self.conversation.user != "puppet" and not self._looking:
-                    self._looking = True
-                    self._start(self._look(frame, self.conversation.user))
+                self._start(self._look(frame))
         except MediaStreamError:
             pass
 
-    async def _look(self, frame: VideoFrame, user: User) -> None:
-        """Give the conversation what a frame shows; frames that come meanwhile are left out."""
-
-        def look() -> Any:
-            if user == "mirror":
-                self._mirror = self._mirror or Mirror()
-                return self._mirror(frame.to_ndarray(format="rgb24"))
-            self._cropper = self._cropper or FaceCropper(self.conversation.puppet.size)
-            return self._cropper(frame.to_ndarray(format="rgb24"))
-
+    async def _look(self, frame: VideoFrame) -> None:
         try:
-            found = await self._loop.run_in_executor(None, look)
-            if user == "mirror":
-                self.conversation.mirror(found)
-            elif self.conversation.user == user:
-                self.conversation.see(found)
-                if found is not None:
-                    self.conversation.touch()
+            await self._camera.look(lambda: frame.to_ndarray(format="rgb24"))
         except UserError as error:  # what is needed to find faces is missing
-            self.conversation.be("puppet")
             self._send({"error": str(error), "is": "puppet"})
-        finally:
-            self._looking = False
 
     # The data channel.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
@@ -12,7 +13,16 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from af.clock import FRAME_MS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples, samples_to_seconds, seconds_to_samples
+from af.clock import (
+    FRAME_MS,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    frames_to_samples,
+    frames_to_seconds,
+    samples_to_frames,
+    samples_to_seconds,
+    seconds_to_samples,
+)
 from af.errors import UserError, require_choice
 from af.forcing.inputs import SpeechStream
 from af.forcing.pieces import Signals
@@ -103,6 +113,8 @@ class Conversation:
         self.stream.change(signals=self.settings.signals)
         self.playout.clear()
         self._spoken, self._spoken_from = np.zeros(0, np.float32), 0  # the avatar's voice of frames not shown yet
+        self._speaking = False  # up to the end of that voice
+        self.voiced_frames = 0  # until the end of the last block with a voice; what is unsaid comes after it
         self._faces: list[Float32[np.ndarray, " P"] | None] = []  # of the block in the making
         self._views: list[Image] = []
 
@@ -195,6 +207,23 @@ class Conversation:
             raise UserError("too many changes at once; wait for a moment")
         self._changes.append(change)
 
+    # What comes back.
+
+    async def played(self) -> AsyncIterator[tuple[int, Shown | None]]:
+        """Numbered turns, 25 a second, each with the frame to show next, or None where it is not there yet; until the
+        conversation is closed.
+        """
+        time_of = asyncio.get_running_loop().time
+        start, turn = time_of(), 0
+        while self.closed is None:
+            behind = time_of() - start - frames_to_seconds(turn)
+            if behind < 0:
+                await asyncio.sleep(-behind)
+            elif behind > 1:  # a stall: go on from here
+                start += behind
+            yield turn, self.playout.take()
+            turn += 1
+
     # What the service does, frame by frame.
 
     def make_changes(self) -> bool:
@@ -228,9 +257,22 @@ class Conversation:
         given: dict[str, Any] = {"user_audio": sound, "user_frames": [image]}
         lacking = self.stream.waiting_for
         if max((frames for name, frames in lacking.items() if name != "avatar_audio"), default=0) <= 1:
-            given["avatar_audio"] = self.unsaid.take(frames_to_samples(lacking.get("avatar_audio", 0)))
+            given["avatar_audio"] = self._next_words(frames_to_samples(lacking.get("avatar_audio", 0)))
             self._spoken = np.concatenate((self._spoken, given["avatar_audio"]))
+            if given["avatar_audio"].any():
+                self.voiced_frames = samples_to_frames(self._spoken_from + len(self._spoken))
         return given
+
+    def _next_words(self, count: int) -> Samples:
+        """The next `count` samples of the avatar's voice. Speech that has only begun to arrive ends with them, not in a
+        gap before the rest of it; an ended one is followed by silence.
+        """
+        voice = self.unsaid.take(min(count, len(self.unsaid)))
+        silence = np.zeros(count - len(voice), np.float32)
+        parts = (voice, silence) if self._speaking else (silence, voice)
+        if count:
+            self._speaking = len(voice) > 0 and (not self._speaking or len(voice) == count)
+        return np.concatenate(parts)
 
     def shown(self, block: LiveBlock, images: UInt8[np.ndarray, "T Y X 3"]) -> list[Shown]:
         """A block's frames with their voice."""

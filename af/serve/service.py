@@ -96,9 +96,11 @@ class Service:
             listener({"closed": why})
 
     def start(self) -> None:
-        """Run in a thread of its own until `stop`."""
-        self._thread = threading.Thread(target=self._run, name="af live", daemon=True)
-        self._thread.start()
+        """Run in a thread of its own until `stop`, if it does not run yet."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="af live", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Close all conversations and end the thread."""

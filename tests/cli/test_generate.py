@@ -8,10 +8,15 @@ import pytest
 import soundfile
 
 from af.cli.main import main
+from af.clock import frames_to_samples
 from af.data.audio import read_audio
 from af.data.container import probe
 from af.data.contents import extract
 from af.data.video import read_video
+from af.ingest.crops import face_frames, read_portrait
+from af.pipeline.avatar import Avatar
+from af.serve.conversation import Settings
+from af.serve.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,33 @@ def test_a_conversation_gives_a_film_with_sound_in_step(generate, files, tmp_pat
     assert pair.shape[0] == 100
     side = pair.shape[2] // 2
     assert side == len(read_video(tmp_path / "out.mp4")[0]) < pair.shape[1]  # captions stand above the images
+
+
+def test_a_live_conversation_shows_the_same_bits(
+    generate, files, autoencoder_folder, denoiser_folder, monkeypatch
+) -> None:
+    """Of the same files, before the film is coded."""
+    films: list[np.ndarray] = []
+    monkeypatch.setattr("af.pipeline.generate.write_videos", lambda images, *_: films.append(np.stack(list(images))))
+    voice, user_voice, user = (files / name for name in ("avatar.wav", "user.wav", "user.mp4"))
+    inputs = ["--avatar-audio", str(voice), "--user-audio", str(user_voice), "--user-video", str(user)]
+    assert generate(*inputs, "--seconds", "1.2", "--seed", "3") == 0
+
+    avatar = Avatar.load(autoencoder_folder, denoiser_folder)
+    size = avatar.autoencoder.image_size
+    portrait = read_portrait(files / "avatar.png", size, find_face=False)
+    service = Service(avatar, portrait, Settings({"steps": 2}, user="camera", barge_in=False, seed=3))
+    conversation, heard = service.open(), read_audio(user_voice)
+    conversation.say(read_audio(voice))
+    shown = []
+    for n, face in zip(range(30), face_frames(user, size, find_face=False), strict=False):
+        conversation.hear(heard[frames_to_samples(n) : frames_to_samples(n + 1)])
+        conversation.see(face)
+        service.tick()
+        while frame := conversation.playout.take():
+            shown.append(frame.image)
+    assert films[0].std(0).max() > 1  # it moves
+    np.testing.assert_array_equal(shown, films[0])
 
 
 @pytest.mark.parametrize(

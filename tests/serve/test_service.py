@@ -134,6 +134,23 @@ def test_an_interrupted_avatar_is_silent_within_a_block_and_its_motion_goes_on(a
     assert jump <= 1.5 * usual  # no new start
 
 
+def test_speech_that_has_only_begun_to_arrive_is_said_without_a_gap(avatar: Avatar) -> None:
+    """As a text-to-speech service sends it: the first piece is shorter than a block."""
+    service = service_of(avatar)
+    conversation = service.open()
+    word, voice = 0.1 * np.ones(frames_to_samples(14), np.float32), []
+    for n in range(6 * BLOCK):
+        if n == 6:
+            conversation.say(word[: frames_to_samples(2)])
+        elif n == 11:
+            conversation.say(word[frames_to_samples(2) :])
+        service.tick()
+        while frame := conversation.playout.take():
+            voice.append(bool(frame.voice.any()))
+    assert voice == [False] * 8 + [True] * 14 + [False] * 8
+    assert conversation.voiced_frames == 25
+
+
 def test_the_users_voice_interrupts(avatar: Avatar) -> None:
     service = service_of(avatar, Settings(SAMPLING, user="camera"))
     conversation = service.open()
