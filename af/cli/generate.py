@@ -7,6 +7,9 @@ Every input of the user is optional: without --user-video and --user-audio the a
 it only listens. The user's voice is --user-audio, or the audio of --user-video. Blocks are rolled out and decoded one
 by one, so memory does not grow with the length. Faces are found and cropped as in `af ingest`; give --no-crop when the
 pictures are face crops already. The video is as long as the longest input (--seconds cuts it).
+
+The files say that they are generated, in their metadata and by a small mark in every frame; --no-mark leaves out the
+latter, for research and for `af compare`, which would measure it.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def run(
         str | None, "fp32, bf16 or auto (what is fast here): pack the denoiser's weights, faster on CPU"
     ] = None,
     seed: Annotated[Seed, "the same seed gives the same video"] = 0,
+    no_mark: Annotated[bool, "draw no mark into the frames, for research"] = False,
 ) -> None:
     """Generate and write."""
     import torch
@@ -76,7 +80,7 @@ def run(
         anchor=sampling.anchor,
         generator=torch.Generator().manual_seed(seed),
     )
-    write_videos(avatar.frames(identity, motion), heard, out, side_by_side, user_video)
+    write_videos(avatar.frames(identity, motion), heard, out, side_by_side, user_video, not no_mark)
     print(f"{out}: {heard.frames} frames, {frames_to_seconds(heard.frames):.2f} s")
     if side_by_side is not None:
         print(side_by_side)

@@ -8,6 +8,8 @@ camera and microphone; the avatar's voice is a file, text (by espeak-ng, where i
 
 Only this machine can use it, unless --host is another address: then a token is needed, which is part of the printed
 address, and TLS (--tls-certificate) for cameras and microphones of other machines. Nothing is written to disk.
+
+A small mark in every frame says that it is generated; --no-mark leaves it out, for research.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def run(
     voice: Annotated[Path | None, "a recording that the page lets the avatar say"] = None,
     seed: Annotated[Seed, "draws the puppet, the portrait and the noise"] = 0,
     sampling: Sampling,
+    no_mark: Annotated[bool, "draw no mark into the frames, for research"] = False,
     host: Annotated[str, "address to listen on (default 127.0.0.1: this machine)"] = "127.0.0.1",
     port: Annotated[int, number(int, least=0, most=65535, whole=True), "of the server"] = 8765,
     token: Annotated[str | None, "what clients of other machines must know (default: a new one each time)"] = None,
@@ -73,7 +76,7 @@ def run(
         face = read_portrait(portrait, size, find_face=not no_crop, notes=notes)
     spoken = None if voice is None else read_audio(voice, notes=notes)
     how = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
-    service = Service(avatar, face, Settings(how, cushion_ms=60, seed=seed), limits)
+    service = Service(avatar, face, Settings(how, cushion_ms=60, seed=seed, mark=not no_mark), limits)
     for note in notes:
         print(f"note: {note.text}")
     service.start()

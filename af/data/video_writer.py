@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from af.clock import FPS, SAMPLE_RATE
+from af.data.generated import write_xmp
 from af.files import atomic_path, require_suffix
 
 #: Allowed suffixes. A GIF has no audio and 256 colours per frame.
@@ -53,6 +54,10 @@ class VideoSink(abc.ABC):
             raise ValueError(f"frame {self.frames} is {frame.shape[:2]}, the first one was {self._size}")
         self._encode(frame)
         self.frames += 1
+
+    def say(self, text: str) -> None:
+        """Put a comment into the file's metadata, before the first frame."""
+        self._container.metadata.update(comment=text, description=text)
 
     def close(self) -> None:
         """Flush the encoders and finish the file."""
@@ -184,15 +189,16 @@ def video_writer(
     crf: int = 18,
     preset: str = "veryfast",
     threads: int = 1,
+    generated: str | None = None,
 ) -> Iterator[VideoSink]:
     """Write frames as H.264 + AAC in mp4, or a GIF (without audio), by suffix; mono audio in [-1, 1].
 
-    Audio starts with the first frame and is cut or padded with silence to the length of the video. The file appears
-    under its name only if the block ends without an error. Raises UserError for other suffixes, ValueError without
+    Audio starts with the first frame and is cut or padded with silence to the length of the video. `generated`:
+    what the file says of frames that a model made (`af.data.generated`). It appears under its name only if the block ends without an error. Raises UserError for other suffixes, ValueError without
     frames.
     """
     path = require_video_name(path)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb+") as file:
         # a path may contain "%" or look like a protocol ("a:b.mp4"), which an open file avoids
         sink: VideoSink
         if path.suffix.lower() == ".gif":
@@ -201,10 +207,14 @@ def video_writer(
             mono = None if audio is None else np.asarray(audio, np.float32).reshape(-1)
             sink = Mp4Sink(file, crf=crf, preset=preset, threads=threads, audio=mono, sample_rate=sample_rate)
         try:
+            if generated is not None:
+                sink.say(generated)
             yield sink
             if sink.frames == 0:
                 raise ValueError(f"no frames to write to {path}")
             sink.close()
+            if generated is not None:
+                write_xmp(file, path.suffix.lower())
         except BaseException:
             sink.abort()
             raise

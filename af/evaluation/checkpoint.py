@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from af.console import doing
+from af.data.generated import STATEMENT
 from af.data.index import Index
 from af.data.provenance import HeldOut, drawn
 from af.data.schema import other_role
@@ -260,9 +261,10 @@ def _write_videos(out: Path, clip: EvaluationClip, videos: Mapping[str, UInt8[np
     mixed = np.clip(np.sum(present, axis=0), -1, 1).astype(np.float32) if present else None
     large = len(enlarged(videos["user"][:1])[0])
     rows = (side_by_side(dict(zip(sides, row, strict=True)), large) for row in zip(*sides.values(), strict=True))
-    write_video(out / "videos" / f"{clip.name}.mp4", rows, mixed, crf=14)
+    write_video(out / "videos" / f"{clip.name}.mp4", rows, mixed, crf=14, generated=STATEMENT)
     for side, frames in sides.items():
-        write_video(video_path(out, clip.name, side), enlarged(frames), voices[side], crf=14)
+        said = STATEMENT if side == "generated" else None
+        write_video(video_path(out, clip.name, side), enlarged(frames), voices[side], crf=14, generated=said)
 
 
 def report_checkpoint(

@@ -105,8 +105,9 @@ def make_gallery(
         for m in progress.track(known[:MOST_CLIPS], description="gallery"):
             clip, sides = m.clip, {}
             for side, source in m.videos.items():
+                made = side == "generated"
                 try:
-                    sides[side] = preview(source, clip.avatar_audio if side == "generated" else None)
+                    sides[side] = preview(source, clip.avatar_audio if made else None, generated=made)
                 except UserError as error:  # a side that no metric needed
                     if console is not None:
                         console.print(f"not in the gallery: {error}", style="yellow", markup=False, highlight=False)
@@ -116,14 +117,17 @@ def make_gallery(
     write_text(path, gallery_html(title, f"{shown}: user | generated | true", cards, result.rows, result.on_card))
 
 
-def preview(source: Path, audio: Float[np.ndarray, " S"] | None) -> bytes:
-    """A small H.264 mp4 (no side above 192 px) of a video file, with audio if given."""
+def preview(source: Path, audio: Float[np.ndarray, " S"] | None, generated: bool = False) -> bytes:
+    """A small H.264 mp4 (no side above 192 px) of a video file, with audio if given; it says if it is `generated`."""
+    from af.data.generated import STATEMENT
     from af.data.video import iter_video
     from af.data.video_writer import write_video
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "preview.mp4"
-        write_video(file, iter_video(source, max_side=LARGEST_SIDE), audio, crf=27)
+        write_video(
+            file, iter_video(source, max_side=LARGEST_SIDE), audio, crf=27, generated=STATEMENT if generated else None
+        )
         return file.read_bytes()
 
 

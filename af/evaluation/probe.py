@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from af.console import doing
+from af.data.generated import png_metadata
 from af.data.index import Index
 from af.data.shards import ShardReader
 from af.errors import UserError
@@ -255,10 +256,10 @@ def probe_rows(people: Sequence[Person]) -> list[MetricRow]:
 
 
 def save_grid(path: Path, columns: Sequence[np.ndarray], rows: int = ROWS_SHOWN) -> None:
-    """Columns of images side by side."""
+    """Columns of images side by side, generated ones among them."""
     grid = np.concatenate([np.concatenate(list(column[:rows])) for column in columns], 1)
     with atomic_path(path) as temporary:
-        Image.fromarray(enlarged(grid[None], rows * 128)[0]).save(temporary, format="PNG")
+        Image.fromarray(enlarged(grid[None], rows * 128)[0]).save(temporary, format="PNG", pnginfo=png_metadata())
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -18,6 +18,7 @@ from af.clock import frames_to_seconds, samples_to_seconds
 from af.console import progress_bar
 from af.data.audio import read_audio
 from af.data.container import MediaError, Notes
+from af.data.generated import refuse_marked
 from af.data.images import read_image
 from af.data.video import read_video
 from af.errors import UserError
@@ -134,7 +135,10 @@ class Reader:
         path, tools = clip.video_file(side), self.settings
         seen = tools.reads_images and side != "user"
         needed = seen or (tools.tracker is not None and clip.face_file(side) is None)
-        return read_video(path, max_side=512, notes=notes) if path is not None and needed else None
+        if path is None or not needed:
+            return None
+        refuse_marked(path)
+        return read_video(path, max_side=512, notes=notes)
 
     def _face(
         self, clip: ManifestClip, side: str, video: np.ndarray | None, notes: list[str]

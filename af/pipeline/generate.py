@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,6 +15,7 @@ from af.clock import frames_to_samples, seconds_to_frames
 from af.console import progress_bar
 from af.data.audio import fit_audio, read_audio
 from af.data.container import Notes, probe
+from af.data.generated import MARKED, STATEMENT, marked
 from af.data.video import iter_video
 from af.data.video_writer import video_writer
 from af.errors import UserError
@@ -79,16 +81,25 @@ def read_inputs(
 
 
 def write_videos(
-    images: Iterable[UInt8[np.ndarray, "Y X 3"]], inputs: Inputs, out: Path, both: Path | None, user_video: Path | None
+    images: Iterable[UInt8[np.ndarray, "Y X 3"]],
+    inputs: Inputs,
+    out: Path,
+    both: Path | None,
+    user_video: Path | None,
+    mark: bool = True,
 ) -> None:
-    """Write the avatar's frames with its voice to `out`, and beside the user's video with both voices to `both`."""
+    """Write the avatar's frames with its voice to `out`, and beside the user's video with both voices to `both`; with a
+    visible `mark` (`af.data.generated`).
+    """
+    how: Any = {"crf": 16, "generated": MARKED if mark else STATEMENT}
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         task = progress.add_task("generating", total=inputs.frames)
-        alone = stack.enter_context(video_writer(out, inputs.spoken, crf=16))
-        beside = None if both is None else stack.enter_context(video_writer(both, inputs.mixed, crf=16))
+        alone = stack.enter_context(video_writer(out, inputs.spoken, **how))
+        beside = None if both is None else stack.enter_context(video_writer(both, inputs.mixed, **how))
         users = _held_frames(user_video if beside is not None else None)
         for image, user in zip(images, users, strict=False):
+            image = marked(image) if mark else image
             large = enlarged(image[None])[0]
             alone.write(large)
             if beside is not None:

@@ -23,6 +23,7 @@ from af.clock import (
     samples_to_seconds,
     seconds_to_samples,
 )
+from af.data.generated import marked
 from af.errors import UserError, require_choice
 from af.forcing.inputs import SpeechStream
 from af.forcing.pieces import Signals
@@ -48,6 +49,7 @@ _BARGE_IN_FRAMES: Final = 5  # the user must be audible for this long to interru
 class Settings:
     """What every conversation starts with. `sampling` as in `BlockSampler`; `cushion_ms` of the user's sound is waited
     for before it is used, so that packets may come unevenly; with `barge_in` the user's voice interrupts the avatar's.
+    `mark` draws into every frame that it is generated (`af.data.generated`).
     """
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Settings:
     cushion_ms: float = 0.0
     barge_in: bool = True
     seed: int = 0
+    mark: bool = True
 
 
 @dataclass
@@ -275,12 +278,13 @@ class Conversation:
         return np.concatenate(parts)
 
     def shown(self, block: LiveBlock, images: UInt8[np.ndarray, "T Y X 3"]) -> list[Shown]:
-        """A block's frames with their voice."""
+        """A block's frames, marked, with their voice."""
         start, stop = (frames_to_samples(n) for n in (block.start, block.start + len(images)))
         voice = self._spoken[start - self._spoken_from : stop - self._spoken_from]
         self._spoken, self._spoken_from = self._spoken[stop - self._spoken_from :], stop
         parts = voice.reshape(len(images), SAMPLES_PER_FRAME)
-        return [Shown(block.start + n, images[n], parts[n]) for n in range(len(images))]
+        seen = map(marked, images) if self.settings.mark else images
+        return [Shown(block.start + n, *both) for n, both in enumerate(zip(seen, parts, strict=True))]
 
     def user_of_block(self, frames: int) -> tuple[list[Float32[np.ndarray, " P"] | None], list[Image]]:
         """The puppet's face parameters (None of a camera) and the images of the user in the oldest `frames` frames."""

@@ -106,6 +106,11 @@ def test_the_ending_says_what_is_written(generate, files, tmp_path, capsys):
     gif, film = (read_video(tmp_path / f"a.{suffix}").astype(int) for suffix in ("gif", "mp4"))
     assert gif.shape == film.shape
     assert abs(gif - film).mean() < abs(gif - np.roll(film, 3, axis=2)).mean()
+    assert generate(*voice, "--no-mark", out="a.mp4") == 0
+    unmarked = read_video(tmp_path / "a.mp4")
+    different = (abs(film - unmarked) > 60).any((0, 3))  # more than coding does
+    assert different.any()
+    assert not different[: len(different) // 2].any()
     for wrong in ("b.webm", "b.mpeg4", "b"):
         assert generate(*voice, out=wrong) != 0
         assert f"{wrong} has " in (said := capsys.readouterr().err)

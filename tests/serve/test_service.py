@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.toy_avatar import recording
 
 BLOCK, LONG = 5, 40
 SAMPLING = {"steps": 2, "guidance": Guidance(audio=2, user=2)}
-RECORDED = Settings(SAMPLING, user="camera", barge_in=False, seed=4)
+RECORDED = Settings(SAMPLING, user="camera", barge_in=False, seed=4, mark=False)
 
 
 def service_of(avatar: Avatar, settings: Settings = RECORDED, **limits) -> Service:
@@ -72,6 +73,17 @@ def test_a_recorded_conversation_has_the_bits_of_af_generate(avatar: Avatar) -> 
     assert expected.std(0).max() > 1  # it moves
     np.testing.assert_array_equal(images(shown), expected)
     np.testing.assert_array_equal(np.concatenate([frame.voice for frame in shown]), recorded["avatar_audio"])
+
+
+def test_the_mark_is_all_that_differs(avatar: Avatar) -> None:
+    recorded = recording(frames=LONG)
+    films = []
+    for mark in (False, True):
+        service = service_of(avatar, replace(RECORDED, mark=mark))
+        films.append(images(play(service, {service.open(): recorded}, range(2 * BLOCK)).popitem()[1]))
+    changed = (films[0] != films[1]).any((0, 3))
+    assert changed.any()
+    assert not changed[: len(changed) // 2].any()
 
 
 def test_conversations_in_one_batch_are_apart(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
