@@ -7,7 +7,8 @@ camera and microphone; the avatar's voice is a file, text (by espeak-ng, where i
 (`af.serve.client`). The page shows how the avatar reacts, how long that takes, and what happens without each signal.
 
 Only this machine can use it, unless --host is another address: then a token is needed, which is part of the printed
-address, and TLS (--tls-certificate) for cameras and microphones of other machines. Nothing is written to disk.
+address, and TLS (--tls-certificate) for cameras and microphones of other machines. Nothing is written to disk, unless
+--record names a folder; the page says so then.
 
 A small mark in every frame says that it is generated; --no-mark leaves it out, for research.
 """
@@ -15,9 +16,9 @@ A small mark in every frame says that it is generated; --no-mark leaves it out, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from af.cli.kinds import Device, Model, Seed, number
+from af.cli.kinds import Device, Model, OutFolder, Seed, number
 from af.cli.options import More
 from af.cli.sampling import Sampling
 from af.serve.limits import Limits
@@ -36,6 +37,11 @@ def run(
     portrait: Annotated[Path | None, "image of the avatar (default: a drawn person)"] = None,
     no_crop: Annotated[bool, "the portrait is a face crop already"] = False,
     voice: Annotated[Path | None, "a recording that the page lets the avatar say"] = None,
+    student: Annotated[Model | None, "a distilled denoiser that the page can switch to, one pass per block"] = None,
+    replay: Annotated[
+        Path | None, "shards, such as data/demo/test: conversations that can take the user's place"
+    ] = None,
+    record: Annotated[OutFolder | None, "write every session there, as shards"] = None,
     seed: Annotated[Seed, "draws the puppet, the portrait and the noise"] = 0,
     sampling: Sampling,
     no_mark: Annotated[bool, "draw no mark into the frames, for research"] = False,
@@ -60,23 +66,45 @@ def run(
     from af.data.audio import read_audio
     from af.data.container import Notes
     from af.ingest.crops import read_portrait
+    from af.models.artifact import load_model
+    from af.models.autoencoder import MotionAutoencoder
+    from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
     from af.serve import puppet
     from af.serve.conversation import Settings
+    from af.serve.recordings import Recordings
+    from af.serve.replay import Replays
     from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
-    from af.serve.service import Service
+    from af.serve.service import ONE_PASS, Service
 
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
-    avatar = Avatar.load(autoencoder, denoiser, device, precision)
+    images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
+    avatar = Avatar.of(images, motion, device, precision)
+    learned = None
+    if student is not None:
+        learned = Avatar.of(images, load_model(student, MotionDenoiser), device, precision)
     size, notes = avatar.autoencoder.image_size, Notes()
     if portrait is None:
         face = puppet.portrait(seed, size)
     else:
         face = read_portrait(portrait, size, find_face=not no_crop, notes=notes)
     spoken = None if voice is None else read_audio(voice, notes=notes)
-    how = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
-    service = Service(avatar, face, Settings(how, cushion_ms=60, seed=seed, mark=not no_mark), limits)
+    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
+    if motion.info.get("stage") == "distill":
+        notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
+        how |= ONE_PASS
+    service = Service(
+        avatar,
+        face,
+        Settings(how, cushion_ms=60, seed=seed, mark=not no_mark),
+        limits,
+        student=learned,
+        replays=None if replay is None else Replays(replay, size),
+        recordings=None if record is None else Recordings(record, size),
+    )
+    if record is not None:
+        print(f"sessions are recorded in {record}")
     for note in notes:
         print(f"note: {note.text}")
     service.start()

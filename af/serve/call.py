@@ -86,8 +86,11 @@ class Call:
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             kinds = [transceiver.kind for transceiver in connection.getTransceivers()]
-            if kinds != ["audio", "video", "video"]:
-                raise UserError(f"offer: an audio and two video lines are expected, got {', '.join(kinds) or 'none'}")
+            if kinds[:3] != ["audio", "video", "video"] or kinds[3:] not in ([], ["audio"]):
+                raise UserError(
+                    "offer: an audio and two video lines are expected, and another audio line for the avatar's voice, "
+                    f"if somebody says it; got {', '.join(kinds) or 'none'}"
+                )
             for track in (self._voice, self._avatar, self._user):
                 connection.addTrack(track)
             await connection.setLocalDescription(await connection.createAnswer())
@@ -140,7 +143,7 @@ class Call:
         await asyncio.sleep(0.2)  # for the last report
         await self.end(self.conversation.closed or "")
 
-    # In: the user's microphone and camera.
+    # In: the user's microphone and camera, and that of a person who speaks for the avatar.
 
     def _follow(self, track: MediaStreamTrack) -> None:
         self._start(self._listen(track) if track.kind == "audio" else self._watch(track))
@@ -151,8 +154,10 @@ class Call:
             while True:
                 received = await track.recv()
                 assert isinstance(received, AudioFrame)
+                first = self._connection.getTransceivers()[0].receiver.track
+                give = self.conversation.hear if track is first else self.conversation.dub
                 for frame in resampler.resample(received):
-                    self.conversation.hear(frame.to_ndarray()[0].astype(np.float32) / 32768)
+                    give(frame.to_ndarray()[0].astype(np.float32) / 32768)
         except MediaStreamError:
             pass
 

@@ -27,7 +27,7 @@ class Camera:
         puppet.
         """
         conversation, user = self._conversation, self._conversation.user
-        if self._looking or self._closed or user == "puppet":
+        if self._looking or self._closed or user in ("puppet", "replay"):
             return False
         self._looking = True
         try:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from af.errors import UserError, did_you_mean
+from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.pieces import Signals, check_names
 from af.serve.conversation import Conversation
@@ -25,10 +26,13 @@ MOST_STEPS, MOST_GUIDANCE = 32, 10.0
 
 @dataclass(frozen=True)
 class Controls:
-    """Carries out a client's messages for its conversation. `voice`: a recording that the avatar can say."""
+    """Carries out a client's messages for its conversation. `voice`: a recording that the avatar can say; `anchor`: what
+    it is held by when a client asks for it.
+    """
 
     conversation: Conversation
     voice: Float32[np.ndarray, " S"] | None = None
+    anchor: Anchor = Anchor(sink_frames=10, pull=0.1)  # noqa: RUF009 (frozen)
     _speaking: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def __call__(self, text: str) -> dict[str, Any] | None:
@@ -58,6 +62,14 @@ class Controls:
     async def _user(self, message: Mapping[str, Any]) -> None:
         self.conversation.be(_text(message, "user"))  # type: ignore[arg-type]
 
+    async def _replay(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        check_names(message, ("number",), "replay")
+        number = message.get("number")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise UserError("number: a whole number is needed")
+        self.conversation.replay(number)
+        return {"replays": number}
+
     async def _say(self, message: Mapping[str, Any]) -> dict[str, Any]:
         text = _text(message, "text")
         if self._speaking.locked():
@@ -83,8 +95,15 @@ class Controls:
         self.conversation.restart()
 
     async def _change(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        check_names(message, ("signals", "steps", "audio", "user", "barge_in"), "change")
+        check_names(message, ("student", "signals", "anchor", "steps", "audio", "user", "barge_in"), "change")
         given: dict[str, Any] = {}
+        for name in {"student", "anchor", "barge_in"} & set(message):
+            if not isinstance(message[name], bool):
+                raise UserError(f"{name}: true or false")
+        if "student" in message:
+            self.conversation.use_student(message["student"])
+        if "anchor" in message:
+            given["anchor"] = self.anchor if message["anchor"] else Anchor()
         if "signals" in message:
             names = tuple(vars(Signals()))
             signals = message["signals"]
@@ -93,8 +112,6 @@ class Controls:
             check_names(signals, names, "signals")
             given["signals"] = Signals(**{**vars(self.conversation.settings.signals), **signals})
         if "barge_in" in message:
-            if not isinstance(message["barge_in"], bool):
-                raise UserError("barge_in: true or false")
             given["barge_in"] = message["barge_in"]
         if "steps" in message:
             require_number("steps", message["steps"], least=1, most=MOST_STEPS, whole=True)
@@ -115,6 +132,9 @@ class Controls:
         return {
             "signals": dict(vars(settings.signals)),
             "barge_in": settings.barge_in,
+            "anchor": settings.sampling.get("anchor", Anchor()) != Anchor(),
+            "student": self.conversation.on_student,
+            "block_frames": self.conversation.model.block_frames,
             "steps": settings.sampling.get("steps", 8),
             "audio": None if guidance.joint else guidance.audio,
             "user": None if guidance.joint else guidance.user,
@@ -129,6 +149,7 @@ _DO: Final[Mapping[str, Callable[[Controls, dict[str, Any]], Awaitable[dict[str,
     "steer": Controls._steer,
     "act": Controls._act,
     "user": Controls._user,
+    "replay": Controls._replay,
     "say": Controls._say,
     "play": Controls._play,
     "interrupt": Controls._interrupt,

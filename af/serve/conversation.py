@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
@@ -32,14 +32,17 @@ from af.pipeline.avatar import Avatar
 from af.pipeline.encode import face_crop
 from af.pipeline.live import user_encoder
 from af.serve.puppet import Puppet
-from af.serve.queues import AUDIBLE, Playout, SampleQueue, Shown
+from af.serve.queues import AUDIBLE, Playout, SampleQueue, Seen, Shown
+from af.serve.recordings import Recorder
+from af.serve.replay import Frame, Replays
 from af.types import Identity
 
 Image = UInt8[np.ndarray, "Y X 3"]
 Samples = Float32[np.ndarray, " S"]
-#: The person: drawn and steered by hand, drawn and moved by a camera, or the face crops of a camera.
-User = Literal["puppet", "mirror", "camera"]
-USERS: Final = get_args(User)
+#: The person: drawn and steered by hand, drawn and moved by a camera, the face crops of a camera, or a recorded one.
+User = Literal["puppet", "mirror", "camera", "replay"]
+#: Those that need nothing more to be chosen; a recorded conversation is chosen by `Conversation.replay`.
+USERS: Final = get_args(User)[:3]
 #: What the avatar can be given to say at most.
 LONGEST_SPEECH_S: Final = 300
 _BARGE_IN_FRAMES: Final = 5  # the user must be audible for this long to interrupt
@@ -74,22 +77,46 @@ class Budget:
     load: float = 0.0
 
 
+@dataclass(frozen=True)
+class Model:
+    """What computes a conversation: an avatar with its speech features. `sampling` as in `Settings`."""
+
+    avatar: Avatar
+    speech: SpeechStream
+    sampling: Mapping[str, Any]
+
+    @property
+    def block_frames(self) -> int:
+        """Frames per block."""
+        return self.avatar.denoiser.layout.block_frames
+
+
 class Conversation:
     """A session of `af.forcing.stream` with queues around it. `hear`, `see`, `steer`, `say` and `interrupt` may be called
     at any time by any thread; a `Service` computes it frame by frame and puts what it shows into `playout`.
+
+    `models` are the one it begins with and, if there is one, its student, which share an autoencoder.
     """
 
     def __init__(
-        self, avatar: Avatar, speech: SpeechStream, portrait: Image, puppet: Puppet, settings: Settings
+        self,
+        models: Sequence[Model],
+        portrait: Image,
+        puppet: Puppet,
+        settings: Settings,
+        replays: Replays | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        self._avatar, self._speech, self._portrait = avatar, speech, portrait
+        self._models, self.model, self._portrait = models, models[0], portrait
+        self.on_student = False
+        self._size = models[0].avatar.autoencoder.image_size
+        self._samplings = {id(model): model.sampling for model in models}
         self.settings, self.user = settings, settings.user
-        self.puppet = puppet
-        self.block_frames = avatar.denoiser.layout.block_frames
-        self.playout = Playout(4 * self.block_frames)
-        self.heard = SampleQueue(
-            2 * SAMPLE_RATE, seconds_to_samples(settings.cushion_ms / 1000), seconds_to_samples(0.06)
-        )
+        self.puppet, self.replays, self.recorder = puppet, replays, recorder
+        self.playout = Playout(4 * max(model.block_frames for model in models))
+        cushion, slack = seconds_to_samples(settings.cushion_ms / 1000), seconds_to_samples(0.06)
+        self.heard = SampleQueue(2 * SAMPLE_RATE, cushion, slack)
+        self.dubbed = SampleQueue(2 * SAMPLE_RATE, cushion, slack)
         self.unsaid = SampleQueue(LONGEST_SPEECH_S * SAMPLE_RATE)
         self.budget, self.skipped_frames, self.faces_lost = Budget(), 0, 0
         #: Called with each block's report, by the service's thread.
@@ -98,18 +125,20 @@ class Conversation:
         self.begun_s = self.touched_s = time.monotonic()
         self.view = np.full_like(portrait, 128)  # the user as the model sees them
         self._seen: Image | None = None
+        self._replay: Iterator[Frame] | None = None
         self._changes: deque[Callable[[], None]] = deque()
         self._audible_frames = 0
         self.begin()
 
     def begin(self) -> None:
         """Start anew with the same portrait, signals and settings."""
-        self._identity, reference = self._avatar.identity(self._portrait)
+        avatar = self.model.avatar
+        self._identity, reference = avatar.identity(self._portrait)
         self.stream = LiveSession(
-            self._avatar.denoiser,
+            avatar.denoiser,
             reference,
-            self._speech,
-            encode_user=user_encoder(self._avatar),
+            self.model.speech,
+            encode_user=user_encoder(avatar),
             generator=torch.Generator().manual_seed(self.settings.seed),
             **self.settings.sampling,
         )
@@ -118,8 +147,13 @@ class Conversation:
         self._spoken, self._spoken_from = np.zeros(0, np.float32), 0  # the avatar's voice of frames not shown yet
         self._speaking = False  # up to the end of that voice
         self.voiced_frames = 0  # until the end of the last block with a voice; what is unsaid comes after it
-        self._faces: list[Float32[np.ndarray, " P"] | None] = []  # of the block in the making
-        self._views: list[Image] = []
+        self._users: list[Seen] = []  # of the block in the making
+        self._dubbing: list[Samples] = []
+
+    @property
+    def block_frames(self) -> int:
+        """Frames per block."""
+        return self.model.block_frames
 
     @property
     def identity(self) -> Identity:
@@ -134,14 +168,20 @@ class Conversation:
 
     def hear(self, samples: Samples) -> None:
         """The user's voice: 16 kHz mono, in [-1, 1]."""
-        self.heard.push(np.clip(np.nan_to_num(samples), -1, 1).astype(np.float32, copy=False))
+        self.heard.push(_clean(samples))
+
+    def dub(self, samples: Samples) -> None:
+        """The avatar's voice as somebody says it now: 16 kHz mono, in [-1, 1]; beside it, `say` goes on."""
+        self.dubbed.push(_clean(samples))
+        if np.abs(samples).max(initial=0) >= AUDIBLE:
+            self.touch()
 
     def see(self, face: Image | None) -> None:
         """The user's newest face crop, None for an image without a face; used once, and only for the user "camera".
 
         Raises UserError for another size.
         """
-        self._seen = None if face is None else face_crop("user_frames", face, self._avatar.autoencoder.image_size)
+        self._seen = None if face is None else face_crop("user_frames", face, self._size)
 
     def mirror(self, parameters: Mapping[str, float] | None) -> None:
         """Let a camera's face move the puppet (`Puppet.mirror`), for the user "mirror"; None for a frame without one."""
@@ -161,8 +201,40 @@ class Conversation:
     def be(self, user: User) -> None:
         """Choose who the user is (`USERS`)."""
         require_choice("user", "user", user, USERS)
-        self.user, self._seen, self.faces_lost = user, None, 0
+        self.user, self._seen, self._replay, self.faces_lost = user, None, None, 0
         self.puppet.mirror(None)
+
+    def replay(self, number: int) -> None:
+        """Begin anew with a recorded conversation: the user is its user, the avatar says what its other person says.
+
+        Raises UserError when there is none with this number (`Replays`).
+        """
+        if self.replays is None:
+            raise UserError("replay: the server was started without recorded conversations (--replay SHARDS)")
+        recorded = self.replays.open(number)
+
+        def change() -> None:
+            self.user, self._replay, self.faces_lost = "replay", recorded, 0
+            self.interrupt()
+            self.begin()
+
+        self.later(change)
+
+    def use_student(self, student: bool) -> None:
+        """Begin anew with the student, or with the model it learned from. Raises UserError without a student."""
+        if student == self.on_student:
+            return
+        if len(self._models) < 2:
+            raise UserError("student: the server was started without one (--student FOLDER)")
+        self._samplings[id(self._models[int(self.on_student)])] = self.settings.sampling
+        model, self.on_student = self._models[int(student)], student
+        self.settings = replace(self.settings, sampling=self._samplings[id(model)])
+
+        def change() -> None:
+            self.model = model
+            self.begin()
+
+        self.later(change)
 
     def say(self, samples: Samples) -> None:
         """Let the avatar say more, after what is still unsaid. Raises UserError when that is too much."""
@@ -171,7 +243,7 @@ class Conversation:
             raise UserError(
                 f"say: {seconds:.0f} s of speech are waiting; at most {LONGEST_SPEECH_S} s, so wait or stop"
             )
-        self.unsaid.push(np.clip(np.nan_to_num(samples), -1, 1).astype(np.float32, copy=False))
+        self.unsaid.push(_clean(samples))
 
     def interrupt(self) -> None:
         """Forget what the avatar has not said: it falls silent with the next block."""
@@ -190,11 +262,11 @@ class Conversation:
 
     def show(self, portrait: Image) -> None:
         """Change the avatar's portrait from the next block on. Raises UserError for another size."""
-        portrait = face_crop("portrait", portrait, self._avatar.autoencoder.image_size)
+        portrait = face_crop("portrait", portrait, self._size)
 
         def change() -> None:
             self._portrait = portrait
-            self._identity, reference = self._avatar.identity(portrait)
+            self._identity, reference = self.model.avatar.identity(portrait)
             self.stream.change_reference(reference)
 
         self.later(change)
@@ -239,19 +311,23 @@ class Conversation:
         """The next frame's input for `stream.push`: what there is now of the user, and the avatar's voice when the
         user's part of a block is complete, so that it can be interrupted until then.
         """
-        sound, face, image = self.heard.take(SAMPLES_PER_FRAME), None, None
+        sound, voice = self.heard.take(SAMPLES_PER_FRAME), self.dubbed.take(SAMPLES_PER_FRAME)
+        face, image, lost = None, None, False
         if self.user == "camera":
             image, self._seen = self._seen, None
             lost = image is None
+        elif self._replay is not None:
+            recorded = next(self._replay)
+            image, sound, voice = recorded.image, recorded.user, recorded.avatar
         else:
             face, image, sound = self.puppet.step(sound)
             lost = self.user == "mirror"  # until `mirror` is called
         self.faces_lost = self.faces_lost + 1 if lost else 0
         if image is not None:
             self.view = image
-        self._faces.append(face)
-        self._views.append(self.view)
-        audible = float(np.abs(sound).max()) >= AUDIBLE
+        self._users.append(Seen(self.view, sound, image is not None, face))
+        self._dubbing.append(voice)
+        audible = self._replay is None and float(np.abs(sound).max()) >= AUDIBLE
         self._audible_frames = self._audible_frames + 1 if audible else 0
         if audible:
             self.touch()
@@ -260,7 +336,10 @@ class Conversation:
         given: dict[str, Any] = {"user_audio": sound, "user_frames": [image]}
         lacking = self.stream.waiting_for
         if max((frames for name, frames in lacking.items() if name != "avatar_audio"), default=0) <= 1:
-            given["avatar_audio"] = self._next_words(frames_to_samples(lacking.get("avatar_audio", 0)))
+            samples = frames_to_samples(lacking.get("avatar_audio", 0))
+            dubbing, self._dubbing = np.concatenate(self._dubbing)[:samples], []
+            said = self._next_words(samples) + np.pad(dubbing, (0, samples - len(dubbing)))
+            given["avatar_audio"] = np.clip(said, -1, 1)
             self._spoken = np.concatenate((self._spoken, given["avatar_audio"]))
             if given["avatar_audio"].any():
                 self.voiced_frames = samples_to_frames(self._spoken_from + len(self._spoken))
@@ -286,11 +365,11 @@ class Conversation:
         seen = map(marked, images) if self.settings.mark else images
         return [Shown(block.start + n, *both) for n, both in enumerate(zip(seen, parts, strict=True))]
 
-    def user_of_block(self, frames: int) -> tuple[list[Float32[np.ndarray, " P"] | None], list[Image]]:
-        """The puppet's face parameters (None of a camera) and the images of the user in the oldest `frames` frames."""
-        faces, views = self._faces[:frames], self._views[:frames]
-        del self._faces[:frames], self._views[:frames]
-        return faces, views
+    def user_of_block(self, frames: int) -> list[Seen]:
+        """The user in the oldest `frames` frames."""
+        users = self._users[:frames]
+        del self._users[:frames]
+        return users
 
     def report(self) -> dict[str, Any]:
         """Budget, faults and state, as plain values."""
@@ -301,6 +380,7 @@ class Conversation:
             "left_out_frames": self.playout.dropped,
             "missing_samples": self.heard.missing,
             "surplus_samples": self.heard.dropped,
+            "unrecorded_frames": 0 if self.recorder is None else self.recorder.left_out,
         }
         return {
             "budget": {name: round(value, 3) for name, value in asdict(self.budget).items()},
@@ -310,3 +390,7 @@ class Conversation:
             "face_lost": self.user != "puppet" and self.faces_lost * FRAME_MS > 1000,
             "seconds": round(time.monotonic() - self.begun_s, 1),
         }
+
+
+def _clean(samples: Samples) -> Samples:
+    return np.clip(np.nan_to_num(samples), -1, 1).astype(np.float32, copy=False)

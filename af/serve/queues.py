@@ -98,6 +98,16 @@ class Shown:
     voice: Samples
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A frame of the user: the image, the sound, and whether there was a face in it; face parameters if it is drawn."""
+
+    image: UInt8[np.ndarray, "Y X 3"]
+    sound: Samples
+    face_found: bool
+    parameters: Float32[np.ndarray, " P"] | None = None
+
+
 class Playout:
     """Finished frames on their way to a client that shows one every 40 ms.
 

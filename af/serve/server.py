@@ -143,6 +143,9 @@ class LiveServer:
                 "size": avatar.autoencoder.image_size,
                 "block_frames": avatar.denoiser.layout.block_frames,
                 "voice": self.voice is not None,
+                "student": self.service.student is not None,
+                "replays": [] if self.service.replays is None else self.service.replays.listed,
+                "recorded": self.service.recordings is not None,
                 "text": can_speak(),
                 "landmarks": landmarker_is_there(),
             }

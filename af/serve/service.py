@@ -16,19 +16,25 @@ from torch import Tensor
 
 from af.clock import FPS, frames_to_seconds
 from af.errors import UserError, user_text
+from af.forcing.guidance import Guidance
 from af.forcing.stream import LiveBlock, push_batch
 from af.images import image_array
 from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import speech_stream, use_free_cores
-from af.serve.conversation import Conversation, Image, Settings
+from af.serve.conversation import Conversation, Image, Model, Settings
 from af.serve.limits import Limits
 from af.serve.puppet import Puppet
+from af.serve.queues import Seen
+from af.serve.recordings import Recordings
+from af.serve.replay import Replays
 from af.synth.face import FACE_INDEX
 from af.types import Identity
 
 #: What the page draws of a face, and the face parameters that it is.
 CURVES: Final[Mapping[str, str]] = {"smile": "smile", "tilt": "roll", "nod": "pitch", "mouth": "mouth_open"}
+#: How students of one pass per block are sampled.
+ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "guidance": Guidance.conditional()}
 #: The service gives frames up when it is further behind its clock than this.
 _BEHIND_S: Final = 1.0
 
@@ -38,6 +44,9 @@ class Service:
 
     Conversations begin together at the start of a block, so that the model computes them in one batch: alone, one gives
     the bits of `Avatar.motion`. Faces are read by the tracker of drawn faces, for `CURVES`.
+
+    `student`: an avatar of the same autoencoder, sampled in `ONE_PASS`; `replays`: conversations to choose as the user;
+    `recordings`: where conversations are written.
     """
 
     def __init__(
@@ -46,11 +55,17 @@ class Service:
         portrait: Image,
         settings: Settings = Settings(),  # noqa: B008 (frozen)
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        *,
+        student: Avatar | None = None,
+        replays: Replays | None = None,
+        recordings: Recordings | None = None,
     ) -> None:
         self.avatar, self.portrait, self.settings, self.limits = avatar, portrait, settings, limits
-        stream = speech_stream(avatar.features)
+        self.student, self.replays, self.recordings = student, replays, recordings
         self._features_s = 0.0
-        self._speech = replace(stream, extract=self._timed(stream.extract))
+        self._models = [self._model(avatar, settings.sampling)]
+        if student is not None:
+            self._models.append(self._model(student, ONE_PASS))
         self._tracker: FaceTracker = load_tracker()
         self._all: list[Conversation] = []
         self._lock = threading.Lock()
@@ -77,7 +92,8 @@ class Service:
             seed = self.settings.seed + self._made
         try:  # takes its time, in which the others go on
             puppet = Puppet(seed, self.avatar.autoencoder.image_size)
-            conversation = Conversation(self.avatar, self._speech, self.portrait, puppet, self.settings)
+            recorder = None if self.recordings is None else self.recordings.begin()
+            conversation = Conversation(self._models, self.portrait, puppet, self.settings, self.replays, recorder)
             with self._lock:
                 self._all.append(conversation)
         finally:
@@ -92,6 +108,8 @@ class Service:
                 return
             self._all.remove(conversation)
         conversation.closed = why
+        if conversation.recorder is not None:
+            conversation.recorder.end()
         for listener in conversation.listeners:
             listener({"closed": why})
 
@@ -109,6 +127,8 @@ class Service:
             self._thread.join()
         for conversation in self.conversations:
             self.close(conversation, "the server is stopping")
+        if self.recordings is not None:
+            self.recordings.wait()
 
     def _run(self) -> None:
         due, busy_s = time.monotonic(), 0.0
@@ -130,12 +150,11 @@ class Service:
 
     def tick(self) -> None:
         """The next frame of all conversations."""
-        block = self.avatar.denoiser.layout.block_frames
         together: list[Conversation] = []
         given: list[dict[str, Any]] = []
         for conversation in self.conversations:
             try:
-                if conversation.make_changes() or self._frame % block == 0:
+                if conversation.make_changes() or self._frame % conversation.model.block_frames == 0:
                     given.append(conversation.step())
                     together.append(conversation)
             except Exception as error:
@@ -152,8 +171,11 @@ class Service:
             budget = conversation.budget
             budget.waiting, budget.load = conversation.stream.waiting_ms, self._load
             budget.features, budget.motion, budget.decoding = features_ms, motion_ms, decoding_ms
-            conversation.playout.put(conversation.shown(made, pictures))
-            self._tell(conversation, made, pictures)
+            shown, users = conversation.shown(made, pictures), conversation.user_of_block(len(pictures))
+            conversation.playout.put(shown)
+            if conversation.recorder is not None:
+                conversation.recorder.add(made.start, users, shown)
+            self._tell(conversation, made, pictures, users)
         self._end_the_old()
 
     def _pushed(self, together: list[Conversation], given: list[dict[str, Any]]) -> list[list[LiveBlock]]:
@@ -170,11 +192,18 @@ class Service:
                     blocks.append([])
             return blocks
 
-    @torch.inference_mode()
     def _decoded(self, finished: Sequence[tuple[Conversation, LiveBlock]]) -> list[UInt8[np.ndarray, "T Y X 3"]]:
-        """Images of blocks of equal length, decoded together."""
-        if not finished:
-            return []
+        """The blocks' images; those of equal length are decoded together."""
+        images: dict[int, UInt8[np.ndarray, "T Y X 3"]] = {}
+        for length in {block.motion.shape[1] for _, block in finished}:
+            places = [n for n, (_, block) in enumerate(finished) if block.motion.shape[1] == length]
+            images |= zip(places, self._decoded_together([finished[n] for n in places]), strict=True)
+        return [images[n] for n in range(len(finished))]
+
+    @torch.inference_mode()
+    def _decoded_together(
+        self, finished: Sequence[tuple[Conversation, LiveBlock]]
+    ) -> list[UInt8[np.ndarray, "T Y X 3"]]:
         identities = [conversation.identity for conversation, _ in finished]
         if len(identities) > 1:
             features = zip(*(identity.features for identity in identities), strict=True)
@@ -183,12 +212,18 @@ class Service:
         motion = torch.cat([block.motion for _, block in finished])
         return [image_array(frames) for frames in self.avatar.autoencoder.decode(identities[0], motion)]
 
-    def _tell(self, conversation: Conversation, block: LiveBlock, images: UInt8[np.ndarray, "T Y X 3"]) -> None:
-        faces, views = conversation.user_of_block(len(images))
+    def _tell(
+        self,
+        conversation: Conversation,
+        block: LiveBlock,
+        images: UInt8[np.ndarray, "T Y X 3"],
+        users: Sequence[Seen],
+    ) -> None:
         if not conversation.listeners:
             return
-        known = [face for face in faces if face is not None]
-        user = np.stack(known) if len(known) == len(faces) else self._tracker.track(np.stack(views))
+        known = [seen.parameters for seen in users if seen.parameters is not None]
+        every = len(known) == len(users)
+        user = np.stack(known) if every else self._tracker.track(np.stack([seen.image for seen in users]))
         report = conversation.report() | {
             "start": block.start,
             "user": self._curves(user),
@@ -213,6 +248,10 @@ class Service:
         self.close(conversation, user_text(error) or f"an error in the server: {type(error).__name__}")
         if user_text(error) is None:
             logging.getLogger(__name__).exception("a conversation was closed", exc_info=error)
+
+    def _model(self, avatar: Avatar, sampling: Mapping[str, Any]) -> Model:
+        stream = speech_stream(avatar.features)
+        return Model(avatar, replace(stream, extract=self._timed(stream.extract)), sampling)
 
     def _timed(self, extract: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def timed(sound: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from af.pipeline.encode import video_motion_pieces
 from af.serve.conversation import Conversation, Settings
 from af.serve.limits import Limits
 from af.serve.queues import Shown
-from af.serve.service import Service
-from tests.toy_avatar import recording
+from af.serve.service import ONE_PASS, Service
+from tests.toy_avatar import recording, toy_avatar
 
 BLOCK, LONG = 5, 40
 SAMPLING = {"steps": 2, "guidance": Guidance(audio=2, user=2)}
@@ -47,7 +47,7 @@ def images(shown: list[Shown]) -> np.ndarray:
     return np.stack([frame.image for frame in shown])
 
 
-def generated(avatar: Avatar, portrait: np.ndarray, recorded: dict) -> np.ndarray:
+def generated(avatar: Avatar, portrait: np.ndarray, recorded: dict, sampling: dict = SAMPLING) -> np.ndarray:
     """What `af generate` computes of the same recording, before it is coded as a video."""
     identity, reference = avatar.identity(portrait)
     motion = avatar.motion(
@@ -57,7 +57,7 @@ def generated(avatar: Avatar, portrait: np.ndarray, recorded: dict) -> np.ndarra
         user_audio=recorded["user_audio"],
         user_motion=video_motion_pieces(avatar.autoencoder, recorded["user_frames"], 1),
         generator=torch.Generator().manual_seed(4),
-        **SAMPLING,
+        **sampling,
     )
     return np.stack(list(avatar.frames(identity, motion)))
 
@@ -276,3 +276,39 @@ def test_the_thread_keeps_time(avatar: Avatar) -> None:
     service.stop()
     assert 0.95 <= took < 5
     assert conversation.closed == "the server is stopping"
+
+
+def test_a_student_answers_in_the_same_service(avatar: Avatar) -> None:
+    """With blocks and settings of its own, beside conversations with its teacher; and back again."""
+    recorded = recording(frames=LONG)
+    student = replace(avatar, denoiser=toy_avatar(torch.Generator().manual_seed(5)).denoiser)
+    student.denoiser.layout = replace(student.denoiser.layout, block_frames=2 * BLOCK)
+    service = Service(avatar, recording(7)["user_frames"][0], RECORDED, student=student)
+    taught, learned = service.open(), service.open()
+    learned.use_student(True)
+    for conversation in (taught, learned):
+        conversation.say(recorded["avatar_audio"])
+    shown = play(service, dict.fromkeys((taught, learned), recorded), range(LONG))
+    np.testing.assert_array_equal(images(shown[taught]), generated(avatar, service.portrait, recorded))
+    expected = generated(student, service.portrait, recorded, ONE_PASS)
+    np.testing.assert_array_equal(images(shown[learned]), expected)
+    assert learned.settings.sampling == ONE_PASS
+    learned.use_student(False)
+    assert learned.settings.sampling == SAMPLING
+    with pytest.raises(UserError, match="--student FOLDER"):
+        service_of(avatar).open().use_student(True)
+
+
+def test_somebody_speaks_for_the_avatar(avatar: Avatar) -> None:
+    """A second microphone's sound is the avatar's voice of the same frames, beside what it was given to say."""
+    spoken, said = (recording(seed, LONG)["avatar_audio"] / 4 for seed in (1, 2))
+    service = service_of(avatar)
+    conversation = service.open()
+    conversation.say(said)
+    for n in range(LONG):
+        conversation.dub(spoken[frames_to_samples(n) : frames_to_samples(n + 1)])
+        service.tick()
+    shown = [conversation.playout.take() for _ in range(4 * BLOCK)]
+    first = frames_to_samples(shown[0].index)
+    heard = np.concatenate([frame.voice for frame in shown])
+    np.testing.assert_allclose(heard, (spoken + said)[first:], atol=1e-6)

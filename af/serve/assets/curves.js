@@ -115,7 +115,10 @@ class Curves {
         context.strokeStyle = context.fillStyle = colour("--ink");
         const from = x(lag.start), to = lag.lag === null ? from : x(lag.stop), mark = top + 8;
         context.beginPath(); context.moveTo(from, mark + 4); context.lineTo(from, mark); context.lineTo(to, mark); context.lineTo(to, mark + 4); context.stroke();
-        context.fillText(lag.lag === null ? "no answer" : `${lag.lag.toFixed(2)} s`, Math.max(from, to) + 4, top + 2);
+        const text = lag.lag === null ? "no answer" : `${lag.lag.toFixed(2)} s`, right = Math.max(from, to) + 4;
+        const fits = right + context.measureText(text).width < width;
+        context.textAlign = fits ? "left" : "right"; context.fillText(text, fits ? right : Math.min(from, to) - 4, top + 2);
+        context.textAlign = "left";
       }
       context.restore();
     });

@@ -19,10 +19,16 @@ async function start() {
   $("play").hidden = !about.voice; $("mirror-hint").hidden = about.landmarks;
   document.querySelector("[value=mirror]").disabled = !about.landmarks;
   $("no-text").hidden = about.text; $("say").hidden = !about.text;
+  $("recorded").hidden = !about.recorded; document.querySelector("[data-switch=student]").disabled = !about.student;
+  document.querySelector("[value=replay]").disabled = !about.replays.length;
+  if ($("replays").length !== about.replays.length) {
+    $("replays").replaceChildren(...about.replays.map(({ name, seconds }, n) => new Option(`${name}, ${Math.round(seconds)} s`, n)));
+  }
   peer = new RTCPeerConnection({ iceServers: about.ice });
   const voice = peer.addTransceiver("audio", { direction: "sendrecv" });
   const face = peer.addTransceiver("video", { direction: "sendrecv" });
   const seen = peer.addTransceiver("video", { direction: "recvonly" });
+  peer.addTransceiver("audio", { direction: "sendonly" }); // of somebody who speaks for the avatar
   for (const { receiver } of [voice, face, seen]) receiver.jitterBufferTarget = 0; // as little delay as the line allows
   $("avatar").srcObject = new MediaStream([voice.receiver.track, face.receiver.track]);
   $("user").srcObject = new MediaStream([seen.receiver.track]);
@@ -51,10 +57,9 @@ const begin = () => start().catch(error => ended(error.message));
 // What was chosen holds for a new call, too.
 function restore() {
   const user = document.querySelector("[name=user]:checked").value;
-  if (user !== "puppet") send("user", { user });
+  if (user !== "puppet") be(user);
   for (const slider of all("[data-steer]")) if (+slider.value) send("steer", { [slider.dataset.steer]: +slider.value });
-  if (media.audio) peer.getTransceivers()[0].sender.replaceTrack(media.audio);
-  if (media.video) peer.getTransceivers()[1].sender.replaceTrack(media.video);
+  for (const [kind, track] of Object.entries(media)) if (track) peer.getTransceivers()[LINES[kind]].sender.replaceTrack(track);
 }
 
 function receive(message) {
@@ -66,9 +71,9 @@ function receive(message) {
   if (message.user) { curves.add(message.start, message.user, message.avatar); report(message); }
 }
 
-function show({ signals, steps, audio, user, barge_in }) {
+function show({ signals, steps, audio, user, ...switches }) {
   for (const box of all("[data-signal]")) box.checked = signals[box.dataset.signal];
-  $("barge").checked = barge_in;
+  for (const box of all("[data-switch]")) box.checked = switches[box.dataset.switch];
   for (const slider of all("[data-change]")) {
     const value = { steps, audio, user }[slider.dataset.change];
     slider.disabled = value === null;
@@ -79,7 +84,7 @@ function show({ signals, steps, audio, user, barge_in }) {
 
 const PARTS = { waiting: "waiting for the block to be complete", features: "speech features", motion: "motion", decoding: "images", queue: "waiting to be shown", network: "network and player" };
 function report({ budget, faults, waiting_frames, face_lost, seconds }) {
-  const times = { ...budget, queue: 40 * Math.max(0, waiting_frames - about.block_frames), network };
+  const times = { ...budget, queue: 40 * Math.max(0, waiting_frames - (latest.settings ?? about).block_frames), network };
   const total = Object.keys(PARTS).reduce((sum, part) => sum + (times[part] ?? 0), 0);
   $("total").textContent = `${Math.round(total)} ms at most, from the user's movement to the avatar's image`;
   $("budget").replaceChildren(...Object.keys(PARTS).map(part => {
@@ -94,7 +99,7 @@ function report({ budget, faults, waiting_frames, face_lost, seconds }) {
     name.append(dot, text); value.textContent = times[part] == null ? "–" : `${Math.round(times[part])} ms`;
     return [name, value];
   }));
-  $("load").textContent = `${Math.round(100 * budget.load)} %`;
+  $("load").textContent = budget.load.toFixed(2);
   $("load").classList.toggle("bad", budget.load > 1);
   const found = Object.entries(faults);
   $("faults").textContent = found.map(([name, count]) => `${name.replaceAll("_", " ")}: ${count}`).join(", ") || "none";
@@ -115,13 +120,14 @@ setInterval(async () => {
   }
 }, 1000);
 
-// Camera and microphone, kept for the page's life.
-const media = { audio: null, video: null };
-async function use(kind, on) {
-  const sender = peer.getTransceivers()[kind === "audio" ? 0 : 1].sender;
+// Camera and microphones, kept for the page's life, and the lines of the call that they go by.
+const media = { audio: null, video: null, dub: null }, LINES = { audio: 0, video: 1, dub: 3 };
+async function use(kind, on, device = "") {
+  const sender = peer.getTransceivers()[LINES[kind]].sender;
   if (!on) { media[kind]?.stop(); media[kind] = null; await sender.replaceTrack(null); return; }
   if (!navigator.mediaDevices) throw new Error("browsers give camera and microphone to HTTPS pages only (--tls-certificate)");
-  const wanted = kind === "audio" ? { audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true } } : { video: { width: 640, height: 480, frameRate: 30, facingMode: "user" } };
+  const sound = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, ...(device && { deviceId: { exact: device } }) };
+  const wanted = kind === "video" ? { video: { width: 640, height: 480, frameRate: 30, facingMode: "user" } } : { audio: sound };
   media[kind]?.stop();
   media[kind] = (await navigator.mediaDevices.getUserMedia(wanted)).getTracks()[0];
   await sender.replaceTrack(media[kind]);
@@ -138,20 +144,33 @@ for (const slider of all("[data-change]")) {
   slider.onchange = () => send("change", { [slider.dataset.change]: +slider.value });
 }
 for (const box of all("[data-signal]")) box.onchange = () => send("change", { signals: { [box.dataset.signal]: box.checked } });
-$("barge").onchange = () => send("change", { barge_in: $("barge").checked });
+for (const box of all("[data-switch]")) box.onchange = () => send("change", { [box.dataset.switch]: box.checked });
+function be(user) { user === "replay" ? send("replay", { number: +$("replays").value }) : send("user", { user }); }
 async function become(user) {
-  const camera = user !== "puppet";
+  const camera = user === "mirror" || user === "camera";
   try { await use("video", camera); } catch (error) { say(`no camera: ${error.message}`, true); user = "puppet"; }
   document.querySelector(`[value=${user}]`).checked = true;
-  $("puppet").hidden = user === "camera"; $("camera-hint").hidden = user !== "camera";
-  $("who").textContent = { puppet: "drawn, steered by you", mirror: "drawn, moved by your camera", camera: "your face, as the model sees it" }[user];
-  send("user", { user });
+  $("puppet").hidden = user === "camera" || user === "replay"; $("replay").hidden = user !== "replay"; $("mirror-hint").hidden = about.landmarks || user !== "puppet"; $("camera-hint").hidden = user !== "camera";
+  $("who").textContent = { puppet: "drawn, steered by you", mirror: "drawn, moved by your camera", camera: "your face, as the model sees it", replay: "recorded" }[user];
+  be(user);
 }
+$("replays").onchange = () => be("replay");
 for (const radio of all("[name=user]")) radio.onchange = () => become(radio.value);
-$("microphone").onclick = async () => {
-  const on = $("microphone").getAttribute("aria-pressed") !== "true";
-  try { await use("audio", on); $("microphone").setAttribute("aria-pressed", on); } catch (error) { say(`no microphone: ${error.message}`, true); }
-};
+async function listen(button, kind, on, device) {
+  try { await use(kind, on, device); button.setAttribute("aria-pressed", on); } catch (error) { say(`no microphone: ${error.message}`, true); }
+  await listDevices();
+}
+async function listDevices() { // browsers tell names only after one microphone was allowed
+  const found = (await navigator.mediaDevices?.enumerateDevices() ?? []).filter(({ kind, label, deviceId }) => kind === "audioinput" && label && deviceId !== "default");
+  const chosen = $("devices").value;
+  $("devices").replaceChildren($("devices").options[0], ...found.map(({ deviceId, label }) => new Option(label, deviceId)));
+  $("devices").value = found.some(({ deviceId }) => deviceId === chosen) ? chosen : "";
+}
+const pressed = button => button.getAttribute("aria-pressed") === "true";
+$("microphone").onclick = () => listen($("microphone"), "audio", !pressed($("microphone")));
+$("dub").onclick = () => listen($("dub"), "dub", !pressed($("dub")), $("devices").value);
+$("devices").onchange = () => { if (pressed($("dub"))) listen($("dub"), "dub", true, $("devices").value); };
+listDevices();
 $("say").onsubmit = event => { event.preventDefault(); send("say", { text: $("text").value }); $("text").value = ""; };
 $("play").onclick = () => send("play");
 $("interrupt").onclick = () => send("interrupt");
@@ -165,7 +184,7 @@ $("portrait").onchange = async () => {
 };
 const KEYS = { s: "smile", n: "nod", b: "blink", t: "talk", arrowleft: "tilt left", arrowright: "tilt right" };
 addEventListener("keydown", event => {
-  if (event.target.matches("input[type=text], input[type=range], input[type=radio]") || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.matches("input[type=text], input[type=range], input[type=radio], select") || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const key = event.key.toLowerCase();
   if (KEYS[key]) { send("act", { what: KEYS[key] }); event.preventDefault(); }
   else if (key === "escape") send("interrupt");
