@@ -66,7 +66,7 @@ def test_a_live_conversation_shows_the_same_bits(
     avatar = Avatar.load(autoencoder_folder, denoiser_folder)
     size = avatar.autoencoder.image_size
     portrait = read_portrait(files / "avatar.png", size, find_face=False)
-    service = Service(avatar, portrait, Settings({"steps": 2}, user="camera", barge_in=False, seed=3))
+    service = Service(avatar, portrait, Settings({"steps": 2}, user="camera", barge_in=False, seed=3, mark=False))
     conversation, heard = service.open(), read_audio(user_voice)
     conversation.say(read_audio(voice))
     shown = []
