@@ -49,6 +49,13 @@ def onsets(series: Float[np.ndarray, " T"], both_ways: bool = False) -> Events:
     return Events(np.concatenate(at), np.concatenate(sizes))
 
 
+def unprompted(events: Events, causes: Events) -> Events:
+    """`events` without those that follow one of `causes` within a second: a user who smiles back is no cause."""
+    after = events.at[:, None] - causes.at[None]
+    free = ~((after >= 0) & (after <= seconds_to_frames(1))).any(1)
+    return Events(events.at[free], events.size[free])
+
+
 def responses(avatar: Float[np.ndarray, " T"], events: Events) -> Float[np.ndarray, "E L"]:
     """The avatar's parameter from half a second before to two seconds after each event, relative to its mean before it;
     with the event's sign. NaN for events too near the clip's ends.
@@ -71,7 +78,8 @@ class Responses(ClipMetric):
     """`response/{smile,tilt,nod}`: the avatar's mean parameter in the two seconds after the user's event, minus that in
     the half second before, in the parameter's unit; null: events of another conversation's user.
 
-    Events are the user's own smiles and tilts, and the ends of phrases (known for synthetic dyads alone) for nods. The
+    Events are the user's smiles and tilts, without those that answer the true avatar's own (within a second), and the
+    ends of phrases (known for synthetic dyads alone) for nods. The
     curves are the averages over time, for the larger and the smaller half of the events apart.
     """
 
@@ -90,7 +98,8 @@ class Responses(ClipMetric):
                 ends = np.array(clip.phrase_ends, int)
                 events = Events(ends, np.ones(len(ends)))
             else:
-                events = onsets(user, both_ways=reaction == "tilt")
+                both = reaction == "tilt"
+                events = unprompted(onsets(user, both), onsets(true, both))
             kept |= {f"{reaction}/true": true, f"{reaction}/generated": own}
             kept |= {f"{reaction}/at": events.at, f"{reaction}/size": events.size}
         return kept

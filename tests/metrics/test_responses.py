@@ -7,7 +7,7 @@ import pytest
 
 from af.metrics import evaluate_clips
 from af.metrics.records import EvaluationClip
-from af.metrics.responses import BEFORE, Events, Responses, onsets, responses
+from af.metrics.responses import BEFORE, Events, Responses, onsets, responses, unprompted
 from af.metrics.smoothness import Smoothness, median_speed
 from af.types import FaceSpec
 
@@ -54,6 +54,14 @@ def test_smiles_answered_by_half_are_seen_by_half_and_strangers_are_not_answered
     assert curves["true, large"].max() == pytest.approx(0.8, abs=0.05)
     assert curves["true, small"].max() == pytest.approx(0.3, abs=0.05)
     assert "response/nod" not in {row.tag for row in result.rows}  # no phrase ends, no nods
+
+
+def test_a_user_who_smiles_back_is_no_cause():
+    user, avatar = bump(300, 40, 0.4) + bump(300, 150, 0.4), bump(300, 50, 0.4) + bump(300, 140, 0.4)
+    mine, yours = onsets(user), onsets(avatar)
+    assert unprompted(mine, yours).at.tolist() == [mine.at[0]]
+    assert unprompted(yours, mine).at.tolist() == [yours.at[1]]
+    assert len(unprompted(mine, Events(np.array([], int), np.array([]))).at) == 2
 
 
 def test_a_face_that_never_rests_is_too_fast_though_its_moves_are_smaller():
