@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 #: (path, how often it was asked for before) -> None, or what to do wrong: cut, short, slow, 503, 403, whole.
 Faults = Callable[[str, int], str | None]
@@ -48,7 +49,10 @@ class FaultyServer:
                 with server._lock:
                     before = server.asked[self.path]
                     server.asked[self.path] += 1
-                fault, file = server.faults(self.path, before), server.folder / self.path.lstrip("/")
+                fault, file = server.faults(self.path, before), server.folder / unquote(self.path).lstrip("/")
+                if file.is_dir() and fault is None:
+                    self.list_folder(file)
+                    return
                 if fault in ("503", "403") or not file.is_file():
                     self.send_response(int(fault) if fault in ("503", "403") else 404)
                     self.send_header("Content-Length", "0")
@@ -76,6 +80,19 @@ class FaultyServer:
                     return
                 self.wfile.write(data)
 
-            do_HEAD = do_GET
+            def list_folder(self, folder: Path) -> None:
+                names = [f"{quote(path.name)}{'/' * path.is_dir()}" for path in folder.iterdir()]
+                page = "".join(f'<a href="{name}">x</a>' for name in ("../", "?C=N;O=D", *names)).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+            def do_HEAD(self) -> None:
+                file = server.folder / unquote(self.path).lstrip("/")
+                self.send_response(200 if file.is_file() else 404)
+                self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+                self.end_headers()
 
         return Handler

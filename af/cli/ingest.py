@@ -24,6 +24,9 @@ manifest's folder; a file in a tar archive is ARCHIVE.tar/MEMBER.
 splits, ids and licence are kept:
 
   af ingest --from seamless seamless_interaction/ --size 512 --workers 8 --out data/seamless
+  af ingest --from seamless https://host/improvised/dev/0000/0005.tar --out data/seamless
+
+A URL (http, https, s3, gs, az, hf) of a folder or a .tar is fetched into OUT/fetched first; a stopped download goes on.
 
 A person must have the same id everywhere, and is in one split only. Without ids every file counts as another person.
 Unusable input is reported with the reason and skipped. ingest_report.json in the output folder lists what was dropped
@@ -69,8 +72,8 @@ def run(
     imported: Annotated[
         list[str] | None,
         "--from",
-        More(nargs=2, metavar=("SET", "FOLDER")),
-        "a public data set: seamless, realtalk, vico, hdtf",
+        More(nargs=2, metavar=("SET", "FOLDER|URL")),
+        "a public data set: seamless, realtalk, vico, responsenet, candor, hdtf",
     ] = None,
     audio: Annotated[
         list[Any] | None,
@@ -106,7 +109,7 @@ def run(
     if imported:
         if sources or rejected:
             raise UserError("--from goes alone: the shards record its data set and licence for all; use another --out")
-        sources, rejected, settings = import_set(imported[0], imported[1], settings)
+        sources, rejected, settings = import_set(imported[0], imported[1], settings, out)
     how = {"split": split or "train", "fractions": split_by_identity, "workers": workers, "share": share}
     report = run_ingest(sources, out, settings, rejected=rejected, **how)  # type: ignore[arg-type]
     totals = report.to_json()

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from af.data.fetching import download
 from af.data.stores import RemotePath, cache_folder
 from af.errors import UserError
-from af.files import atomic_path, exclusive, sha256_of
-
-PIECE_BYTES: Final = 2**20
+from af.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -78,23 +77,4 @@ def fetch(model: ModelFile, watch: Callable[[int], None] = lambda done: None) ->
     """
     if (there := model.find()) is not None:
         return there
-    target, remote = model.places[-1], RemotePath(model.url)
-    part = target.with_name(f".{target.name}.part")
-    with exclusive(target.with_name(f".{target.name}.lock")):
-        if target.is_file():  # fetched meanwhile by another process
-            return model.require()
-        with open(part, "ab") as file:
-            while (done := file.tell()) < model.size:
-                watch(done)
-                file.write(remote.read_piece(done, min(done + PIECE_BYTES, model.size), model.size))
-                file.flush()
-        watch(model.size)
-        if (digest := sha256_of(part)) != model.sha256:
-            part.unlink()
-            raise UserError(
-                f"{model.url}: SHA-256 is {digest}, expected {model.sha256}; deleted. Try again, and if it differs again, "
-                "do not use that file"
-            )
-        with atomic_path(target) as temporary:
-            os.replace(part, temporary)
-    return target
+    return download(RemotePath(model.url), model.places[-1], model.size, model.sha256, watch)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from af.errors import UserError
 
@@ -145,8 +145,34 @@ class RemotePath:
         return self._retry(piece)
 
     def size(self) -> int:
-        """Size in bytes as reported by the store. Raises `StoreError`."""
-        return self._retry(lambda: int(self._filesystem().info(self.url)["size"]))
+        """Size in bytes as reported by the store. Raises `StoreError`, also when the store does not tell."""
+        size = self._retry(lambda: self._filesystem().info(self.url)["size"])
+        if size is None:
+            raise StoreError(f"{self.url}: the server does not say how large it is; fetch it by other means")
+        return int(size)
+
+    def files(self) -> dict[str, StoredFile]:
+        """{name below this folder: file} of all files but hidden ones.
+
+        Web servers must list their folders as pages of links. Raises `StoreError`.
+        """
+        found, folders = dict[str, StoredFile](), [""]
+        files, web = self._filesystem(), self.protocol in ("http", "https")
+        root = str(files._strip_protocol(self.url)).rstrip("/") + "/"
+        while folders:
+            place = RemotePath(self.url + "/" + folders.pop(), self.settings)
+            for entry in place._retry(lambda: files.ls(place.url, detail=True)):  # noqa: B023 (called at once)
+                name = str(entry["name"]).removeprefix(root)
+                shown = unquote(name) if web else name
+                if name == entry["name"] or set(name) & set("?#") or any(p[:1] in ("", ".") for p in _parts(shown)):
+                    continue  # elsewhere, another order of the same list, or hidden
+                if entry["type"] == "directory":
+                    folders.append(name.rstrip("/") + "/")
+                    continue
+                file, lfs = self / name, entry.get("lfs") or {}
+                size = file.size() if entry["size"] is None else int(entry["size"])
+                found[shown] = StoredFile(file, size, lfs.get("sha256"))
+        return dict(sorted(found.items()))
 
     def _filesystem(self) -> Any:
         import fsspec
@@ -192,12 +218,25 @@ class RemotePath:
         raise AssertionError("unreachable")
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in a store: its place, bytes, and SHA-256 if the store tells it."""
+
+    place: RemotePath
+    size: int
+    sha256: str | None = None
+
+
 def _refused(error: Exception) -> bool:
     """Whether another try is pointless: no access, no credentials, or a rejected request."""
     if isinstance(error, PermissionError) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return True
     status = getattr(error, "status", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
+
+
+def _parts(name: str) -> list[str]:
+    return name.rstrip("/").split("/")
 
 
 Location = Path | RemotePath

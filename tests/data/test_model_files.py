@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-import af.data.model_files as module
+import af.data.fetching as module
 from af.cli.main import main
 from af.data.model_files import MODEL_FILES, ModelFile, fetch
 from af.data.stores import StoreError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -15,18 +16,20 @@ import soundfile
 
 from af.cli import main as cli
 from af.data.shards import ShardReader
+from af.data.stores import StoreError
 from af.data.validate import validate
 from af.errors import UserError
 from af.ingest.importers import IMPORTERS, import_set
 from af.ingest.options import IngestOptions
 from af.ingest.sources import SILENCE
+from tests.faulty_server import FaultyServer
 from tests.toy_videos import disc_detector, disc_video, make_video, scene
 
 A, B = "V00_S0809_I00000582_P0947", "V00_S0809_I00000582_P0948A"
 
 
 def imported(name: str, folder: Path):
-    sources, rejected, _ = import_set(name, str(folder), IngestOptions())
+    sources, rejected, _ = import_set(name, str(folder), IngestOptions(), folder / "out")
     return sources, Counter(r.reason for r in rejected)
 
 
@@ -113,8 +116,8 @@ def test_what_a_user_says_goes_before_the_set(recordings, tmp_path, monkeypatch,
     capsys.readouterr()
     for more, said in (
         (["--single", str(folder)], "--from goes alone"),
-        (["--from", "voxceleb", str(folder)], "importers of seamless, realtalk, vico, hdtf"),
-        (["--from", "hdtf", "hf://datasets/x/y"], "not on this machine"),
+        (["--from", "voxceleb", str(folder)], "importers of seamless, realtalk, vico, responsenet, candor, hdtf"),
+        (["--from", "hdtf", "ftp://host/set"], "unknown protocol ftp"),
         (["--from", "vico", str(folder)], "nothing in it is named as in ViCo"),
         (["--from", "vico", str(folder / "gone")], "no such folder"),
     ):
@@ -160,12 +163,95 @@ def test_vico_pairs_a_speaker_with_a_silent_listener(tmp_path):
     ]
 
 
+def test_responsenet_pairs_equal_names(tmp_path):
+    for name, without in (("0001", ""), ("0002", "listener"), ("0003", "audio/listener")):
+        for kind, suffix in (("video", "mp4"), ("audio", "wav")):
+            for person in ("speaker", "listener"):
+                if not without or without not in f"{kind}/{person}":
+                    (home := tmp_path / "val" / kind / person / "sp1").mkdir(parents=True, exist_ok=True)
+                    (home / f"{name}.{suffix}").write_bytes(f"{name}{person}{kind}".encode())
+    sources, reasons = imported("responsenet", tmp_path)
+    assert reasons == {"unpaired": 1, "missing_file": 1}
+    (source,) = sources
+    assert (source.session, source.split) == ("sp1/0001", "val")
+    assert [Path(p).relative_to(tmp_path).as_posix() for p in source.files] == [
+        "val/video/speaker/sp1/0001.mp4",
+        "val/video/listener/sp1/0001.mp4",
+        "val/audio/speaker/sp1/0001.wav",
+        "val/audio/listener/sp1/0001.wav",
+    ]
+
+
+def test_candor_takes_the_video_of_each_person(tmp_path):
+    for call, people, videos in (("c1", "xy", "xy"), ("c2", "xz", "x"), ("c3", "", "")):
+        (home := tmp_path / call / "processed").mkdir(parents=True)
+        (home / "channel_map.json").write_text(json.dumps(dict(zip("LR", people, strict=False))))
+        for person in [*videos, call]:
+            (home / f"{person}.mp4").write_bytes(f"{call}{person}".encode())
+    with tarfile.open(tmp_path / "part.tar", "w") as tar:
+        tar.add(tmp_path / "c1", "c4")
+    sources, reasons = imported("candor", tmp_path)
+    assert reasons == {"missing_file": 1, "bad_row": 1}
+    assert sorted((s.session, s.participants, Path(s.b).name, s.audio_a) for s in sources) == [
+        ("c1", ("candor-x", "candor-y"), "y.mp4", None),
+        ("c4", ("candor-x", "candor-y"), "y.mp4", None),
+    ]
+
+
+def test_a_set_behind_a_url_is_fetched_once_and_read_like_a_folder(recordings, tmp_path, monkeypatch):
+    monkeypatch.setenv("AF_STORE_ATTEMPTS", "2")
+    web, out = tmp_path / "web", tmp_path / "out"
+    seamless(recordings, web / "my set", "raw")
+    video = web / "my set" / "improvised" / "dev" / "video" / f"{A}.mp4"
+    sums = f"{hashlib.sha256(video.read_bytes()).hexdigest()}  video/{video.name}\n"
+    (video.parents[1] / "SHA256SUMS").write_text(sums)
+    with FaultyServer(web).running() as server:
+
+        def read(place):
+            sources, rejected, _ = import_set("seamless", f"{server.url}/{place}", IngestOptions(), out)
+            return sources, Counter(r.reason for r in rejected)
+
+        server.faults = lambda path, before: "cut" if path.endswith(".mp4") else None
+        with pytest.raises(StoreError, match=r"\.mp4: could not be read in 2 attempts.*what was fetched is kept"):
+            read("my%20set")
+        server.faults = lambda path, before: "short" if path.endswith(f"{A}.mp4") and before == 2 else None
+        sources, reasons = read("my%20set")
+        assert ([s.session for s in sources], reasons) == (["V00_S0809_I00000582"], {"unpaired": 2, "missing_file": 1})
+        assert sources[0].split == "val"
+        assert Path(sources[0].a).read_bytes() == video.read_bytes()
+        assert not list(out.rglob("*.npz"))  # not needed, so not fetched
+        server.asked.clear()
+        assert read("my%20set")[0] == sources
+        assert [path for path in server.asked if path.endswith((".mp4", ".wav"))] == []
+        Path(sources[0].a).unlink()
+        video.write_bytes(video.read_bytes()[:-1] + b"!")
+        with pytest.raises(UserError, match=r"SHA-256 is .*; deleted"):
+            read("my%20set")
+        (web / "notes").mkdir()
+        for place, said in (("none", "no such file"), ("notes", "lists no files that end with .mp4, .tar, .wav")):
+            with pytest.raises(UserError, match=said):
+                read(place)
+
+
+def test_a_tar_behind_a_url_keeps_its_split(recordings, tmp_path):
+    seamless(recordings, tmp_path / "improvised" / "dev", "folder")
+    archive = tmp_path / "web" / "improvised" / "dev" / "0000" / "0005.tar"
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w") as tar:
+        for path in (tmp_path / "improvised").rglob(f"{A[:19]}*"):
+            tar.add(path, path.name)
+    with FaultyServer(tmp_path / "web").running() as server:
+        place = f"{server.url}/improvised/dev/0000/0005.tar"
+        (source,), rejected, options = import_set("seamless", place, IngestOptions(), tmp_path / "out")
+    assert (source.split, rejected, options.licence) == ("val", [], "CC-BY-NC-4.0")
+
+
 def test_hdtf_is_of_people_alone_and_says_which_clips_are_missing(tmp_path):
     for name in ("Radio11_0", "RD_Radio12_000", "WDA_AmyKlobuchar0_000", "AmyKlobuchar1_0", "WRA_Whole"):
         disc_video(tmp_path / f"{name}.mp4", 10)
     (tmp_path / "RD_annotion_time.txt").write_text("Radio11.mp4 00:30-01:00 01:30-02:30\nRadio12.mp4 00:25-01:00\n")
     (tmp_path / "WRA_annotion_time.txt").write_text("Whole.mp4 00:05-01:00\n")
-    sources, rejected, _ = import_set("hdtf", str(tmp_path), IngestOptions())
+    sources, rejected, _ = import_set("hdtf", str(tmp_path), IngestOptions(), tmp_path / "out")
     assert {s.participants[0] for s in sources} == {"hdtf-Radio11", "hdtf-Radio12", "hdtf-AmyKlobuchar", "hdtf-Whole"}
     assert len(sources) == 5
     assert [r.line.partition(": ")[2] for r in rejected] == ["1 of its 3 clips are not there, such as Radio11_1.mp4"]

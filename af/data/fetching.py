@@ -1,0 +1,115 @@
+"""Files of a store as local files: a stopped download goes on where it was, and another file than expected is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from af.data.stores import RemotePath, StoredFile
+from af.errors import UserError
+from af.files import atomic_path, exclusive, sha256_of
+
+PIECE_BYTES: Final = 2**20
+#: Files of hashes, as `sha256sum` writes them, that describe the files beside and below them.
+_HASHES: Final = ("SHA256SUMS", "sha256sums.txt")
+
+
+def download(
+    remote: RemotePath,
+    target: Path,
+    size: int,
+    sha256: str | None = None,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """Fetch a file of `size` bytes to `target`, unless it is there; returns `target`. `watch` hears of the bytes so far.
+
+    Raises UserError when the store cannot be read, or sends a file with another SHA-256, which is deleted.
+    """
+    part = target.with_name(f".{target.name}.part")
+    with exclusive(target.with_name(f".{target.name}.lock")):
+        if target.is_file():  # perhaps fetched meanwhile by another process
+            return target
+        with open(part, "ab") as file:
+            if file.tell() > size:  # of an earlier, longer file
+                file.truncate(0)
+            while (done := file.tell()) < size:
+                watch(done)
+                file.write(remote.read_piece(done, min(done + PIECE_BYTES, size), size))
+                file.flush()
+        watch(size)
+        if sha256 is not None and (digest := sha256_of(part)) != sha256:
+            part.unlink()
+            raise UserError(
+                f"{remote}: SHA-256 is {digest}, expected {sha256}; deleted. Try again, and if it differs again, "
+                "do not use that file"
+            )
+        with atomic_path(target) as temporary:
+            os.replace(part, temporary)
+    return target
+
+
+def local_copy(
+    place: RemotePath,
+    folder: Path,
+    suffixes: Collection[str],
+    watch: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Path:
+    """The files with these suffixes of a remote folder, or one remote tar, below `folder`; returns its local path.
+
+    The URL's own folders are kept, since they may tell the split. What is there is not fetched again, unless its size
+    differs. Hashes are checked where the store (hf) or a file SHA256SUMS has them. `watch` hears of the file and of the
+    bytes so far and in total. Raises UserError when nothing is listed or the disk is too small, and as `download` does.
+    """
+    whole = folder.joinpath(*PurePosixPath(place.url.partition("://")[2]).parts)
+    if place.name.endswith(".tar"):
+        listed, home = {place.name: StoredFile(place, place.size())}, whole.parent
+    else:
+        found, home = place.files(), whole
+        known = _hashes({name: file.place for name, file in found.items() if PurePosixPath(name).name in _HASHES})
+        listed = {
+            name: file if file.sha256 else replace(file, sha256=known.get(name))
+            for name, file in found.items()
+            if PurePosixPath(name).suffix.lower() in suffixes
+        }
+    if not listed:
+        raise UserError(
+            f"{place}: lists no files that end with {', '.join(sorted(suffixes))}; a web server must list its folders, "
+            "or give the URL of a .tar"
+        )
+    lacking = {name for name, file in listed.items() if not _same_size(home / name, file.size)}
+    home.mkdir(parents=True, exist_ok=True)
+    if (need := sum(listed[name].size for name in lacking)) > (room := shutil.disk_usage(home).free):
+        raise UserError(f"{place}: {need / 1e9:.1f} GB are to be fetched, and {home} has room for {room / 1e9:.1f} GB")
+    total, done = sum(file.size for file in listed.values()), 0
+    for name, file in listed.items():
+        if name in lacking:
+            (home / name).unlink(missing_ok=True)
+            note = partial(_note, watch, name, done, total)
+            download(file.place, home / name, file.size, file.sha256, note)
+        done += file.size
+    watch("", total, total)
+    return whole
+
+
+def _note(watch: Callable[[str, int, int], None], name: str, before: int, total: int, done: int) -> None:
+    watch(name, before + done, total)
+
+
+def _same_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _hashes(files: Mapping[str, RemotePath]) -> dict[str, str]:
+    """{name: SHA-256} of the lines of files of hashes; names count from the file's folder."""
+    found = dict[str, str]()
+    for name, file in files.items():
+        for line in file.read_bytes().decode("utf-8", "replace").splitlines():
+            digest, _, described = line.strip().partition(" ")
+            if len(digest) == 64 and described.strip():
+                found[str(PurePosixPath(name).parent / described.strip().lstrip("*"))] = digest.lower()
+    return found
