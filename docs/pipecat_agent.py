@@ -38,11 +38,11 @@ from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_frames
 from af.data.video_writer import require_video_name, write_video
 from af.forcing.guidance import Guidance
 from af.pipeline.side_by_side import side_by_side
-from af.serve.conversation import Settings
 from af.serve.pipecat import AvatarVideoService
 from af.serve.protocol import from_pcm, pcm
 from af.serve.puppet import portrait
 from af.serve.service import Service
+from af.serve.settings import Settings
 from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
 

@@ -1,8 +1,9 @@
 """Talk with the avatar in a browser: a server with one page, for models that answer as they hear and see.
 
+  af live
   af live --autoencoder runs/vae/export --denoiser runs/denoiser/export
 
-Open the address that it prints. The user is a drawn person whom you steer (smile, nod, tilt, blink, talk), or your
+Without models, a small avatar of drawn people takes part that comes with the package; it talks from the start. Open the address that it prints. The user is a drawn person whom you steer (smile, nod, tilt, blink, talk), or your
 camera and microphone; the avatar's voice is a file, text (by espeak-ng, where installed) or what a program sends
 (`af.serve.client`). The page shows how the avatar reacts, how long that takes, and what happens without each signal.
 
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 from af.cli.kinds import Device, Model, OutFolder, Seed, number
 from af.cli.options import More
 from af.cli.sampling import Sampling
+from af.errors import UserError
 from af.serve.limits import Limits
 
 #: Message after Ctrl-C.
@@ -30,8 +32,10 @@ _SEVERAL = More(action="append")
 
 def run(
     *,
-    autoencoder: Annotated[Model, "folder, run or checkpoint of the motion VAE"],
-    denoiser: Annotated[Model, "folder, run or checkpoint of the denoiser"],
+    autoencoder: Annotated[
+        Model | None, "folder, run or checkpoint of the motion VAE (default: of drawn people)"
+    ] = None,
+    denoiser: Annotated[Model | None, "folder, run or checkpoint of the denoiser"] = None,
     device: Device = "auto",
     precision: Annotated[str | None, "fp32, bf16 or auto (what is fast here): pack the denoiser's weights"] = None,
     portrait: Annotated[Path | None, "image of the avatar (default: a drawn person)"] = None,
@@ -71,12 +75,23 @@ def run(
     from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
     from af.serve import puppet
-    from af.serve.conversation import Settings
     from af.serve.recordings import Recordings
     from af.serve.replay import Replays
     from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
     from af.serve.service import ONE_PASS, Service
+    from af.serve.settings import Settings
+    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, VOICE, shipped
 
+    if (autoencoder is None) != (denoiser is None):
+        raise UserError("--autoencoder and --denoiser belong together: give both, or neither")
+    talkative = autoencoder is None and voice is None
+    if autoencoder is None or denoiser is None:
+        own = shipped()
+        autoencoder, denoiser = own / AUTOENCODER, own / DENOISER
+        portrait, voice = portrait or own / PORTRAIT, voice or own / VOICE
+        no_crop = no_crop or portrait == own / PORTRAIT
+        if sampling == Sampling():
+            sampling = Sampling(guidance_user=2.0)  # as af demo evaluates them
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
@@ -113,4 +128,4 @@ def run(
         print(f"open {address}\nCtrl-C stops the server", flush=True)
 
     access = Access(token, origin or [], ("localhost", "127.0.0.1", "::1", host))
-    asyncio.run(serve(LiveServer(service, access, spoken, servers), host, port, security, started))
+    asyncio.run(serve(LiveServer(service, access, spoken, servers, talkative), host, port, security, started))

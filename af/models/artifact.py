@@ -86,9 +86,15 @@ def entry(info: Mapping[str, Any], key: str, where: Path) -> Any:
     return info[key]
 
 
-def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """Write both files atomically; returns the weights file's SHA-256. Raises UserError for non-finite weights."""
+def save_model(
+    folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any], *, half: bool = False
+) -> str:
+    """Write both files atomically; returns the weights file's SHA-256. With `half`, float32 is stored as float16, and
+    is float32 again when loaded. Raises UserError for non-finite weights.
+    """
     state = _plain(model.state_dict())
+    if half:
+        state = {name: value.half() if value.dtype == torch.float32 else value for name, value in state.items()}
     require_finite(state, f"{folder} is not written: the model")
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(state, temporary)
@@ -162,6 +168,7 @@ def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
             )
         model = built(info["model"], shapes, where)
         state = load_file(place / WEIGHTS)
+        _require_types(state, model, weights)
     require_finite(state, weights)
     model.load_state_dict(state, strict=True)
     return Artifact(place, model.eval(), info, info["sha256"])
@@ -285,6 +292,16 @@ def _shapes(file: Path) -> dict[str, torch.Size]:
             return {name: torch.Size(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as safetensors: {error}") from error
+
+
+def _require_types(state: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+    """Raise UserError unless each weight has its type in `model`, or is float16 where that is float32."""
+    for name, known in model.state_dict().items():
+        found = state[name].dtype
+        if found != known.dtype and (found, known.dtype) != (torch.float16, torch.float32):
+            half = " or float16" if known.dtype == torch.float32 else ""
+            plain, expected = (str(kind).removeprefix("torch.") for kind in (found, known.dtype))
+            raise UserError(f"{where}: {name} is {plain}, expected {expected}{half}; export the model again")
 
 
 def require_finite(state: Mapping[str, Tensor], where: str) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Literal, get_args
+from dataclasses import asdict, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,70 +25,22 @@ from af.clock import (
 )
 from af.data.generated import marked
 from af.errors import UserError, require_choice
-from af.forcing.inputs import SpeechStream
 from af.forcing.pieces import Signals
 from af.forcing.stream import LiveBlock, LiveSession
-from af.pipeline.avatar import Avatar
 from af.pipeline.encode import face_crop
 from af.pipeline.live import user_encoder
 from af.serve.puppet import Puppet
 from af.serve.queues import AUDIBLE, Playout, SampleQueue, Seen, Shown
 from af.serve.recordings import Recorder
 from af.serve.replay import Frame, Replays
+from af.serve.settings import USERS, Budget, Model, Settings, User
 from af.types import Identity
 
 Image = UInt8[np.ndarray, "Y X 3"]
 Samples = Float32[np.ndarray, " S"]
-#: The person: drawn and steered by hand, drawn and moved by a camera, the face crops of a camera, or a recorded one.
-User = Literal["puppet", "mirror", "camera", "replay"]
-#: Those that need nothing more to be chosen; a recorded conversation is chosen by `Conversation.replay`.
-USERS: Final = get_args(User)[:3]
 #: What the avatar can be given to say at most.
 LONGEST_SPEECH_S: Final = 300
 _BARGE_IN_FRAMES: Final = 5  # the user must be audible for this long to interrupt
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every conversation starts with. `sampling` as in `BlockSampler`; `cushion_ms` of the user's sound is waited
-    for before it is used, so that packets may come unevenly; with `barge_in` the user's voice interrupts the avatar's.
-    `mark` draws into every frame that it is generated (`af.data.generated`).
-    """
-
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    signals: Signals = field(default_factory=Signals)
-    user: User = "puppet"
-    cushion_ms: float = 0.0
-    barge_in: bool = True
-    seed: int = 0
-    mark: bool = True
-
-
-@dataclass
-class Budget:
-    """Times of the last block in ms: `waiting` for its input (the longest of its frames), computing speech `features`,
-    `motion` and images (`decoding`). `load`: time needed over time there is; above 1 the service cannot follow.
-    """
-
-    waiting: float = 0.0
-    features: float = 0.0
-    motion: float = 0.0
-    decoding: float = 0.0
-    load: float = 0.0
-
-
-@dataclass(frozen=True)
-class Model:
-    """What computes a conversation: an avatar with its speech features. `sampling` as in `Settings`."""
-
-    avatar: Avatar
-    speech: SpeechStream
-    sampling: Mapping[str, Any]
-
-    @property
-    def block_frames(self) -> int:
-        """Frames per block."""
-        return self.avatar.denoiser.layout.block_frames
 
 
 class Conversation:
@@ -126,6 +78,7 @@ class Conversation:
         self.view = np.full_like(portrait, 128)  # the user as the model sees them
         self._seen: Image | None = None
         self._replay: Iterator[Frame] | None = None
+        self._repeated: Samples | None = None
         self._changes: deque[Callable[[], None]] = deque()
         self._audible_frames = 0
         self.begin()
@@ -174,6 +127,7 @@ class Conversation:
         """The avatar's voice as somebody says it now: 16 kHz mono, in [-1, 1]; beside it, `say` goes on."""
         self.dubbed.push(_clean(samples))
         if np.abs(samples).max(initial=0) >= AUDIBLE:
+            self._repeated = None
             self.touch()
 
     def see(self, face: Image | None) -> None:
@@ -238,6 +192,8 @@ class Conversation:
 
     def say(self, samples: Samples) -> None:
         """Let the avatar say more, after what is still unsaid. Raises UserError when that is too much."""
+        if self._repeated is not None:
+            self.interrupt()
         seconds = samples_to_seconds(len(self.unsaid) + len(samples))
         if seconds > LONGEST_SPEECH_S:
             raise UserError(
@@ -247,7 +203,12 @@ class Conversation:
 
     def interrupt(self) -> None:
         """Forget what the avatar has not said: it falls silent with the next block."""
+        self._repeated = None
         self.unsaid.clear()
+
+    def repeat(self, samples: Samples) -> None:
+        """Let the avatar say this again and again, until it is interrupted or given something else to say."""
+        self._repeated = _clean(samples)
 
     def change(self, *, signals: Signals | None = None, barge_in: bool | None = None, **sampling: Any) -> None:
         """Change settings from the next block on (`af.forcing.stream.LiveSession.change`)."""
@@ -349,6 +310,8 @@ class Conversation:
         """The next `count` samples of the avatar's voice. Speech that has only begun to arrive ends with them, not in a
         gap before the rest of it; an ended one is followed by silence.
         """
+        if self._repeated is not None and len(self.unsaid) < count:
+            self.unsaid.push(self._repeated)
         voice = self.unsaid.take(min(count, len(self.unsaid)))
         silence = np.zeros(count - len(voice), np.float32)
         parts = (voice, silence) if self._speaking else (silence, voice)

@@ -77,14 +77,15 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class LiveServer:
-    """The web application: `app` for aiohttp. `voice`: a recording that the avatar can say; `ice`: STUN and TURN servers
-    for both sides, as the browser's `RTCIceServer`.
+    """The web application: `app` for aiohttp. `voice`: a recording that the avatar can say, and which it repeats from the
+    start if it is `talkative`; `ice`: STUN and TURN servers for both sides, as the browser's `RTCIceServer`.
     """
 
     service: Service
     access: Access = field(default_factory=Access)
     voice: Float32[np.ndarray, " S"] | None = None
     ice: Sequence[dict[str, str]] = ()
+    talkative: bool = False
 
     def __post_init__(self) -> None:
         self._calls: dict[str, Call] = {}
@@ -163,6 +164,8 @@ class LiveServer:
         except BaseException:
             await call.end()
             raise
+        if self.talkative and self.voice is not None:
+            conversation.repeat(self.voice)
         name = secrets.token_urlsafe(16)
         self._calls = {n: c for n, c in self._calls.items() if c.conversation.closed is None} | {name: call}
         return web.json_response({"sdp": answer, "call": name})

@@ -22,12 +22,13 @@ from af.images import image_array
 from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import speech_stream, use_free_cores
-from af.serve.conversation import Conversation, Image, Model, Settings
+from af.serve.conversation import Conversation, Image
 from af.serve.limits import Limits
 from af.serve.puppet import Puppet
 from af.serve.queues import Seen
 from af.serve.recordings import Recordings
 from af.serve.replay import Replays
+from af.serve.settings import Model, Settings
 from af.synth.face import FACE_INDEX
 from af.types import Identity
 

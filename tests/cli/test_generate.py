@@ -15,8 +15,8 @@ from af.data.contents import extract
 from af.data.video import read_video
 from af.ingest.crops import face_frames, read_portrait
 from af.pipeline.avatar import Avatar
-from af.serve.conversation import Settings
 from af.serve.service import Service
+from af.serve.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from af.cli.main import main
         (["--tls-certificate", "none.pem"], "--tls-certificate none.pem: cannot be used"),
         (["--portrait", "none.png"], "none.png: no such file"),
         (["--conversations", "0"], "conversations"),
+        (["--replay", "none"], "none"),
     ],
 )
 def test_wrong_options_are_said_before_anything_is_served(
@@ -31,6 +32,11 @@ def test_wrong_options_are_said_before_anything_is_served(
         code = error.code
     assert code in (1, 2)
     assert text in capsys.readouterr().err
+
+
+def test_models_are_given_together_or_not_at_all(autoencoder_folder, capsys) -> None:
+    assert main(["live", "--autoencoder", str(autoencoder_folder)]) == 1
+    assert "give both, or neither" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # a process of its own

@@ -52,6 +52,22 @@ def test_a_model_comes_back_with_its_weights_and_its_digest(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_weights_may_be_stored_in_half_precision_and_in_no_other(tmp_path):
+    model = MotionSpace("coefficients", 4, 2)
+    model.mean[:] = torch.tensor([1 / 3, 2.0])
+    save_model(tmp_path, model, CONFIG, {}, half=True)
+    assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    found = load_model(tmp_path).model.mean
+    assert found.dtype == torch.float32
+    assert found.tolist() == model.mean.half().tolist()
+    for kind in (torch.bfloat16, torch.float64, torch.int32):
+        state = {name: value.to(kind) for name, value in load_file(tmp_path / "model.safetensors").items()}
+        save_file(state, tmp_path / "model.safetensors")
+        edit(tmp_path, lambda info: info.update(sha256=sha256_of(tmp_path / "model.safetensors")))
+        with pytest.raises(UserError, match="expected float32 or float16"):
+            load_model(tmp_path)
+
+
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
 def test_a_folder_that_is_no_model_is_named(tmp_path, missing):
     save(tmp_path)

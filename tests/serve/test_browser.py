@@ -14,10 +14,10 @@ from aiohttp.test_utils import TestServer
 from af.clock import FRAME_MS, SAMPLE_RATE
 from af.forcing.guidance import Guidance
 from af.models.tracker import load_tracker
-from af.serve.conversation import Settings
 from af.serve.puppet import portrait
 from af.serve.server import LiveServer
 from af.serve.service import Service
+from af.serve.settings import Settings
 from af.synth.face import FACE_INDEX
 from tests.browser import needs_browser
 from tests.serve.browser import Page, opened

@@ -34,10 +34,10 @@ from af.errors import UserError
 from af.forcing.guidance import Guidance
 from af.pipeline.avatar import Avatar
 from af.serve import camera
-from af.serve.conversation import Settings
 from af.serve.limits import Limits
 from af.serve.pipecat import AvatarVideoService
 from af.serve.service import Service
+from af.serve.settings import Settings
 from tests.toy_avatar import SIZE, recording
 
 BLOCK, RATE = 5, 24_000

@@ -18,10 +18,10 @@ from af.data.validate import validate
 from af.errors import UserError
 from af.pipeline.avatar import Avatar
 from af.serve import recordings
-from af.serve.conversation import Settings
 from af.serve.recordings import Recorder, Recordings
 from af.serve.replay import Replays
 from af.serve.service import Service
+from af.serve.settings import Settings
 from tests.serve.test_service import BLOCK, LONG, RECORDED, SAMPLING, generated, images, play
 from tests.toy_avatar import SIZE, recording
 

@@ -25,12 +25,13 @@ from af.forcing.guidance import Guidance
 from af.pipeline.avatar import Avatar
 from af.serve.client import connect
 from af.serve.controls import Controls
-from af.serve.conversation import Conversation, Settings
+from af.serve.conversation import Conversation
 from af.serve.limits import Limits
 from af.serve.protocol import packed, receive, unpacked
 from af.serve.queues import Shown
 from af.serve.server import Access, LiveServer, ice_server, is_loopback, tls
 from af.serve.service import Service
+from af.serve.settings import Settings
 from tests.serve.leaving import all_have_left
 from tests.toy_avatar import SIZE, recording
 

@@ -15,10 +15,11 @@ from af.forcing.guidance import Guidance
 from af.forcing.pieces import Signals
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import video_motion_pieces
-from af.serve.conversation import Conversation, Settings
+from af.serve.conversation import Conversation
 from af.serve.limits import Limits
 from af.serve.queues import Shown
 from af.serve.service import ONE_PASS, Service
+from af.serve.settings import Settings
 from tests.toy_avatar import recording, toy_avatar
 
 BLOCK, LONG = 5, 40
@@ -161,6 +162,19 @@ def test_speech_that_has_only_begun_to_arrive_is_said_without_a_gap(avatar: Avat
             voice.append(bool(frame.voice.any()))
     assert voice == [False] * 8 + [True] * 14 + [False] * 8
     assert conversation.voiced_frames == 25
+
+
+def test_what_is_repeated_ends_with_the_first_word_of_another(avatar: Avatar) -> None:
+    service = service_of(avatar)
+    conversation = service.open()
+    said, word = np.full(frames_to_samples(7), 0.2, np.float32), np.full(frames_to_samples(1), 0.1, np.float32)
+    conversation.repeat(said)
+    (shown,) = play(service, {conversation: recording(frames=LONG)}, range(4 * BLOCK)).values()
+    np.testing.assert_array_equal(np.concatenate([frame.voice for frame in shown]), np.float32(0.2))
+    conversation.say(word)
+    (shown,) = play(service, {conversation: recording(frames=LONG)}, range(4 * BLOCK)).values()
+    np.testing.assert_array_equal([frame.voice.max() for frame in shown].count(np.float32(0.1)), 1)
+    assert not any(frame.voice.max() == np.float32(0.2) for frame in shown)
 
 
 def test_the_users_voice_interrupts(avatar: Avatar) -> None:
