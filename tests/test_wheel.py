@@ -47,7 +47,7 @@ def test_the_wheel_carries_what_is_needed_and_nothing_else(unpacked):
     for folder in ("conf", "af", "hydra_plugins"):
         theirs = unpacked / ("af/conf" if folder == "conf" else folder)
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".yaml", ".html", ".safetensors", ".typed"):
+            if file.suffix in (".py", ".yaml", ".html", ".safetensors", ".typed", ".png", ".wav", ".md"):
                 assert (theirs / file.relative_to(ROOT / folder)).is_file(), file
     assert (unpacked / "af/py.typed").is_file()
     entry = (unpacked / "avatar_forcing-0.1.0.dist-info/entry_points.txt").read_text()
