@@ -1,4 +1,5 @@
-"""Speeds of this machine: `python -m benchmarks.rollout`, `.vae`, `.training` and `.loader` print JSON; `.recipe` counts.
+"""Speeds of this machine: `python -m benchmarks.rollout`, `.vae`, `.training`, `.loader` and `.live` print JSON; `.recipe`
+counts.
 
 Run them in a checkout. What is compared takes turns in one run: trust the ratios, not a single time.
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from af.cli.config import instantiate
-from benchmarks import loader, recipe, rollout, training, vae
+from benchmarks import live, loader, recipe, rollout, training, vae
 from benchmarks.common import encoded_example, options, report
 from tests.conftest import AUTOENCODER, DENOISER
 
@@ -56,13 +56,13 @@ def test_ranks_see_the_frames_that_the_ratio_says(tmp_path) -> None:
     assert found["efficiency"] == pytest.approx(both / (2 * alone))
 
 
-@pytest.mark.parametrize("module", [loader, recipe, rollout, training, vae])
+@pytest.mark.parametrize("module", [live, loader, recipe, rollout, training, vae])
 def test_help_teaches(module, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
     assert stop.value.code == 0
     name = module.__name__
-    assert f"python -m {name}  " in capsys.readouterr().out
+    assert f"python -m {name} " in capsys.readouterr().out
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys) -> None:

@@ -19,8 +19,8 @@ from af.serve.server import LiveServer
 from af.serve.service import Service
 from af.serve.settings import Settings
 from af.synth.face import FACE_INDEX
+from benchmarks.browser import Page, opened
 from tests.browser import needs_browser
-from tests.serve.browser import Page, opened
 from tests.serve.echo import LAG, SIZE, echo
 from tests.serve.leaving import all_have_left
 

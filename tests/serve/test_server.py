@@ -130,6 +130,8 @@ def test_a_browsers_call(avatar: Avatar) -> None:
                 answer = await response.json()
             await peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
             assert [track.kind for track in tracks] == ["audio", "video", "video"]
+            streams = [line.split()[0] for line in answer["sdp"].splitlines() if line.startswith("a=msid:")]
+            assert streams[0] == streams[1] != streams[2]  # the voice is kept in step with the avatar
             sound, video, user = tracks
             frames = [await asyncio.wait_for(video.recv(), 20) for _ in range(12)]
             assert all(frame.width == frame.height == 192 for frame in frames)

@@ -1,4 +1,4 @@
-"""A headless Chromium with a fake camera and microphone, driven by its debugging socket."""
+"""A headless Chromium with a fake camera and microphone, driven by its debugging sockets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from tests.browser import CHROMIUM
+from af.errors import UserError
 
-OPTIONS = (
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_OPTIONS = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -25,14 +27,18 @@ OPTIONS = (
     "--no-first-run",
     "--disable-extensions",
     "--disable-background-networking",
+    "--disable-background-timer-throttling",  # all windows play, whichever is in front
+    "--disable-renderer-backgrounding",
+    "--disable-backgrounding-occluded-windows",
 )
 
 
 class Page:
     """One page: `run` evaluates JavaScript, `picture` takes a screenshot."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, name: str) -> None:
         self._socket, self._numbers = socket, itertools.count(1)
+        self.name = name
         self.errors: list[str] = []
 
     async def ask(self, method: str, **params: Any) -> dict[str, Any]:
@@ -76,28 +82,56 @@ class Page:
         path.write_bytes(base64.b64decode(answer["data"]))
 
 
+class Browser:
+    """Windows of one browser, each with one page."""
+
+    def __init__(self, session: aiohttp.ClientSession, control: Page, port: str) -> None:
+        self._session, self._control, self._port = session, control, port
+
+    async def open(self, address: str) -> Page:
+        """Another window."""
+        made = await self._control.ask("Target.createTarget", url="about:blank", newWindow=True)
+        return await self.page(made["targetId"], address)
+
+    async def page(self, name: str, address: str) -> Page:
+        """The page of a window, sent to `address`."""
+        where = f"http://127.0.0.1:{self._port}/devtools/page/{name}"
+        page = Page(await self._session.ws_connect(where, max_msg_size=0), name)
+        for domain in ("Runtime", "Page"):
+            await page.ask(f"{domain}.enable")
+        await page.ask("Page.navigate", url=address)
+        return page
+
+    async def kill(self, page: Page) -> None:
+        """End a page's process without a farewell."""
+        with contextlib.suppress(Exception):  # it answers no more
+            await asyncio.wait_for(page.ask("Page.crash"), 2)
+
+
 @contextlib.asynccontextmanager
-async def opened(address: str, folder: Path, *more: str) -> AsyncIterator[Page]:
-    """The page at `address` in a browser of its own."""
+async def browser(folder: Path, *more: str) -> AsyncIterator[Browser]:
+    """A browser of its own, with its profile in `folder`. Raises UserError without Chromium."""
+    if CHROMIUM is None:
+        raise UserError("no Chromium or Chrome is installed")
     profile = folder / "profile"
-    command = (str(CHROMIUM), *OPTIONS, *more, f"--user-data-dir={profile}", "about:blank")
+    command = (CHROMIUM, *_OPTIONS, *more, f"--user-data-dir={profile}", "about:blank")
     quiet = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet)
     try:
-        port = profile / "DevToolsActivePort"
+        found = profile / "DevToolsActivePort"
         async with asyncio.timeout(60):
-            while not (port.is_file() and port.read_text().count("\n")):
+            while not (found.is_file() and found.read_text().count("\n")):
                 await asyncio.sleep(0.1)
-        where = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
-        async with aiohttp.ClientSession() as session:
-            async with session.get(where) as response:
-                pages = [target for target in await response.json() if target["type"] == "page"]
-            async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                page = Page(socket)
-                for domain in ("Runtime", "Page"):
-                    await page.ask(f"{domain}.enable")
-                await page.ask("Page.navigate", url=address)
-                yield page
+        port, path = found.read_text().split()
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{port}{path}") as socket:
+            yield Browser(session, Page(socket, "browser"), port)
     finally:
         process.terminate()
         await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def opened(address: str, folder: Path, *more: str) -> AsyncIterator[Page]:
+    """The page at `address` in a browser of its own."""
+    async with browser(folder, *more) as windows:
+        yield await windows.open(address)

@@ -1,0 +1,329 @@
+"""Live conversations: from the user's button to the pixels in a browser, and what hours, bad lines and leavers do.
+
+  python -m benchmarks.live --autoencoder DIR --denoiser DIR                   user to pixel, 20 times: three minutes
+  python -m benchmarks.live ... --sessions 4 --minutes 60 --out runs/soak      also memory, delay and faults by the minute
+  python -m benchmarks.live ... --loss 5 --jitter 30                           over a line that loses and delays packets
+  python -m benchmarks.live ... --sessions 2 --kill-tabs 1 --reconnects 20     after tabs that die and pages that return
+
+It starts `af live` in a process of its own (options after `--` are passed on: `-- --guidance-user 2 --steps 4`) and opens
+its page in headless Chromium. `user_to_pixel_ms` ends when the first frame whose user has changed is on the screen; the
+`answer_ms` ends when the avatar smiles, which the model takes its time for. `echo_ms` is the user's own picture, over the
+line both ways; without the 40 ms that two clocks of 25 Hz take on average it is `transport_ms`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+import soundfile
+
+from af.cli.kinds import count
+from af.clock import FRAME_MS, SAMPLE_RATE, seconds_to_frames
+from af.errors import UserError
+from af.files import atomic_path
+from af.serve.client import connect
+from af.synth.turns import plan_phrase
+from af.synth.voice import VoiceType, speech
+from benchmarks.browser import Browser, Page, browser
+from benchmarks.common import options, report
+from benchmarks.line import Line, proxy
+from benchmarks.probe import Probe, probe
+
+_VOICE_S: Final = 8
+_MB: Final = 1 << 20
+
+
+class Server:
+    """A running `af live`: its address and its memory."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self.process, self.address = process, address
+        self._process = psutil.Process(process.pid)
+
+    def memory(self) -> dict[str, float]:
+        """Resident and proportional set size in MB."""
+        found = self._process.memory_full_info()
+        return {"rss_mb": found.rss / _MB, "pss_mb": getattr(found, "pss", found.rss) / _MB}
+
+    def require_life(self) -> None:
+        """Raise UserError if the server has ended."""
+        if self.process.poll() is not None:
+            raise UserError(f"af live has ended with code {self.process.returncode}")
+
+
+@contextlib.contextmanager
+def serving(words: Sequence[str]) -> Iterator[Server]:
+    """`af live` with these options, until the block ends."""
+    command = [sys.executable, "-m", "af.cli.main", "live", "--port", "0", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("open "):
+                    yield Server(process, line.removeprefix("open ").strip())
+                    break
+            else:
+                raise UserError(f"af live did not start (exit code {process.wait()})")
+        finally:
+            process.terminate()
+
+
+def phrase(seconds: float = _VOICE_S) -> np.ndarray:
+    """What the avatar says."""
+    rng = np.random.default_rng(0)
+    return speech([plan_phrase(rng, 0.0, seconds)], VoiceType.sample(rng), seconds_to_frames(seconds), rng)
+
+
+async def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask for, one after the other, on one server."""
+    voice = phrase()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        soundfile.write(folder / "voice.wav", voice, SAMPLE_RATE)
+        words = [f"--voice={folder / 'voice.wav'}", f"--conversations={args.sessions}", f"--length={86400}"]
+        models = {"--autoencoder": args.autoencoder, "--denoiser": args.denoiser}
+        words += [f"{option}={folder}" for option, folder in models.items() if folder is not None]
+        server = stack.enter_context(serving([*words, *args.live]))
+        async with _visited(server, folder, args) as (windows, address, line):
+            pages = [await _entered(windows, address) for _ in range(args.sessions)]
+            about = json.loads(await pages[0].run("JSON.stringify(about)"))
+            found: dict[str, Any] = {"size": about["size"], "block_frames": about["block_frames"]}
+            found |= {"sessions": args.sessions, "memory": server.memory()}
+            found |= summary([await probe(page, voice) for _, page in zip(range(args.tries), itertools.cycle(pages))])
+            if args.minutes:
+                found["soak"] = await soak(server, pages, voice, args.minutes, args.out)
+            if args.kill_tabs:
+                found["killed_tabs"] = await kill(server, windows, pages, voice, args.kill_tabs, address)
+            if args.reconnects:
+                found["reconnects"] = await reconnect(server, pages[0], args.reconnects)
+            if line is not None:
+                found["line"] = {"packets": line.sent, "lost": line.lost, "jitter_ms": line.jitter_ms}
+            server.require_life()
+            return found | {"errors_in_pages": [error for page in pages for error in page.errors]}
+
+
+@contextlib.asynccontextmanager
+async def _visited(
+    server: Server, folder: Path, args: argparse.Namespace
+) -> AsyncIterator[tuple[Browser, str, Line | None]]:
+    async with contextlib.AsyncExitStack() as stack:
+        address, line = server.address, None
+        if args.loss or args.jitter:
+            line = Line(args.loss / 100, args.jitter)
+            address = await stack.enter_async_context(proxy(address, line))
+        yield await stack.enter_async_context(browser(folder)), address, line
+
+
+async def _entered(windows: Browser, address: str) -> Page:
+    page = await windows.open(address)
+    await _playing(page)
+    return page
+
+
+async def _playing(page: Page, seconds: float = 60) -> None:
+    await page.until(
+        "peer.connectionState === 'connected' && Math.min(user.currentTime, avatar.currentTime) > 2", seconds
+    )
+
+
+def summary(probes: Sequence[Probe]) -> dict[str, Any]:
+    """Percentiles of what was measured, with the budget's means beside."""
+
+    def of(values: Sequence[float | None]) -> dict[str, Any]:
+        there = [value for value in values if value is not None]
+        if not there:
+            return {"of": 0}
+        return {"p50": float(np.median(there)), "p95": float(np.percentile(there, 95)), "of": len(there)}
+
+    echo = of([p.echo for p in probes])
+    loads = [p.budget["load"] for p in probes if p.budget.get("load")]
+    parts = sorted({name for p in probes for name in p.budget} - {"load"})
+    return {
+        "tries": len(probes),
+        "user_to_pixel_ms": of([p.user_to_pixel for p in probes]),
+        "answer_ms": of([p.answer for p in probes]),
+        "echo_ms": echo,
+        "transport_ms": echo["p50"] - FRAME_MS if "p50" in echo else None,
+        "arrival_to_screen_ms": of([p.line for p in probes]),
+        "voice_late_ms": of([p.voice_late for p in probes]),
+        "budget_ms": {name: float(np.mean([p.budget[name] for p in probes if name in p.budget])) for name in parts},
+        "times_real_time": float(1 / np.mean(loads)) if loads else None,
+        "frames_per_second": float(np.mean([p.frames_per_second for p in probes])) if probes else None,
+        "faults": probes[-1].faults if probes else {},
+    }
+
+
+async def soak(server: Server, pages: Sequence[Page], voice: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:
+    """Hold the conversations for `minutes`; each minute (or fraction of a short run) a row is added to a file in `out`.
+
+    `memory_change` is the last half's growth of the proportional set size by a straight line, relative to its mean;
+    `delay_growth_ms` that of user to pixel over the whole time.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    begun, every_s = time.monotonic(), min(60.0, 60 * minutes / 4)
+    with open(out / "minutes.jsonl", "w") as file:
+        for n in itertools.count():
+            due = begun + n * every_s
+            if due > begun + 60 * minutes + 1:
+                break
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            server.require_life()
+            found = await probe(pages[n % len(pages)], voice)
+            states = [json.loads(await page.run(_STATE)) for page in pages]
+            row = {"minute": (time.monotonic() - begun) / 60, "session": n % len(pages), **server.memory()}
+            row |= asdict(found) | {"sessions": states}
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    plot(rows, out / "soak.png")
+    half = rows[len(rows) // 2 :]
+    late = [row["voice_late"] for row in rows if row["voice_late"] is not None]
+    return {
+        "minutes": minutes,
+        "rows": str(out / "minutes.jsonl"),
+        "memory_change": growth(half, "pss_mb") / float(np.mean([row["pss_mb"] for row in half])),
+        "delay_growth_ms": growth(rows, "user_to_pixel"),
+        "voice_late_ms": {"least": min(late), "most": max(late)} if late else None,
+        "faults": [state["faults"] for state in rows[-1]["sessions"]],
+        "closed": [state["closed"] for state in rows[-1]["sessions"]],
+    }
+
+
+#: A session in a line.
+_STATE: Final = """(async () => { const stats = [...(await peer.getStats()).values()];
+  return JSON.stringify({closed, faults: latest.faults ?? {}, waiting_frames: latest.waiting_frames ?? null, network,
+    frames: stats.filter(s => s.type === "inbound-rtp" && s.kind === "video").map(s => s.framesDecoded)}); })()"""
+
+
+def growth(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """By how much a straight line through a column rises from the first row to the last; 0 with too few values."""
+    known = [(row["minute"], row[name]) for row in rows if row[name] is not None]
+    if len(known) < 3:
+        return 0.0
+    minutes, values = np.array(known).T
+    return float(np.polyfit(minutes, values, 1)[0] * (minutes[-1] - minutes[0]))
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Memory, delays and the voice's offset over time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    minutes = [row["minute"] for row in rows]
+    for axis, names, label in zip(
+        axes,
+        (("rss_mb", "pss_mb"), ("user_to_pixel", "echo"), ("voice_late",)),
+        ("memory of the server [MB]", "delay [ms]", "voice after image [ms]"),
+        strict=True,
+    ):
+        for name in names:
+            axis.plot(minutes, [np.nan if row[name] is None else row[name] for row in rows], marker=".", label=name)
+        axis.set_ylabel(label)
+        axis.legend(loc="upper left")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylim(bottom=0)
+    axes[-1].set_xlabel("minutes")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+async def kill(
+    server: Server, windows: Browser, pages: Sequence[Page], voice: np.ndarray, number: int, address: str
+) -> dict[str, Any]:
+    """Kill tabs; how the others fare, when their places are free again, and the memory."""
+    before = server.memory()
+    others, killed = pages[:-number], pages[-number:]
+    undisturbed = await probe(others[0], voice) if others else None
+    start = time.monotonic()
+    for page in killed:
+        await windows.kill(page)
+    meanwhile = await probe(others[0], voice) if others else None
+    while True:
+        with contextlib.suppress(UserError):
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in killed:
+                    await stack.enter_async_context(connect(server.address))
+                break
+        if time.monotonic() - start > 180:
+            raise UserError("the places of killed tabs are not free after 180 s")
+        await asyncio.sleep(1)
+    free_s = time.monotonic() - start
+    return {
+        "killed": number,
+        "places_free_after_s": free_s,
+        "frames_per_second_of_another": None
+        if undisturbed is None or meanwhile is None
+        else {"before": undisturbed.frames_per_second, "meanwhile": meanwhile.frames_per_second},
+        "memory": {"before": before, "after": server.memory()},
+    }
+
+
+async def reconnect(server: Server, page: Page, number: int) -> dict[str, Any]:
+    """Load the page again and again; how long until it plays, how often there was no place, and the memory."""
+    before, took_s, refused = server.memory(), [], 0
+    for _ in range(number):
+        start = time.monotonic()
+        await page.ask("Page.reload")
+        while True:
+            try:
+                await page.until("peer.connectionState === 'connected' || closed !== null", 60)
+                if await page.run("closed") is None:
+                    await _playing(page)
+                    break
+                refused += 1
+                await asyncio.sleep(0.5)
+                await page.run("begin()")
+            except AssertionError as error:
+                raise UserError(f"a page that was loaded again does not play: {str(error)[:200]}") from None
+        took_s.append(time.monotonic() - start)
+        server.require_life()
+    return {
+        "reconnects": number,
+        "seconds_until_it_plays": {"p50": float(np.median(took_s)), "most": max(took_s)},
+        "refused": refused,
+        "memory": {"before": before, "after": server.memory()},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = options("live", __doc__, accelerator=False)
+    number: Callable[[str], float] = float
+    parser.add_argument("--autoencoder", help="model folder of the motion VAE")
+    parser.add_argument("--denoiser", help="model folder of the denoiser")
+    parser.add_argument("--tries", type=count, default=20, help="presses of the button (default 20)")
+    parser.add_argument("--sessions", type=count, default=1, help="pages at one time (default 1)")
+    parser.add_argument("--minutes", type=number, default=0, help="how long to hold them after that (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/live"), help="folder for --minutes (default runs/live)")
+    parser.add_argument("--loss", type=number, default=0, help="percent of packets lost each way")
+    parser.add_argument("--jitter", type=number, default=0, help="packets are delayed by up to so many ms")
+    parser.add_argument("--kill-tabs", type=count, default=0, help="kill so many pages (fewer than --sessions)")
+    parser.add_argument("--reconnects", type=count, default=0, help="load a page again so many times")
+    parser.add_argument("live", nargs="*", metavar="-- OPTIONS", help="further options of af live")
+
+    def found(args: argparse.Namespace) -> dict[str, Any]:
+        if args.kill_tabs > args.sessions:
+            raise UserError(f"--kill-tabs {args.kill_tabs}: there are {args.sessions} pages (--sessions)")
+        return asyncio.run(measure(args))
+
+    return report(parser, found, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
