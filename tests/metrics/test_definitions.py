@@ -126,6 +126,14 @@ def test_variance_by_hand():
     assert_allclose([found[f"var_ratio/{name}"].value for name in ("p0", "p1", "exp")], [0.25, 0.25, 0.25])
 
 
+def test_expressions_that_hardly_move_do_not_decide_the_ratio(rng):
+    true, own = (rng.normal(size=(50, 3)) * [1.0, 0.2, size] for size in (0.001, 0.5))
+    found = rows(Diversity(()), [true], [true], [own])
+    moving = [found[f"var_ratio/p{d}"].value for d in (0, 1)]
+    assert found["var_ratio/p2"].value > 1e4
+    assert_allclose(found["var_ratio/exp"].value, np.mean(moving))
+
+
 def test_frechet_closed_forms(rng):
     # diagonal covariances commute: Σ (√a − √b)²
     a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 0.0])
