@@ -135,7 +135,9 @@ def test_videos_without_a_tracker_and_a_stand_in_network(folder, tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
-    """SyncNet, I3D and an embedder by path and hash: their rows, with null and truth, named after their files."""
+    """SyncNet, I3D and an embedder by path and hash, beside arrays, by the one setting of the benchmark: their rows, with
+    null and truth, named after their files.
+    """
     from af.evaluation.syncnet import SyncNet
     from af.files import sha256_of
     from tests.evaluation.test_extractors import Detector
@@ -150,19 +152,21 @@ def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
         torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten())), tmp_path / "id.pt"
     )
     row = {"clip": "a", "user": "short user.mp4", "true": "short true.mp4", "generated": "short own.mp4"}
+    for side in ("user", "true", "generated"):
+        row[f"{side}_face"] = f"{side}.npy"
+        np.save(tmp_path / f"{side}.npy", rng.normal(size=(20, 56)))
     manifest = write_manifest(tmp_path / "m.csv", [row, row | {"clip": "b"}])
     hashes = {name: sha256_of(tmp_path / name) for name in ("syncnet.model", "i3d.pt", "id.pt")}
     options = [
-        "evaluation/syncnet=weights",
+        "evaluation=si184",
+        "evaluation.tracker=null",
         f"evaluation.syncnet.path={tmp_path / 'syncnet.model'}",
         f"evaluation.syncnet.sha256={hashes['syncnet.model']}",
-        "evaluation/networks=[thumbnail,i3d]",
+        "evaluation/networks=[i3d]",
         f"evaluation.networks.i3d.path={tmp_path / 'i3d.pt'}",
         f"evaluation.networks.i3d.sha256={hashes['i3d.pt']}",
         "evaluation.networks.i3d.stride=2",
-        "evaluation/embedder=torchscript",
         f"evaluation.embedder.path={tmp_path / 'id.pt'}",
-        "evaluation.embedder.name=mine",
         "evaluation.gallery=false",
     ]
     assert main(["compare", str(manifest), "--out", str(tmp_path / "out"), *options]) == 0
@@ -171,11 +175,20 @@ def test_rows_of_networks_from_stand_in_files(folder, tmp_path):
         assert all(np.isfinite(numbers[f"{tag}{side}"]) for side in ("", "/true", "/null"))
     assert -15 <= numbers["lse_offset"] <= 15
     assert numbers["fvd_i3d/16f-s2/n6"] >= 0
-    assert (
-        numbers[f"csim/mine-{hashes['id.pt'][:8]}/vs_source/true"]
-        > numbers[f"csim/mine-{hashes['id.pt'][:8]}/vs_source"]
-    )
+    embedder = f"csim/arcface-{hashes['id.pt'][:8]}/vs_source"
+    assert numbers[f"{embedder}/true"] > numbers[embedder]
+    for tag in ("rpcc/exp/clip", "rpcc/pose/clip", "pfd/exp", "pfd/pose", "var/exp", "var/pose"):
+        assert np.isfinite(numbers[tag]), tag
+        assert "emoca/2" in numbers["protocol"][tag]
     assert not {"fvd_i3d", "csim", "lse_d", "lse_c"} & set(numbers["not_computed"])
+
+
+def test_the_benchmark_asks_for_every_weight(folder, tmp_path, capsys):
+    manifest, options = write_manifest(folder / "arrays.csv", array_rows(folder)), ["evaluation=si184"]
+    for key in ("networks.inception.path", "networks.i3d.path", "embedder.path", "syncnet.path"):
+        assert main(["compare", str(manifest), "--out", str(tmp_path / "out"), *options]) != 0
+        assert f"evaluation.{key} is not set" in capsys.readouterr().err
+        options.append(f"evaluation.{key}=FILE")
 
 
 BAD = {
