@@ -112,8 +112,11 @@ class Call:
         self._service.close(self.conversation, why)
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
-        await self._connection.close()
         self._camera.close()
+        try:
+            await self._connection.close()
+        except AttributeError:  # aiortc, for a connection that an odd offer has left half made
+            logging.getLogger(__name__).debug("a connection was closed before it was made", exc_info=True)
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

@@ -69,26 +69,32 @@ class Recorder:
         self._path, self._size, self._written = path, image_size, written
         self._blocks: queue.SimpleQueue[tuple[int, Sequence[Seen], Sequence[Shown]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ended, self._lock = False, threading.Lock()
         self.left_out = 0
 
     @property
     def busy(self) -> bool:
-        """Whether it is still writing, or has not begun."""
-        return self._thread is None or self._thread.is_alive()
+        """Whether there is more to write, now or later."""
+        return not self._ended or (self._thread is not None and self._thread.is_alive())
 
     def add(self, start: int, user: Sequence[Seen], avatar: Sequence[Shown]) -> None:
         """A block's frames, from frame `start` on."""
-        if self._blocks.qsize() >= _MOST_WAITING:
-            self.left_out += len(avatar)
-            return
-        self._blocks.put((start, user, avatar))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write, name="af live recorder")
-            self._thread.start()
+        with self._lock:
+            if self._ended:
+                return
+            if self._blocks.qsize() >= _MOST_WAITING:
+                self.left_out += len(avatar)
+                return
+            self._blocks.put((start, user, avatar))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write, name="af live recorder")
+                self._thread.start()
 
     def end(self) -> None:
-        """The session is over."""
-        self._blocks.put(None)
+        """The session is over: what is added from now on is not written."""
+        with self._lock:
+            self._ended = True
+            self._blocks.put(None)
 
     def wait(self) -> None:
         """Wait until it is written, after `end`."""

@@ -15,7 +15,7 @@ from importlib import resources
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from jaxtyping import Float32
@@ -115,12 +115,14 @@ class LiveServer:
         return response
 
     def _check(self, request: web.Request) -> None:
-        host = urlsplit(f"//{request.host}").hostname or ""
+        if odd := [name for name in ("Host", "Origin", "Authorization") if not request.headers.get(name, "").isascii()]:
+            raise web.HTTPBadRequest(text=f"{odd[0]}: it has other characters than ASCII")
+        host = _address(f"//{request.host}").hostname or ""
         if self.access.token is None and host not in self.access.hosts:  # another name for 127.0.0.1 in a foreign page
             raise web.HTTPForbidden(text=f"this server does not answer to {host}")
         origin = request.headers.get("Origin")
         if origin is not None and origin not in self.access.origins:
-            there = urlsplit(origin)
+            there = _address(origin)
             if there.netloc != request.host or there.scheme not in ("http", "https"):
                 raise web.HTTPForbidden(text=f"pages of {origin} may not use this server; --origin allows it")
         if self.access.token is not None and request.path not in _PAGE:  # the page itself holds no secret
@@ -239,6 +241,13 @@ class LiveServer:
     async def _shut(self, _: web.Application) -> None:
         for call in list(self._calls.values()):
             await call.end("the server is stopping")
+
+
+def _address(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise web.HTTPBadRequest(text=f"{text}: no address") from None
 
 
 def _uploaded(data: bytes, avatar: Any) -> tuple[np.ndarray, Notes]:

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -15,8 +14,6 @@ import pytest
 from aiohttp.test_utils import TestServer
 from aiortc import RTCBundlePolicy, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples
@@ -27,7 +24,7 @@ from af.serve.client import connect
 from af.serve.controls import Controls
 from af.serve.conversation import Conversation
 from af.serve.limits import Limits
-from af.serve.protocol import packed, receive, unpacked
+from af.serve.protocol import packed, unpacked
 from af.serve.queues import Shown
 from af.serve.server import Access, LiveServer, ice_server, is_loopback, tls
 from af.serve.service import Service
@@ -217,54 +214,6 @@ def test_a_page_that_names_this_machine_otherwise_is_refused(avatar: Avatar) -> 
 @pytest.fixture
 def conversation(avatar: Avatar) -> Conversation:
     return Service(avatar, recording()["user_frames"][0], Settings(SAMPLING)).open()
-
-
-ANSWERS = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=20) | st.integers(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-KEYS = st.sampled_from(["do", "what", "user", "text", "signals", "steps", "audio", "smile", "tilt", "barge_in"])
-DOES = st.sampled_from(["steer", "act", "user", "change", "restart", "interrupt", "play", "none"])
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(message=st.text() | st.dictionaries(KEYS, ANSWERS, max_size=4).flatmap(
-    lambda found: DOES.map(lambda do: json.dumps({**found, "do": do}))
-))  # fmt: skip
-def test_no_message_does_harm(conversation: Conversation, message: str) -> None:
-    """Whatever a client sends is done or refused with a text."""
-    answer = asyncio.run(Controls(conversation)(message))
-    assert answer is None or isinstance(answer.get("error", ""), str)
-    conversation._changes.clear()
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=3000))
-def test_no_binary_message_does_harm(conversation: Conversation, data: bytes) -> None:
-    answer = receive(data, conversation)
-    assert answer is None or answer["error"]
-
-
-@settings(max_examples=50, deadline=None)
-@given(offer=st.text(max_size=300) | st.lists(st.sampled_from(
-    ["v=0", "o=- 0 0 IN IP4 0.0.0.0", "s=-", "t=0 0", "m=audio 9 UDP/TLS/RTP/SAVPF 111", "a=mid:0", "a=sendrecv",
-     "m=video 9 UDP/TLS/RTP/SAVPF 96", "a=rtpmap:96 VP8/90000", "a=ice-ufrag:x", "a=setup:actpass", "a=group:BUNDLE 0"]
-)).map("\r\n".join))  # fmt: skip
-def test_no_offer_does_harm(offer: str) -> None:
-    from af.serve.call import Call
-
-    async def work() -> None:
-        ended: list[str] = []
-        conversation = SimpleNamespace(listeners=[], closed=None, puppet=SimpleNamespace(size=16))
-        service = SimpleNamespace(close=lambda _, why: ended.append(why))
-        call = Call(service, conversation, SimpleNamespace())  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="offer"):
-            await call.answer(offer)
-        await call.end()
-        assert ended
-
-    asyncio.run(work())
 
 
 def test_what_a_client_changes(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
