@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from aiohttp.test_utils import TestServer
 
-from af.clock import FRAME_MS, SAMPLE_RATE
+from af.clock import FRAME_MS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from af.forcing.guidance import Guidance
 from af.models.tracker import load_tracker
-from af.serve.puppet import portrait
+from af.serve.puppet import Puppet, portrait
+from af.serve.replay import Frame
 from af.serve.server import LiveServer
 from af.serve.service import Service
 from af.serve.settings import Settings
 from af.synth.face import FACE_INDEX
+from af.synth.render import render
 from benchmarks.browser import Page, opened
 from tests.browser import needs_browser
 from tests.serve.echo import LAG, SIZE, echo
@@ -66,7 +70,14 @@ def rise(times: np.ndarray, curve: np.ndarray) -> float:
 def run(work: Callable[[Page, LiveServer], Awaitable[None]], folder: Path) -> None:
     async def main() -> None:
         sampling = {"steps": 1, "guidance": Guidance(audio=0, user=1)}
-        service = Service(echo(), portrait(0, SIZE), Settings(sampling, cushion_ms=60))  # type: ignore[arg-type]
+        settings, listed = Settings(sampling, cushion_ms=60), [{"name": "smiling", "seconds": 3}]
+        face = np.zeros((1, len(FACE_INDEX)), np.float32)
+        face[0, FACE_INDEX["smile"]] = 0.9
+        smiling = Frame(
+            render(face, Puppet(1, SIZE).appearance, SIZE)[0], *np.zeros((2, SAMPLES_PER_FRAME), np.float32)
+        )
+        replays = SimpleNamespace(listed=listed, open=lambda _: itertools.repeat(smiling))
+        service = Service(echo(), portrait(0, SIZE), settings, replays=replays)  # type: ignore[arg-type]
         voice = (0.3 * np.sin(np.arange(5 * SAMPLE_RATE) * 0.3)).astype(np.float32)
         server = LiveServer(service, voice=voice)
         service.start()
@@ -138,6 +149,19 @@ def test_both_videos_and_the_voice_play_and_the_controls_arrive(tmp_path: Path) 
             await asyncio.sleep(0.1)
         assert conversation.user == "camera"
         await page.until("document.getElementById('state').textContent.includes('your face is lost')")
+        await page.run("document.getElementById('dub').click()")
+        for _ in range(100):
+            if len(conversation.dubbed):
+                break
+            await asyncio.sleep(0.1)
+        assert len(conversation.dubbed)
+        assert "Fake Audio Input 2" in await page.run("document.getElementById('devices').textContent")
+        await page.run("document.querySelector('[value=replay]').click()")
+        await page.until("document.getElementById('who').textContent === 'recorded'")
+        await page.until("document.getElementById('replays').textContent === 'smiling, 3 s'")
+        await page.until("latest.user?.smile.every(smile => smile > 0.5)")
+        assert conversation.user == "replay"
+        assert await page.run("document.querySelector('[data-switch=student]').disabled")
         await page.run("document.getElementById('restart').click()")
         await page.until("curves.end < 100")
         assert server.service.conversations == [conversation]

@@ -223,7 +223,13 @@ def test_what_a_client_changes(conversation: Conversation, monkeypatch: pytest.M
     changed = do(do="change", signals={"user_audio": False}, steps=3, audio=2.5)["settings"]
     assert changed["signals"] == {"avatar_audio": True, "user_audio": False, "user_motion": True}
     assert (changed["steps"], changed["audio"], changed["user"]) == (3, 2.5, 0)
+    assert do(do="change", anchor=True)["settings"]["anchor"]
+    assert conversation.settings.sampling["anchor"].pull
+    assert not do(do="change", anchor=False)["settings"]["anchor"]
     for wrong, text in (
+        ({"do": "change", "anchor": 1}, "true or false"),
+        ({"do": "change", "student": True}, "--student FOLDER"),
+        ({"do": "replay", "number": "1"}, "whole number"),
         ({"do": "chnge"}, "did you mean change"),
         ({"do": "change", "steps": 1000}, "steps"),
         ({"do": "change", "signals": {"user_smell": False}}, "user_smell"),

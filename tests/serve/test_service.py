@@ -11,6 +11,7 @@ import torch
 
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
+from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.pieces import Signals
 from af.pipeline.avatar import Avatar
@@ -228,6 +229,22 @@ def test_settings_change_and_a_restart_is_the_beginning(avatar: Avatar) -> None:
     again = play(service, {conversation: recorded}, range(20))[conversation]
     np.testing.assert_array_equal(images(again), images(beginning))
     assert not (images(changed)[:, None] == images(beginning)).all((2, 3, 4)).any()
+
+
+def test_an_anchor_may_come_and_go(avatar: Avatar) -> None:
+    recorded = recording(frames=LONG)
+    films = []
+    for anchor in (Anchor(), Anchor(sink_frames=2 * BLOCK, pull=0.1)):
+        service = service_of(avatar)
+        conversation = service.open()
+        before = play(service, {conversation: recorded}, range(15))[conversation]
+        conversation.change(anchor=anchor)
+        during = play(service, {conversation: recorded}, range(15, 30))[conversation]
+        conversation.change(anchor=Anchor())
+        films.append(images(before + during + play(service, {conversation: recorded}, range(30, LONG))[conversation]))
+        assert len(films[-1]) == LONG
+    np.testing.assert_array_equal(films[0][:15], films[1][:15])
+    assert (films[0][15:] != films[1][15:]).any()
 
 
 def test_limits(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
