@@ -65,7 +65,7 @@ def write_xmp(file: IO[bytes], suffix: str) -> None:
 
 
 def refuse_marked(path: Path) -> None:
-    """Raise `MediaError` for a video with visible marks, which would be measured along with it."""
+    """Raise `MediaError` for a video with visible marks, which would be measured, or tell people which one it is."""
     with opened(path) as container:
         if container.metadata.get("comment") == MARKED:
-            raise MediaError(path, "marked", "has a visible mark, which would be measured: generate it with --no-mark")
+            raise MediaError(path, "marked", "has a visible mark, which would count: generate it with --no-mark")

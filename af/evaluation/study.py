@@ -18,6 +18,7 @@ import numpy as np
 
 from af.data.audio import read_audio
 from af.data.container import MediaError
+from af.data.generated import refuse_marked
 from af.data.video import iter_video
 from af.data.video_writer import write_video
 from af.errors import UserError
@@ -141,7 +142,11 @@ def paired_videos(a: Path, b: Path, user: Path | None) -> list[Pair]:
 
 
 def prepare(path: Path, max_side: int, spoiled: bool = False) -> bytes:
-    """A small mp4 without traces of the video's origin; if `spoiled`, its blurred first frame with its audio."""
+    """A small mp4 without traces of the video's origin; if `spoiled`, its blurred first frame with its audio.
+
+    Raises `MediaError` for a video that says by a visible mark that it is generated.
+    """
+    refuse_marked(path)
     try:
         audio = read_audio(path)
     except MediaError as error:
