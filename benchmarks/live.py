@@ -94,7 +94,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         soundfile.write(folder / "voice.wav", voice, SAMPLE_RATE)
-        words = [f"--voice={folder / 'voice.wav'}", f"--conversations={args.sessions}", f"--length={86400}"]
+        words = [f"--voice={folder / 'voice.wav'}", f"--conversations={args.sessions}", "--length=86400"]
         models = {"--autoencoder": args.autoencoder, "--denoiser": args.denoiser}
         words += [f"{option}={folder}" for option, folder in models.items() if folder is not None]
         server = stack.enter_context(serving([*words, *args.live]))
@@ -168,20 +168,18 @@ def summary(probes: Sequence[Probe]) -> dict[str, Any]:
 
 
 async def soak(server: Server, pages: Sequence[Page], voice: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:
-    """Hold the conversations for `minutes`; each minute (or fraction of a short run) a row is added to a file in `out`.
+    """Hold the conversations for `minutes`; every minute (of short runs, quarter) a row is added to a file in `out`.
 
     `memory_change` is the last half's growth of the proportional set size by a straight line, relative to its mean;
     `delay_growth_ms` that of user to pixel over the whole time.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    begun, every_s = time.monotonic(), min(60.0, 60 * minutes / 4)
+    begun = time.monotonic()
     with open(out / "minutes.jsonl", "w") as file:
-        for n in itertools.count():
-            due = begun + n * every_s
-            if due > begun + 60 * minutes + 1:
-                break
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        while not rows or time.monotonic() < begun + 60 * minutes:
+            n = len(rows)
+            await asyncio.sleep(max(0.0, begun + n * min(60.0, 60 * minutes / 4) - time.monotonic()))
             server.require_life()
             found = await probe(pages[n % len(pages)], voice)
             states = [json.loads(await page.run(_STATE)) for page in pages]
@@ -233,11 +231,12 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         strict=True,
     ):
         for name in names:
-            axis.plot(minutes, [np.nan if row[name] is None else row[name] for row in rows], marker=".", label=name)
+            values = [np.nan if row[name] is None else row[name] for row in rows]
+            axis.plot(minutes, values, marker=".", label=name.replace("_", " "))
         axis.set_ylabel(label)
         axis.legend(loc="upper left")
         axis.grid(alpha=0.3)
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.1 * max(row["rss_mb"] for row in rows))
     axes[-1].set_xlabel("minutes")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -276,7 +275,7 @@ async def kill(
 
 async def reconnect(server: Server, page: Page, number: int) -> dict[str, Any]:
     """Load the page again and again; how long until it plays, how often there was no place, and the memory."""
-    before, took_s, refused = server.memory(), [], 0
+    memory, took_s, refused = [server.memory()["pss_mb"]], [], 0
     for _ in range(number):
         start = time.monotonic()
         await page.ask("Page.reload")
@@ -293,11 +292,12 @@ async def reconnect(server: Server, page: Page, number: int) -> dict[str, Any]:
                 raise UserError(f"a page that was loaded again does not play: {str(error)[:200]}") from None
         took_s.append(time.monotonic() - start)
         server.require_life()
+        memory.append(server.memory()["pss_mb"])
     return {
         "reconnects": number,
         "seconds_until_it_plays": {"p50": float(np.median(took_s)), "most": max(took_s)},
         "refused": refused,
-        "memory": {"before": before, "after": server.memory()},
+        "pss_mb": memory,
     }
 
 
