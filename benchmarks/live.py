@@ -1,14 +1,15 @@
 """Live conversations: from the user's button to the pixels in a browser, and what hours, bad lines and leavers do.
 
-  python -m benchmarks.live --autoencoder DIR --denoiser DIR                   user to pixel, 20 times: three minutes
-  python -m benchmarks.live ... --sessions 4 --minutes 60 --out runs/soak      also memory, delay and faults by the minute
-  python -m benchmarks.live ... --loss 5 --jitter 30                           over a line that loses and delays packets
-  python -m benchmarks.live ... --sessions 2 --kill-tabs 1 --reconnects 20     after tabs that die and pages that return
+  python -m benchmarks.live                                                 user to pixel, 20 times: three minutes
+  python -m benchmarks.live --sessions 4 --minutes 60 --out runs/soak       also memory, delay and faults by the minute
+  python -m benchmarks.live --loss 5 --jitter 30                            over a line that loses and delays packets
+  python -m benchmarks.live --sessions 2 --kill-tabs 1 --reconnects 20      after tabs that die and pages that return
 
-It starts `af live` in a process of its own (options after `--` are passed on: `-- --guidance-user 2 --steps 4`) and opens
-its page in headless Chromium. `user_to_pixel_ms` ends when the first frame whose user has changed is on the screen; the
-`answer_ms` ends when the avatar smiles, which the model takes its time for. `echo_ms` is the user's own picture, over the
-line both ways; without the 40 ms that two clocks of 25 Hz take on average it is `transport_ms`.
+It starts `af live` in a process of its own, with the avatar of the package unless models are given, and opens its page in
+headless Chromium; options after `--` are passed on (`-- --guidance-user 2 --steps 4`). `user_to_pixel_ms` ends when the
+first frame whose user has changed is on the screen, `answer_ms` when the avatar smiles, which the model takes its time for.
+`echo_ms` is the user's own picture, over the line both ways; without the 40 ms that two clocks of 25 Hz take on average it
+is `transport_ms`.
 """
 
 from __future__ import annotations
@@ -305,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = options("live", __doc__, accelerator=False)
     number: Callable[[str], float] = float
-    parser.add_argument("--autoencoder", help="model folder of the motion VAE")
+    parser.add_argument("--autoencoder", help="folder of the motion VAE (default: the avatar of the package)")
     parser.add_argument("--denoiser", help="model folder of the denoiser")
     parser.add_argument("--tries", type=count, default=20, help="presses of the button (default 20)")
     parser.add_argument("--sessions", type=count, default=1, help="pages at one time (default 1)")

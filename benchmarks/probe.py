@@ -139,7 +139,8 @@ def offset(
             lower = np.minimum(at[inside].astype(int), len(made) - 2)
             share = (at[inside] - lower)[:, None]
             expected = made[lower] * (1 - share) + made[lower + 1] * share
-            errors[n] = np.square((seen[inside] - expected) / spread).mean()
+            differences = (seen[inside] - expected) / spread
+            errors[n] = differences.var(0).mean()  # a mark or coding may shift a reading as a whole
     usual = np.median(errors[np.isfinite(errors)]) if np.isfinite(errors).any() else 0.0
     return float(candidates[errors.argmin()]) if errors.min() < 0.3 * usual else None
 

@@ -94,7 +94,7 @@ class Call:
             for track in (self._voice, self._avatar, self._user):
                 connection.addTrack(track)
             # browsers keep voice and video of one stream in step: the voice with the avatar, not with the user
-            connection.getSenders()[-1]._stream_id = "user"
+            connection.getTransceivers()[2].sender._stream_id = "user"
             await connection.setLocalDescription(await connection.createAnswer())
         except UserError:
             raise

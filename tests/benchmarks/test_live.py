@@ -30,7 +30,7 @@ def test_frames_are_found_on_the_clock_of_the_page(lost: float) -> None:
     made = curves(140, rng)
     kept = np.flatnonzero(rng.uniform(size=140) >= lost)
     times = SHOWN_MS + kept * FRAME_MS + rng.uniform(-8, 8, len(kept))
-    seen = made[kept] + 0.02 * rng.standard_normal((len(kept), 4))
+    seen = 0.1 + made[kept] + 0.02 * rng.standard_normal((len(kept), 4))
     assert offset(times, seen, made) == pytest.approx(SHOWN_MS, abs=5)
     assert offset(times, 0.02 * rng.standard_normal((len(kept), 4)), 0 * made) is None
     assert offset(times, curves(200, np.random.default_rng(9))[: len(kept)], made) is None
