@@ -20,6 +20,7 @@ MEASURES: Final[Mapping[str, str]] = {
     "sharpness": "variance of the Laplacian of the face at 128 pixels, in squared grey levels: the median",
     "brightness": "median grey level of the face, 0 to 255",
     "contrast": "grey levels between the 5th and 95th percentile of the face",
+    "colour": "median of largest minus smallest of red, green, blue in the middle of the face, 0 to 255",
     "valid": "share of frames with a face found near enough in time",
     "yaw_deg": "head turned left or right: 95th percentile of the angle from the camera (needs landmarks)",
     "pitch_deg": "head up or down: 5th to 95th percentile (needs landmarks)",

@@ -24,7 +24,7 @@ from af.values import require_number
 _SMALLEST = 32  # pixels of the shorter side; smaller images show no usable face
 #: Other faces are noted if they are at least this large, relative to the largest.
 _BESIDE = 0.5
-# of portraits: parts of the face's side, factors, levels of 255 and variance of the Laplacian (`look_at_face`)
+# of portraits: parts of the face's side, factors, and limits of `look_at_face`
 _CUT_OFF, _ENLARGED, _COLOURLESS, _BLURRED = 0.15, 1.5, 12, 30
 _LOOKS = 4  # looks in a row that must see a face elsewhere before the crop moves to it
 _FAR = 0.15  # in face sizes; beyond this, further than a nod, the crop follows faster
@@ -100,10 +100,10 @@ def _doubts(
         yield "the face is cut off by the edge of the image"
     if side * IngestOptions.margin < size / _ENLARGED:
         yield f"the face is only {side:.0f} pixels wide: enlarged to {size}, the avatar will look blurred"
-    middle = crop(frame, np.array([x - side / 4, y - side / 4, side / 2]), 64)
-    if np.median(np.ptp(middle, axis=2)) < _COLOURLESS:
+    look = look_at_face(frame, box)
+    if look["colour"] < _COLOURLESS:
         yield "the face has no colour: a statue, a drawing or a black-and-white image"
-    if look_at_face(frame, box)[0] < _BLURRED:
+    if look["sharpness"] < _BLURRED:
         yield "the face is blurred"
 
 

@@ -30,7 +30,7 @@ class FaceLook:
 
     def __init__(self, frames: int) -> None:
         self._shown_at = set(np.linspace(0, frames - 1, SHOWN).astype(int).tolist())
-        self._next, self._measured, self._shown = 0, list[tuple[float, float, float]](), list[np.ndarray]()
+        self._next, self._measured, self._shown = 0, list[dict[str, float]](), list[np.ndarray]()
 
     def see(
         self, frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"], face: UInt8[np.ndarray, "S S 3"]
@@ -44,16 +44,16 @@ class FaceLook:
 
     def measures(self) -> Measured:
         """Medians over the measured frames."""
-        middle = np.median(self._measured, 0)
-        return dict(zip(("sharpness", "brightness", "contrast"), map(float, middle), strict=True))
+        return {name: float(np.median([one[name] for one in self._measured])) for name in self._measured[0]}
 
     def strip(self) -> UInt8[np.ndarray, "Y X 3"]:
         """The shown frames side by side."""
         return np.concatenate(self._shown, 1)
 
 
-def look_at_face(frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"]) -> tuple[float, float, float]:
-    """(sharpness, brightness, contrast) of the middle half of a crop's box (x, y, side): see `MEASURES`.
+def look_at_face(frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3"]) -> dict[str, float]:
+    """`sharpness`, `brightness`, `contrast` of the middle half of a crop's box (x, y, side), `colour` of the middle of that:
+    see `MEASURES`.
 
     Sharpness is the variance of the Laplacian (Pech-Pacheco et al. 2000) at a fixed size, so that it does not depend on
     the size of the crops; noise counts as sharp, too.
@@ -62,7 +62,13 @@ def look_at_face(frame: UInt8[np.ndarray, "Y X 3"], box: Float64[np.ndarray, " 3
     face = crop(frame, np.array([x + side / 4, y + side / 4, side / 2]), _SIDE)
     grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
     low, middle, high = np.percentile(grey, [5, 50, 95])
-    return float(cv2.Laplacian(grey, cv2.CV_64F).var()), float(middle), float(high - low)
+    inner = face[_SIDE // 4 : -_SIDE // 4, _SIDE // 4 : -_SIDE // 4]
+    return {
+        "sharpness": float(cv2.Laplacian(grey, cv2.CV_64F).var()),
+        "brightness": float(middle),
+        "contrast": float(high - low),
+        "colour": float(np.median(np.ptp(inner, axis=2))),
+    }
 
 
 def pose_measures(pose: Float32[np.ndarray, "T 3+"] | None) -> Measured:

@@ -70,15 +70,20 @@ def test_sharpness_falls_with_blur_and_with_small_faces_not_with_the_size_of_the
     rng = np.random.default_rng(0)
     image = np.kron(rng.integers(60, 200, (64, 64, 1)), np.ones((4, 4, 3))).astype(np.uint8)
     box = np.array([0.0, 0, 256])
-    sharp, brightness, contrast = look_at_face(image, box)
-    assert brightness == pytest.approx(130, abs=10)
-    assert 90 < contrast < 140
-    blurred = [look_at_face(cv2.GaussianBlur(image, (0, 0), sigma), box)[0] for sigma in (1, 2, 4)]
+    found = look_at_face(image, box)
+    sharp = found["sharpness"]
+    assert found["brightness"] == pytest.approx(130, abs=10)
+    assert 90 < found["contrast"] < 140
+    assert found["colour"] == 0
+    red = image.copy()
+    red[64:192, 64:192, 1:] -= 50  # the middle alone
+    assert look_at_face(red, box)["colour"] == 50
+    blurred = [look_at_face(cv2.GaussianBlur(image, (0, 0), sigma), box)["sharpness"] for sigma in (1, 2, 4)]
     assert sharp > blurred[0] > blurred[1] > blurred[2]
     small = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
-    assert look_at_face(small, box * 48 / 256)[0] < 0.5 * sharp
+    assert look_at_face(small, box * 48 / 256)["sharpness"] < 0.5 * sharp
     large = cv2.resize(image, (512, 512), interpolation=cv2.INTER_NEAREST)
-    assert look_at_face(large, 2 * box)[0] == pytest.approx(sharp, rel=0.35)
+    assert look_at_face(large, 2 * box)["sharpness"] == pytest.approx(sharp, rel=0.35)
 
 
 def test_pose_is_a_range_in_degrees():
