@@ -1,5 +1,6 @@
 """A voice agent with a face, by Pipecat: a scripted one, which needs no network and films what its user would see.
 
+  python docs/pipecat_agent.py --out agent.mp4                                                # the avatar of the package
   python docs/pipecat_agent.py --autoencoder runs/demo/vae/export --denoiser runs/demo/denoiser/export --out agent.mp4
 
 The agent speaks, its user smiles and then interrupts. In a real agent a transport, speech recognition, a language model
@@ -43,6 +44,7 @@ from af.serve.protocol import from_pcm, pcm
 from af.serve.puppet import portrait
 from af.serve.service import Service
 from af.serve.settings import Settings
+from af.serve.ship import AUTOENCODER, DENOISER, shipped
 from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
 
@@ -102,7 +104,7 @@ async def act(worker: PipelineWorker, avatar: AvatarVideoService) -> None:
     await worker.queue_frame(EndFrame())  # after what was said
 
 
-async def main(autoencoder: str, denoiser: str, out: Path) -> None:
+async def main(autoencoder: str | Path, denoiser: str | Path, out: Path) -> None:
     """Film the script."""
     models = Avatar.load(autoencoder, denoiser, precision="auto")
     service = Service(
@@ -123,8 +125,8 @@ async def main(autoencoder: str, denoiser: str, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("--autoencoder", "--denoiser"):
-        parser.add_argument(option, required=True, help="model folder")
+    for option, name in (("--autoencoder", AUTOENCODER), ("--denoiser", DENOISER)):
+        parser.add_argument(option, default=shipped() / name, help="model folder (default: of the package)")
     parser.add_argument("--out", required=True, type=require_video_name, help="the film: .mp4")
     given = parser.parse_args()
     asyncio.run(main(given.autoencoder, given.denoiser, given.out))

@@ -99,6 +99,7 @@ class Conversation:
         self.playout.clear()
         self._spoken, self._spoken_from = np.zeros(0, np.float32), 0  # the avatar's voice of frames not shown yet
         self._speaking = False  # up to the end of that voice
+        self._interruptions = self._said_after = 0  # until now, and when that voice was taken
         self.voiced_frames = 0  # until the end of the last block with a voice; what is unsaid comes after it
         self._users: list[Seen] = []  # of the block in the making
         self._dubbing: list[Samples] = []
@@ -202,9 +203,11 @@ class Conversation:
         self.unsaid.push(_clean(samples))
 
     def interrupt(self) -> None:
-        """Forget what the avatar has not said: it falls silent with the next block."""
+        """Forget what the avatar has not said: it falls silent within a block."""
         self._repeated = None
         self.unsaid.clear()
+        self._interruptions += 1
+        self.playout.hush(self.block_frames)
 
     def repeat(self, samples: Samples) -> None:
         """Let the avatar say this again and again, until it is interrupted or given something else to say."""
@@ -301,6 +304,7 @@ class Conversation:
             dubbing, self._dubbing = np.concatenate(self._dubbing)[:samples], []
             said = self._next_words(samples) + np.pad(dubbing, (0, samples - len(dubbing)))
             given["avatar_audio"] = np.clip(said, -1, 1)
+            self._said_after = self._interruptions
             self._spoken = np.concatenate((self._spoken, given["avatar_audio"]))
             if given["avatar_audio"].any():
                 self.voiced_frames = samples_to_frames(self._spoken_from + len(self._spoken))
@@ -324,6 +328,8 @@ class Conversation:
         start, stop = (frames_to_samples(n) for n in (block.start, block.start + len(images)))
         voice = self._spoken[start - self._spoken_from : stop - self._spoken_from]
         self._spoken, self._spoken_from = self._spoken[stop - self._spoken_from :], stop
+        if self._said_after != self._interruptions:  # while the block was computed
+            voice = np.zeros_like(voice)
         parts = voice.reshape(len(images), SAMPLES_PER_FRAME)
         seen = map(marked, images) if self.settings.mark else images
         return [Shown(block.start + n, *both) for n, both in enumerate(zip(seen, parts, strict=True))]

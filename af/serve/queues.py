@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -151,6 +151,13 @@ class Playout:
                 return self._frames.popleft()
             self.late += self._begun
             return None
+
+    def hush(self, after: int) -> None:
+        """Take the voice from all but the next `after` frames; then they can be left out."""
+        with self._lock:
+            for n in range(after, len(self._frames)):
+                shown = self._frames[n]
+                self._frames[n] = replace(shown, voice=np.zeros_like(shown.voice))
 
     def clear(self) -> None:
         """Forget all frames: another conversation begins."""

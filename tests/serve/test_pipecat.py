@@ -98,9 +98,8 @@ def test_an_interruption_is_honoured_within_a_block_and_the_motion_goes_on(servi
     at = next(n for n, frame in enumerate(down) if isinstance(frame, InterruptionFrame))
     before, after = loud(down[:at]), loud(down[at:])
     assert before.any()
-    assert len(after) > BLOCK
-    assert after.sum() <= 2 * BLOCK  # the block being shown and, unless it was in time, the one in the making
-    assert not after[2 * BLOCK :].any()
+    assert len(after) > BLOCK + 2
+    assert not after[BLOCK + 2 :].any()  # two were on their way
     steps = np.diff([frame.pts for frame in down if isinstance(frame, OutputImageRawFrame)]) / (FRAME_MS * 1_000_000)
     np.testing.assert_array_equal(steps, np.maximum(1, np.round(steps)))  # a busy machine leaves silent ones out
 
@@ -164,10 +163,9 @@ def test_a_conversation_that_ends_is_an_error(service: Service) -> None:
 
 
 @pytest.mark.slow  # a script of 17 seconds
-def test_the_example_films_its_script(autoencoder_folder, denoiser_folder, tmp_path: Path) -> None:
-    models = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder)]
+def test_the_example_films_its_script(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "docs" / "pipecat_agent.py"
-    subprocess.run([sys.executable, script, *models, "--out", str(tmp_path / "agent.mp4")], check=True, timeout=300)
+    subprocess.run([sys.executable, script, "--out", str(tmp_path / "agent.mp4")], check=True, timeout=300)
     film = probe(tmp_path / "agent.mp4")
     assert film.video_s is not None
     assert film.video_s > 5

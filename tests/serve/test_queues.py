@@ -84,6 +84,14 @@ def test_frames_with_a_voice_are_not_left_out():
     assert playout.dropped == 0
 
 
+def test_an_interruption_leaves_a_block_of_voice_whatever_waits():
+    playout, voice = Playout(60), np.full(SAMPLES_PER_FRAME, 0.1, np.float32)
+    playout.put(frames(0, 30, voice))
+    playout.hush(10)
+    heard = [bool(playout.take().voice.any()) for _ in range(30)]
+    assert heard == [True] * 10 + [False] * 20
+
+
 def test_the_puppet_does_what_it_is_told_and_returns_to_rest():
     puppet = Puppet(0, 32)
     still = np.stack([puppet.step(SILENCE)[0] for _ in range(10)])

@@ -148,6 +148,21 @@ def test_an_interrupted_avatar_is_silent_within_a_block_and_its_motion_goes_on(a
     assert jump <= 1.5 * usual  # no new start
 
 
+def test_an_interruption_silences_the_block_being_computed(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = service_of(avatar)
+    conversation, decoded = service.open(), service._decoded
+    conversation.say(0.1 * np.ones(frames_to_samples(LONG), np.float32))
+
+    def interrupted(finished: list) -> list:
+        conversation.interrupt()
+        return decoded(finished)
+
+    monkeypatch.setattr(service, "_decoded", interrupted)
+    for _ in range(BLOCK):
+        service.tick()
+    assert not any(conversation.playout.take().voice.any() for _ in range(BLOCK))
+
+
 def test_speech_that_has_only_begun_to_arrive_is_said_without_a_gap(avatar: Avatar) -> None:
     """As a text-to-speech service sends it: the first piece is shorter than a block."""
     service = service_of(avatar)
