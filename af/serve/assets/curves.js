@@ -111,14 +111,14 @@ class Curves {
         context.stroke();
       }
       context.lineWidth = 1;
+      let written = left; // to where: a time that would overlap the one before it is left out
       for (const lag of this.lags.filter(found => found.name === name)) {
         context.strokeStyle = context.fillStyle = colour("--ink");
         const from = x(lag.start), to = lag.lag === null ? from : x(lag.stop), mark = top + 8;
         context.beginPath(); context.moveTo(from, mark + 4); context.lineTo(from, mark); context.lineTo(to, mark); context.lineTo(to, mark + 4); context.stroke();
-        const text = lag.lag === null ? "no answer" : `${lag.lag.toFixed(2)} s`, right = Math.max(from, to) + 4;
-        const fits = right + context.measureText(text).width < width;
-        context.textAlign = fits ? "left" : "right"; context.fillText(text, fits ? right : Math.min(from, to) - 4, top + 2);
-        context.textAlign = "left";
+        const text = lag.lag === null ? "no answer" : `${lag.lag.toFixed(2)} s`, wide = context.measureText(text).width;
+        const right = Math.max(from, to) + 4, place = right + wide < width ? right : Math.min(from, to) - 4 - wide;
+        if (place > written) { context.fillText(text, place, top + 2); written = place + wide; }
       }
       context.restore();
     });

@@ -151,7 +151,7 @@ async function become(user) {
   try { await use("video", camera); } catch (error) { say(`no camera: ${error.message}`, true); user = "puppet"; }
   document.querySelector(`[value=${user}]`).checked = true;
   $("puppet").hidden = user === "camera" || user === "replay"; $("replay").hidden = user !== "replay"; $("mirror-hint").hidden = about.landmarks || user !== "puppet"; $("camera-hint").hidden = user !== "camera";
-  $("who").textContent = { puppet: "drawn, steered by you", mirror: "drawn, moved by your camera", camera: "your face, as the model sees it", replay: "recorded" }[user];
+  $("who").textContent = { puppet: "steered by you", mirror: "moved by your camera", camera: "your face, as the model sees it", replay: "recorded" }[user];
   be(user);
 }
 $("replays").onchange = () => be("replay");
