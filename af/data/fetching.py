@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
+from urllib.parse import unquote
 
 from af.data.stores import RemotePath, StoredFile
 from af.errors import UserError
@@ -65,7 +66,9 @@ def local_copy(
     differs. Hashes are checked where the store (hf) or a file SHA256SUMS has them. `watch` hears of the file and of the
     bytes so far and in total. Raises UserError when nothing is listed or the disk is too small, and as `download` does.
     """
-    whole = folder.joinpath(*PurePosixPath(place.url.partition("://")[2]).parts)
+    protocol, _, path = place.url.partition("://")
+    parts = PurePosixPath(unquote(path) if protocol.startswith("http") else path).parts
+    whole = folder.joinpath(*(part for part in parts if part not in ("/", "..")))
     if place.name.endswith(".tar"):
         listed, home = {place.name: StoredFile(place, place.size())}, whole.parent
     else:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from af.cli.main import main
+from af.data.fetching import local_copy
 from af.data.index import Index
 from af.data.loader import training_loader
 from af.data.plan import WindowPlan
@@ -67,6 +68,13 @@ def test_training_reads_a_bucket_as_it_reads_a_folder(bucket, written):
     for workers in (0, 2):  # the main process has used the store before workers are forked
         found = batches(f"{bucket}/train", workers)
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_a_folder_of_a_bucket_is_copied_as_it_is(bucket, written, tmp_path):
+    copy = local_copy(location(bucket), tmp_path / "copy", {".tar"})
+    names = sorted(path.relative_to(written) for path in written.rglob("*.tar"))
+    assert sorted(path.relative_to(copy) for path in copy.rglob("*.*") if path.name[0] != ".") == names
+    assert all((copy / name).read_bytes() == (written / name).read_bytes() for name in names)
 
 
 def test_verbs_take_a_bucket(bucket, capsys):

@@ -221,7 +221,7 @@ def test_a_set_behind_a_url_is_fetched_once_and_read_like_a_folder(recordings, t
         assert Path(sources[0].a).read_bytes() == video.read_bytes()
         assert not list(out.rglob("*.npz"))  # not needed, so not fetched
         server.asked.clear()
-        assert read("my%20set")[0] == sources
+        assert read("my set")[0] == sources  # the same URL in another spelling
         assert [path for path in server.asked if path.endswith((".mp4", ".wav"))] == []
         Path(sources[0].a).unlink()
         video.write_bytes(video.read_bytes()[:-1] + b"!")

@@ -83,9 +83,10 @@ def import_set(
 
 def _fetched(place: RemotePath, folder: Path, importer: Importer) -> Path:
     with progress_bar() as bar:
-        task = bar.add_task("fetching", total=None)
+        task = bar.add_task("fetching, MB", total=None)
 
         def watch(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"fetching {name}".rstrip())
+            megabytes = {"completed": round(done / 1e6, 1), "total": round(total / 1e6, 1)}
+            bar.update(task, **megabytes, description=f"fetching, MB: {name}".rstrip(": "))
 
         return local_copy(place, folder.absolute(), importer.reads, watch)
