@@ -40,6 +40,7 @@ Image = UInt8[np.ndarray, "Y X 3"]
 Samples = Float32[np.ndarray, " S"]
 #: What the avatar can be given to say at most.
 LONGEST_SPEECH_S: Final = 300
+_WATCH_S: Final = 0.004  # how often a late frame is looked for
 _BARGE_IN_FRAMES: Final = 5  # the user must be audible for this long to interrupt
 
 
@@ -250,17 +251,22 @@ class Conversation:
 
     async def played(self) -> AsyncIterator[tuple[int, Shown | None]]:
         """Numbered turns, 25 a second, each with the frame to show next, or None where it is not there yet; until the
-        conversation is closed.
+        conversation is closed. A frame that comes late by less than a turn is waited for: it delays those after it by
+        no more than that.
         """
         time_of = asyncio.get_running_loop().time
         start, turn = time_of(), 0
         while self.closed is None:
-            behind = time_of() - start - frames_to_seconds(turn)
-            if behind < 0:
-                await asyncio.sleep(-behind)
-            elif behind > 1:  # a stall: go on from here
+            due = start + frames_to_seconds(turn)
+            await asyncio.sleep(max(0.0, due - time_of()))
+            late = False
+            while not len(self.playout) and time_of() < due + frames_to_seconds(1) and self.closed is None:
+                late = True
+                await asyncio.sleep(_WATCH_S)
+            behind, shown = time_of() - due, self.playout.take()
+            if (late and shown is not None) or behind > 1:  # after a stall: go on from here
                 start += behind
-            yield turn, self.playout.take()
+            yield turn, shown
             turn += 1
 
     # What the service does, frame by frame.

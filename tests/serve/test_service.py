@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from af.clock import frames_to_samples, samples_to_frames
+from af.clock import SAMPLES_PER_FRAME, frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
@@ -161,6 +163,44 @@ def test_an_interruption_silences_the_block_being_computed(avatar: Avatar, monke
     for _ in range(BLOCK):
         service.tick()
     assert not any(conversation.playout.take().voice.any() for _ in range(BLOCK))
+
+
+def test_frames_are_played_as_soon_as_they_come_and_then_evenly(
+    avatar: Avatar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that is 25 ms late delays the next frames by 25 ms, one that is 50 ms late by 50; turns come every 40 ms."""
+    conversation, now = service_of(avatar).open(), 0.0
+    arrivals = [0.213, 0.413, 0.638, 0.813, 1.063, 1.213]  # blocks of 0.2 s: on time, on time, 25 ms late, …
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        while arrivals and arrivals[0] <= now:
+            block = 6 - len(arrivals)
+            voice = np.full(SAMPLES_PER_FRAME, 0.1, np.float32)
+            conversation.playout.put(
+                [Shown(block * BLOCK + n, recording()["user_frames"][0], voice) for n in range(BLOCK)]
+            )
+            arrivals.pop(0)
+
+    clock = SimpleNamespace(sleep=sleep, get_running_loop=lambda: SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr("af.serve.conversation.asyncio", clock)
+
+    async def main() -> tuple[list[float], list[float]]:
+        turns, times = [], []
+        async for _, shown in conversation.played():
+            turns.append(now)
+            if shown is not None:
+                times.append(now)
+                if shown.index == 6 * BLOCK - 1:
+                    return turns, times
+        raise AssertionError
+
+    turns, times = asyncio.run(main())
+    first = [0.213, 0.413, 0.638, 0.838, 1.063, 1.263]
+    np.testing.assert_allclose(times, [start + 0.04 * n for start in first for n in range(BLOCK)], atol=0.009)
+    assert np.diff(turns).max() < 0.09
+    assert np.diff(times).min() > 0.03
 
 
 def test_speech_that_has_only_begun_to_arrive_is_said_without_a_gap(avatar: Avatar) -> None:
