@@ -73,7 +73,7 @@ def loud(frames: Sequence[Any]) -> np.ndarray:
 def test_speech_becomes_images_and_voice_of_one_clock_and_is_said_to_its_end(service: Service) -> None:
     """In pairs of 40 ms, without a gap, and the face moves before and after, too."""
     video = AvatarVideoService(service, user="puppet")
-    down, up = played(video, [READY, SleepFrame(0.3), *said(0.6)])
+    down, up = played(video, [READY, SleepFrame(1), *said(0.6)])
     assert not [frame for frame in up if isinstance(frame, ErrorFrame)]
     assert not [frame for frame in down if isinstance(frame, (TTSAudioRawFrame, TTSStoppedFrame))]
     images = [frame for frame in down if isinstance(frame, OutputImageRawFrame)]

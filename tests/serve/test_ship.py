@@ -16,7 +16,7 @@ from af.pipeline.avatar import Avatar
 from af.serve import ship
 from af.synth.face import FACE_INDEX
 
-FRAMES = 50
+FRAMES = 30
 
 
 def test_the_shipped_avatar_speaks_when_it_has_a_voice_and_listens_with_closed_lips() -> None:
