@@ -48,6 +48,8 @@ def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> l
     """What an experiment needs that starts from a model, judges by one, or is for faces with MediaPipe's parameters."""
     if experiment in ("vae_256", "vae_512"):
         return [*NOTHING_TO_BRING, *(["start=null"] if experiment == "vae_512" else [])]
+    if experiment == "vae_demo_features":
+        return ["start=null", f"loss.distance.features.folder={autoencoder}"]
     if experiment.startswith("vae_people"):
         alone = experiment == "vae_people_encoder"
         encoder = [] if alone else [f"encoder={autoencoder}", "loss.distance.scales=[1.0]"]
@@ -129,7 +131,8 @@ def test_every_demo_has_stages_with_composable_commands(demo):
     from af.cli.demo import stages
 
     found = stages(resolve(compose("demo", [f"demo={demo}"])))
-    assert [name for name, _, _ in found] == ["synth", "vae", "encode", "denoiser", "evaluate", "extract", "generate"]
+    names = ["synth", "vae_first", "vae", "encode", "denoiser", "evaluate", "extract", "generate"]
+    assert [name for name, _, _ in found] == names
     for _, _, words in found:
         if words[0] == "train":
             resolve(compose("train", words[1:]))

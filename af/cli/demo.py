@@ -41,7 +41,7 @@ def run(config: Configured) -> None:
 def stages(config: dict[str, Any]) -> list[Stage]:
     """The commands of the demo, in order."""
     folder, data, latents = config["run"], config["data_folder"], config["latents_folder"]
-    vae, denoiser, example = f"{folder}/vae", f"{folder}/denoiser", f"{folder}/example"
+    first, vae, denoiser, example = (f"{folder}/{part}" for part in ("vae_first", "vae", "denoiser", "example"))
     models = ["--autoencoder", f"{vae}/export", "--denoiser", f"{denoiser}/export"]
     previews = f"callbacks.previews.autoencoder={vae}/export"
     files = {"portrait": "avatar.png", "avatar-audio": "avatar.wav", "user-video": "user.mp4"}
@@ -56,8 +56,11 @@ def stages(config: dict[str, Any]) -> list[Stage]:
 
     return [
         ("synth", "conversations whose causes are known", ["synth", "--out", data, *flags("synth")]),
-        ("vae", "learn to take faces apart into identity and motion",
-         ["train", "experiment=vae_demo", f"run={vae}", f"data.root={data}", *overrides("vae")]),
+        ("vae_first", "learn to take faces apart into identity and motion",
+         ["train", "experiment=vae_demo", f"run={first}", f"data.root={data}", *overrides("vae_first")]),
+        ("vae", "learn what expressions look like, by the eyes of the encoder that now knows them",
+         ["train", "experiment=vae_demo_features", f"run={vae}", f"start={first}/export", f"data.root={data}",
+          *overrides("vae")]),
         ("encode", "every frame becomes a motion latent, every sound a feature",
          ["encode", "--data", data, "--autoencoder", f"{vae}/export", "--out", latents, *flags("encode")]),
         ("denoiser", "learn to move from voices and the user's face, block by block",
@@ -134,6 +137,7 @@ def report(config: dict[str, Any], took: dict[str, Any], console: Console) -> No
     seconds, memory = ([result[part] for result in took.values()] for part in ("seconds", "peak_memory_gb"))
     metrics = read_json(evaluation / "metrics.json")
     metrics |= {f"seconds/{name}": round(result["seconds"], 1) for name, result in took.items()}
+    metrics["seconds/vae"] += metrics.pop("seconds/vae_first", 0.0)
     metrics |= {"seconds/total": round(sum(seconds), 1), "peak_memory_gb": round(max(memory), 2), "machine": machine()}
     write_json(folder / "metrics.json", metrics)
     paths = {
@@ -141,7 +145,7 @@ def report(config: dict[str, Any], took: dict[str, Any], console: Console) -> No
         "TensorBoard": f"tensorboard --logdir {folder}",
         "motion VAE": f"{folder}/vae/export",
         "denoiser": f"{folder}/denoiser/export",
-        "checkpoints": f"{folder}/vae/checkpoints, {folder}/denoiser/checkpoints",
+        "checkpoints": f"{folder}/{{vae_first,vae,denoiser}}/checkpoints",
         "numbers": f"{folder}/metrics.json",
     }
     table = (evaluation / "metrics.md").read_text().partition("\n")[2].partition("\n## ")[0].strip()
