@@ -48,6 +48,27 @@ def test_metric_calibration_goes_on_and_keeps_the_words_of_its_readme(tmp_path, 
     assert json.loads((folder / "results.json").read_text())["conditions"] == results
 
 
+def test_faults_of_true_clips_are_what_their_names_say():
+    script = runpy.run_path(str(EXPERIMENTS / "014_real_people" / "faults.py"))
+    own, other = (np.random.default_rng(n).integers(0, 255, (n, 100, 90, 3), dtype=np.uint8) for n in (12, 5))
+    made = {fault.name: fault.images(own, other) for fault in script["FAULTS"]}
+    assert {images.shape for images in made.values()} == {own.shape}
+    for name, expected in (
+        ("copy", own),
+        ("3 frames late", own[[0, 0, 0, *range(9)]]),
+        ("mirrored", own[:, :, ::-1]),
+        ("frozen", own[[0] * 12]),
+        ("another person", other[[*range(5)] * 2 + [0, 1]]),
+        ("voice 5 frames late", own),
+    ):
+        np.testing.assert_array_equal(made[name], expected)
+    assert made["blurred"].std() < 0.7 * own.std()
+    cell, expected = script["Cell"], script["Expected"]
+    rows = {"lag": {"copy": cell(-2.0), "late": cell(1.0)}, "db": {"copy": cell(40.0), "late": cell(30.0, moved=True)}}
+    claims = [("lag", 3.0), ("lag", 2.0), ("db", "down"), ("db", "up"), ("db", "same"), ("lag", "same"), ("none", "up")]
+    assert [expected("late", *claim).holds(rows) for claim in claims] == [True, False, True, False, False, True, None]
+
+
 @pytest.mark.slow
 def test_videos_of_any_system_the_copy_is_perfect_and_the_late_one_is_not(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
