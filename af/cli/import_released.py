@@ -27,14 +27,16 @@ def run(
     wav2vec2: Annotated[str | None, "wav2vec 2.0 base, 960 h: a Hugging Face name or a local folder"] = None,
 ) -> None:
     """Read, check, convert, write."""
+    from af.data.provenance import SOURCES, UNRECORDED
     from af.models.artifact import save_model
-    from af.models.released import LICENCE_NOTE, read_released
+    from af.models.released import LICENCE, LICENCE_NOTE, read_released
 
     folder = out.parent if out.name == "model.safetensors" else out
     if folder.suffix:
         raise UserError(f"--out {out}: give a folder, or a file called model.safetensors in one")
     released = read_released(file)
-    info = {"licence": LICENCE_NOTE, "source": file.name}
+    weights = {**UNRECORDED, "dataset": "released weights, and what they were trained on", "licence": LICENCE}
+    info: dict[str, Any] = {"licence": LICENCE_NOTE, "source": file.name, SOURCES: [weights]}
     if released.kind == "denoiser":
         info |= _belongs(autoencoder, wav2vec2)
     digest = save_model(folder, released.model, released.config, info)

@@ -109,7 +109,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
 
     from af.models.checkpoint import FOLDER
     from af.training.callbacks import Export, ValidationLog
-    from af.training.claim import Claim, finished
+    from af.training.claim import Claim, finished, recipe
     from af.training.compile import prepare
     from af.training.launch import finish, fit, make_trainer
 
@@ -119,7 +119,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         return evaluation()
     start = config.get("start") or config["module"].get("start")
     info: dict[str, Any] = {key: config[key] for key in ("stage", "features") if key in config}
-    export = Export(config["part"], config["model"], info, start)
+    export = Export(config["part"], config["model"], {**info, "recipe": recipe(command)}, start)
     callbacks = [
         Claim(folder, config, command),
         *instantiate_each(config["callbacks"], "callbacks", "on_train_batch_end"),

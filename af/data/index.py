@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +57,9 @@ class SampleEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar of a split folder. By `mtime_ns`, indexing again skips unchanged shards."""
+    """One tar of a split folder. By `mtime_ns`, indexing again skips unchanged shards. `sources` are the data sets in it:
+    `dataset`, `licence`, `consent` and `frames` of each (none: made by a version that did not record them).
+    """
 
     name: str
     bytes: int
@@ -64,6 +67,7 @@ class ShardEntry:
     samples: int
     frames: int
     mtime_ns: int
+    sources: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,8 @@ def build_index(folder: Location | str, *, progress: Callable[[int, int], None] 
     for number, path in enumerate(files):
         stat = path.stat()
         old = known.get(path.name)
-        if old is not None and (old[0].bytes, old[0].mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        unchanged = old is not None and (old[0].bytes, old[0].mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        if old is not None and unchanged and old[0].sources:
             entry, entries, described = old
         else:
             entry, entries, described = _index_shard(path, number)
@@ -335,6 +340,7 @@ def _known_entries(folder: Path) -> dict[str, tuple[ShardEntry, list[SampleEntry
 def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry], dict[str, Any]]:
     stat = path.stat()
     entries: list[SampleEntry] = []
+    sources: Counter[tuple[str, str, str]] = Counter()
     common: dict[str, Any] | None = None
     with open(path, "rb") as file:
         for members in scan_tar(path):
@@ -346,8 +352,11 @@ def _index_shard(path: Path, number: int) -> tuple[ShardEntry, list[SampleEntry]
             assert meta.valid is not None
             people = (meta.participants, meta.session, meta.valid, where, meta.quality)
             entries.append(SampleEntry(key, number, meta.frames, *people))
+            sources[meta.dataset, meta.licence, meta.consent] += meta.frames
     frames = sum(e.frames for e in entries)
-    entry = ShardEntry(path.name, stat.st_size, sha256_of(path), len(entries), frames, stat.st_mtime_ns)
+    names = ("dataset", "licence", "consent", "frames")
+    told = [dict(zip(names, (*source, count), strict=True)) for source, count in sources.items()]
+    entry = ShardEntry(path.name, stat.st_size, sha256_of(path), len(entries), frames, stat.st_mtime_ns, told)
     return entry, entries, common or {}
 
 

@@ -34,6 +34,9 @@ MUTE: Final = "mute"
 #: and a teacher's motion latents.
 PERSON_PARTS: Final = ("mp4", "flac", "motion.npy", "audio.npy", "face.npy", "teacher.npy")
 FIELDS: Final = ("json", *(f"{role}.{part}" for role in ROLES for part in PERSON_PARTS))
+#: A licence or consent that nobody has stated.
+UNKNOWN: Final = "unknown"
+TEXTS: Final = ("dataset", "licence", "consent", "session", "separation")
 KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 Spans = tuple[tuple[int, int], ...]
@@ -75,7 +78,8 @@ class ClipMeta:
     of frames with a tracked face, by role (None: all). `crop_boxes`, if known, hold x, y and side in source pixels per
     frame. `separation` is how the voices were separated (tracks, synthetic, the tool's name; `MUTE`). `source` and
     `time_range_s` are the origin of the clip; `quality` has measures of each person by name (`af.data.selection`; None:
-    not measurable); `extra` is free JSON. A `one_sided` clip has only person a, listed twice, and no video, audio or
+    not measurable); `extra` is free JSON. `licence` and `consent` (what those shown agreed to) stay with models trained on
+    the clip (`af.data.provenance`). A `one_sided` clip has only person a, listed twice, and no video, audio or
     motion of b. Raises `SchemaError`, naming the field, for values not allowed.
     """
 
@@ -98,6 +102,7 @@ class ClipMeta:
     quality: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     one_sided: bool = False
+    consent: str = UNKNOWN
     fps: int = FPS
     sample_rate: int = SAMPLE_RATE
     schema: int = SCHEMA_VERSION
@@ -111,7 +116,7 @@ class ClipMeta:
         alone = not self.one_sided or (two and people[0] == people[1])
         checks: list[tuple[str, bool, str]] = [
             ("schema", self.schema == SCHEMA_VERSION, str(SCHEMA_VERSION)),
-            *((n, isinstance(getattr(self, n), str), text) for n in ("dataset", "licence", "session", "separation")),
+            *((n, isinstance(getattr(self, n), str), text) for n in TEXTS),
             ("split", self.split in SPLITS, " | ".join(SPLITS)),
             ("participants", two, "two ids"),
             ("one_sided", isinstance(self.one_sided, bool), "true or false"),
@@ -176,8 +181,8 @@ class ClipMeta:
         out["crop_boxes"] = {role: [list(map(float, row)) for row in rows] for role, rows in self.crop_boxes.items()}
         out["source"], out["extra"] = dict(self.source), dict(self.extra)
         out["time_range_s"] = None if self.time_range_s is None else list(self.time_range_s)
-        for name in ("one_sided", "quality"):  # defaults are left out
-            if not out[name]:
+        for name, default in (("one_sided", False), ("quality", {}), ("consent", UNKNOWN)):  # defaults are left out
+            if out[name] == default:
                 del out[name]
         return out
 

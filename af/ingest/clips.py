@@ -245,6 +245,7 @@ def cut_out(
             meta = ClipMeta(
                 dataset=options.dataset,
                 licence=options.licence,
+                consent=options.consent,
                 split=split,
                 session=source.session or source.id,
                 participants=source.participants,

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, get_args
 
+from af.data.schema import UNKNOWN
 from af.data.selection import Keep
 from af.errors import UserError
 from af.values import require_number
@@ -64,7 +65,8 @@ class IngestOptions:
     ] = None
     crf: Annotated[int, "H.264 quality, less is better; 12: 4 GB/h at 512 pixels"] = 12
     dataset: Annotated[str, "name recorded in the shards"] = "own"
-    licence: Annotated[str, "licence recorded in the shards"] = "unknown"
+    licence: Annotated[str, "licence recorded in the shards"] = UNKNOWN
+    consent: Annotated[str, "what those shown agreed to, recorded in the shards"] = UNKNOWN
 
     def __post_init__(self) -> None:
         require_number("size", self.size, least=16, most=4096, whole=True)

@@ -113,6 +113,7 @@ def _samples(settings: SynthSettings, split: str, numbers: range) -> Iterator[tu
         meta = ClipMeta(
             dataset="synthetic",
             licence="CC0-1.0",
+            consent="shows no real people",
             split=split,
             session=name,
             participants=(f"{name}-a", f"{name}-b"),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from af.console import progress_bar
-from af.data.provenance import with_earlier_people
+from af.data.provenance import with_earlier
 from af.errors import UserError
 from af.files import append_line
 from af.models.artifact import model_info, save_model
@@ -163,7 +163,7 @@ class Export(Callback):
 
     def _about(self, trainer: Trainer) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return with_earlier_people({**self.info, **data.provenance()}, self.earlier)
+        return with_earlier({**self.info, **data.provenance()}, self.earlier)
 
 
 def _averages(trainer: Trainer) -> list[Ema]:

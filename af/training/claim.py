@@ -159,6 +159,12 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def recipe(command: Sequence[str]) -> dict[str, Any]:
+    """What model folders say of their making: the command, the commit, and whether its files were `changed`."""
+    made = {"git_commit": _git("rev-parse", "HEAD"), "changed": bool(_git("diff", "HEAD"))}
+    return {"command": list(command[1:]), **made}
+
+
 def plain(config: Mapping[str, Any]) -> Any:
     """The value after a round trip through JSON."""
     return json.loads(json.dumps(config))

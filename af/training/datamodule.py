@@ -16,7 +16,7 @@ from af.data.mixture import Root, joined, roots
 from af.data.pairs import PairDataset, Regions, pairs_to_float
 from af.data.plan import PairPlan, Plan, fixed_pairs, fixed_windows
 from af.data.planned import PlannedReader, WindowSource, mixed_plan
-from af.data.provenance import TRAINED_ON, people_digests
+from af.data.provenance import SOURCES, TRAINED_ON, data_sources, people_digests
 from af.data.selection import Keep, selected
 from af.data.shards import ShardReader
 from af.data.stores import Location, location
@@ -74,8 +74,9 @@ class _ShardData(LightningDataModule):
         return " + ".join(map(str, self.weights))
 
     def provenance(self) -> dict[str, Any]:
-        """Provenance of the data for an exported model: location and people."""
-        return {"data": self.where, TRAINED_ON: people_digests(self.training_indexes)}
+        """Provenance of the data for an exported model: location, data sets with their licences, and people."""
+        indexes = self.training_indexes
+        return {"data": self.where, SOURCES: data_sources(indexes), TRAINED_ON: people_digests(indexes)}
 
     def state_dict(self) -> dict[str, Any]:
         """The position: samples taken by all ranks (none when overfitting the same batches)."""

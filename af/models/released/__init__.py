@@ -12,6 +12,7 @@ from af.errors import UserError
 from af.models.released import autoencoder, denoiser
 from af.models.released.files import Source, read_state
 
+LICENCE: Final = "CC-BY-NC-4.0"
 LICENCE_NOTE: Final = (
     "The released weights are licensed CC BY-NC 4.0 (non-commercial, attribution). A converted file holds the same weights "
     "under the same licence."
