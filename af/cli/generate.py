@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from af.cli.kinds import Device, Model, OutFile, Positive, Seed
 from af.cli.sampling import Sampling
@@ -45,16 +45,12 @@ def run(
     no_mark: Annotated[bool, "draw no mark into the frames, for research"] = False,
 ) -> None:
     """Generate and write."""
-    import torch
-
     from af.clock import frames_to_seconds
     from af.data.container import Notes
     from af.data.video_writer import require_video_name
-    from af.ingest.crops import read_portrait
     from af.nn.precision import choose
     from af.pipeline.avatar import Avatar
-    from af.pipeline.encode import video_motion_pieces
-    from af.pipeline.generate import read_inputs, write_videos
+    from af.pipeline.generate import generate_video
 
     outputs = {flag: path for flag, path in (("--out", out), ("--side-by-side", side_by_side)) if path is not None}
     for flag, path in outputs.items():
@@ -62,26 +58,26 @@ def run(
     if precision is not None:
         print(f"precision: {choose(precision, device)}")
     avatar, notes = Avatar.load(autoencoder, denoiser, device, precision), Notes()
-    faces: dict[str, Any] = {"size": avatar.autoencoder.image_size, "find_face": not no_crop, "notes": notes}
-    heard = read_inputs(avatar_audio, user_audio, user_video, seconds=seconds, **faces)
-    identity, reference = avatar.identity(read_portrait(portrait, **faces))
-    # one by one, as a live session sees them: with the same bits
-    seen = None if heard.user_frames is None else video_motion_pieces(avatar.autoencoder, heard.user_frames, 1)
-    motion = avatar.motion(
-        reference,
-        heard.frames,
-        avatar_audio=heard.spoken,
-        user_audio=heard.user_voice,
-        user_motion=seen,
+    frames = generate_video(
+        avatar,
+        portrait,
+        out,
+        avatar_audio=avatar_audio,
+        user_audio=user_audio,
+        user_video=user_video,
+        side_by_side=side_by_side,
+        find_face=not no_crop,
+        seconds=seconds,
+        seed=seed,
+        mark=not no_mark,
+        notes=notes,
         steps=sampling.steps,
         guidance=sampling.guidance,
         schedule=schedule,
         solver=solver,
         anchor=sampling.anchor,
-        generator=torch.Generator().manual_seed(seed),
     )
-    write_videos(avatar.frames(identity, motion), heard, out, side_by_side, user_video, not no_mark)
-    print(f"{out}: {heard.frames} frames, {frames_to_seconds(heard.frames):.2f} s")
+    print(f"{out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
     if side_by_side is not None:
         print(side_by_side)
     for path in outputs.values():

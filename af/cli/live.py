@@ -74,11 +74,12 @@ def run(
     from af.models.autoencoder import MotionAutoencoder
     from af.models.denoiser import MotionDenoiser
     from af.pipeline.avatar import Avatar
+    from af.pipeline.live import ONE_PASS
     from af.serve import puppet
     from af.serve.recordings import Recordings
     from af.serve.replay import Replays
     from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
-    from af.serve.service import ONE_PASS, Service
+    from af.serve.service import Service
     from af.serve.settings import Settings
     from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, VOICE, shipped
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float32, UInt8
 
 from af.clock import frames_to_samples, seconds_to_frames
@@ -17,10 +18,11 @@ from af.data.audio import fit_audio, read_audio
 from af.data.container import Notes, probe
 from af.data.generated import MARKED, STATEMENT, marked
 from af.data.video import iter_video
-from af.data.video_writer import video_writer
+from af.data.video_writer import require_video_name, video_writer
 from af.errors import UserError
-from af.ingest.crops import face_frames
-from af.pipeline.avatar import longest
+from af.ingest.crops import face_frames, read_portrait
+from af.pipeline.avatar import Avatar, longest
+from af.pipeline.encode import video_motion_pieces
 from af.pipeline.side_by_side import enlarged, side_by_side
 
 
@@ -78,6 +80,49 @@ def read_inputs(
     if frames == 0:
         raise UserError("the inputs are shorter than one frame (40 ms)")
     return Inputs(frames, voice, user_voice, user_frames)
+
+
+def generate_video(
+    avatar: Avatar,
+    portrait: Path,
+    out: Path,
+    *,
+    avatar_audio: Path | None = None,
+    user_audio: Path | None = None,
+    user_video: Path | None = None,
+    side_by_side: Path | None = None,
+    find_face: bool = True,
+    seconds: float | None = None,
+    seed: int = 0,
+    mark: bool = True,
+    notes: Notes | None = None,
+    **sampling: Any,
+) -> int:
+    """Write a video of the avatar from files; returns its number of frames.
+
+    `side_by_side` is another video, with the user. Without `find_face` portrait and user video are face crops already.
+    `seconds` cuts the video; `sampling` as in `Avatar.motion`. Raises UserError for files that cannot be used.
+    """
+    for path in (out, side_by_side):
+        if path is not None:
+            require_video_name(path)
+    notes = Notes() if notes is None else notes
+    faces: dict[str, Any] = {"size": avatar.autoencoder.image_size, "find_face": find_face, "notes": notes}
+    heard = read_inputs(avatar_audio, user_audio, user_video, seconds=seconds, **faces)
+    identity, reference = avatar.identity(read_portrait(portrait, **faces))
+    # one by one, as a live session sees them: with the same bits
+    seen = None if heard.user_frames is None else video_motion_pieces(avatar.autoencoder, heard.user_frames, 1)
+    motion = avatar.motion(
+        reference,
+        heard.frames,
+        avatar_audio=heard.spoken,
+        user_audio=heard.user_voice,
+        user_motion=seen,
+        generator=torch.Generator().manual_seed(seed),
+        **sampling,
+    )
+    write_videos(avatar.frames(identity, motion), heard, out, side_by_side, user_video, mark)
+    return heard.frames
 
 
 def write_videos(

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from af.clock import FPS, frames_to_seconds
 from af.errors import UserError, user_text
-from af.forcing.guidance import Guidance
 from af.forcing.stream import LiveBlock, push_batch
 from af.images import image_array
 from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
-from af.pipeline.live import speech_stream, use_free_cores
+from af.pipeline.live import ONE_PASS, speech_stream, use_free_cores
 from af.serve.conversation import Conversation, Image
 from af.serve.limits import Limits
 from af.serve.puppet import Puppet
@@ -34,8 +33,6 @@ from af.types import Identity
 
 #: What the page draws of a face, and the face parameters that it is.
 CURVES: Final[Mapping[str, str]] = {"smile": "smile", "tilt": "roll", "nod": "pitch", "mouth": "mouth_open"}
-#: How students of one pass per block are sampled.
-ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "guidance": Guidance.conditional()}
 #: The service gives frames up when it is further behind its clock than this.
 _BEHIND_S: Final = 1.0
 
