@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from af.forcing.pieces import Rates, Signals
     from af.ingest.crops import FaceCropper, read_portrait
-    from af.pipeline.avatar import Avatar
     from af.pipeline.live import live_session
+    from af.share.avatar import Avatar
 
 __all__ = ["Avatar", "FaceCropper", "Rates", "Signals", "live_session", "read_portrait"]
 
@@ -21,7 +21,7 @@ if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 _HOMES = {
-    "Avatar": "af.pipeline.avatar",
+    "Avatar": "af.share.avatar",
     "FaceCropper": "af.ingest.crops",
     "Rates": "af.forcing.pieces",
     "Signals": "af.forcing.pieces",

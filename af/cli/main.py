@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "report": "evaluated runs and multiruns in one table",
     "study": "a blinded preference study of two systems: make the page, score the answers",
     "tracker": "train or check the small face tracker of the synthetic faces",
+    "share": "hub folders with model cards: make, push, pull",
     "export": "make a model folder of a stopped run or a checkpoint",
     "import-released": "turn your copy of a released checkpoint into a model folder",
 }

@@ -20,6 +20,7 @@ from af.data.schema import other_role
 from af.data.shards import ShardReader
 from af.data.stores import absolute, location
 from af.data.video_writer import write_video
+from af.devices import machine
 from af.errors import UserError
 from af.evaluation.extractors import tracked
 from af.evaluation.linear_probe import LinearProbe
@@ -284,7 +285,7 @@ def report_checkpoint(
     if isinstance(settings.tracker, FaceTracker) and not drawn(subject.index, settings.limit):
         about["faces"] = [ONLY_DRAWN]
     extra: dict[str, Any] = {"seconds_per_clip": took_s / max(1, subject.count), "clips": subject.count}
-    extra["people"] = subject.people.known
+    extra |= {"people": subject.people.known, "machine": machine()}
     if subject.probe is not None:
         extra |= {f"linear_probe_r2/{name}": r2 for name, r2 in subject.probe.r2.items()}
         shows = "faces are a linear function of the latents; the decoded video may show less: see var_ratio there"

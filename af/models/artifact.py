@@ -33,6 +33,8 @@ from af.specs import FeatureSpec, MotionSpec, SchemaError, is_number, require_sp
 FORMAT: Final = 1
 DESCRIPTION: Final = "model.json"
 WEIGHTS: Final = "model.safetensors"
+#: The `checkpoint` of features whose weights lie beside the model folder (`af.share.folder`).
+BESIDE: Final = "../features"
 _MAX_DESCRIPTION_BYTES: Final = 2**24
 Kind = TypeVar("Kind", bound=nn.Module)
 Spec = TypeVar("Spec", FeatureSpec, MotionSpec)
@@ -63,8 +65,10 @@ class Artifact:
 
     def speech_features(self) -> Any:
         """The extractor of the model's audio features. Raises UserError unless it is the one used in training."""
-        wanted = self.feature_spec
-        features = build(self.says("features"), f"{self.folder}: features")
+        wanted, described = self.feature_spec, self.says("features")
+        if described.get("checkpoint") == BESIDE:
+            described = {**described, "checkpoint": str(self.folder / BESIDE)}
+        features = build(described, f"{self.folder}: features")
         remedy = f"Put the checkpoint that {self.folder} was trained with in its place."
         require_spec(getattr(features, "spec", None), wanted, where="the feature extractor", remedy=remedy)
         return features
@@ -160,7 +164,7 @@ def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
         info = read_description(place)
         where, weights = f"{place}/{DESCRIPTION}", f"{place}/{WEIGHTS}"
         _require_kind(info, kind, where)
-        shapes = _shapes(place / WEIGHTS)
+        shapes = shapes_of(place / WEIGHTS)
         if (digest := sha256_of(place / WEIGHTS)) != info["sha256"]:
             raise UserError(
                 f"{weights} is not the file that {DESCRIPTION} describes (sha256 {digest[:12]}… instead of "
@@ -233,7 +237,7 @@ def built(config: Mapping[str, Any], shapes: Mapping[str, torch.Size], where: st
     """The model described by `config`. Raises UserError, before allocating any memory, unless its weights have these
     shapes (`where` names the description).
     """
-    with _no_more_than(shapes, where), torch.device("meta"):
+    with no_more_than(shapes, where), torch.device("meta"):
         plan = build(config, where)
     expected = {name: value.shape for name, value in plan.state_dict().items()}
     if faults := layout_faults(shapes, expected):
@@ -254,7 +258,7 @@ def layout_faults(found: Mapping[str, torch.Size], expected: Mapping[str, torch.
 
 
 @contextmanager
-def _no_more_than(shapes: Mapping[str, torch.Size], where: str) -> Iterator[None]:
+def no_more_than(shapes: Mapping[str, torch.Size], where: str) -> Iterator[None]:
     """Stop building a model with far more weights than the file: 10⁹ layers take memory even on the meta device. Twice
     as many are allowed, since constructors may create weights and replace them.
     """
@@ -285,7 +289,7 @@ def _require_kind(info: Mapping[str, Any], kind: type[nn.Module], where: str) ->
         raise UserError(f"{where} is a {cls.__name__}, not a {wanted}")
 
 
-def _shapes(file: Path) -> dict[str, torch.Size]:
+def shapes_of(file: Path) -> dict[str, torch.Size]:
     """Shapes and types in the header of a weights file, checked against the file's size."""
     try:
         with safe_open(file, framework="pt") as weights:

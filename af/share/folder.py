@@ -1,0 +1,207 @@
+"""A hub folder: all that an avatar needs, in one folder, as hubs expect it.
+
+  avatar.json                size and SHA-256 of every file below, and how the avatar is sampled
+  README.md                  the model card (`af.share.card`)
+  autoencoder/, denoiser/    model folders (`af.models.artifact`)
+  features/                  weights of the speech features, where they have some
+
+Nothing else of a folder is read. Sizes and hashes are compared before anything is loaded, then each model is checked
+against its own description.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from af.errors import UserError
+from af.files import atomic_path, sha256_of, write_json
+from af.forcing.anchor import Anchor
+from af.forcing.guidance import Guidance
+from af.models.artifact import (
+    BESIDE,
+    DESCRIPTION,
+    WEIGHTS,
+    Artifact,
+    load_model,
+    no_more_than,
+    read_description,
+    save_model,
+    shapes_of,
+)
+from af.models.autoencoder import MotionAutoencoder
+from af.models.denoiser import MotionDenoiser
+from af.models.speech import Wav2Vec2Features
+from af.pipeline.avatar import Avatar
+from af.pipeline.live import ONE_PASS
+
+FORMAT: Final = 1
+MANIFEST: Final = "avatar.json"
+CARD: Final = "README.md"
+AUTOENCODER: Final = "autoencoder"
+DENOISER: Final = "denoiser"
+MODEL_FILES: Final = tuple(f"{part}/{file}" for part in (AUTOENCODER, DENOISER) for file in (DESCRIPTION, WEIGHTS))
+FEATURE_FILES: Final = ("features/config.json", "features/model.safetensors")
+LARGEST_MANIFEST: Final = 2**20
+_WAV2VEC2: Final = "af.models.speech.Wav2Vec2Features"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of avatar.json: {file: (bytes, SHA-256)}, and `sampling` as `af.forcing.sampler.BlockSampler` takes it."""
+
+    files: Mapping[str, tuple[int, str]]
+    sampling: Mapping[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read avatar.json. Raises UserError, naming the folder, for anything but a list of the files above."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise UserError(f"{folder} is no hub folder: {MANIFEST} is missing; `af share card` makes hub folders")
+    try:
+        if (size := file.stat().st_size) > LARGEST_MANIFEST:
+            raise ValueError(f"{size} bytes are too many")
+        data = json.loads(file.read_bytes())
+        if data["format"] != FORMAT:
+            raise ValueError(f"it has format {data['format']!r}, this version reads {FORMAT}")
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in data["files"].items()}
+        if strange := set(files) - {*MODEL_FILES, *FEATURE_FILES}:
+            raise ValueError(f"it lists {sorted(strange)[0]!r}, which is no part of a hub folder")
+        if missing := [name for name in MODEL_FILES if name not in files]:
+            raise ValueError(f"it does not list {missing[0]}")
+        for name, (size, digest) in files.items():
+            if type(size) is not int or size < 0 or not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"size or SHA-256 of {name} is wrong")
+        return Manifest(files, read_sampling(data["sampling"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} cannot be used: {error if isinstance(error, ValueError) else repr(error)}") from error
+
+
+def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling of a JSON object (avatar.json, or evaluation.json of an evaluation). Raises ValueError or TypeError."""
+    steps = data["steps"]
+    if type(steps) is not int or not 0 < steps <= 1000:
+        raise ValueError(f"sampling.steps is {steps!r}, not a whole number from 1 to 1000")
+    return {"steps": steps, "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
+
+
+def verify(folder: Path) -> Manifest:
+    """Compare all files with avatar.json, sizes first. Raises UserError for one that is missing, cut, longer or changed."""
+    manifest = read_manifest(folder)
+    for name, (size, _) in manifest.files.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes instead of {size}: cut off, or another file"
+            raise UserError(f"{folder / name} {what}; fetch the folder again")
+    for name, (_, digest) in manifest.files.items():
+        if (found_digest := sha256_of(folder / name)) != digest:
+            raise UserError(
+                f"{folder / name} is not the file that {MANIFEST} names (sha256 {found_digest[:12]}… instead of "
+                f"{digest[:12]}…): it was changed; fetch the folder again"
+            )
+    return manifest
+
+
+def load(folder: Path) -> tuple[Artifact, Artifact, Mapping[str, Any]]:
+    """Autoencoder, denoiser and sampling of a hub folder. Raises UserError, before memory is taken, for files that are
+    damaged, do not fit each other, or ask for classes or weights from elsewhere.
+    """
+    manifest = verify(folder)
+    info = read_description(folder / DENOISER)
+    features: Any = info.get("features")
+    if isinstance(features, Mapping) and "checkpoint" in features:
+        if features["checkpoint"] != BESIDE or not set(FEATURE_FILES) <= set(manifest.files):
+            raise UserError(f"{folder / DENOISER / DESCRIPTION}: features.checkpoint is not in the folder ({BESIDE})")
+        _check_features(folder)
+    images = load_model(folder / AUTOENCODER, MotionAutoencoder)
+    return images, load_model(folder / DENOISER, MotionDenoiser), manifest.sampling
+
+
+def _check_features(folder: Path) -> None:
+    """The network that config.json describes must not be larger than the weights beside it."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    config, weights = (folder / name for name in FEATURE_FILES)
+    try:
+        with no_more_than(shapes_of(weights), str(config)), torch.device("meta"):
+            Wav2Vec2Model(Wav2Vec2Config.from_json_file(config))
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises anything for wrong values
+        reason = str(error).partition("\n")[0][:160]
+        raise UserError(f"{config} describes no wav2vec 2.0 model ({type(error).__name__}: {reason})") from error
+
+
+def write_folder(
+    out: Path, autoencoder: str | Path, denoiser: str | Path, sampling: Mapping[str, Any] | None = None
+) -> tuple[Artifact, Artifact]:
+    """Write a hub folder, without its card, of two models (a model folder, run or checkpoint each); returns them.
+
+    Descriptions lose places of this machine. `sampling` None: the usual one. Raises UserError when the models do not
+    match, or when `out` has other files in it.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise UserError(f"{out} is not empty, and no hub folder: choose another one")
+    images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
+    avatar = Avatar.of(images, motion)
+    (out / MANIFEST).unlink(missing_ok=True)  # half a folder is none
+    features = motion.says("features")
+    names = list(MODEL_FILES)
+    if features["_target_"] == _WAV2VEC2:
+        assert isinstance(avatar.features, Wav2Vec2Features)
+        features = {**features, "checkpoint": BESIDE}
+        _save_features(avatar.features, out)
+        names += FEATURE_FILES
+    _save(images, out / AUTOENCODER, {})
+    _save(motion, out / DENOISER, {"features": features})
+    chosen = {"anchor": Anchor(), **(sampling or usual_sampling(motion.info))}
+    plain = {name: asdict(value) if name != "steps" else value for name, value in chosen.items()}
+    listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
+    write_json(out / MANIFEST, {"format": FORMAT, "sampling": plain, "files": listed})
+    return images, motion
+
+
+def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a model is sampled where nobody has said it: one pass for students, else the guided eight steps."""
+    return ONE_PASS if info.get("stage") == "distill" else {"steps": 8, "guidance": Guidance()}
+
+
+def public(info: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's JSON without places of this machine: where its data lay, and arguments that are paths."""
+    kept = {key: value for key, value in info.items() if key != "data"}
+    if isinstance(recipe := kept.get("recipe"), Mapping):
+        command = [word for word in recipe.get("command") or () if "/" not in word and "\\" not in word]
+        kept["recipe"] = {**recipe, "command": command}
+    return kept
+
+
+def _save(artifact: Artifact, folder: Path, changed: Mapping[str, Any]) -> None:
+    info = {**public(artifact.info), **changed}
+    if artifact.folder.is_file():  # a checkpoint
+        config = info["model"]
+        save_model(
+            folder, artifact.model, config, {k: v for k, v in info.items() if k not in ("format", "model", "sha256")}
+        )
+        return
+    if artifact.folder.resolve() != folder.resolve():
+        with atomic_path(folder / WEIGHTS) as temporary:  # the very bytes, whose hash other models name
+            shutil.copyfile(artifact.folder / WEIGHTS, temporary)
+    write_json(folder / DESCRIPTION, info)
+
+
+def _save_features(features: Wav2Vec2Features, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".features-") as place:
+        features.model.save_pretrained(place, max_shard_size="1TB")
+        for name in FEATURE_FILES:
+            with atomic_path(out / name) as temporary:
+                shutil.copyfile(Path(place) / Path(name).name, temporary)
