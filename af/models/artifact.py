@@ -66,7 +66,7 @@ class Artifact:
     def speech_features(self) -> Any:
         """The extractor of the model's audio features. Raises UserError unless it is the one used in training."""
         wanted, described = self.feature_spec, self.says("features")
-        if described.get("checkpoint") == BESIDE:
+        if isinstance(described, Mapping) and described.get("checkpoint") == BESIDE:
             described = {**described, "checkpoint": str(self.folder / BESIDE)}
         features = build(described, f"{self.folder}: features")
         remedy = f"Put the checkpoint that {self.folder} was trained with in its place."
