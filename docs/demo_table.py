@@ -26,6 +26,7 @@ ROWS = {
     "reaction_gain": ("reaction gain, nats", 3),
     "rpcc/exp": ("coupling with the user, expression: distance from the true one, pooled (true: 0)", 3),
     "rpcc/pose": ("the same, pose", 3),
+    "var_ratio/mouth_open": ("variance of mouth openings on the video, of the true one's", 2),
     "var_ratio/smile": ("variance of smiles on the video, of the true one's", 2),
     "var_ratio/blink": ("variance of blinks on the video, of the true one's", 2),
     "border_ratio/pose": ("motion at block borders / elsewhere", 2),

@@ -1,6 +1,6 @@
 """All steps on synthetic conversations: data, motion VAE, encoding, denoiser, evaluation, video.
 
-  af demo                15 to 20 minutes on two CPU cores
+  af demo                some 20 minutes on two CPU cores
   af demo demo=tiny      a minute, to test all steps
 
 Results are in runs/demo (or run=FOLDER) and data/demo. A stopped demo continues where it was.
