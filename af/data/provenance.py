@@ -61,7 +61,7 @@ def sources_of(*infos: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def non_commercial(licence: str) -> bool:
     """Whether a licence, by its name or its words, forbids commercial use."""
-    return re.search(r"\bnc\b|non-?\s?commercial|research[- ]only", licence, re.IGNORECASE) is not None
+    return re.search(r"\bnc\b|non-?\s?commercial|research[- ](use[- ])?only", licence, re.IGNORECASE) is not None
 
 
 def _source(source: Mapping[str, Any]) -> tuple[str, str, str]:

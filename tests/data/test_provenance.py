@@ -80,7 +80,7 @@ def test_drawn_people_are_known_by_their_description(latents, filmed):
 
 @pytest.mark.parametrize(
     ("licence", "free"),
-    [("CC-BY-NC-4.0", False), ("cc-by-nc-sa-4.0", False), ("CC BY-NC 4.0", False), ("non-commercial research", False),
+    [("CC-BY-NC-4.0", False), ("cc-by-nc-sa-4.0", False), ("CC BY-NC 4.0", False), ("non-commercial research", False), ("research use only", False),
      ("Apache-2.0", True), ("CC0-1.0", True), ("MIT", True), ("unknown", True)],
 )  # fmt: skip
 def test_licences_that_forbid_commerce_are_known_by_their_words(licence, free):
