@@ -333,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text(args.out / "faults.md", "\n".join(texts))
     write_json(args.out / "faults.json", numbers)
     print("\n".join(texts))
-    print(f"{args.out}/faults.md; {len(broken)} numbers do not move as they must", *broken, sep="\n", file=sys.stderr)
+    print(f"{args.out}/faults.md; {len(broken)} not moving as they must", *broken, sep="\n", file=sys.stderr)
     return int(bool(broken))
 
 
