@@ -39,7 +39,7 @@ class Configured:
         for group, found in values.items():
             config[group].update(found)
         if self.print_config:
-            print(OmegaConf.to_yaml(config, resolve=True), end="")
+            print(OmegaConf.to_yaml(OmegaConf.create(resolve(config, complete=False))), end="")
             return None
         return resolve(config)
 
@@ -132,18 +132,23 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)
 
 
-def resolve(config: Any) -> dict[str, Any]:
-    """Plain containers with every interpolation filled in. Raises UserError naming a missing or broken key."""
+def resolve(config: Any, complete: bool = True) -> dict[str, Any]:
+    """Plain containers with every interpolation filled in. Raises UserError naming a broken key, or a missing one (which
+    stays `???` unless the configuration must be `complete`).
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is not set: give {error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from error
+        reason: BaseException | None = error  # a resolver of ours may have failed, several interpolations deep
+        while reason is not None and not isinstance(reason, UserError):
+            reason = reason.__cause__ or reason.__context__
+        if reason is not None:
+            raise reason from None
         if found := re.match(r"Interpolation key '([^']+)' not found", str(error)):
             raise UserError(
                 f"{error.full_key} is taken from {found[1]}, which is not there: was it taken out, or is a choice of "

@@ -14,7 +14,8 @@ package:
   file       arrays KEY.a.npy and KEY.b.npy (frames x motion latent) from a folder
 
 Each shard of the data becomes one of losers; existing shards are skipped, so a stopped job continues where it was, and
---share divides the work among the jobs of an array. Pass the folder to the stage as data.losers=FOLDER.
+--share divides the work among the jobs of an array. Pass the folder to the stage as
+data.losers=FOLDER module.online=null.
 """
 
 from __future__ import annotations

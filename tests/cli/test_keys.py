@@ -113,6 +113,15 @@ def test_flags_of_lightning_pass_without_a_plus(flag, tmp_path, capsys):
     assert "index.json" in capsys.readouterr().err  # the data are the first thing amiss
 
 
+@pytest.mark.parametrize("more", [[], ["--print-config"]])
+def test_a_model_to_start_from_that_is_missing_is_named(more, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "experiment=preference_demo", "data.root=none", *more]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "af train: runs/demo/denoiser/export: no such model folder, run folder or checkpoint"
+    ]
+
+
 def test_choices_and_keys_of_ones_own_may_be_added(tmp_path, capsys):
     (tmp_path / "debug").mkdir()
     (tmp_path / "debug" / "slow.yaml").write_text("# @package _global_\noptimizer:\n  lr: 0.25\n")
