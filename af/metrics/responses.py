@@ -76,11 +76,14 @@ def shown_by(face: FaceSpec, reaction: str) -> list[int] | None:
 
 class Responses(ClipMetric):
     """`response/{smile,tilt,nod}`: the avatar's mean parameter in the two seconds after the user's event, minus that in
-    the half second before, in the parameter's unit; null: events of another conversation's user.
+    the half second before, in the parameter's unit, minus the same for events of another conversation's user; null:
+    that of a third one's.
 
-    Events are the user's smiles and tilts, without those that answer the true avatar's own (within a second), and the
-    ends of phrases (known for synthetic dyads alone) for nods. The
-    curves are the averages over time, for the larger and the smaller half of the events apart.
+    Events are the user's smiles and tilts, without those that answer the avatar's own (within a second), and the ends of
+    phrases (known for synthetic dyads alone) for nods. An avatar that has just smiled smiles less a moment later, so that
+    this choice alone makes it rise after anybody's events: strangers' events are chosen in the same way and subtracted.
+    The curves are the averages over time, for the larger and the smaller half of the events apart; nothing is subtracted
+    from them, and `stranger` is what would be.
     """
 
     needs: ClassVar = {"response": f"{FACES} with smiles, tilts or nods, and clips with such events of the user"}
@@ -98,8 +101,7 @@ class Responses(ClipMetric):
                 ends = np.array(clip.phrase_ends, int)
                 events = Events(ends, np.ones(len(ends)))
             else:
-                both = reaction == "tilt"
-                events = unprompted(onsets(user, both), onsets(true, both))
+                events = onsets(user, both_ways=reaction == "tilt")
             kept |= {f"{reaction}/true": true, f"{reaction}/generated": own}
             kept |= {f"{reaction}/at": events.at, f"{reaction}/size": events.size}
         return kept
@@ -112,31 +114,54 @@ class Responses(ClipMetric):
 
     def _row(self, table: ClipTable, reaction: str) -> None:
         true, own = (table[f"{reaction}/{side}"] for side in ("true", "generated"))
-        events = [Events(a, s) for a, s in zip(table[f"{reaction}/at"], table[f"{reaction}/size"], strict=True)]
+        users = [Events(a, s) for a, s in zip(table[f"{reaction}/at"], table[f"{reaction}/size"], strict=True)]
         if table.partner is None:
-            strangers = [Events((e.at + len(c) // 2) % len(c), e.size) for e, c in zip(events, own, strict=True)]
+            strangers = [_shifted(e, len(c), len(c) // 2) for e, c in zip(users, own, strict=True)]
         else:
-            strangers = [events[j] for j in table.partner]
-        sides = {"generated": (own, events), "true": (true, events), "null": (own, strangers)}
+            strangers = [users[j] for j in table.partner]
+        others = [_shifted(e, len(c), len(c) // 3) for e, c in zip(strangers, own, strict=True)]
+
+        def chosen(avatars: Sequence[Float[np.ndarray, " T"]], events: Sequence[Events]) -> list[Events]:
+            if reaction == "nod":
+                return list(events)
+            causes = (onsets(avatar, both_ways=reaction == "tilt") for avatar in avatars)
+            return [unprompted(e, c) for e, c in zip(events, causes, strict=True)]
+
+        sides = {
+            "generated": (own, chosen(own, users)),
+            "true": (true, chosen(true, users)),
+            "stranger": (own, chosen(own, strangers)),
+            "true, stranger": (true, chosen(true, strangers)),
+            "other": (own, chosen(own, others)),
+        }
         found = {side: [responses(c, e) for c, e in zip(*pair, strict=True)] for side, pair in sides.items()}
-        if not any(np.isfinite(part).any() for part in found["true"]):
+        sums = {side: _sums(parts) for side, parts in found.items()}
+        if not all(part[:, -1].any() for part in sums.values()):
             return
-        tag, sums = f"response/{reaction}", {side: _sums(parts) for side, parts in found.items()}
-        text = f"mean over the 2 s after the event − the 0.5 s before; {table.null_is}"
-        table.add(tag, sums["generated"], _after, true=sums["true"], null=sums["null"], protocol=text)
+        generated, truth, null = (
+            np.concatenate([sums[after], sums[chance]], axis=-1)
+            for after, chance in (("generated", "stranger"), ("true", "true, stranger"), ("other", "stranger"))
+        )
+        tag = f"response/{reaction}"
+        text = f"mean over the 2 s after the event − the 0.5 s before, minus a stranger's; {table.null_is}, shifted"
+        table.add(tag, generated, _after, true=truth, null=null, protocol=text)
         series = {}
-        middle = float(np.median(np.abs(np.concatenate([e.size for e in events]))))
+        middle = float(np.median(np.abs(np.concatenate([e.size for e in users]))))
         for size in ("large", "small") if reaction != "nod" else ("",):
-            for side, (_, of) in sides.items():
-                chosen = [
+            for side, (_, of) in list(sides.items())[:-1]:
+                parts = [
                     part[(np.abs(e.size) > middle) == (size == "large")] if size else part
                     for part, e in zip(found[side], of, strict=True)
                 ]
-                series[f"{side}, {size}" if size else side] = curve_from_sums(_sums(chosen).sum(0))
+                series[f"{side}, {size}" if size else side] = curve_from_sums(_sums(parts).sum(0))
         seconds = np.arange(-BEFORE, AFTER + 1) / FPS
         what = {"smile": "smiles", "tilt": "tilts", "nod": "ends of phrases"}[reaction]
         title = f"the avatar's {reaction} after the user's {what}"
         table.result.curves[tag] = Curve(seconds, series, title, "seconds after the event", f"change of {reaction}")
+
+
+def _shifted(events: Events, frames: int, by: int) -> Events:
+    return Events((events.at + by) % frames, events.size)
 
 
 def _sums(parts: Sequence[Float[np.ndarray, "E L"]]) -> Clip:
@@ -145,4 +170,5 @@ def _sums(parts: Sequence[Float[np.ndarray, "E L"]]) -> Clip:
 
 
 def _after(sums: Float[np.ndarray, "... S"]) -> Float[np.ndarray, ...]:
-    return curve_from_sums(sums)[..., BEFORE + 1 :].mean(-1)
+    own, stranger = (curve_from_sums(part)[..., BEFORE + 1 :].mean(-1) for part in np.split(sums, 2, axis=-1))
+    return own - stranger

@@ -64,6 +64,23 @@ def test_a_user_who_smiles_back_is_no_cause():
     assert len(unprompted(mine, Events(np.array([], int), np.array([]))).at) == 2
 
 
+def test_choosing_events_by_the_avatars_own_is_no_answer():
+    """Two people who smile at random: leaving out events after the avatar's own makes its smile rise after all others."""
+    rng = np.random.default_rng(0)
+
+    def smiles() -> np.ndarray:
+        return sum(bump(400, at, 0.5) for at in np.cumsum(rng.integers(30, 70, 8)))
+
+    clips = []
+    for i in range(40):
+        sides = [np.stack([s, s, np.zeros(400)], 1) for s in (smiles(), smiles(), smiles())]
+        clips.append(EvaluationClip(str(i), str(i), *sides, FACE))
+    result = evaluate_clips(clips, metrics=[Responses(resamples=50)])
+    row = next(row for row in result.rows if row.tag == "response/smile")
+    assert max(map(abs, (row.value, row.ground_truth, row.null))) < 0.02
+    assert result.curves["response/smile"].series["true, stranger, small"][BEFORE + 1 :].mean() > 0.05
+
+
 def test_a_face_that_never_rests_is_too_fast_though_its_moves_are_smaller():
     rest = np.zeros((100, 1))
     rest[50:55, 0] = np.arange(5)
