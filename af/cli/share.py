@@ -32,16 +32,9 @@ def card(
     name: Annotated[str | None, "title of the card (default: the folder's name)"] = None,
 ) -> None:
     """Write a hub folder: the models, how the evaluation sampled them, and the card with its numbers."""
-    from af.data.provenance import sources_of
-    from af.models.artifact import load_model
-    from af.share.card import Printed, allowed_licence, write_card
-    from af.share.folder import write_folder
+    from af.share.card import write_with_card
 
-    images, motion = load_model(autoencoder), load_model(denoiser)
-    allowed_licence(licence, sources_of(images.info, motion.info))
-    printed = Printed.read(evaluation, images, motion)  # before anything is written
-    images, motion = write_folder(out, autoencoder, denoiser, printed.sampling)
-    write_card(out, images, motion, licence=licence, evaluation=evaluation, name=name)
+    write_with_card(out, autoencoder, denoiser, licence=licence, evaluation=evaluation, name=name)
     print(f"{out}: avatar.json, README.md, autoencoder/, denoiser/; `af share push {out} OWNER/NAME` hands it on")
 
 

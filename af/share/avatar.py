@@ -21,9 +21,9 @@ from af.models.artifact import Artifact
 from af.pipeline import avatar as pipeline
 from af.pipeline.generate import generate_video
 from af.pipeline.live import live_session
-from af.share.card import write_card
+from af.share.card import write_with_card
 from af.share.folder import CARD, MANIFEST, load, usual_sampling, write_folder
-from af.share.hub import find, push
+from af.share.hub import find, push, require_name
 from af.types import Identity
 
 Frame = UInt8[np.ndarray, "Y X 3"]
@@ -75,21 +75,23 @@ class Avatar(pipeline.Avatar):
         home = self.folders[0].parent
         old = home / CARD
         kept = licence is None and evaluation is None and (home / MANIFEST).is_file() and old.is_file()
-        images, motion = write_folder(folder, *self.folders, self.sampling)
         if kept:
+            write_folder(folder, *self.folders, self.sampling)
             if old.resolve() != (folder / CARD).resolve():
                 with atomic_path(folder / CARD) as temporary:
                     shutil.copyfile(old, temporary)
+        elif evaluation is None:
+            write_with_card(folder, *self.folders, sampling=self.sampling, licence=licence)
         else:
-            write_card(
-                folder, images, motion, licence=licence, evaluation=None if evaluation is None else Path(evaluation)
-            )
+            write_with_card(folder, *self.folders, licence=licence, evaluation=Path(evaluation))
         return folder
 
     def push_to_hub(self, repo: str, *, private: bool = False, **card: Any) -> str:
         """Upload to a hub as OWNER/NAME; returns the address of the commit. `card` as in `save_pretrained`."""
+        require_name(repo)
         with tempfile.TemporaryDirectory() as place:
-            return push(self.save_pretrained(Path(place) / "avatar", **card), repo, private=private)
+            folder = self.save_pretrained(Path(place) / repo.rpartition("/")[2], **card)  # the card's title
+            return push(folder, repo, private=private)
 
     def generate(self, portrait: str | Path, out: str | Path, **options: Any) -> int:
         """Write a video of the avatar (.mp4 or .gif) from files; returns its number of frames.

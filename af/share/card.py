@@ -16,8 +16,8 @@ from af.data.schema import UNKNOWN
 from af.errors import UserError
 from af.evaluation.table import HEADER, markdown, number_text, worse_than_null
 from af.files import read_json, write_text
-from af.models.artifact import WEIGHTS, Artifact, shapes_of
-from af.share.folder import AUTOENCODER, CARD, DENOISER, public, read_manifest, read_sampling
+from af.models.artifact import WEIGHTS, Artifact, load_model, shapes_of
+from af.share.folder import AUTOENCODER, CARD, DENOISER, public, read_manifest, read_sampling, write_folder
 
 #: Licences by the ids of the Hugging Face hub; others are named beside `other`.
 HUB_LICENCES: Final = frozenset(
@@ -92,26 +92,38 @@ the metadata and IPTC's `trainedAlgorithmicMedia` in XMP. Tell the people who ta
 """
 
 
-def write_card(
-    folder: Path,
-    images: Artifact,
-    motion: Artifact,
+def write_with_card(
+    out: Path,
+    autoencoder: str | Path,
+    denoiser: str | Path,
     *,
+    sampling: Mapping[str, Any] | None = None,
     licence: str | None = None,
     evaluation: Path | None = None,
     name: str | None = None,
 ) -> None:
-    """Write README.md of a hub folder of the models `images` and `motion`.
+    """Write a hub folder of two models (a model folder, run or checkpoint each), and its card; `sampling` None: as in the
+    evaluation, else the usual one.
 
     `licence` is that of the weights (None: what the data demand, else unknown), `evaluation` a folder of `af evaluate`
-    (None: the card says that there are no numbers). Raises UserError when that evaluated other weights or was changed,
-    and for a licence that allows commercial use of what learned from non-commercial data.
+    (None: the card says that there are no numbers). Raises UserError, before anything is written, when that evaluated
+    other weights or was changed, and for a licence that allows commercial use of what learned from non-commercial data.
     """
+    images, motion = load_model(autoencoder), load_model(denoiser)
+    licence = allowed_licence(licence, sources_of(images.info, motion.info))
+    printed = None if evaluation is None else Printed.read(evaluation, images, motion)
+    if sampling is None and printed is not None:
+        sampling = printed.sampling
+    images, motion = write_folder(out, autoencoder, denoiser, sampling)
+    _write_card(out, images, motion, licence, printed, name)
+
+
+def _write_card(
+    folder: Path, images: Artifact, motion: Artifact, licence: str, printed: Printed | None, name: str | None
+) -> None:
     from huggingface_hub import ModelCardData
 
     sources = sources_of(images.info, motion.info)
-    licence = allowed_licence(licence, sources)
-    printed = None if evaluation is None else Printed.read(evaluation, images, motion)
     on_hub = licence.lower() in HUB_LICENCES
     about = ModelCardData(
         license=licence.lower() if on_hub else "other",
@@ -171,6 +183,16 @@ class Printed:
     @staticmethod
     def read(evaluation: Path, images: Artifact, motion: Artifact) -> Printed:
         """Raises UserError unless `af evaluate` wrote the folder for these weights and its numbers are those of its table."""
+        try:
+            return Printed._read(evaluation, images, motion)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{evaluation}: evaluation.json, metrics.json and metrics.md are not as af evaluate writes them ({error!r}); "
+                "run af evaluate again"
+            ) from error
+
+    @staticmethod
+    def _read(evaluation: Path, images: Artifact, motion: Artifact) -> Printed:
         settings = read_json(evaluation / "evaluation.json")
         for key, model in (("autoencoder", images), ("denoiser", motion)):
             if (digest := settings.get(key)) != model.digest:
@@ -192,10 +214,7 @@ class Printed:
                     f"{evaluation}: {tag} is {' | '.join(kept)} in metrics.json, {' | '.join(said.get(tag, ['absent']))} in "
                     "metrics.md: no run printed these numbers; run af evaluate again"
                 )
-        try:
-            return Printed(metrics, read_sampling(settings), rows)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{evaluation / 'evaluation.json'} does not say how it sampled ({error!r})") from error
+        return Printed(metrics, read_sampling(settings), rows)
 
 
 def _numbers(printed: Printed) -> str:

@@ -116,14 +116,32 @@ def load(folder: Path) -> tuple[Artifact, Artifact, Mapping[str, Any]]:
     damaged, do not fit each other, or ask for classes or weights from elsewhere.
     """
     manifest = verify(folder)
-    info = read_description(folder / DENOISER)
-    features: Any = info.get("features")
-    if isinstance(features, Mapping) and "checkpoint" in features:
-        if features["checkpoint"] != BESIDE or not set(FEATURE_FILES) <= set(manifest.files):
+    features: Any = read_description(folder / DENOISER).get("features")
+    beside = isinstance(features, Mapping) and features.get("checkpoint") == BESIDE
+    if beside:
+        if not set(FEATURE_FILES) <= set(manifest.files):
             raise UserError(f"{folder / DENOISER / DESCRIPTION}: features.checkpoint is not in the folder ({BESIDE})")
         _check_features(folder)
+        features = {key: value for key, value in features.items() if key not in ("_target_", "checkpoint")}
+    for part, described in (
+        (AUTOENCODER, read_description(folder / AUTOENCODER)["model"]),
+        (DENOISER, read_description(folder / DENOISER)["model"]),
+        (DENOISER, features),
+    ):
+        if _fetches(described):
+            raise UserError(
+                f"{folder / part / DESCRIPTION}: it asks for weights that are not in the folder; those of features are in "
+                f"it if their checkpoint is {BESIDE}"
+            )
     images = load_model(folder / AUTOENCODER, MotionAutoencoder)
     return images, load_model(folder / DENOISER, MotionDenoiser), manifest.sampling
+
+
+def _fetches(value: Any) -> bool:
+    """Whether a description asks for weights from elsewhere, at any depth: a wav2vec 2.0 model has some by default."""
+    if isinstance(value, Mapping):
+        return "checkpoint" in value or value.get("_target_") == _WAV2VEC2 or any(map(_fetches, value.values()))
+    return isinstance(value, list) and any(map(_fetches, value))
 
 
 def _check_features(folder: Path) -> None:
@@ -149,11 +167,10 @@ def write_folder(
     Descriptions lose places of this machine. `sampling` None: the usual one. Raises UserError when the models do not
     match, or when `out` has other files in it.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UserError(f"{out} is not empty, and no hub folder: choose another one")
+    require_own(out)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     avatar = Avatar.of(images, motion)
-    (out / MANIFEST).unlink(missing_ok=True)  # half a folder is none
+    write_json(out / MANIFEST, {"format": "unfinished"})  # half a folder is none, and the same command continues
     features = motion.says("features")
     names = list(MODEL_FILES)
     if features["_target_"] == _WAV2VEC2:
@@ -168,6 +185,13 @@ def write_folder(
     listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
     write_json(out / MANIFEST, {"format": FORMAT, "sampling": plain, "files": listed})
     return images, motion
+
+
+def require_own(out: Path) -> None:
+    """Raise UserError for a folder with files in it, other than hidden ones, that is no hub folder."""
+    files = [file for file in out.iterdir() if not file.name.startswith(".")] if out.is_dir() else []
+    if files and not (out / MANIFEST).is_file():
+        raise UserError(f"{out} is not empty, and no hub folder: choose another one")
 
 
 def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Final
 
 from af.errors import UserError
-from af.share.folder import CARD, FEATURE_FILES, LARGEST_MANIFEST, MANIFEST, MODEL_FILES, read_manifest, verify
+from af.share.folder import (
+    CARD,
+    FEATURE_FILES,
+    LARGEST_MANIFEST,
+    MANIFEST,
+    MODEL_FILES,
+    read_manifest,
+    require_own,
+    verify,
+)
 
 _ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -31,21 +40,33 @@ def find(place: str | Path, revision: str | None = None) -> Path:
     return pull(str(place), revision)
 
 
+def require_name(repo: str) -> None:
+    """Raise UserError unless it is a name on a hub."""
+    if not _ID.fullmatch(repo):
+        raise UserError(f"{repo}: no name on a hub: give OWNER/NAME")
+
+
 def pull(repo: str, revision: str | None = None, out: Path | None = None) -> Path:
     """Fetch the hub folder OWNER/NAME, into `out` or the cache, and verify it; a stopped download goes on where it was.
 
     Only the files of a hub folder are fetched. Raises UserError when the hub cannot be reached and the cache lacks it,
-    and for files whose sizes or hashes are wrong; wrong sizes are noticed before files are fetched.
+    when `out` has other files in it, and for files whose sizes or hashes are wrong; wrong sizes are noticed before files
+    are fetched.
     """
     from huggingface_hub import snapshot_download
+
+    require_name(repo)
+    if out is not None:
+        require_own(out)
 
     def fetch(*names: str) -> Path:
         return Path(snapshot_download(repo, revision=revision, local_dir=out, allow_patterns=list(names)))
 
     with _hub(repo, revision):
         sizes = _sizes(repo, revision)
-        if sizes.get(MANIFEST, 0) > LARGEST_MANIFEST:
-            raise UserError(f"{repo}: {MANIFEST} has {sizes[MANIFEST]} bytes, which are too many; nothing was fetched")
+        for name in (MANIFEST, CARD):
+            if sizes.get(name, 0) > LARGEST_MANIFEST:
+                raise UserError(f"{repo}: {name} has {sizes[name]} bytes, which are too many; nothing was fetched")
         listed = read_manifest(fetch(MANIFEST)).files
         for name, (size, _) in listed.items():
             if sizes and sizes.get(name) != size:
@@ -63,6 +84,7 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
+    require_name(repo)
     names = [MANIFEST, CARD, *verify(folder).files]
     if not (folder / CARD).is_file():
         raise UserError(f"{folder} has no model card ({CARD}): `af share card` makes it")
@@ -80,7 +102,7 @@ def _sizes(repo: str, revision: str | None) -> dict[str, int]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    names = [MANIFEST, *MODEL_FILES, *FEATURE_FILES]
+    names = [MANIFEST, CARD, *MODEL_FILES, *FEATURE_FILES]
     try:
         return {
             file.path: int(getattr(file, "size", 0)) for file in HfApi().get_paths_info(repo, names, revision=revision)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from af import Avatar
 from af.cli.main import main
 from af.errors import UserError
 from af.files import write_json
@@ -55,10 +56,30 @@ def test_numbers_that_no_run_printed_are_refused(models, tmp_path, capsys):
     assert card(tmp_path, models) == 1
     assert "another denoiser" in capsys.readouterr().err
     write_json(evaluation / "evaluation.json", settings)
+    for name, wrong in (("metrics.json", {"clips": 3}), ("metrics.json", []), ("evaluation.json", [])):
+        kept = (evaluation / name).read_bytes()
+        write_json(evaluation / name, wrong)
+        assert card(tmp_path, models) == 1
+        assert "not as af evaluate writes them" in capsys.readouterr().err
+        (evaluation / name).write_bytes(kept)
     (evaluation / "metrics.md").unlink()
     assert card(tmp_path, models) == 1
     assert "did not finish" in capsys.readouterr().err
     assert not (tmp_path / "hub").exists()
+
+
+def test_a_refused_card_leaves_the_folder_as_it_was(models, tmp_path):
+    """Weights under a card of others' numbers would be worse than none."""
+    evaluation = evaluate(tmp_path / "evaluation", models)
+    avatar = Avatar.load(*models)
+    avatar.save_pretrained(tmp_path / "hub", evaluation=evaluation)
+    assert verify(tmp_path / "hub").sampling["steps"] == 3
+    before = {file: file.read_bytes() for file in (tmp_path / "hub").rglob("*") if file.is_file()}
+    settings = json.loads((evaluation / "evaluation.json").read_text())
+    write_json(evaluation / "evaluation.json", {**settings, "denoiser": "0" * 64})
+    with pytest.raises(UserError, match="another denoiser"):
+        avatar.save_pretrained(tmp_path / "hub", evaluation=evaluation)
+    assert {file: file.read_bytes() for file in (tmp_path / "hub").rglob("*") if file.is_file()} == before
 
 
 def test_non_commercial_stays_non_commercial(tmp_path, capsys):

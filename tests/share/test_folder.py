@@ -22,6 +22,8 @@ from af.share.folder import MODEL_FILES, verify, write_folder
 from tests.share.conftest import save_models
 from tests.toy_avatar import recording
 
+WAV2VEC2 = "af.models.speech.Wav2Vec2Features"
+
 
 @pytest.fixture
 def folder(models, tmp_path):
@@ -128,6 +130,13 @@ def test_a_list_that_is_none_is_refused(folder, no_memory, change, what):
         ),
         ("denoiser", lambda d: d["features"].update(_target_="os.system"), "not a class"),
         ("denoiser", lambda d: d["features"].update(checkpoint="somebody/pickles"), "not in the folder"),
+        ("denoiser", lambda d: d["features"].update(_target_=WAV2VEC2), "not in the folder"),
+        (
+            "denoiser",
+            lambda d: d["features"].update(dim={"_target_": WAV2VEC2, "checkpoint": "a/b"}),
+            "not in the folder",
+        ),
+        ("autoencoder", lambda d: d["model"].update(directions={"_target_": WAV2VEC2}), "not in the folder"),
         ("denoiser", lambda d: d["features"].update(checkpoint="../features"), "not in the folder"),
     ],
 )

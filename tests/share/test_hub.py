@@ -59,6 +59,23 @@ def test_push_and_pull_give_the_same_files(hub, folder, tmp_path, capsys):
     assert len(hub.commits) == 1
 
 
+def test_what_is_no_name_or_no_place_is_said_before_anything_is_done(hub, folder, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    for command, what in (
+        (["push", str(folder), "../ann"], "give OWNER/NAME"),
+        (["pull", "ann", "--out", str(tmp_path / "pulled")], "give OWNER/NAME"),
+        (["pull", REPO, "--out", str(tmp_path / "mine")], "not empty, and no hub folder"),
+    ):
+        assert main(["share", *command]) == 1
+        assert what in capsys.readouterr().err
+    assert (tmp_path / "mine" / "README.md").read_text() == "mine"
+    with pytest.raises(UserError, match="give OWNER/NAME"):
+        Avatar.from_pretrained(folder).push_to_hub("ann")
+    assert not hub.asked
+    assert not hub.exists
+
+
 def test_a_folder_that_is_not_whole_is_not_pushed(hub, folder, capsys):
     (folder / "README.md").unlink()
     assert main(["share", "push", str(folder), REPO]) == 1
