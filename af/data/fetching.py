@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote
 
-from af.data.stores import RemotePath, StoredFile
+from af.data.stores import RemotePath
 from af.errors import UserError
 from af.files import atomic_path, exclusive, sha256_of
 
@@ -27,13 +27,14 @@ def download(
     sha256: str | None = None,
     watch: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Fetch a file of `size` bytes to `target`, unless it is there; returns `target`. `watch` hears of the bytes so far.
+    """Fetch a file of `size` bytes to `target`, unless one of this size is there; returns `target`. `watch` hears of the
+    bytes so far.
 
     Raises UserError when the store cannot be read, or sends a file with another SHA-256, which is deleted.
     """
-    part = target.with_name(f".{target.name}.part")
+    part = _part(target)
     with exclusive(target.with_name(f".{target.name}.lock")):
-        if target.is_file():  # perhaps fetched meanwhile by another process
+        if _bytes(target) == size:  # perhaps fetched meanwhile by another process
             return target
         with open(part, "ab") as file:
             if file.tell() > size:  # of an earlier, longer file
@@ -70,7 +71,7 @@ def local_copy(
     parts = PurePosixPath(unquote(path) if protocol.startswith("http") else path).parts
     whole = folder.joinpath(*(part for part in parts if part not in ("/", "..")))
     if place.name.endswith(".tar"):
-        listed, home = {place.name: StoredFile(place, place.size())}, whole.parent
+        listed, home = {place.name: place.stored()}, whole.parent
     else:
         found, home = place.files(), whole
         known = _hashes({name: file.place for name, file in found.items() if PurePosixPath(name).name in _HASHES})
@@ -84,14 +85,14 @@ def local_copy(
             f"{place}: lists no files that end with {', '.join(sorted(suffixes))}; a web server must list its folders, "
             "or give the URL of a .tar"
         )
-    lacking = {name for name, file in listed.items() if not _same_size(home / name, file.size)}
+    lacking = {name for name, file in listed.items() if _bytes(home / name) != file.size}
     home.mkdir(parents=True, exist_ok=True)
-    if (need := sum(listed[name].size for name in lacking)) > (room := shutil.disk_usage(home).free):
+    need = sum(max(0, listed[name].size - max(0, _bytes(_part(home / name)))) for name in lacking)
+    if need > (room := shutil.disk_usage(home).free):
         raise UserError(f"{place}: {need / 1e9:.1f} GB are to be fetched, and {home} has room for {room / 1e9:.1f} GB")
     total, done = sum(file.size for file in listed.values()), 0
     for name, file in listed.items():
         if name in lacking:
-            (home / name).unlink(missing_ok=True)
             note = partial(_note, watch, name, done, total)
             download(file.place, home / name, file.size, file.sha256, note)
         done += file.size
@@ -103,8 +104,13 @@ def _note(watch: Callable[[str, int, int], None], name: str, before: int, total:
     watch(name, before + done, total)
 
 
-def _same_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+def _bytes(path: Path) -> int:
+    """A file's size; -1 without one."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _hashes(files: Mapping[str, RemotePath]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -146,10 +146,17 @@ class RemotePath:
 
     def size(self) -> int:
         """Size in bytes as reported by the store. Raises `StoreError`, also when the store does not tell."""
-        size = self._retry(lambda: self._filesystem().info(self.url)["size"])
-        if size is None:
+        return self.stored().size
+
+    def stored(self) -> StoredFile:
+        """The file as reported by the store. Raises `StoreError`, also when the store does not tell its size."""
+        entry = self._retry(lambda: self._filesystem().info(self.url))
+        if entry["size"] is None:
             raise StoreError(f"{self.url}: the server does not say how large it is; fetch it by other means")
-        return int(size)
+        return self._described(entry)
+
+    def _described(self, entry: Mapping[str, Any]) -> StoredFile:
+        return StoredFile(self, int(entry["size"]), (entry.get("lfs") or {}).get("sha256"))
 
     def files(self) -> dict[str, StoredFile]:
         """{name below this folder: file} of all files but hidden ones.
@@ -169,9 +176,8 @@ class RemotePath:
                 if entry["type"] == "directory":
                     folders.append(name.rstrip("/") + "/")
                     continue
-                file, lfs = self / name, entry.get("lfs") or {}
-                size = file.size() if entry["size"] is None else int(entry["size"])
-                found[shown] = StoredFile(file, size, lfs.get("sha256"))
+                file = self / name
+                found[shown] = file.stored() if entry["size"] is None else file._described(entry)
         return dict(sorted(found.items()))
 
     def _filesystem(self) -> Any:

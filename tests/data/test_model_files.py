@@ -10,7 +10,7 @@ import pytest
 import af.data.fetching as module
 from af.cli.main import main
 from af.data.model_files import MODEL_FILES, ModelFile, fetch
-from af.data.stores import StoreError
+from af.data.stores import StoreError, location
 from af.errors import UserError
 from tests.faulty_server import FaultyServer
 
@@ -60,6 +60,29 @@ def test_a_stopped_download_goes_on_where_it_was(server, model):
     assert fetch(model).read_bytes() == DATA
     assert sum(server.asked.values()) == 1  # two of three pieces were there
     assert [p.name for p in model.places[-1].parent.iterdir() if p.suffix in (".part", ".tmp")] == []
+
+
+def test_what_another_process_has_fetched_meanwhile_is_kept_and_what_is_there_of_it_needs_no_room(
+    server, tmp_path, monkeypatch
+):
+    web, home = location(server.url), tmp_path / "copy" / server.url.partition("://")[2]
+    home.mkdir(parents=True)
+    target, usage = home / "net.task", module.shutil.disk_usage
+
+    def meanwhile(folder):
+        target.write_bytes(DATA)
+        return usage(folder)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", meanwhile)
+    module.local_copy(web, tmp_path / "copy", {".task"})
+    assert server.asked["/net.task"] == 0
+    target.unlink()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(folder)._replace(free=1000))
+    with pytest.raises(UserError, match="has room for"):
+        module.local_copy(web, tmp_path / "copy", {".task"})
+    (home / ".net.task.part").write_bytes(DATA[:-1000])
+    module.local_copy(web, tmp_path / "copy", {".task"})
+    assert target.read_bytes() == DATA
 
 
 def test_another_file_is_refused(server, model, tmp_path, monkeypatch):

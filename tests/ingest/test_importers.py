@@ -183,7 +183,8 @@ def test_responsenet_pairs_equal_names(tmp_path):
 
 
 def test_candor_takes_the_video_of_each_person(tmp_path):
-    for call, people, videos in (("c1", "xy", "xy"), ("c2", "xz", "x"), ("c3", "", "")):
+    odd = (("c3", "", ""), ("c5", ("../c1/processed/x", "y"), "y"), ("c6", "xx", "x"))
+    for call, people, videos in (("c1", "xy", "xy"), ("c2", "xz", "x"), *odd):
         (home := tmp_path / call / "processed").mkdir(parents=True)
         (home / "channel_map.json").write_text(json.dumps(dict(zip("LR", people, strict=False))))
         for person in [*videos, call]:
@@ -191,7 +192,7 @@ def test_candor_takes_the_video_of_each_person(tmp_path):
     with tarfile.open(tmp_path / "part.tar", "w") as tar:
         tar.add(tmp_path / "c1", "c4")
     sources, reasons = imported("candor", tmp_path)
-    assert reasons == {"missing_file": 1, "bad_row": 1}
+    assert reasons == {"missing_file": 1, "bad_row": 3}
     assert sorted((s.session, s.participants, Path(s.b).name, s.audio_a) for s in sources) == [
         ("c1", ("candor-x", "candor-y"), "y.mp4", None),
         ("c4", ("candor-x", "candor-y"), "y.mp4", None),

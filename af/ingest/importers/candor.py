@@ -31,6 +31,8 @@ def _row(path: Path) -> dict[str, Any] | UnusableRow:
         with open_binary(path) as file:
             named = json.loads(file.read())
         people = [str(named[side]) for side in "LR"]
+        if people[0] == people[1] or any(set(person) & set("/\0") for person in people):
+            raise ValueError(people)
     except (ValueError, KeyError, TypeError, OSError) as error:
         return UnusableRow(f"{path} does not name two people, L and R ({error!r})")
     row: dict[str, Any] = {"session": path.parent.parent.name}
