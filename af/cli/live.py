@@ -3,8 +3,9 @@
   af live
   af live --autoencoder runs/vae/export --denoiser runs/denoiser/export
 
-Without models, a small avatar of drawn people takes part that comes with the package; it talks from the start. Open the address that it prints. The user is a drawn person whom you steer (smile, nod, tilt, blink, talk), or your
-camera and microphone; the avatar's voice is a file, text (by espeak-ng, where installed) or what a program sends
+Open the address that it prints. Without models you meet a small avatar of drawn people that comes with the package and
+talks from the start. The user is a drawn person whom you steer (smile, nod, tilt, blink, talk), or your camera and
+microphone; the avatar's voice is a file, text (by espeak-ng, where installed) or what a program sends
 (`af.serve.client`). The page shows how the avatar reacts, how long that takes, and what happens without each signal.
 
 Only this machine can use it, unless --host is another address: then a token is needed, which is part of the printed

@@ -193,9 +193,9 @@ def video_writer(
 ) -> Iterator[VideoSink]:
     """Write frames as H.264 + AAC in mp4, or a GIF (without audio), by suffix; mono audio in [-1, 1].
 
-    Audio starts with the first frame and is cut or padded with silence to the length of the video. `generated`:
-    what the file says of frames that a model made (`af.data.generated`). It appears under its name only if the block ends without an error. Raises UserError for other suffixes, ValueError without
-    frames.
+    Audio starts with the first frame and is cut or padded with silence to the length of the video. `generated` is what the
+    file says of frames that a model made (`af.data.generated`). It appears under its name only if the block ends without
+    an error. Raises UserError for other suffixes, ValueError without frames.
     """
     path = require_video_name(path)
     with atomic_path(path) as temporary, open(temporary, "wb+") as file:

@@ -283,11 +283,12 @@ class Conversation:
         """
         sound, voice = self.heard.take(SAMPLES_PER_FRAME), self.dubbed.take(SAMPLES_PER_FRAME)
         face, image, lost = None, None, False
+        replay = self._replay  # clients change it meanwhile
         if self.user == "camera":
             image, self._seen = self._seen, None
             lost = image is None
-        elif self._replay is not None:
-            recorded = next(self._replay)
+        elif replay is not None:
+            recorded = next(replay)
             image, sound, voice = recorded.image, recorded.user, recorded.avatar
         else:
             face, image, sound = self.puppet.step(sound)
@@ -297,7 +298,7 @@ class Conversation:
             self.view = image
         self._users.append(Seen(self.view, sound, image is not None, face))
         self._dubbing.append(voice)
-        audible = self._replay is None and float(np.abs(sound).max()) >= AUDIBLE
+        audible = replay is None and float(np.abs(sound).max()) >= AUDIBLE
         self._audible_frames = self._audible_frames + 1 if audible else 0
         if audible:
             self.touch()

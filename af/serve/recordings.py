@@ -33,7 +33,7 @@ class Recordings:
 
     def __init__(self, folder: Path, image_size: int) -> None:
         self._folder, self._size = Path(folder) / "train", image_size
-        self._indexing = threading.Lock()
+        self._indexing, self._listing = threading.Lock(), threading.Lock()
         self._recorders: list[Recorder] = []
         remove_stale(self._folder)
         if (self._folder / INDEX_NAME).is_file():
@@ -46,9 +46,10 @@ class Recordings:
     def begin(self) -> Recorder:
         """A recorder for a new session."""
         name = f"live-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        self._recorders = [recorder for recorder in self._recorders if recorder.busy]
-        self._recorders.append(Recorder(self._folder / f"{name}.tar", self._size, self._index))
-        return self._recorders[-1]
+        recorder = Recorder(self._folder / f"{name}.tar", self._size, self._index)
+        with self._listing:
+            self._recorders = [*(other for other in self._recorders if other.busy), recorder]
+        return recorder
 
     def wait(self) -> None:
         """Wait until all sessions that have ended are on disk."""
