@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,12 +30,20 @@ _MOST_WAITING: Final = 64  # blocks
 
 
 class Recordings:
-    """A data folder of sessions: `begin` gives each a `Recorder`. Raises UserError for a folder of another image size."""
+    """A data folder of sessions: `begin` gives each a `Recorder`. Raises UserError for a folder of another image size, and
+    for one that cannot be written.
+    """
 
     def __init__(self, folder: Path, image_size: int) -> None:
         self._folder, self._size = Path(folder) / "train", image_size
         self._indexing, self._listing = threading.Lock(), threading.Lock()
         self._recorders: list[Recorder] = []
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise UserError(f"--record {folder}: it cannot be written ({error.strerror or error})") from None
         remove_stale(self._folder)
         if (self._folder / INDEX_NAME).is_file():
             there = Index.load(self._folder).image_size

@@ -8,6 +8,7 @@ import hmac
 import io
 import json
 import secrets
+import signal
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -291,7 +292,11 @@ def tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
 async def serve(
     server: LiveServer, host: str, port: int, security: ssl.SSLContext | None, started: Callable[[str], None]
 ) -> None:
-    """Serve until cancelled; `started` gets the address when it is open. Raises UserError when it cannot be opened."""
+    """Serve until cancelled, or until SIGTERM; `started` gets the address when it is open. Raises UserError when it cannot be
+    opened.
+    """
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)  # what is recorded gets to the disk
     runner = web.AppRunner(server.app, handle_signals=False, access_log=None)
     await runner.setup()
     try:
@@ -305,7 +310,7 @@ async def serve(
         shown = f"[{host}]" if ":" in host else host
         ending = "" if server.access.token is None else f"?token={server.access.token}"
         started(f"{'http' if security is None else 'https'}://{shown}:{bound}/{ending}")
-        await asyncio.Event().wait()
+        await stopped.wait()
     finally:
         server.service.stop()
         await runner.cleanup()

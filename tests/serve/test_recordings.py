@@ -54,6 +54,8 @@ def test_a_recorded_session_is_a_shard_of_what_was_sent_and_received(avatar: Ava
     assert meta.valid["a"] == ((0, 10), (14, 20))
     assert STATEMENT in meta.source["b"]
     assert len(again) == BLOCK
+    with pytest.raises(UserError, match=r"--record .*: it cannot be written"):
+        Recordings(next(tmp_path.rglob("*.tar")), SIZE)
     with pytest.raises(UserError, match=f"{SIZE} px, the model's 32"):
         Recordings(tmp_path, 32)
 
