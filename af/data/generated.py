@@ -52,13 +52,13 @@ def png_metadata() -> PngInfo:
     return info
 
 
-def write_xmp(file: IO[bytes], suffix: str) -> None:
-    """Add `XMP` to a finished mp4, at its end, or to a GIF, before its last byte, with `STATEMENT` as its comment."""
+def write_xmp(file: IO[bytes], suffix: str, comment: str) -> None:
+    """Add `XMP` to a finished mp4, at its end, or to a GIF, before its last byte, with a comment (an mp4 has it already)."""
     if suffix == ".gif":
         file.seek(-1, 2)
-        comment = b"\x21\xfe" + bytes([len(STATEMENT)]) + STATEMENT.encode() + b"\0"
+        said = b"\x21\xfe" + bytes([len(comment)]) + comment.encode("ascii") + b"\0"
         ending = bytes([1, *range(255, -1, -1), 0])  # leads readers of blocks out of the packet, wherever they are
-        file.write(comment + b"\x21\xff\x0bXMP DataXMP" + XMP + ending + b"\x3b")
+        file.write(said + b"\x21\xff\x0bXMP DataXMP" + XMP + ending + b"\x3b")
     else:
         file.seek(0, 2)
         file.write(struct.pack(">I4s", 8 + len(_XMP_BOX) + len(XMP), b"uuid") + _XMP_BOX + XMP)

@@ -214,7 +214,7 @@ def video_writer(
                 raise ValueError(f"no frames to write to {path}")
             sink.close()
             if generated is not None:
-                write_xmp(file, path.suffix.lower())
+                write_xmp(file, path.suffix.lower(), generated)
         except BaseException:
             sink.abort()
             raise

@@ -12,7 +12,8 @@ from af.data.generated import MARKED, SOURCE_TYPE, STATEMENT, marked, png_metada
 from af.data.video import read_video
 from af.data.video_writer import write_video
 
-FRAMES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+# two: x264 does not write the same bytes each time of tiny images with B frames
+FRAMES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
@@ -48,11 +49,12 @@ def test_the_visible_mark_is_in_the_corner(size) -> None:
         assert not changed[:, : size // 3].any()
 
 
-def test_visible_marks_are_not_measured(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_visible_marks_are_not_measured(tmp_path, name) -> None:
     for said in (STATEMENT, MARKED):
-        write_video(tmp_path / "a.mp4", FRAMES, generated=said)
+        write_video(tmp_path / name, FRAMES, generated=said)
         if said == STATEMENT:
-            refuse_marked(tmp_path / "a.mp4")
+            refuse_marked(tmp_path / name)
         else:
             with pytest.raises(MediaError, match="--no-mark"):
-                refuse_marked(tmp_path / "a.mp4")
+                refuse_marked(tmp_path / name)
