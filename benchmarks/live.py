@@ -249,11 +249,11 @@ async def kill(
     """Kill tabs; how the others fare, when their places are free again, and the memory."""
     before = server.memory()
     others, killed = pages[:-number], pages[-number:]
-    undisturbed = await probe(others[0], voice) if others else None
+    undisturbed = await probe(others[0], voice)
     start = time.monotonic()
     for page in killed:
         await windows.kill(page)
-    meanwhile = await probe(others[0], voice) if others else None
+    meanwhile = await probe(others[0], voice)
     while True:
         with contextlib.suppress(UserError):
             async with contextlib.AsyncExitStack() as stack:
@@ -267,9 +267,10 @@ async def kill(
     return {
         "killed": number,
         "places_free_after_s": free_s,
-        "frames_per_second_of_another": None
-        if undisturbed is None or meanwhile is None
-        else {"before": undisturbed.frames_per_second, "meanwhile": meanwhile.frames_per_second},
+        "frames_per_second_of_another": {
+            "before": undisturbed.frames_per_second,
+            "meanwhile": meanwhile.frames_per_second,
+        },
         "memory": {"before": before, "after": server.memory()},
     }
 
@@ -319,8 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("live", nargs="*", metavar="-- OPTIONS", help="further options of af live")
 
     def found(args: argparse.Namespace) -> dict[str, Any]:
-        if args.kill_tabs > args.sessions:
-            raise UserError(f"--kill-tabs {args.kill_tabs}: there are {args.sessions} pages (--sessions)")
+        if args.kill_tabs >= args.sessions:
+            raise UserError(f"--kill-tabs {args.kill_tabs}: one of the {args.sessions} pages (--sessions) must stay")
         return asyncio.run(measure(args))
 
     return report(parser, found, arguments)
