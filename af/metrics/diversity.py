@@ -56,7 +56,7 @@ def variance_ratio(own: Float[np.ndarray, "... D"], true: Float[np.ndarray, "...
     return safe_divide(np.where(varies, own, 0.0), np.where(varies, true, 0.0))
 
 
-#: Expressions that vary less, relative to the one that varies most in the truth, do not count in `var_ratio/exp`.
+#: Expressions that vary less, relative to the one that varies most in the truth, do not count in `var_ratio`.
 STILL = 0.01
 
 
@@ -66,9 +66,9 @@ class Diversity(ClipMetric):
     SID is the entropy (bits, at most log2 K) of the generated frames over k-means clusters of the true frames; higher
     is more diverse. Variance is over time per feature, mean over features, then clips (the paper, DualTalk), or of
     everything flattened (DIM), in squared units of the parameters. Values should be close to the truth, not large:
-    var_ratio is generated over true variance, 1 is right and 0 motionless; its mean leaves out expressions that hardly
-    vary (`STILL`), of which trackers of real faces have many, and whose ratios are noise. Source: DIM (40 clusters for
-    expression, 20 for pose); the paper states 15 and 9.
+    var_ratio is generated over true variance, 1 is right and 0 motionless. Expressions that hardly vary (`STILL`), of
+    which trackers of real faces have many, have no row and do not count in the mean: their ratios are noise. Source: DIM
+    (40 clusters for expression, 20 for pose); the paper states 15 and 9.
     """
 
     needs: ClassVar = {"sid": FACES, "var": FACES}
@@ -133,7 +133,10 @@ class Diversity(ClipMetric):
         finish = partial(_mean_ratio, least=least)
         table.add(f"var_ratio/{name}", both.reshape(len(both), -1), finish, true=1.0, protocol=text)
         text = "generated / true variance over time"
+        moves = both[..., 1].mean(0) >= least * both[..., 1].mean(0).max()
         for d, parameter in enumerate(table.face.names[part]):
+            if not moves[d]:
+                continue
             tag = f"var_ratio/{parameter}"
             table.add(tag, both[:, d], _mean_ratio, true=1.0, protocol=text, per_clip=False)
 
