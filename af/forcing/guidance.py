@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from af.types import Condition
+from af.values import require_number
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Guidance:
     audio: float = 2.0
     user: float = 1.0
     joint: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, scale in vars(self).items():
+            require_number(f"guidance.{name}", scale)
 
     @classmethod
     def conditional(cls) -> Guidance:

@@ -42,6 +42,7 @@ from af.models.denoiser import MotionDenoiser
 from af.models.speech import Wav2Vec2Features
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import ONE_PASS
+from af.values import require_number
 
 FORMAT: Final = 1
 MANIFEST: Final = "avatar.json"
@@ -51,6 +52,8 @@ DENOISER: Final = "denoiser"
 MODEL_FILES: Final = tuple(f"{part}/{file}" for part in (AUTOENCODER, DENOISER) for file in (DESCRIPTION, WEIGHTS))
 FEATURE_FILES: Final = ("features/config.json", "features/model.safetensors")
 LARGEST_MANIFEST: Final = 2**20
+#: The most steps, and frames kept for good, that a folder may ask for.
+MOST_STEPS, MOST_SINK_FRAMES = 1000, 1000
 _WAV2VEC2: Final = "af.models.speech.Wav2Vec2Features"
 
 
@@ -88,10 +91,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling of a JSON object (avatar.json, or evaluation.json of an evaluation). Raises ValueError or TypeError."""
-    steps = data["steps"]
-    if type(steps) is not int or not 0 < steps <= 1000:
-        raise ValueError(f"sampling.steps is {steps!r}, not a whole number from 1 to 1000")
-    return {"steps": steps, "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
+    found = {"steps": data["steps"], "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
+    require_number("sampling.steps", found["steps"], least=1, most=MOST_STEPS, whole=True)
+    require_number("sampling.anchor.sink_frames", found["anchor"].sink_frames, most=MOST_SINK_FRAMES)
+    return found
 
 
 def verify(folder: Path) -> Manifest:

@@ -108,6 +108,8 @@ def test_changed_cut_longer_and_missing_files_are_one_clear_error(folder, no_mem
         (lambda m: m["files"][MODEL_FILES[1]].update(sha256=7), "avatar.json cannot be used"),
         (lambda m: m["sampling"].update(steps=10**9), "sampling.steps"),
         (lambda m: m["sampling"]["guidance"].update(shell="rm"), "shell"),
+        (lambda m: m["sampling"]["guidance"].update(audio="2"), "guidance.audio must be a number"),
+        (lambda m: m["sampling"]["anchor"].update(sink_frames=10**9), "sampling.anchor.sink_frames"),
         (lambda m: m.update(padding="x" * 2**20), "too many"),
     ],
 )
