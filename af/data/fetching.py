@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote
 
-from af.data.stores import RemotePath
+from af.data.stores import RemotePath, StoredFile
 from af.errors import UserError
 from af.files import atomic_path, exclusive, sha256_of
 
@@ -65,7 +65,7 @@ def local_copy(
 
     The URL's own folders are kept, since they may tell the split. What is there is not fetched again, unless its size
     differs. Hashes are checked where the store (hf) or a file SHA256SUMS has them. `watch` hears of the file and of the
-    bytes so far and in total. Raises UserError when nothing is listed or the disk is too small, and as `download` does.
+    bytes so far and in total. Raises UserError when nothing is listed or it cannot be written, and as `download` does.
     """
     protocol, _, path = place.url.partition("://")
     parts = PurePosixPath(unquote(path) if protocol.startswith("http") else path).parts
@@ -85,6 +85,16 @@ def local_copy(
             f"{place}: lists no files that end with {', '.join(sorted(suffixes))}; a web server must list its folders, "
             "or give the URL of a .tar"
         )
+    try:
+        _fetch(place, home, listed, watch)
+    except (OSError, ValueError) as error:  # full, read-only, or names that this file system does not take
+        raise UserError(f"{place}: cannot be written to {home} ({error})") from error
+    return whole
+
+
+def _fetch(
+    place: RemotePath, home: Path, listed: Mapping[str, StoredFile], watch: Callable[[str, int, int], None]
+) -> None:
     lacking = {name for name, file in listed.items() if _bytes(home / name) != file.size}
     home.mkdir(parents=True, exist_ok=True)
     need = sum(max(0, listed[name].size - max(0, _bytes(_part(home / name)))) for name in lacking)
@@ -97,7 +107,6 @@ def local_copy(
             download(file.place, home / name, file.size, file.sha256, note)
         done += file.size
     watch("", total, total)
-    return whole
 
 
 def _note(watch: Callable[[str, int, int], None], name: str, before: int, total: int, done: int) -> None:

@@ -35,6 +35,7 @@ PROTOCOLS: Final = {
 _URL: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSING_STATUS: Final = {408, 425, 429}  # the 4xx codes worth another try
 _LONGEST_WAIT_S: Final = 30.0
+_DEEPEST: Final = 32  # folders below a folder: a link to a folder above would be followed for ever
 Value = TypeVar("Value")
 
 
@@ -174,6 +175,8 @@ class RemotePath:
                 if name == entry["name"] or set(name) & set("?#") or any(p[:1] in ("", ".") for p in _parts(shown)):
                     continue  # elsewhere, another order of the same list, or hidden
                 if entry["type"] == "directory":
+                    if name.count("/") > _DEEPEST:
+                        raise StoreError(f"{place}: folders within folders without end; name one that has an end")
                     folders.append(name.rstrip("/") + "/")
                     continue
                 file = self / name

@@ -85,6 +85,15 @@ def test_what_another_process_has_fetched_meanwhile_is_kept_and_what_is_there_of
     assert target.read_bytes() == DATA
 
 
+def test_names_that_cannot_be_written_and_folders_without_end_are_one_line(server, tmp_path):
+    (server.folder / f"{'x' * 250}.task").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be written to .*File name too long"):
+        module.local_copy(location(server.url), tmp_path / "copy", {".task"})
+    (server.folder / "again").symlink_to(server.folder)
+    with pytest.raises(StoreError, match="without end"):
+        module.local_copy(location(server.url), tmp_path / "copy", {".task"})
+
+
 def test_another_file_is_refused(server, model, tmp_path, monkeypatch):
     (server.folder / "net.task").write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
     with pytest.raises(UserError, match=f"expected {model.sha256}; deleted"):
