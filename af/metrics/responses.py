@@ -82,8 +82,7 @@ class Responses(ClipMetric):
     Events are the user's smiles and tilts, without those that answer the avatar's own (within a second), and the ends of
     phrases (known for synthetic dyads alone) for nods. An avatar that has just smiled smiles less a moment later, so that
     this choice alone makes it rise after anybody's events: strangers' events are chosen in the same way and subtracted.
-    The curves are the averages over time, for the larger and the smaller half of the events apart; nothing is subtracted
-    from them, and `stranger` is what would be.
+    The curves are the same over time, for the larger and the smaller half of the events apart.
     """
 
     needs: ClassVar = {"response": f"{FACES} with smiles, tilts or nods, and clips with such events of the user"}
@@ -131,29 +130,34 @@ class Responses(ClipMetric):
             "generated": (own, chosen(own, users)),
             "true": (true, chosen(true, users)),
             "stranger": (own, chosen(own, strangers)),
-            "true, stranger": (true, chosen(true, strangers)),
+            "stranger, true": (true, chosen(true, strangers)),
             "other": (own, chosen(own, others)),
         }
         found = {side: [responses(c, e) for c, e in zip(*pair, strict=True)] for side, pair in sides.items()}
         sums = {side: _sums(parts) for side, parts in found.items()}
         if not all(part[:, -1].any() for part in sums.values()):
             return
-        generated, truth, null = (
-            np.concatenate([sums[after], sums[chance]], axis=-1)
-            for after, chance in (("generated", "stranger"), ("true", "true, stranger"), ("other", "stranger"))
-        )
+        pairs = {
+            "generated": ("generated", "stranger"),
+            "true": ("true", "stranger, true"),
+            "null": ("other", "stranger"),
+        }
+        both = {side: np.concatenate([sums[after], sums[chance]], axis=-1) for side, (after, chance) in pairs.items()}
         tag = f"response/{reaction}"
         text = f"mean over the 2 s after the event − the 0.5 s before, minus a stranger's; {table.null_is}, shifted"
-        table.add(tag, generated, _after, true=truth, null=null, protocol=text)
+        table.add(tag, both["generated"], _after, true=both["true"], null=both["null"], protocol=text)
         series = {}
         middle = float(np.median(np.abs(np.concatenate([e.size for e in users]))))
         for size in ("large", "small") if reaction != "nod" else ("",):
-            for side, (_, of) in list(sides.items())[:-1]:
+            mean = {}
+            for side, (_, of) in sides.items():
                 parts = [
                     part[(np.abs(e.size) > middle) == (size == "large")] if size else part
                     for part, e in zip(found[side], of, strict=True)
                 ]
-                series[f"{side}, {size}" if size else side] = curve_from_sums(_sums(parts).sum(0))
+                mean[side] = curve_from_sums(_sums(parts).sum(0))
+            for side, (after, chance) in pairs.items():
+                series[f"{side}, {size}" if size else side] = mean[after] - mean[chance]
         seconds = np.arange(-BEFORE, AFTER + 1) / FPS
         what = {"smile": "smiles", "tilt": "tilts", "nod": "ends of phrases"}[reaction]
         title = f"the avatar's {reaction} after the user's {what}"
