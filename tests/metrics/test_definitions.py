@@ -130,7 +130,7 @@ def test_expressions_that_hardly_move_do_not_decide_the_ratio(rng):
     true, own = (rng.normal(size=(50, 3)) * [1.0, 0.2, size] for size in (0.001, 0.5))
     found = rows(Diversity(()), [true], [true], [own])
     moving = [found[f"var_ratio/p{d}"].value for d in (0, 1)]
-    assert found["var_ratio/p2"].value > 1e4
+    assert "var_ratio/p2" not in found
     assert_allclose(found["var_ratio/exp"].value, np.mean(moving))
 
 
