@@ -42,7 +42,9 @@ IMPORTERS: Final[Mapping[str, Importer]] = {
     "realtalk": _importer("RealTalk", "Apache-2.0", realtalk.rows, ".avi", ".wav"),
     "vico": _importer("ViCo", "unknown", vico.rows, ".csv", ".mp4", ".wav"),
     "responsenet": _importer("ResponseNet", "CC-BY-NC-4.0", responsenet.rows, ".mp4", ".wav"),
-    "candor": _importer("CANDOR", "CANDOR-Corpus-License-2.1", candor.rows, ".mp4", ".json"),
+    "candor": _importer(
+        "CANDOR", "CANDOR-Corpus-License-2.1: no synthetic media of participants", candor.rows, ".mp4", ".json"
+    ),
     "hdtf": _importer("HDTF", "unknown", hdtf.rows, ".mp4", ".txt"),
 }
 #: In the output folder: what was fetched from a URL.
