@@ -91,7 +91,7 @@ def doing(text: str) -> Iterator[None]:
         with console.status(text):
             yield
     else:
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         yield
 
 

@@ -110,7 +110,13 @@ def make_gallery(
                     sides[side] = preview(source, clip.avatar_audio if made else None, generated=made)
                 except UserError as error:  # a side that no metric needed
                     if console is not None:
-                        console.print(f"not in the gallery: {error}", style="yellow", markup=False, highlight=False)
+                        console.print(
+                            f"not in the gallery: {error}",
+                            style="yellow",
+                            markup=False,
+                            highlight=False,
+                            soft_wrap=True,
+                        )
             posters = {side: first_frame(video) for side, video in sides.items()}
             cards.append(GalleryClip(clip.name, sides, result.per_clip.get(clip.name, {}), face_curves(clip), posters))
     shown = f"{len(cards)} clips" + (f" of {len(known)}" if len(known) > len(cards) else "")

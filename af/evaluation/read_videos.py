@@ -57,7 +57,7 @@ def compare(clips: Path, out: Path, settings: FilesSettings) -> int:
                 measured.append(found)
             except UserError as error:
                 problems[clip.clip] = str(error)
-                console.print(f"left out: {error}", style="yellow", highlight=False, markup=False)
+                console.print(f"left out: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if not measured:
         raise UserError(f"{clips}: none of the {len(listed)} clips could be measured (see the lines above)")
     table = Table(protocol := settings.named_protocol, settings.metrics)

@@ -102,7 +102,7 @@ def write_report(
         names = ", ".join(name for name, why in missing.items() if why == reason)
         lines.append(f"not computed: {names} ({reason})")
     for line in (*lines, *(str(out / name) for name in written)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     parts = [part for part, why in missing.items() if why.startswith(_FAILED)]
     if parts:
         print(f"the evaluation failed in: {', '.join(parts)} (see above); everything else is written", file=sys.stderr)

@@ -92,5 +92,7 @@ def build(config: Mapping[str, Any], where: str = "description", *, any_class: b
 
 
 def _in_a_line(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
     text = str(error).partition("\n")[0][:160]  # torch appends its own stack
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text}"

@@ -84,7 +84,7 @@ class StepProgress(Callback):
             step_s, left = (now - since) / (trainer.global_step - first), trainer.max_steps - trainer.global_step
             text = f"{step_s:.3g} s per step: {duration(left * step_s)} for the remaining {left:,} steps"
             if left > 0:
-                self._progress.console.print(text, highlight=False)
+                self._progress.console.print(text, highlight=False, soft_wrap=True)
             self._began = (-1, 0.0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +92,7 @@ class StepProgress(Callback):
         if self._progress is not None:
             shown = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(("val/", "psnr"))}
             values = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if k.count("/") < 2)
-            self._progress.console.print(f"step {trainer.global_step}: {values}", highlight=False)
+            self._progress.console.print(f"step {trainer.global_step}: {values}", highlight=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress is not None:
