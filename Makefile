@@ -4,11 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # overrides of conf/demo, for instance make demo DEMO=demo=tiny to try the plumbing
 DEMO ?=
-# processes that share the tests
-JOBS ?= 2
 BIN := .venv/bin
-# a thread each: threads of several processes wait for each other far longer than they compute
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .PHONY: help demo setup lint types imports test test-all docs format clean
 help:  ## this list
@@ -39,10 +35,10 @@ imports: setup  ## who may import whom
 	$(BIN)/lint-imports --no-cache
 
 test: lint types imports  ## lint, types, import rules and the tests (under 10 minutes on two cores)
-	$(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-all: lint types imports  ## the same with the slow tests and the notebooks
-	$(PYTEST)
+	$(BIN)/python -m pytest
 
 docs: setup  ## write docs/configuration.md from conf/ and the demo's table in README.md from docs/demo_runs/
 	$(BIN)/python docs/reference.py
