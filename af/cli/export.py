@@ -33,6 +33,6 @@ def run(
     artifact = load_model(source)
     if (out / DESCRIPTION).is_file() and not overwrite and model_info(out)["sha256"] != artifact.digest:
         raise UserError(f"--out {out} holds another model; choose another folder, or give --overwrite")
-    info = {key: value for key, value in artifact.info.items() if key not in ("format", "model", "sha256")}
-    digest = save_model(out, artifact.model, artifact.info["model"], info)
+    info = artifact.info
+    digest = save_model(out, artifact.model, info["model"], info)
     print(f"{artifact.folder} -> {out} (step {info.get('steps', '?')}, sha256 {digest[:12]}…)")

@@ -93,8 +93,9 @@ def entry(info: Mapping[str, Any], key: str, where: Path) -> Any:
 def save_model(
     folder: Path, model: nn.Module, config: Mapping[str, Any], info: Mapping[str, Any], *, half: bool = False
 ) -> str:
-    """Write both files atomically; returns the weights file's SHA-256. With `half`, float32 is stored as float16, and
-    is float32 again when loaded. Raises UserError for non-finite weights.
+    """Write both files atomically; returns the weights file's SHA-256. `info` is what else the description says; it may
+    be another model's whole description. With `half`, float32 is stored as float16, and is float32 again when loaded.
+    Raises UserError for non-finite weights.
     """
     state = _plain(model.state_dict())
     if half:
@@ -103,7 +104,8 @@ def save_model(
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(state, temporary)
         digest = sha256_of(temporary)
-    write_json(folder / DESCRIPTION, {"format": FORMAT, "model": dict(config), "sha256": digest, **info})
+    own = {"format": FORMAT, "model": dict(config), "sha256": digest}
+    write_json(folder / DESCRIPTION, {**own, **info, **own})
     return digest
 
 

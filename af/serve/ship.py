@@ -71,8 +71,7 @@ def voice(seed: int) -> Float32[np.ndarray, " S"]:
 
 
 def _save(artifact: Artifact, folder: Path, **changed: object) -> str:
-    info = {key: value for key, value in artifact.info.items() if key not in ("format", "model", "sha256")}
-    return save_model(folder, artifact.model, artifact.info["model"], info | changed, half=True)
+    return save_model(folder, artifact.model, artifact.info["model"], {**artifact.info, **changed}, half=True)
 
 
 def main() -> None:

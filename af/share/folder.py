@@ -214,10 +214,7 @@ def public(info: Mapping[str, Any]) -> dict[str, Any]:
 def _save(artifact: Artifact, folder: Path, changed: Mapping[str, Any]) -> None:
     info = {**public(artifact.info), **changed}
     if artifact.folder.is_file():  # a checkpoint
-        config = info["model"]
-        save_model(
-            folder, artifact.model, config, {k: v for k, v in info.items() if k not in ("format", "model", "sha256")}
-        )
+        save_model(folder, artifact.model, info["model"], info)
         return
     if artifact.folder.resolve() != folder.resolve():
         with atomic_path(folder / WEIGHTS) as temporary:  # the very bytes, whose hash other models name
