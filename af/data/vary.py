@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -14,20 +16,29 @@ from af.values import require_number
 _TURNED = frozenset({"yaw", "roll", "translate_x", "gaze_x", "shift_x"})
 
 
+#: Half of the frame's height over the focal length of MediaPipe's camera, whose vertical field of view is 63 degrees.
+_TAN = float(np.tan(np.radians(63 / 2)))
+
+
 @dataclass(frozen=True)
 class Vary:
-    """The same random change of both frames of a pair: of light and colours, by about `colours` of their range, and,
-    with `mirror`, left and right exchanged in half of the pairs, in the face parameters too.
+    """The same random change of both frames of a pair.
 
-    Both frames change alike: the autoencoder need not explain what changed by motion. Raises ValueError for `colours`
-    outside 0 … 0.5.
+    `colours`: of light and colours, by about this share of their range, 0 … 0.5. `mirror`: left and right exchanged in
+    half of the pairs. `place`: another crop, larger or smaller, turned (radians) and moved, each with this standard
+    deviation, 0 … 0.2; what lies outside the frame is its reflection. Face parameters follow; `place` knows MediaPipe's.
+
+    Both frames change alike: the autoencoder need not explain what changed by motion. Raises ValueError for values
+    outside their ranges.
     """
 
     colours: float = 0.1
     mirror: bool = True
+    place: float = 0.0
 
     def __post_init__(self) -> None:
         require_number("colours", self.colours, least=0, most=0.5)
+        require_number("place", self.place, least=0, most=0.2)
 
     def __call__(
         self,
@@ -40,12 +51,49 @@ class Vary:
         if self.mirror and rng.random() < 0.5:
             frames = frames[:, :, ::-1]
             faces = faces if faces is None or spec is None else mirrored(faces, spec)
+        if self.place:
+            zoom, angle, *shift = self.place * rng.normal(size=4)
+            frames = np.stack([cropped(frame, np.exp(zoom), angle, shift) for frame in frames])
+            faces = faces if faces is None or spec is None else moved(faces, spec, np.exp(zoom), angle, shift)
         if self.colours:
             value = np.linspace(0, 1, 256)[:, None] ** np.exp(2 * self.colours * rng.normal())
             gain, offset = 1 + self.colours * rng.normal(size=3), self.colours / 2 * rng.normal(size=3)
             table = np.rint(255 * (value * gain + offset)).clip(0, 255).astype(np.uint8)
             frames = np.stack([table[frames[..., c], c] for c in range(3)], -1)
         return frames, faces
+
+
+def cropped(
+    frame: UInt8[np.ndarray, "Y X 3"], zoom: float, angle: float, shift: Sequence[float]
+) -> UInt8[np.ndarray, "Y X 3"]:
+    """The frame enlarged by `zoom` and turned clockwise by `angle` radians about its centre, then moved by `shift`
+    (right, down; shares of its size). The border is reflected.
+    """
+    size = frame.shape[0]
+    centre = (size - 1) / 2
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    offset = centre - turn @ (centre, centre) + size * np.asarray(shift)
+    return cv2.warpAffine(frame, np.c_[turn, offset], (size, size), borderMode=cv2.BORDER_REFLECT_101)  # type: ignore[return-value]
+
+
+def moved(
+    faces: Float32[np.ndarray, "W P"], spec: FaceSpec, zoom: float, angle: float, shift: Sequence[float]
+) -> Float32[np.ndarray, "W P"]:
+    """MediaPipe's parameters of faces in frames changed by `cropped`: roll and place before the camera.
+
+    Raises ValueError for parameters without a place.
+    """
+    index = {name: i for i, name in enumerate(spec.names)}
+    if not {"roll", "translate_x", "translate_y", "translate_z"} <= set(index):
+        raise ValueError("Vary.place needs face parameters of MediaPipe")
+    x, y, z = (faces[:, index[f"translate_{axis}"]] for axis in "xyz")
+    distance = -z / zoom  # z points to the viewer
+    faces = faces.copy()
+    faces[:, index["roll"]] += angle
+    faces[:, index["translate_x"]] = x * np.cos(angle) + y * np.sin(angle) + 2 * shift[0] * distance * _TAN
+    faces[:, index["translate_y"]] = y * np.cos(angle) - x * np.sin(angle) - 2 * shift[1] * distance * _TAN
+    faces[:, index["translate_z"]] = -distance
+    return faces
 
 
 def mirrored(faces: Float32[np.ndarray, "W P"], spec: FaceSpec) -> Float32[np.ndarray, "W P"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from af.data.vary import Vary, mirrored
+from af.data.vary import Vary, cropped, mirrored, moved
 from af.specs import FaceSpec
 
 SPEC = FaceSpec(("jawOpen", "eyeBlinkLeft", "eyeBlinkRight", "yaw", "pitch"), 3, "toy")
@@ -42,6 +42,40 @@ def test_equal_colours_stay_equal_across_the_pair_and_differ_between_pairs():
     assert (first != other).mean() > 0.9
 
 
-def test_too_much_colour_is_refused():
-    with pytest.raises(ValueError, match="colours"):
-        Vary(colours=2)
+def test_a_changed_crop_changes_roll_and_place_and_nothing_else():
+    """A face 30 cm before the camera, 1 cm to the right and 2 cm up, seen twice as large, turned, moved by half a frame."""
+    spec = FaceSpec(("jawOpen", "roll", "translate_x", "translate_y", "translate_z"), 1, "toy")
+    face = np.array([[0.1, 0.2, 1.0, 2.0, -30.0]], np.float32)
+    np.testing.assert_allclose(moved(face, spec, 2.0, 0.0, (0, 0)), [[0.1, 0.2, 1, 2, -15]], rtol=1e-6)
+    np.testing.assert_allclose(
+        moved(face, spec, 1.0, np.pi / 2, (0, 0)), [[0.1, 0.2 + np.pi / 2, 2, -1, -30]], rtol=1e-5
+    )
+    half = 30 * np.tan(np.radians(31.5))  # half of the frame's height in cm at 30 cm
+    np.testing.assert_allclose(
+        moved(face, spec, 1.0, 0.0, (0.5, 0.5)), [[0.1, 0.2, 1 + half, 2 - half, -30]], rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="MediaPipe"):
+        moved(FACES, SPEC, 1.1, 0.0, (0, 0))
+
+
+def test_a_crop_turns_clockwise_and_moves_right_and_down():
+    frame = np.zeros((65, 65, 3), np.uint8)
+    frame[12, 32] = 255  # above the centre
+    turned = cropped(frame, 1.0, np.pi / 2, (0, 0))
+    assert turned[32, 52, 0] == 255
+    assert cropped(frame, 1.0, 0.0, (0.2, 0.4))[38, 45, 0] == 255  # 13 and 26 px
+    assert cropped(frame, 1.5, 0.0, (0, 0))[2, 32, 0] == 255
+
+
+def test_crops_differ_between_pairs_and_are_the_same_in_one():
+    vary, frames = Vary(colours=0, mirror=False, place=0.05), np.stack([_frames()[0]] * 2)
+    first, again, other = (vary(frames, None, None, np.random.default_rng(seed))[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first[0], first[1])
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"colours": 2}, {"place": 0.5}, {"place": -0.1}])
+def test_too_much_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Vary(**wrong)

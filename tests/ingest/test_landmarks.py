@@ -13,6 +13,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from af.data.shards import ShardReader
+from af.data.vary import cropped, moved
 from af.data.video import read_video
 from af.data.video_writer import write_video
 from af.errors import UserError
@@ -216,6 +217,15 @@ def test_boxes_are_steady_framed_like_the_cascade_and_found_when_small(tracker, 
     expected = np.array([600, 40, 0]) + found[0] * 100 / 256
     assert np.abs(square(tracker(canvas)) - expected).max() < 4
     assert tracker(canvas[:, :400]).shape == (0, 5)
+
+
+def test_varied_crops_move_the_readings_as_computed(tracker, speech):
+    change = (1.1, 0.12, (0.05, -0.08))
+    expected = moved(tracker.track(speech[:20]), tracker.face_spec, *change)
+    seen = tracker.track(np.stack([cropped(frame, *change) for frame in speech[:20]]))
+    difference = np.abs(seen - expected).mean(0)
+    assert difference[:52].mean() < 0.02
+    assert (difference[52:] < [0.05, 0.05, 0.02, 0.3, 0.5, 0.8]).all()  # unchanged: roll 0.12 off, x 1.2, y 2, z 2.5 cm
 
 
 def test_one_framing_for_portraits_videos_and_cameras(tracker, speech, tmp_path):
