@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ class FaultyServer:
         self.folder, self.slow_s = folder, slow_s
         self.faults: Faults = lambda path, before: None
         self.asked: Counter[str] = Counter()
+        self.tells_versions = True
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -93,6 +95,8 @@ class FaultyServer:
                 file = server.folder / unquote(self.path).lstrip("/")
                 self.send_response(200 if file.is_file() else 404)
                 self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+                if file.is_file() and server.tells_versions:
+                    self.send_header("ETag", f'"{hashlib.md5(file.read_bytes()).hexdigest()}"')
                 self.end_headers()
 
         return Handler

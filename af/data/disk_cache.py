@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from af.data.checks import ShardError
 from af.data.stores import Location, NotInStore, RemotePath, StoreError, StoreSettings
 from af.errors import UserError
-from af.files import atomic_path, exclusive, remove_stale
+from af.files import atomic_path, exclusive, remove_stale, sha256_of
 
 _TAR, _FRAMES = ".tar", ".frames"  # suffixes of the files of both caches
 _LOCKS: Final = 256
@@ -115,22 +115,17 @@ def _reserve(path: RemotePath, temporary: Path, size: int) -> None:
 
 def _fetch(path: RemotePath, temporary: Path, size: int, sha256: str) -> None:
     for _ in range(2):  # a wrong hash at the right length may be a transmission error: try again
-        digest, at = hashlib.sha256(), 0
         with open(temporary, "r+b") as file:
-            while at < size:
-                piece = _piece(path, at, min(at + path.settings.piece_bytes, size), size)
-                file.write(piece)
-                digest.update(piece)
-                at += len(piece)
-        if digest.hexdigest() == sha256:
+            _read(path, file, size)
+        if sha256_of(temporary) == sha256:
             return
     remedy = "upload the shard or the index again"
     raise ShardError(path, "", "checksum", f"its SHA-256 differs from the index; {remedy}")
 
 
-def _piece(path: RemotePath, start: int, stop: int, size: int) -> bytes:
+def _read(path: RemotePath, file: BinaryIO, size: int) -> None:
     try:
-        return path.read_piece(start, stop, size)
+        path.read_into(file, size, path.settings.piece_bytes)
     except NotInStore:
         remedy = "upload it, or index the folder again without it and upload the index"
         raise ShardError(path, "", "missing", f"the index lists it, but the store has no such file; {remedy}") from None

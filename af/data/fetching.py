@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote
@@ -20,36 +22,37 @@ PIECE_BYTES: Final = 2**20
 _HASHES: Final = ("SHA256SUMS", "sha256sums.txt")
 
 
-def download(
-    remote: RemotePath,
-    target: Path,
-    size: int,
-    sha256: str | None = None,
-    watch: Callable[[int], None] = lambda done: None,
-) -> Path:
-    """Fetch a file of `size` bytes to `target`, unless one of this size is there; returns `target`. `watch` hears of the
-    bytes so far.
+def download(file: StoredFile, target: Path, watch: Callable[[int], None] = lambda done: None) -> Path:
+    """Fetch a file to `target`, unless one of its size is there; returns `target`. `watch` hears of the bytes so far.
 
-    Raises UserError when the store cannot be read, or sends a file with another SHA-256, which is deleted.
+    What an earlier call left goes on only if it is of the same file: by the SHA-256, else by the store's version.
+
+    Raises UserError when the store cannot be read, sends a file with another SHA-256, or another version meanwhile; both
+    are deleted.
     """
-    part = _part(target)
+    part, place = _part(target, file), file.place
     with exclusive(target.with_name(f".{target.name}.lock")):
-        if _bytes(target) == size:  # perhaps fetched meanwhile by another process
+        if _bytes(target) == file.size:  # perhaps fetched meanwhile by another process
             return target
-        with open(part, "ab") as file:
-            if file.tell() > size:  # of an earlier, longer file
-                file.truncate(0)
-            while (done := file.tell()) < size:
-                watch(done)
-                file.write(remote.read_piece(done, min(done + PIECE_BYTES, size), size))
-                file.flush()
-        watch(size)
-        if sha256 is not None and (digest := sha256_of(part)) != sha256:
+        name = escape(target.name)
+        for other in (*target.parent.glob(f".{name}.????????.part"), target.with_name(f".{target.name}.part")):
+            if other != part or not (file.sha256 or file.version):
+                other.unlink(missing_ok=True)  # of another version, or nobody knows
+        part.touch()
+        with open(part, "r+b") as out:
+            if out.seek(0, os.SEEK_END) > file.size:
+                out.seek(0)
+            place.read_into(out, file.size, PIECE_BYTES, watch)
+            out.truncate(file.size)
+        if file.sha256 is not None and (digest := sha256_of(part)) != file.sha256:
             part.unlink()
             raise UserError(
-                f"{remote}: SHA-256 is {digest}, expected {sha256}; deleted. Try again, and if it differs again, "
+                f"{place}: SHA-256 is {digest}, expected {file.sha256}; deleted. Try again, and if it differs again, "
                 "do not use that file"
             )
+        if file.sha256 is None and file.version is not None and place.stored().version != file.version:
+            part.unlink()
+            raise UserError(f"{place}: the store changed it while it was fetched; deleted. Start again")
         with atomic_path(target) as temporary:
             os.replace(part, temporary)
     return target
@@ -97,14 +100,14 @@ def _fetch(
 ) -> None:
     lacking = {name for name, file in listed.items() if _bytes(home / name) != file.size}
     home.mkdir(parents=True, exist_ok=True)
-    need = sum(max(0, listed[name].size - max(0, _bytes(_part(home / name)))) for name in lacking)
+    need = sum(max(0, listed[name].size - max(0, _bytes(_part(home / name, listed[name])))) for name in lacking)
     if need > (room := shutil.disk_usage(home).free):
         raise UserError(f"{place}: {need / 1e9:.1f} GB are to be fetched, and {home} has room for {room / 1e9:.1f} GB")
     total, done = sum(file.size for file in listed.values()), 0
     for name, file in listed.items():
         if name in lacking:
             note = partial(_note, watch, name, done, total)
-            download(file.place, home / name, file.size, file.sha256, note)
+            download(file, home / name, note)
         done += file.size
     watch("", total, total)
 
@@ -113,8 +116,10 @@ def _note(watch: Callable[[str, int, int], None], name: str, before: int, total:
     watch(name, before + done, total)
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
+def _part(target: Path, file: StoredFile) -> Path:
+    known = file.sha256 or file.version
+    tag = f".{hashlib.sha256(known.encode()).hexdigest()[:8]}" if known else ""
+    return target.with_name(f".{target.name}{tag}.part")
 
 
 def _bytes(path: Path) -> int:

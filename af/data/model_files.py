@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from af.data.fetching import download
-from af.data.stores import RemotePath, cache_folder
+from af.data.stores import RemotePath, StoredFile, cache_folder
 from af.errors import UserError
 from af.files import sha256_of
 
@@ -77,4 +77,4 @@ def fetch(model: ModelFile, watch: Callable[[int], None] = lambda done: None) ->
     """
     if (there := model.find()) is not None:
         return there
-    return download(RemotePath(model.url), model.places[-1], model.size, model.sha256, watch)
+    return download(StoredFile(RemotePath(model.url), model.size, model.sha256), model.places[-1], watch)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from af.errors import UserError
@@ -35,6 +35,9 @@ PROTOCOLS: Final = {
 _URL: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSING_STATUS: Final = {408, 425, 429}  # the 4xx codes worth another try
 _LONGEST_WAIT_S: Final = 30.0
+#: How stores call what tells one content of a file from the next, the surest first.
+_VERSIONS: Final = ("ETag", "etag", "blob_id", "Last-Modified", "LastModified", "last_modified")
+_WEB: Final = ("http", "https")
 _DEEPEST: Final = 32  # folders below a folder: a link to a folder above would be followed for ever
 Value = TypeVar("Value")
 
@@ -123,7 +126,7 @@ class RemotePath:
     def is_file(self) -> bool:
         """Whether the file exists. Raises `StoreError` when the store does not answer."""
         try:
-            self._retry(lambda: self._cat(0, 1))
+            self._retry(lambda: self._piece(0, 1))
         except NotInStore:
             return False
         return True
@@ -132,18 +135,54 @@ class RemotePath:
         """Read the whole file. Raises `NotInStore`, or `StoreError` after all attempts failed."""
         return self._retry(lambda: self._cat(None, None))
 
-    def read_piece(self, start: int, stop: int, size: int) -> bytes:
-        """Read bytes [start, stop), or [start, size) from a server without byte ranges; `size` is the file's."""
+    def read_into(
+        self, file: BinaryIO, size: int, piece_bytes: int, watch: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Write what an open file lacks of this one's `size` bytes, from its position on and piece by piece; the whole
+        from its start, as one stream, if the server ignores byte ranges. `watch` hears of the bytes so far.
 
-        def piece() -> bytes:
+        Raises `NotInStore`, or `StoreError` after all attempts at a piece failed.
+        """
+        while (done := file.tell()) < size:
+            watch(done)
+            data = self._retry(lambda: self._piece(done, min(done + piece_bytes, size)))
+            if data is None:
+                self._retry(lambda: self._stream(file, size, piece_bytes, watch))
+            else:
+                file.write(data)
+                file.flush()
+        watch(size)
+
+    def _piece(self, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop); None from a web server that would send the whole file."""
+        if self.protocol in _WEB:
+            with self._response(headers={"Range": f"bytes={start}-{stop - 1}"}) as response:
+                if response.r.status != 206:
+                    return None
+                data = response.read()
+        else:
             data = self._cat(start, stop)
-            if len(data) == size:
-                return data[start:]
-            if len(data) != stop - start:
-                raise EOFError(f"{len(data)} bytes received instead of {stop - start}")
-            return data
+        if len(data) != stop - start:
+            raise EOFError(f"{len(data)} bytes received instead of {stop - start}")
+        return data
 
-        return self._retry(piece)
+    def _stream(self, file: BinaryIO, size: int, piece_bytes: int, watch: Callable[[int], None]) -> None:
+        with self._response() as response:
+            file.seek(0)
+            while data := response.read(piece_bytes):
+                file.write(data)
+                watch(file.tell())
+                if file.tell() > size:
+                    break
+        if (found := file.tell()) != size:
+            raise EOFError(f"{found} bytes received instead of {size}")
+
+    def _response(self, **options: Any) -> Any:
+        """A web server's answer as an open file: its body is read only where asked for."""
+        from aiohttp import ClientTimeout
+
+        limit = ClientTimeout(total=None, sock_connect=self.settings.timeout_s, sock_read=self.settings.timeout_s)
+        return self._filesystem().open(self.url, block_size=0, size=1, timeout=limit, **options)
 
     def size(self) -> int:
         """Size in bytes as reported by the store. Raises `StoreError`, also when the store does not tell."""
@@ -157,7 +196,8 @@ class RemotePath:
         return self._described(entry)
 
     def _described(self, entry: Mapping[str, Any]) -> StoredFile:
-        return StoredFile(self, int(entry["size"]), (entry.get("lfs") or {}).get("sha256"))
+        version = next((str(entry[key]) for key in _VERSIONS if entry.get(key)), None)
+        return StoredFile(self, int(entry["size"]), (entry.get("lfs") or {}).get("sha256"), version)
 
     def files(self) -> dict[str, StoredFile]:
         """{name below this folder: file} of all files but hidden ones.
@@ -165,7 +205,7 @@ class RemotePath:
         Web servers must list their folders as pages of links. Raises `StoreError`.
         """
         found, folders = dict[str, StoredFile](), [""]
-        files, web = self._filesystem(), self.protocol in ("http", "https")
+        files, web = self._filesystem(), self.protocol in _WEB
         root = str(files._strip_protocol(self.url)).rstrip("/") + "/"
         while folders:
             place = RemotePath(self.url + "/" + folders.pop(), self.settings)
@@ -186,7 +226,7 @@ class RemotePath:
     def _filesystem(self) -> Any:
         import fsspec
 
-        options = {"client_kwargs": {"trust_env": True}} if self.protocol in ("http", "https") else {}
+        options = {"client_kwargs": {"trust_env": True}} if self.protocol in _WEB else {}
         try:
             return fsspec.filesystem(self.protocol, **options)  # fsspec keeps one per process
         except ImportError as error:
@@ -229,11 +269,14 @@ class RemotePath:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in a store: its place, bytes, and SHA-256 if the store tells it."""
+    """A file in a store: its place, bytes, and, if the store tells them, SHA-256 and what changes with its content (web
+    servers' ETag or time).
+    """
 
     place: RemotePath
     size: int
     sha256: str | None = None
+    version: str | None = None
 
 
 def _refused(error: Exception) -> bool:

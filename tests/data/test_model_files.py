@@ -10,7 +10,7 @@ import pytest
 import af.data.fetching as module
 from af.cli.main import main
 from af.data.model_files import MODEL_FILES, ModelFile, fetch
-from af.data.stores import StoreError, location
+from af.data.stores import RemotePath, StoreError, location
 from af.errors import UserError
 from tests.faulty_server import FaultyServer
 
@@ -80,9 +80,57 @@ def test_what_another_process_has_fetched_meanwhile_is_kept_and_what_is_there_of
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage(folder)._replace(free=1000))
     with pytest.raises(UserError, match="has room for"):
         module.local_copy(web, tmp_path / "copy", {".task"})
-    (home / ".net.task.part").write_bytes(DATA[:-1000])
+    module._part(target, web.files()["net.task"]).write_bytes(DATA[:-1000])
     module.local_copy(web, tmp_path / "copy", {".task"})
     assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("tells_versions", [True, False])
+def test_a_file_that_changed_at_equal_size_is_not_mixed_with_what_was_there(server, model, tmp_path, tells_versions):
+    server.tells_versions = tells_versions
+    web, new = location(server.url), DATA[::-1]
+    server.faults = lambda path, before: "cut" if before >= 2 else None
+    with pytest.raises(StoreError):
+        module.local_copy(web, tmp_path / "copy", {".task"})
+    (part,) = (tmp_path / "copy").rglob("*.part")
+    assert part.read_bytes() == DATA[:200_000]
+    server.faults = lambda path, before: None
+    (server.folder / "net.task").write_bytes(new)
+    copy = module.local_copy(web, tmp_path / "copy", {".task"})
+    assert (copy / "net.task").read_bytes() == new
+    assert not list(copy.glob(".*.part"))
+
+
+def test_a_file_that_changes_while_it_is_fetched_is_refused(server, model, tmp_path):
+    def change(path, before):
+        if path == "/net.task" and before == 1:
+            (server.folder / "net.task").write_bytes(DATA[::-1])
+
+    server.faults = change
+    with pytest.raises(UserError, match="changed it while it was fetched; deleted"):
+        module.local_copy(location(server.url), tmp_path / "copy", {".task"})
+    assert (module.local_copy(location(server.url), tmp_path / "copy", {".task"}) / "net.task").read_bytes() == DATA[
+        ::-1
+    ]
+
+
+def test_a_server_that_ignores_ranges_sends_once_and_nothing_of_it_is_held_in_memory(server, model, monkeypatch):
+    server.faults = lambda path, before: "whole"
+    stream = RemotePath._response
+    read = []
+
+    def counted(self, **options):
+        response = stream(self, **options)
+        original = response.read
+        response.read = lambda length=-1: read.append(original(length)) or read[-1]
+        return response
+
+    monkeypatch.setattr(RemotePath, "_response", counted)
+    assert fetch(model).read_bytes() == DATA
+    assert sum(map(len, read)) == len(DATA)
+    assert max(map(len, read)) <= module.PIECE_BYTES
+    assert location(server.url + "/net.task").is_file()
+    assert sum(map(len, read)) == len(DATA)  # asking whether it is there fetches nothing
 
 
 def test_names_that_cannot_be_written_and_folders_without_end_are_one_line(server, tmp_path):
