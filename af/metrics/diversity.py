@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from af.metrics.arrays import Array, Clip, UndefinedMetricWarning, nan_mean, safe_divide, undefined
 from af.metrics.base import FACES, ClipMetric, ClipTable
@@ -56,8 +56,19 @@ def variance_ratio(own: Float[np.ndarray, "... D"], true: Float[np.ndarray, "...
     return safe_divide(np.where(varies, own, 0.0), np.where(varies, true, 0.0))
 
 
-#: Expressions that vary less, relative to the one that varies most in the truth, do not count in `var_ratio`.
+#: Expressions that vary less, relative to the one that varies most in the truth, do not count and have no rows.
 STILL = 0.01
+
+
+def that_vary(variances: Float[np.ndarray, "N D"], expression: int) -> Bool[np.ndarray, " D"]:
+    """Whether each parameter, of which the first `expression` are scores of expressions, varies enough for a row of its
+    own, given its true variance over time in each clip. Poses always do. Trackers of real faces have many scores that say
+    nothing (`STILL`), such as MediaPipe's `_neutral`.
+    """
+    mean = np.nan_to_num(variances).mean(0)
+    least = np.zeros(len(mean))
+    least[:expression] = STILL * mean[:expression].max(initial=0.0)
+    return mean >= least
 
 
 class Diversity(ClipMetric):
@@ -133,11 +144,8 @@ class Diversity(ClipMetric):
         finish = partial(_mean_ratio, least=least)
         table.add(f"var_ratio/{name}", both.reshape(len(both), -1), finish, true=1.0, protocol=text)
         text = "generated / true variance over time"
-        moves = both[..., 1].mean(0) >= least * both[..., 1].mean(0).max()
-        for d, parameter in enumerate(table.face.names[part]):
-            if not moves[d]:
-                continue
-            tag = f"var_ratio/{parameter}"
+        for d in np.flatnonzero(that_vary(true, true.shape[1] if name == "exp" else 0)):
+            tag = f"var_ratio/{table.face.names[part][d]}"
             table.add(tag, both[:, d], _mean_ratio, true=1.0, protocol=text, per_clip=False)
 
 

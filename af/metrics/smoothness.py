@@ -13,6 +13,7 @@ from af.clock import FPS, seconds_to_frames
 from af.metrics.arrays import Clip, UndefinedMetricWarning, as_array, safe_divide
 from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.bootstrap import finish_mean
+from af.metrics.diversity import clip_variance, that_vary
 from af.metrics.frechet import frechet_distance, gaussian
 from af.metrics.records import EvaluationClip
 
@@ -95,7 +96,7 @@ def drift(
 
 class Smoothness(ClipMetric):
     """`border_ratio`, if the block size is known, `jerk`, the mean norm (over dims) of the third difference, and
-    `speed_ratio` by parameter: the median speed, generated over true (mean over clips); above 1 where the true face
+    `speed_ratio` by parameter that varies: the median speed, generated over true (mean over clips); above 1 where the true face
     rests between movements and the generated one does not.
     """
 
@@ -112,7 +113,8 @@ class Smoothness(ClipMetric):
 
     def measure(self, clip: EvaluationClip) -> dict[str, Any]:
         """Sums of both sides, by part."""
-        kept = {f"speed/{side}": median_speed(clip.side(side)) for side in ("true", "generated")}
+        kept: dict[str, Any] = {f"speed/{side}": median_speed(clip.side(side)) for side in ("true", "generated")}
+        kept["variance"] = clip_variance(clip.side("true"))
         for name, part in clip.parts.items():
             for side in ("true", "generated"):
                 series = clip.side(side, part)
@@ -131,6 +133,7 @@ class Smoothness(ClipMetric):
             true, own = (table.sums(f"jerk/{side}/{name}") for side in ("true", "generated"))
             table.add(f"jerk/{name}", own, true=true, protocol="units/s³")
         own, true = (table.sums(f"speed/{side}") for side in ("generated", "true"))
-        for d, parameter in enumerate(table.face.names):
+        for d in np.flatnonzero(that_vary(table.sums("variance"), table.face.expression)):
             both, text = np.nan_to_num(np.stack([own[:, d], true[:, d]], axis=1)), "median |first difference|"
-            table.add(f"speed_ratio/{parameter}", both, finish_mean, true=1.0, protocol=text, per_clip=False)
+            tag = f"speed_ratio/{table.face.names[d]}"
+            table.add(tag, both, finish_mean, true=1.0, protocol=text, per_clip=False)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from af.clock import seconds_to_frames
 from af.metrics.arrays import Array, Clip, safe_divide
 from af.metrics.base import FACES, ClipMetric, ClipTable, Sums, fit_length
+from af.metrics.diversity import clip_variance, that_vary
 from af.metrics.records import EvaluationClip
 from af.metrics.ridge import fold_of_groups
 
@@ -109,7 +110,7 @@ def auc_from_sums(sums: Float[np.ndarray, "... S"]) -> Array:
 class TwoSample(ClipMetric):
     """`c2st/motion`, `c2st/pair`, `c2st/block`: AUC of a classifier on windows of one second; 0.5 cannot be told apart.
 
-    `motion`: the avatar's face parameters, generated against true; also for each parameter alone. `pair`: the same
+    `motion`: the avatar's face parameters, generated against true; also for each parameter that varies alone. `pair`: the same
     beside the user's, with how both move together at lags up to a second; the null is the true avatar beside another conversation's user.
     `block`: generated windows centred on a block's border against generated ones centred inside a block, so only traces
     of the borders tell; the true value is that of true windows at the same places. Folds are disjoint in identity.
@@ -153,9 +154,10 @@ class TwoSample(ClipMetric):
         row("c2st/pair", beside(user, own), both, "; null: the true avatar beside another user", null)
         if self.block is not None:
             self._borders(table, own, true)
-        for d, name in enumerate(table.face.names if self.alone else ()):
+        varies = that_vary(np.stack([clip_variance(clip) for clip in true]), table.face.expression)
+        for d in np.flatnonzero(varies) if self.alone else ():
             first, second = (described([clip[:, [d]] for clip in side]) for side in (own, true))
-            row(f"c2st/motion/{name}", first, second)
+            row(f"c2st/motion/{table.face.names[d]}", first, second)
 
     def _strangers(self, user: Sequence[Clip], table: ClipTable) -> list[Clip]:
         """The user of another conversation of the same fold: in another fold the classifier would have met these windows

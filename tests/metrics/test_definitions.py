@@ -126,9 +126,14 @@ def test_variance_by_hand():
     assert_allclose([found[f"var_ratio/{name}"].value for name in ("p0", "p1", "exp")], [0.25, 0.25, 0.25])
 
 
-def test_expressions_that_hardly_move_do_not_decide_the_ratio(rng):
+def test_expressions_that_hardly_move_do_not_decide_the_ratio_and_have_no_rows(rng):
     true, own = (rng.normal(size=(50, 3)) * [1.0, 0.2, size] for size in (0.001, 0.5))
     found = rows(Diversity(()), [true], [true], [own])
+    speeds = rows(Smoothness(), [true], [true], [own])
+    assert {tag for tag in speeds if tag.startswith("speed_ratio")} == {"speed_ratio/p0", "speed_ratio/p1"}
+    face = FaceSpec(("p0", "p1", "yaw"), 2, "test/1")
+    turned = evaluate_clips([EvaluationClip("0", "0", true, true, own, face)], metrics=[Smoothness()]).rows
+    assert "speed_ratio/yaw" in {row.tag for row in turned}  # poses have other units
     moving = [found[f"var_ratio/p{d}"].value for d in (0, 1)]
     assert "var_ratio/p2" not in found
     assert_allclose(found["var_ratio/exp"].value, np.mean(moving))

@@ -41,6 +41,14 @@ def test_another_sample_of_the_same_process_cannot_be_told_apart():
     assert found["c2st/pair"].null > 0.8
 
 
+def test_an_expression_that_says_nothing_has_no_row_of_its_own():
+    rng, face = np.random.default_rng(0), FaceSpec(("neutral", *FACE.names), 2, "test/1")
+    sides = [[np.insert(smooth(rng), 0, 1e-6 * rng.normal(size=FRAMES), axis=1) for _ in range(6)] for _ in range(3)]
+    clips = [EvaluationClip(str(i), str(i), *three, face) for i, three in enumerate(zip(*sides, strict=True))]
+    found = {row.tag for row in evaluate_clips(clips, metrics=[TwoSample(resamples=2)]).rows}
+    assert found == {"c2st/motion", "c2st/pair", "c2st/motion/smile", "c2st/motion/roll"}
+
+
 def test_small_and_uncoupled_motion_are_found_each_in_its_row():
     small = rows(lambda reaction, other, _: 0.5 * (reaction + 0.7 * other))
     assert small["c2st/motion"].value > 0.8
