@@ -22,7 +22,12 @@ Of real people, read by MediaPipe (af fetch face-landmarker):
 
 - what is read of the driving face (jaw, smile, blink, brow, yaw, pitch, roll) is compared with what is read of the image,
   when a portrait is driven by its own video (R² about each stretch's mean; `moves`: about either's mean; null: portrait
-  unchanged) and by the next person's (`across`, about either's mean).
+  unchanged) and by the next person's (`across`, about either's mean);
+- `identity`: are the images nearer to true frames of the portrait's person than to those of the others in the split? By the
+  geometry of what expressions hardly move, by the colours of skin and hair, and by an identity network (--embedder).
+  rank1: share of frames nearest to the right person; auc: share of the others who are further away (0.5 by chance);
+  not_driver: share of frames nearer to the portrait's person than to the driver. Truth: true frames of that person, judged
+  alike; null: chance, and across, the driver's true frames.
 
 The folder gets metrics.json, metrics.md and driven.png (portrait | driving | image | another person driving | image).
 """
@@ -42,6 +47,9 @@ def run(
     data: Annotated[Path, More(metavar="FOLDER"), "shards of a split"],
     out: Annotated[OutFolder, "folder for the results"],
     real: Annotated[bool, "the people are real: read by MediaPipe"] = False,
+    embedder: Annotated[
+        Path | None, More(metavar="FILE"), "identity network for --real: TorchScript, faces of 112 px in -1 … 1"
+    ] = None,
     pairs: Annotated[Count, "transfers"] = 128,
     conversations: Annotated[Count, "read for the probes"] = 32,
     frames: Annotated[Count, "of each person for the probes"] = 100,
@@ -52,18 +60,21 @@ def run(
     from af.console import progress_bar, show
     from af.data.index import Index
     from af.data.provenance import HeldOut
+    from af.errors import UserError
     from af.evaluation.table import console_table, write_metrics
     from af.models.artifact import load_as
     from af.models.autoencoder import MotionAutoencoder
     from af.pipeline.encode import require_videos
 
+    if embedder is not None and not real:
+        raise UserError("--embedder looks at real people: give --real, too")
     model, artifact = load_as(autoencoder, MotionAutoencoder)
     model.to(device)
     index = Index.load(data)
     require_videos(index, model)
     with progress_bar() as progress:
         if real:
-            rows = _driven(model, index, out, frames, seed, progress)
+            rows = _driven(model, index, out, embedder, frames, seed, progress)
             moved, images = "", "driven.png"
         else:
             from af.evaluation.probe import Probe
@@ -81,14 +92,19 @@ def run(
     print(f"{notes}\nwritten to {out}: metrics.json, metrics.md, {images}")
 
 
-def _driven(model: Any, index: Any, out: Path, frames: int, seed: int, progress: Any) -> list[Any]:
+def _driven(
+    model: Any, index: Any, out: Path, embedder: Path | None, frames: int, seed: int, progress: Any
+) -> list[Any]:
     from af.evaluation.driven import driven_rows, stretches
+    from af.evaluation.extractors import torch_module
+    from af.evaluation.identity import LandmarkLook
     from af.evaluation.probe import save_grid
     from af.ingest.landmarks import FaceLandmarker
 
-    tracker = FaceLandmarker()
+    network = None if embedder is None else torch_module(embedder, embedder.stem, "identity", size=112)
+    look = LandmarkLook(FaceLandmarker(), network)
     task = progress.add_task("reading people", total=2 * sum(len(sample.roles) for sample in index.samples))
-    found = stretches(index, tracker, frames=frames, seed=seed, advance=lambda: progress.advance(task))
-    rows, columns = driven_rows(model, found, tracker, lambda: progress.advance(task))
+    found = stretches(index, look, frames=frames, seed=seed, advance=lambda: progress.advance(task))
+    rows, columns = driven_rows(model, found, look, lambda: progress.advance(task))
     save_grid(out / "driven.png", columns, rows=len(found))
     return rows

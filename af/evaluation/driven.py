@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, UInt8
 
 from af.data.index import Index
+from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.errors import UserError
-from af.evaluation.extractors import Tracker, tracked
+from af.evaluation.identity import Look, Vectors, identity_rows
 from af.images import image_array, image_tensor
 from af.metrics.likeness import psnr
 from af.metrics.records import MetricRow
@@ -33,45 +34,57 @@ GROUPS = {
     "roll": ("roll",),
 }
 _BATCH = 16
+_SHORTEST = 3  # frames of a video
 _LEAST = 0.5  # of a stretch's frames: fewer readings are no measurement
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive frames of one person, a portrait from elsewhere in the video, and the tracker's readings."""
+    """Consecutive frames of one person, a portrait from elsewhere in the video, what is read of both, and the vectors
+    that tell the person: of the frames (`true`) and of the rest of the video (`known`).
+    """
 
     portrait: UInt8[np.ndarray, "Y X 3"]
     frames: UInt8[np.ndarray, "T Y X 3"]
     read: Float[np.ndarray, "T G"]
     still: Float[np.ndarray, " G"]
+    person: str
+    true: Vectors
+    known: Vectors
 
 
 def stretches(
-    index: Index, tracker: Tracker, *, frames: int = 50, seed: int = 0, advance: Callable[[], None] = lambda: None
+    index: Index, look: Look, *, frames: int = 50, seed: int = 0, advance: Callable[[], None] = lambda: None
 ) -> list[Stretch]:
-    """One stretch of every person of every clip, with a random start. The portrait is a random frame of the rest, or
-    of all where little is left.
+    """One stretch of every person of every clip, with a random start: `frames`, but at most two thirds of the video. The
+    portrait is a random frame of the rest.
 
-    Raises UserError for a tracker of other parameters, and when no face is found.
+    Raises UserError for a look at other parameters, and when no face is found.
     """
     reader, rng, found = ShardReader(index), np.random.default_rng(seed), []
-    read_groups = _reader(tracker)
+    matrix = look.face_spec.grouping(GROUPS)
     for i, entry in enumerate(index.samples):
         clip = reader.read(i, {"video"})
         for role in entry.roles:
             video = clip.person(role).video
-            if video is None:
+            if video is None or len(video) < _SHORTEST:
                 continue
-            start = int(rng.integers(max(1, len(video) - frames + 1)))
-            chosen = video[start : start + frames]
-            rest = np.setdiff1d(np.arange(len(video)), np.arange(start, start + frames))
-            portrait = video[int(rng.choice(rest if len(rest) >= frames // 5 + 1 else np.arange(len(video))))]
-            read, still = read_groups(chosen), read_groups(portrait[None])[0]
-            if np.isfinite(read).all(1).mean() >= _LEAST and np.isfinite(still).all():
-                found.append(Stretch(portrait, chosen, read, still))
+            length = min(frames, 2 * len(video) // 3)
+            start = int(rng.integers(len(video) - length + 1))
+            chosen = video[start : start + length]
+            rest = np.setdiff1d(np.arange(len(video)), np.arange(start, start + length))
+            portrait = video[int(rng.choice(rest))]
+            (faces, true), (portraits, _), (_, known) = (
+                look(part) for part in (chosen, portrait[None], video[rest[:frames]])
+            )
+            read, still = faces @ matrix, (portraits @ matrix)[0]
+            seen = all(np.isfinite(vectors).all(1).any() for vectors in known.values())
+            if seen and np.isfinite(read).all(1).mean() >= _LEAST and np.isfinite(still).all():
+                person = entry.participants[ROLES.index(role)]
+                found.append(Stretch(portrait, chosen, read, still, person, true, known))
             advance()
     if not found:
-        raise UserError(f"{index.folder}: the tracker {tracker.face_spec.tracker} finds no face in the videos")
+        raise UserError(f"{index.folder}: the tracker {look.face_spec.tracker} finds no face in the videos")
     return found
 
 
@@ -112,24 +125,29 @@ def drive(
 def driven_rows(
     model: MotionAutoencoder,
     found: Sequence[Stretch],
-    tracker: Tracker,
+    look: Look,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[MetricRow], list[UInt8[np.ndarray, "R Y X 3"]]]:
     """Rows `driven/psnr`, `driven/found`, `driven/r2/GROUP` (a portrait driven by its own video; null: left unchanged),
-    `driven/moves/GROUP` (the same but for a constant difference, such as a mouth that never quite closes) and
-    `driven/across/GROUP` (by the next person's, about the mean of either), and a contact sheet's columns: portrait,
-    driving frame, image, the next person's frame, image.
+    `driven/moves/GROUP` (the same but for a constant difference, such as a mouth that never quite closes),
+    `driven/across/GROUP` (by the next person's, about the mean of either) and
+    `driven/identity/...` (`identity_rows`); and a contact sheet's columns: portrait, driving frame, image, the next
+    person's frame, image.
     """
-    read_groups = _reader(tracker)
+    matrix = look.face_spec.grouping(GROUPS)
+    drivers = next_people([stretch.person for stretch in found])
     own: list[np.ndarray] = []
     across: list[np.ndarray] = []
+    vectors: tuple[list[Vectors], list[Vectors]] = ([], [])
     squares, copies = [], []
     sheet: list[list[np.ndarray]] = [[] for _ in range(5)]
     for n, stretch in enumerate(found):
-        other = found[(n + 1) % len(found)]
+        other = found[drivers[n]]
         images = [drive(model, stretch.portrait, side.frames) for side in (stretch, other)]
-        for read, made in zip((own, across), images, strict=True):
-            read.append(read_groups(made))
+        for read, told, made in zip((own, across), vectors, images, strict=True):
+            faces, of_person = look(made)
+            read.append(faces @ matrix)
+            told.append(of_person)
         squares.append(psnr(image_tensor(images[0]), image_tensor(stretch.frames)))
         copies.append(psnr(image_tensor(np.broadcast_to(stretch.portrait, stretch.frames.shape).copy()), image_tensor(stretch.frames)))  # fmt: skip
         # the frame that differs most from the portrait shows what arrives
@@ -138,17 +156,17 @@ def driven_rows(
             column.append(image)
         advance()
     true = [stretch.read for stretch in found]
-    others = [*true[1:], *true[:1]]
+    others = [true[n] for n in drivers]
     still = [np.broadcast_to(stretch.still, stretch.read.shape) for stretch in found]
-    seen = float(np.mean([np.isfinite(read).all(1).mean() for read in own]))
-    what = f"{len(found)} stretches of {tracker.face_spec.tracker}'s readings"
+    with_face = float(np.mean([np.isfinite(read).all(1).mean() for read in own]))
+    what = f"{len(found)} stretches of {look.face_spec.tracker}'s readings"
     by_itself = f"driven by its own video, R² about each stretch's mean, {what}; null: portrait unchanged"
     by_another = f"driven by another person's video, R² about either's mean, {what}; null: portrait unchanged"
     count = len(found)
     rows = [
         MetricRow("driven/psnr", float(np.mean(squares)), n=count, null=float(np.mean(copies)),
                   protocol="dB, mean over stretches, driven by its own video; null: portrait unchanged", better="higher"),
-        MetricRow("driven/found", seen, n=count, protocol=f"share of frames with a face, {what}", better="higher"),
+        MetricRow("driven/found", with_face, n=count, protocol=f"share of frames with a face, {what}", better="higher"),
     ]  # fmt: skip
     for tag, truth, read, protocol, offsets in (
         ("r2", true, own, by_itself, True),
@@ -160,12 +178,15 @@ def driven_rows(
             MetricRow(f"driven/{tag}/{name}", float(v), n=count, null=float(z), protocol=protocol, better="higher")
             for name, v, z in zip(GROUPS, values, nulls, strict=True)
         ]
-    return rows, [np.stack(column) for column in sheet]
+    people, known, shown = ([getattr(stretch, name) for stretch in found] for name in ("person", "known", "true"))
+    return rows + identity_rows(people, drivers, known, shown, *vectors), [np.stack(column) for column in sheet]
 
 
-def _reader(tracker: Tracker) -> Callable[[UInt8[np.ndarray, "T Y X 3"]], Float[np.ndarray, "T G"]]:
-    matrix = tracker.face_spec.grouping(GROUPS)
-    return lambda frames: tracked(tracker, frames) @ matrix
+def next_people(people: Sequence[str]) -> list[int]:
+    """For each place the next one, going round, of another person; the next one if there is no other person."""
+    count = len(people)
+    rounds = [[(n + step) % count for step in range(1, count + 1)] for n in range(count)]
+    return [next((m for m in after if people[m] != people[n]), after[0]) for n, after in enumerate(rounds)]
 
 
 def _cut(still: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -17,13 +17,13 @@ NAMES = tuple(name for names in GROUPS.values() for name in names)
 
 
 class Colours:
-    """Reads the brightness of a vertical stripe for every parameter; a black image shows no face."""
+    """Reads the brightness of a vertical stripe for every parameter, and mean colours; a black image shows no face."""
 
     face_spec = FaceSpec(NAMES, len(NAMES) - 3, "colours")
 
-    def track(self, frames):
+    def __call__(self, frames):
         stripes = np.stack([s.mean((1, 2, 3)) for s in np.array_split(frames.astype(float), len(NAMES), 2)], 1)
-        return np.where(frames.max((1, 2, 3))[:, None] > 0, stripes, np.nan)
+        return np.where(frames.max((1, 2, 3))[:, None] > 0, stripes, np.nan), {"geometry": frames.mean((1, 2))}
 
 
 class Copies(torch.nn.Module):
@@ -74,6 +74,22 @@ def test_the_driving_frames_arrive_wholly_and_the_portrait_not_at_all(index):
     assert perfect["driven/psnr"].value > half["driven/psnr"].value > still["driven/psnr"].value
 
 
+def test_images_that_are_the_drivers_frames_show_the_driver_and_portraits_the_portraits_person(index):
+    found = stretches(index, Colours(), frames=12)
+    drivers, portraits = ({r.tag: r for r in driven_rows(Copies(k), found, Colours())[0]} for k in (1.0, 0.0))
+    for name in ("rank1", "auc", "not_driver"):
+        row = drivers[f"driven/identity/geometry/across/{name}"]
+        assert row.value == row.null < row.ground_truth
+        assert portraits[row.tag].value > row.value
+    own = drivers["driven/identity/geometry/own/auc"]
+    assert own.value == own.ground_truth
+    assert "driven/identity/geometry/own/not_driver" not in drivers
+
+
+def test_short_videos_keep_a_third_for_the_portrait(index):
+    assert [len(s.frames) for s in stretches(index, Colours(), frames=100)] == [16, 16, 20, 20]
+
+
 def test_the_sheet_shows_driving_frames_beside_their_images(index):
     columns = driven_rows(Copies(1.0), stretches(index, Colours(), frames=12), Colours())[1]
     assert len(columns) == 5
@@ -86,8 +102,8 @@ def test_another_tracker_and_videos_without_faces_are_named(index):
         face_spec = FaceSpec(("smile",), 1, "toy")
 
     class Blind(Colours):
-        def track(self, frames):
-            return np.full((len(frames), len(NAMES)), np.nan)
+        def __call__(self, frames):
+            return np.full((len(frames), len(NAMES)), np.nan), {}
 
     with pytest.raises(UserError, match="toy does not read jawOpen"):
         stretches(index, Toy())
