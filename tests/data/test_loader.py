@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from af.data import codecs
-from af.data.disk_cache import FrameCache
 from af.data.index import Index, build_index
 from af.data.loader import Counted, training_loader, validation_loader
 from af.data.pairs import FaceCentre, PairDataset, pairs_to_float
@@ -310,117 +307,3 @@ def test_validation_pairs(folder):
     pairs = fixed_pairs(Index.load(folder), pairs_per_person=1)
     batches = list(validation_loader(PairDataset(folder, cache_bytes=0), pairs, 4))
     assert sum(int(b.counted.sum()) for b in batches) == 6
-
-
-# ---------------------------------------------------------------------------------------------------- corrupt ones
-
-
-def corrupt(folder, sample: int, field: str) -> None:
-    index = Index.load(folder)
-    offset, size = index.samples[sample].members[field]
-    with open(index.path(index.samples[sample].shard), "r+b") as file:
-        file.seek(offset)
-        file.write(b"\xff" * size)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_corrupt_samples_are_replaced_in_a_fixed_way_and_counted(tmp_path, workers):
-    folder = write_split(tmp_path / "train", [[30, 30], [30]], video=False)
-    corrupt(folder, 1, "a.motion.npy")
-    plan = WindowPlan(Index.load(folder), frames=10)
-    data = WindowDataset(folder, plan, frames=10, max_bad_rate=0.1)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        batches = list(
-            itertools.islice(
-                training_loader(data, 4, workers=workers, prefetch_factor=2) if workers else training_loader(data, 4), 6
-            )
-        )
-    found = [origin(m[0]) for b in batches for m in b.avatar_motion]
-    for position, where in enumerate(found):
-        item = plan.item(position)
-        while item.sample == 1:
-            item = plan.item(item.position + 1)
-        assert where == (item.sample, item.role, item.start)
-    assert data.bad.bad > 0
-    assert data.bad.read >= len(found)
-    if not workers:
-        assert len(told) == 1
-        assert "000000.tar: 000001.a.motion.npy" in str(told[0].message)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_too_many_corrupt_samples_stop_the_run(tmp_path, workers):
-    folder = write_split(tmp_path / "train", [[30, 30]], video=False)
-    corrupt(folder, 0, "b.audio.npy")
-    data = WindowDataset(folder, WindowPlan(Index.load(folder), frames=10), frames=10, max_bad_rate=0.02)
-    endless = iter(training_loader(data, 4, workers=workers))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(UserError, match=r"(?s)21 of \d+ samples.*2\.00%.*000000\.b\.audio"):
-            list(endless)
-
-
-def test_corrupt_samples_in_validation_do_not_count(tmp_path):
-    folder = write_split(tmp_path / "val", [[30, 30]])
-    corrupt(folder, 0, "a.mp4")
-    corrupt(folder, 1, "b.motion.npy")
-    index = Index.load(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pairs = fixed_pairs(index, pairs_per_person=1)
-        for cache_bytes in (0, 2**30):
-            batch = next(iter(validation_loader(PairDataset(folder, cache_bytes=cache_bytes), pairs, 4)))
-            assert batch.counted.tolist() == [(p.sample, p.role) != (0, "a") for p in pairs]
-        windows = fixed_windows(index, frames=30)
-        batch = next(iter(validation_loader(WindowDataset(folder, frames=30), windows, 4)))
-        assert batch.counted.tolist() == [w.sample == 0 for w in windows]
-        assert not batch.batch.valid[2:].any()
-
-
-# ----------------------------------------------------------------------------------------------------------- cache
-
-
-def test_cache_is_bounded_shared_and_heals(tmp_path):
-    made: list[str] = []
-
-    def decode(name: str, frames: int = 10):
-        made.append(name)
-        return np.full((frames, 8, 8, 3), len(name), np.uint8)
-
-    size = 10 * 8 * 8 * 3
-    cache = FrameCache(tmp_path, 3 * size)
-    for name in ("a", "bb", "a", "ccc", "a", "bb"):
-        found = cache.read(name, [9, 0], (10, 8, 8), lambda name=name: decode(name))
-        assert found.shape == (2, 8, 8, 3)
-        assert (found == len(name)).all()
-    assert made == ["a", "bb", "ccc"]
-    other = FrameCache(tmp_path, 3 * size)  # another process
-    other.read("bb", [1], (10, 8, 8), lambda: decode("bb"))
-    assert made == ["a", "bb", "ccc"]
-    other.read("dddd", [1], (10, 8, 8), lambda: decode("dddd"))
-    files = list(tmp_path.glob("*.frames"))
-    assert sum(f.stat().st_size for f in files) <= 3 * size
-    assert (cache.read("a", [3], (10, 8, 8), lambda: decode("a")) == 1).all()  # open here, or made again
-    (tmp_path / "dddd.frames").write_bytes(b"short")
-    assert (FrameCache(tmp_path, 3 * size).read("dddd", [2], (10, 8, 8), lambda: decode("dddd")) == 4).all()
-    assert made.count("dddd") == 2
-    big = cache.read("big", [0], (1000, 8, 8), lambda: decode("big", 1000))  # larger than the cache: never stored
-    assert big.shape == (1, 8, 8, 3)
-    assert not (tmp_path / "big.frames").exists()
-
-
-def test_cache_of_two_data_sets_never_mixes(tmp_path):
-    """Shards of the same names with other content, one cache."""
-    first = write_split(tmp_path / "1" / "train", [[12]])
-    second = tmp_path / "2" / "train"
-    from af.data.shards import write_shard
-
-    other = members(0, 12, 32)
-    other["a.mp4"] = other["b.mp4"] = codecs.encode_video(np.zeros((12, 32, 32, 3), np.uint8))
-    write_shard(second / "000000.tar", [("000000", meta(0, 12, 32, "train"), other)])
-    build_index(second)
-    for folder, dark in ((first, False), (second, True), (first, False)):
-        data = PairDataset(folder, PairPlan(Index.load(folder)), cache_folder=tmp_path / "cache")
-        batch = next(iter(training_loader(data, 2)))
-        assert bool((batch.source < -0.9).all()) == dark

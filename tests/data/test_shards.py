@@ -6,7 +6,6 @@ import multiprocessing
 import pickle
 import shutil
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,9 @@ import webdataset
 from af.data import codecs
 from af.data.checks import ShardError
 from af.data.index import Index, build_index
-from af.data.parts import Part, run_job, run_parts
 from af.data.shards import ShardReader, write_shard
 from af.data.validate import validate
 from af.errors import UserError
-from af.files import atomic_path, remove_stale
 from tests.toy_shards import AUDIO, MOTION, STREAMING, members, meta, rows, write_split
 
 FRAMES, SIZE = 6, 32
@@ -357,87 +354,6 @@ def test_stale_or_absent_index_is_refused(copy):
     (copy / "train/index.json").write_text("{}")
     with pytest.raises(UserError, match="broken index"):
         Index.load(copy / "train")
-
-
-# ----------------------------------------------------------------------------------------------------------- parts
-
-
-def _write_part(path: Path, text: str) -> int:
-    with atomic_path(path) as temporary:
-        if text == "fail":
-            temporary.write_text("half")
-            raise UserError("this one fails")
-        time.sleep(0.01)
-        temporary.write_text(text)
-    return len(text)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_parts_are_made_once_and_go_on_after_a_failure(tmp_path, workers):
-    texts = ["zero", "one", "fail", "three"]
-    parts = [Part(tmp_path / f"{n}.txt", (text,)) for n, text in enumerate(texts)]
-    with pytest.raises(UserError, match="this one fails"):
-        run_parts(parts, _write_part, workers=workers)
-    assert not (tmp_path / "2.txt").exists()
-    assert not list(tmp_path.glob(".*"))
-    made_before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    parts[2] = Part(tmp_path / "2.txt", ("two",))
-    report = run_parts(parts, _write_part)
-    assert report.made + report.skipped == 4
-    assert report.skipped == len(made_before)
-    assert {path.name for path in report.results} == {f"{n}.txt" for n in range(4)} - made_before.keys()
-    assert report.results[tmp_path / "2.txt"] == 3
-    assert all((tmp_path / name).stat().st_mtime_ns == t for name, t in made_before.items())
-    assert run_parts(parts, _write_part).made == 0
-
-
-def test_parts_made_from_something_else_are_made_again(tmp_path):
-    def parts(*contents: str) -> list[Part]:
-        return [Part(tmp_path / f"{n}.txt", (text,), content=text) for n, text in enumerate(contents)]
-
-    assert run_parts(parts("one", "two"), _write_part).made == 2
-    assert run_parts(parts("one", "two"), _write_part).made == 0
-    assert run_parts(parts("one", "changed"), _write_part).results == {tmp_path / "1.txt": len("changed")}
-    assert (tmp_path / "1.txt").read_text() == "changed"
-    (tmp_path / "2.txt").write_text("from who knows what")
-    assert run_parts(parts("one", "changed", "three"), _write_part).made == 1
-
-
-def test_a_job_refuses_shards_of_something_else(tmp_path):
-    (tmp_path / "old.tar").touch()
-    with pytest.raises(UserError, match=r"old\.tar is not of this job"):
-        run_job([Part(tmp_path / "new.tar", ("new",))], _write_part, lambda: None)
-
-
-def _slow_or_failing_part(path: Path, fails: bool) -> None:
-    with atomic_path(path) as temporary:
-        if fails:
-            while not list(path.parent.glob(".slow.*.tmp")):
-                time.sleep(0.01)
-            raise UserError("this one fails")
-        temporary.write_text("half")
-        time.sleep(600)
-
-
-def test_workers_stopped_in_the_middle_leave_nothing(tmp_path):
-    parts = [Part(tmp_path / "slow", (False,)), Part(tmp_path / "failing", (True,))]
-    with pytest.raises(UserError, match="this one fails"):
-        run_parts(parts, _slow_or_failing_part, workers=2)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_leftovers_of_dead_processes_go_others_stay(tmp_path):
-    with atomic_path(tmp_path / "x.tar") as temporary:
-        temporary.write_text("mine, alive")
-        pattern = temporary.name
-        dead = tmp_path / pattern.replace(f".{pattern.split('.')[-2]}.", ".999999999.")
-        dead.write_text("of a killed run")
-        other_host = tmp_path / ".x.tar.another-host.999999999.tmp"
-        other_host.write_text("maybe alive elsewhere")
-        assert remove_stale(tmp_path) == 1
-        assert not dead.exists()
-        assert other_host.exists()
-    assert (tmp_path / "x.tar").read_text() == "mine, alive"
 
 
 def test_a_split_that_is_not_there_is_said_with_those_that_are(copy):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -11,24 +10,17 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from af.cli import main as cli
-from af.data.audio import read_audio
 from af.data.parts import Share
-from af.data.schema import groups_of_people
 from af.data.shards import ShardReader
 from af.data.validate import validate
-from af.data.video import read_video
 from af.data.video_writer import write_video
 from af.errors import UserError
 from af.ingest.detection import HaarDetector, make_detector
 from af.ingest.options import IngestOptions
 from af.ingest.run import run_ingest
-from af.ingest.sources import COLUMNS, Source, from_flags, from_manifest
-from af.ingest.splits import assign_splits
-from af.ingest.tracks import crop, find_clips, follow, steady_crops
+from af.ingest.sources import Source
 from tests.toy_videos import disc_detector, disc_video, make_video, scene, tone
 
 OPTIONS = IngestOptions(size=32, detect_every=3)
@@ -44,108 +36,6 @@ def pair(folder: Path, a: str = "a.mp4", b: str = "b.mp4", **more) -> Source:
 
 def loudest_hertz(sound: np.ndarray) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(sound))) * 16000 / len(sound))
-
-
-# ----------------------------------------------------------------------------------------------------------- tracks
-
-
-def test_the_path_ignores_a_false_face():
-    rng = np.random.default_rng(0)
-    candidates = []
-    for t in range(40):
-        boxes = [[100 + t + rng.normal(), 80 + rng.normal(), 50, 50, 3.0]]
-        if t % 7 == 3:
-            boxes.append([300, 20, 55, 55, 4.0])  # larger and surer, but elsewhere
-        candidates.append(np.array(boxes[:: (-1 if t % 2 else 1)]))
-    path = follow(candidates, [0] * 40)
-    assert np.abs(path[:, 0] - (125 + np.arange(40))).max() < 5
-    assert np.isnan(follow([np.zeros((0, 5))] * 3, [0] * 3)).all()
-
-
-def test_a_scene_cut_lets_the_path_jump():
-    candidates = [np.array([[10.0, 10, 40, 40, 1]])] * 10
-    candidates += [np.array([[10.0, 10, 20, 20, 1], [200, 100, 60, 60, 1]])] * 10
-    path = follow(candidates, [0] * 10 + [1] * 10)
-    assert path[9, 0] == 30
-    assert path[10, 0] == 230
-
-
-def test_gaps_are_bridged_marked_and_cut():
-    path = np.array([[100.0, 90, 40]] * 40)
-    at = np.arange(0, 200, 5)
-    path[10:14] = np.nan  # 45..70: 25 frames between faces
-    path[25:34] = np.nan  # 120..170: 50 frames
-    path[17] = [300, 20, 40]  # one look elsewhere
-    track = steady_crops(path, at, 200, [], (200, 320), trusted_gap_s=0.4, bridged_gap_s=1.0)
-    assert track.valid[:46].all()
-    assert not track.valid[46:70].any()
-    assert track.present[:121].all()
-    assert not track.present[121:170].any()
-    assert track.present[170:].all()
-    np.testing.assert_allclose(track.boxes[track.present], [[60, 50, 80]] * int(track.present.sum()), atol=1e-6)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0.5, 8))
-def test_crops_lie_inside_the_frame(seed, margin):
-    rng = np.random.default_rng(seed)
-    height, width = int(rng.integers(40, 400)), int(rng.integers(40, 400))
-    path = np.stack([rng.uniform(0, width, 9), rng.uniform(0, height, 9), rng.uniform(5, 200, 9)], 1)
-    track = steady_crops(path, list(range(0, 36, 4)), 36, [11], (height, width), margin=margin)
-    x, y, side = track.boxes.T
-    assert (x >= 0).all()
-    assert (y >= 0).all()
-    assert (x + side <= width + 1e-9).all()
-    assert (y + side <= height + 1e-9).all()
-
-
-def test_smoothing_follows_drift_but_not_nods():
-    t = np.arange(0, 500, 5)
-    nod = 8 * np.sin(2 * np.pi * t / 20)
-    path = np.stack([100 + 0.2 * t, 100 + nod, np.full(len(t), 40.0)], 1)
-    boxes = steady_crops(path, t, 500, [], (400, 400)).boxes
-    assert np.ptp(boxes[100:400, 1]) < 1.0
-    np.testing.assert_allclose(np.diff(boxes[100:400, 0]), 0.2, atol=0.02)
-
-
-@pytest.mark.parametrize("side", [20.0, 64.0, 200.0, 333.3])
-def test_crop_is_centred_to_a_fraction_of_a_pixel(side):
-    """A soft blob at the crop's centre comes out at the centre, whatever the scale and the fraction of a pixel."""
-    y, x = np.mgrid[:400, :400]
-    for cx, cy in ((200.0, 190.0), (200.37, 190.81)):
-        blob = np.exp(-((x + 0.5 - cx) ** 2 + (y + 0.5 - cy) ** 2) / (2 * (side / 8) ** 2))
-        frame = np.repeat((blob * 255).round().astype(np.uint8)[..., None], 3, 2)
-        out = crop(frame, np.array([cx - side / 2, cy - side / 2, side]), 64)[..., 0].astype(float)
-        assert out.shape == (64, 64)
-        centre = [(out.sum(axis) * (np.arange(64) + 0.5)).sum() / out.sum() for axis in (0, 1)]
-        np.testing.assert_allclose(centre, [32, 32], atol=0.15)
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.booleans(), max_size=120),
-    st.sets(st.integers(0, 119), max_size=4),
-    st.integers(1, 9),
-    st.integers(0, 9),
-)
-def test_clips_are_long_enough_and_whole(present, cuts, minimum, more):
-    mask = np.array(present, bool)
-    clips = find_clips(mask, sorted(cuts), minimum=minimum, maximum=minimum + more)
-    covered = np.zeros(len(mask), int)
-    for start, stop in clips:
-        assert minimum <= stop - start <= minimum + more
-        assert mask[start:stop].all()
-        assert not any(start < c < stop for c in cuts)
-        covered[start:stop] += 1
-    assert (covered <= 1).all()
-    # what is left of a run is shorter than a clip may be
-    left = mask & (covered == 0)
-    borders = sorted({0, len(mask), *(c for c in cuts if c < len(mask))})
-    for start, stop in itertools.pairwise(borders):
-        runs = "".join("x" if v else " " for v in left[start:stop]).split()
-        assert all(len(run) < minimum + more for run in runs)
-        if more >= minimum:
-            assert all(len(run) < minimum for run in runs)
 
 
 # ------------------------------------------------------------------------------------------------------- ingesting
@@ -413,124 +303,6 @@ def test_shares_ingest_what_one_run_does(tmp_path, capsys):
     assert validate(tmp_path / "two").ok
 
 
-# --------------------------------------------------------------------------------------------------------- sources
-
-
-def test_manifests_and_flags_say_the_same(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {
-            "a": "x, 1.mp4",
-            "b": "y = 2.mp4",
-            "audio_a": "silence",
-            "audio_b": "v.wav",
-            "participant_a": "p",
-            "participant_b": "q",
-        },
-        {"video": "both.mp4"},
-    ]
-    (tmp_path / "m.json").write_text(json.dumps(rows))
-    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n")
-    (tmp_path / "m.csv").write_text(
-        '\ufeffa,b,audio_a,audio_b,participant_a,participant_b,video\n"x, 1.mp4",y = 2.mp4,silence,v.wav,p,q,\n,,,,,,both.mp4\n',
-        "utf-8",
-    )
-    found = [from_manifest(tmp_path / name) for name in ("m.json", "m.jsonl", "m.csv")]
-    assert found[0] == found[1] == found[2]
-    assert all(rejected == [] for _, rejected in found)
-    found = [sources for sources, _ in found]
-    assert found[0][0].a == str(tmp_path / "x, 1.mp4")
-    assert found[0][0].audio_a == "silence"
-    assert from_flags([["x, 1.mp4", "y = 2.mp4"]], [], [["silence", "v.wav"]], [["p", "q"]]) == (found[0][:1], [])
-    assert from_flags([], ["both.mp4"], [["-", "-"]], []) == (found[0][1:], [])
-    assert len({s.id for s in found[0]}) == 2
-    assert set(COLUMNS) == set(Source.__dataclass_fields__) - {"stereo"}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("m.csv", "a,b,size\nx,y,3\n", "unknown column size"),
-        ("m.csv", "a,b,a\nx,y,z\n", "column a is there twice"),
-        ("m.csv", "a,b\n", "lists nothing"),
-        ("m.csv", "", "lists nothing"),
-        ("m.csv", 'a,b\n"x,y\nz,w\n', "a quote that opens before line 3 never closes"),
-        ("m.json", '{"a": 1}', "expected a list"),
-        ("m.json", "[", "not a readable manifest"),
-        ("m.json", "[" * 100_000, "not a readable manifest"),
-        ("m.xlsx", "x", "save a spreadsheet as CSV"),
-    ],
-)
-def test_a_list_that_is_none_is_refused(tmp_path, name, text, expected):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=expected) as caught:
-        from_manifest(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value)
-
-
-def test_flags_must_match_in_number():
-    with pytest.raises(UserError, match="--audio is given 1 times for 2"):
-        from_flags([["a", "b"]], ["c"], [["-", "-"]], [])
-
-
-# ---------------------------------------------------------------------------------------------------------- splits
-
-
-def people(a: str, b: str, split: str | None = None) -> Source:
-    return Source(a=f"/{a}-{b}-1", b=f"/{a}-{b}-2", participant_a=a, participant_b=b, split=split)
-
-
-pairs_of_people = st.lists(
-    st.tuples(st.integers(0, 30), st.integers(0, 30)).filter(lambda p: p[0] != p[1]),
-    min_size=1,
-    max_size=25,
-    unique=True,
-)
-
-
-@settings(deadline=None)
-@given(pairs_of_people, st.integers(0, 25))
-def test_no_person_is_in_two_splits(pairs, earlier):
-    """Also when the second half comes in a later run."""
-    sources = [people(f"p{a}", f"p{b}") for a, b in pairs]
-    fractions = (0.5, 0.25, 0.25)
-    home: dict[str, str] = {}
-    for batch in (sources[:earlier], sources):
-        placed = assign_splits(batch, split="train", fractions=fractions, assigned=dict(home))
-        for source, (where, objection) in zip(batch, placed, strict=True):
-            if objection is None:
-                for person in source.participants:
-                    assert home.setdefault(person, where) == where
-            else:
-                assert any(home.get(p, where) != where for p in source.participants)
-    groups = groups_of_people([s.participants for s in sources])
-    assert all(groups[a] == groups[b] for a, b in (s.participants for s in sources))
-
-
-def test_shares_are_about_right_and_fixed():
-    sources = [people(f"a{n}", f"b{n}") for n in range(600)]
-    placed = [w for w, _ in assign_splits(sources, split="train", fractions=(0.8, 0.1, 0.1), assigned={})]
-    assert 440 < placed.count("train") < 520
-    assert 30 < placed.count("val") < 90
-    backwards = assign_splits(sources[::-1], split="train", fractions=(0.8, 0.1, 0.1), assigned={})
-    assert [w for w, _ in backwards][::-1] == placed
-    assert {w for w, _ in assign_splits(sources, split="train", fractions=(0, 1, 0), assigned={})} == {"val"}
-
-
-def test_a_person_of_another_split_is_refused(tmp_path):
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        disc_video(tmp_path / name, 60)
-    first = pair(tmp_path, participant_a="ann", participant_b="bob")
-    ingest(tmp_path / "out", first)
-    second = pair(tmp_path, "b.mp4", "c.mp4", participant_a="bob", participant_b="cy")
-    report = ingest(tmp_path / "out", second, split="val")
-    assert report.outcomes[0].reason == "identity_overlap"
-    assert "'bob' is already in split train" in report.outcomes[0].line
-    by_hash = ingest(tmp_path / "out", first, second, fractions=(0.0, 0.5, 0.5))
-    assert [o.split for o in by_hash.outcomes] == ["train", "train"]  # bob decides
-    assert validate(tmp_path / "out").ok
-
-
 # ------------------------------------------------------------------------------------------------ detectors and cli
 
 
@@ -589,42 +361,3 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "truncated" in capsys.readouterr().out
     assert cli.main(["shards", "index", str(out)]) == 1
     assert str(tar) in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------------------------------- real video
-
-
-@pytest.fixture(scope="module")
-def real_pair(shared_folder, tmp_path_factory) -> tuple[Path, Path]:
-    """Three seconds of a real conversation, one side at 30 fps, small."""
-    folder = shared_folder / "real"
-    if not (folder / "user.mp4").is_file():
-        pytest.skip("no real clip beside the checkout")
-    out = tmp_path_factory.mktemp("real")
-    user = read_video(folder / "user.mp4", start=100, stop=175, max_side=256)
-    avatar = read_video(folder / "avatar.mp4", start=100, stop=175, max_side=256)
-    make_video(out / "user.mp4", [Fraction(n, 30) for n in range(90)], user[np.arange(90) * 25 // 30])
-    write_video(out / "avatar.mp4", avatar, read_audio(folder / "avatar.wav")[64000:112000])
-    return out / "user.mp4", out / "avatar.mp4"
-
-
-def test_real_faces_are_centred(real_pair, tmp_path):
-    user, avatar = real_pair
-    source = Source(a=str(user), b=str(avatar), audio_a="silence")
-    report = run_ingest([source], tmp_path, IngestOptions(size=96, detect_every=12))
-    assert report.failed == ()
-    reader = ShardReader(tmp_path / "train")
-    meta = reader.read_meta(0)
-    assert meta.frames == 75
-    clip = reader.read(0, {"video", "audio"})
-    assert not clip.a.audio.any()
-    assert clip.b.audio.any()
-    detector = HaarDetector()
-    for role in "ab":
-        assert meta.valid_mask(role).all()
-        for n in (5, 40, 70):
-            x, y, width, height, _ = detector(clip.person(role).video[n])[0]
-            assert abs(x + width / 2 - 48) < 12
-            assert abs(y + height / 2 - 48) < 12
-        boxes = np.asarray(meta.crop_boxes[role])
-        assert np.abs(np.diff(boxes, axis=0)).max() < 1.0  # pixels a frame: steady
