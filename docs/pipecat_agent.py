@@ -1,4 +1,4 @@
-"""A voice agent with a face, by Pipecat: a scripted one, which needs no network and films what its user would see.
+"""A voice agent with a face, by Pipecat: a scripted one, which needs no network and records what its user would see.
 
   python docs/pipecat_agent.py --out agent.mp4                                                # the avatar of the package
   python docs/pipecat_agent.py --autoencoder runs/demo/vae/export --denoiser runs/demo/denoiser/export --out agent.mp4
@@ -49,7 +49,7 @@ from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
 
 
-class Film(FrameProcessor):
+class Recorder(FrameProcessor):
     """In a transport's place: keeps the avatar's frames with their voice, and the user as the avatar saw them."""
 
     def __init__(self, avatar: AvatarVideoService) -> None:
@@ -105,28 +105,28 @@ async def act(worker: PipelineWorker, avatar: AvatarVideoService) -> None:
 
 
 async def main(autoencoder: str | Path, denoiser: str | Path, out: Path) -> None:
-    """Film the script."""
+    """Record the script."""
     models = Avatar.load(autoencoder, denoiser, precision="auto")
     service = Service(
         models, portrait(0, models.autoencoder.image_size), Settings({"guidance": Guidance(user=2)}, cushion_ms=60)
     )
     avatar = AvatarVideoService(service, user="puppet")
-    film = Film(avatar)
-    worker = PipelineWorker(Pipeline([avatar, film]), enable_rtvi=False, cancel_on_idle_timeout=False)
+    recorder = Recorder(avatar)
+    worker = PipelineWorker(Pipeline([avatar, recorder]), enable_rtvi=False, cancel_on_idle_timeout=False)
     runner = WorkerRunner(handle_sigint=False)
     await runner.add_workers(worker)
     try:
         await asyncio.gather(runner.run(), act(worker, avatar))
     finally:
         service.stop()
-    write_video(out, film.images, np.concatenate(film.voices))
-    print(f"{out}: {len(film.images)} frames; corrections: {avatar.conversation.report()['faults']}")  # type: ignore[union-attr]
+    write_video(out, recorder.images, np.concatenate(recorder.voices))
+    print(f"{out}: {len(recorder.images)} frames; corrections: {avatar.conversation.report()['faults']}")  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, name in (("--autoencoder", AUTOENCODER), ("--denoiser", DENOISER)):
         parser.add_argument(option, default=shipped() / name, help="model folder (default: of the package)")
-    parser.add_argument("--out", required=True, type=require_video_name, help="the film: .mp4")
+    parser.add_argument("--out", required=True, type=require_video_name, help="the video: .mp4")
     given = parser.parse_args()
     asyncio.run(main(given.autoencoder, given.denoiser, given.out))

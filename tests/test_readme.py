@@ -151,7 +151,7 @@ TWO_STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_
 
 
 @pytest.mark.slow
-def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
+def test_own_videos_from_files_to_a_generated_one(tmp_path, monkeypatch, capsys):
     """The README's sequence as printed, with the manifest it prints, on drawn people filmed to files of these names; only
     sizes and steps are made small.
     """
@@ -165,9 +165,9 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
     Path("videos/pairs.csv").write_text(table)
     for sample, row in enumerate(csv.DictReader(table.splitlines())):
         assert main(["shards", "extract", "drawn/train", "--sample", str(sample), "--out", "extracted"]) == 0
-        for role, film in (("a", "user"), ("b", "avatar")):
+        for role, name in (("a", "user"), ("b", "avatar")):
             Path("videos", row[role]).parent.mkdir(exist_ok=True)
-            Path(f"extracted/{film}.mp4").rename(Path("videos", row[role]))
+            Path(f"extracted/{name}.mp4").rename(Path("videos", row[role]))
 
     assert OWN_VIDEOS is not None
     monkeypatch.setitem(HOST, "HOST", "")
@@ -177,16 +177,16 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
             words += ["--size", "32"]
         if words[1] == "train":
             words += [*TINY[words[2].removeprefix("experiment=")], *TWO_STEPS]
-        if words[1] == "generate":  # `af compare` refuses films with a visible mark
+        if words[1] == "generate":  # `af compare` refuses videos with a visible mark
             words += ["--no-mark"]
         assert main(words[1:]) == 0, words
         done.append(words[1])
     assert {f.parent.name for f in Path("data/mine").glob("*/index.json")} == {"train", "test"}
     assert "no clips in val" in capsys.readouterr().err
     assert done == ["ingest", "shards", "shards", "train", "encode", "train", "evaluate", "shards", "generate"]
-    film = read_video(Path("runs/mine/example/both.mp4"))
-    assert len(film) == len(read_video(Path("runs/mine/example/user.mp4"))) >= 50
-    # nobody knows here that these films show drawn people: their faces are for `af compare` and another tracker
+    both = read_video(Path("runs/mine/example/both.mp4"))
+    assert len(both) == len(read_video(Path("runs/mine/example/user.mp4"))) >= 50
+    # nobody knows here that these videos show drawn people: their faces are for `af compare` and another tracker
     assert "reaction_gain" not in json.loads((tmp_path / "runs/mine/evaluation/metrics.json").read_text())
     going_on = ["runs/mine/evaluation/manifest.csv", "evaluation/tracker=drawn", "evaluation.protocol.block=10"]
     assert main(["compare", *going_on, "--out", "runs/mine/faces"]) == 0
@@ -194,7 +194,7 @@ def test_own_videos_from_files_to_a_film(tmp_path, monkeypatch, capsys):
     assert "reaction_gain" in faces
     assert "tracker of drawn faces" in faces["notes"]["faces"][0]
 
-    # `af compare`, with the film just made
+    # `af compare`, with the video just made
     with open("clips.csv", "w", newline="") as file:
         example = "runs/mine/example"
         row = [

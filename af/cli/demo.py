@@ -70,7 +70,7 @@ def stages(config: dict[str, Any]) -> list[Stage]:
           *overrides("evaluate", "evaluation.")]),
         ("extract", "one held-out conversation as files: portrait, voices, user video",
          ["shards", "extract", f"{latents}/test", "--sample", "0", "--out", example]),
-        ("generate", "film the avatar in that conversation from those files",
+        ("generate", "make a video of the avatar in that conversation from those files",
          ["generate", *models, *inputs, "--no-crop", *videos, *flags("generate")]),
     ]  # fmt: skip
 

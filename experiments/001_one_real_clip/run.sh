@@ -1,5 +1,5 @@
 #!/bin/sh
-# One real conversation through the whole job: ingest, VAE, latents, denoiser, film. Stops and continues like its parts.
+# One real conversation through the whole job: ingest, VAE, latents, denoiser, video. Stops and continues like its parts.
 #   CLIP=folder with user.mp4, avatar.mp4, avatar.wav and a portrait   OUT=where things go   PORTRAIT=name of the portrait
 #   HOLD_OUT="--last 4" holds out the last 4 s (options of hold_out.py)
 set -eu

@@ -161,7 +161,7 @@ def evaluation(*words: object) -> int:
 def test_filmed_faces_get_no_numbers_of_the_tracker_of_drawn_ones(
     autoencoder_folder, denoiser_folder, filmed, latents, tmp_path, capsys
 ):
-    """Reconstruction and speed alone; every other row is named with what to do; the films and their list go on."""
+    """Reconstruction and speed alone; every other row is named with what to do; the videos and their list go on."""
     models = ["--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder, "evaluation.steps=1"]
     out = tmp_path / "filmed"
     assert evaluation(*models, "--data", filmed / "test", "--out", out) == 0

@@ -27,7 +27,7 @@ def test_cards_are_sorted_by_name_by_any_metric_and_found_by_name(tmp_path):
     dom = dom_after(page, "", tmp_path)
     assert names(dom) == ["&lt;b&gt;&amp;", "clip 1", "clip 2", "clip 10"]  # numbers in names count as numbers
     assert dom.count("<path") == 8  # two lines in each clip's curve
-    assert "no video" not in dom.partition("<script")[0]  # cards without a film are curves and numbers
+    assert "no video" not in dom.partition("<script")[0]  # cards without a video are curves and numbers
     assert "An &lt;evaluation&gt;" in dom
     assert "<td>a|b</td>" in dom
     ascending = ["clip 1", "clip 10", "&lt;b&gt;&amp;", "clip 2"]  # a clip without a value comes last

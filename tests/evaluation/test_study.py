@@ -109,7 +109,7 @@ def test_scores_by_command(study, tmp_path, capsys):
 RATER = """
 const kept = URL.createObjectURL;
 URL.createObjectURL = blob => {
-  if (blob.type !== "application/json") return "about:blank";  // no film is decoded: the test says when it has ended
+  if (blob.type !== "application/json") return "about:blank";  // no video is decoded: the test says when it has ended
   blob.text().then(text => document.body.dataset.answers = btoa(text));
   return kept(blob);
 };

@@ -87,7 +87,7 @@ def test_the_content_counts_and_not_the_bytes_around_it():
 
 
 def test_the_command_remarks_on_files_in_the_report_and_on_the_console(tmp_path, capsys):
-    """A film against a copy of itself, and that clip once more under another name."""
+    """A video against a copy of itself, and that clip once more under another name."""
     rng = np.random.default_rng(0)
     for name in ("user", "true", "user2", "true2", "generated2"):
         frames = np.clip(128 + 40 * np.cumsum(rng.standard_normal((20, 1, 1, 3)), 0), 0, 255)

@@ -1,4 +1,4 @@
-"""Both sides of a film are shown in the same way, under their captions."""
+"""Both sides of a video are shown in the same way, under their captions."""
 
 from __future__ import annotations
 
