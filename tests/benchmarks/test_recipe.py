@@ -24,7 +24,7 @@ def train(name: str, run, *words: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # as long as two steps of every stage take
 @pytest.mark.skipif(
-    not os.environ.get("AF_FULL_SIZE"), reason="20 GB of memory and tens of minutes: set AF_FULL_SIZE=1"
+    not os.environ.get("AF_FULL_SIZE"), reason="11 GB of memory and minutes of a core: set AF_FULL_SIZE=1"
 )
 def test_two_steps_of_every_stage(tmp_path):
     transformers = pytest.importorskip("transformers")
