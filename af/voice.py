@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME
 
-#: Audio samples: an array, or a tensor on the host.
-Audio = Float[np.ndarray, " S"] | Float[Tensor, " S"]
+if TYPE_CHECKING:  # the runtime of exports has no torch
+    from torch import Tensor
+
+    #: Audio samples: an array, or a tensor on the host.
+    Audio = Float[np.ndarray, " S"] | Float[Tensor, " S"]
 
 #: A frame is voiced when its envelope is at least this share of the clip's 95th percentile (−20 dB).
 VOICED_SHARE = 0.1

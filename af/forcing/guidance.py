@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from af.types import Condition
 from af.values import require_number
+
+if TYPE_CHECKING:  # the runtime of exports has no torch
+    from torch import Tensor
+
+    from af.types import Condition
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,13 @@ class Guidance:
 
 def branch_conditions(condition: Condition, branches: Sequence[Branch]) -> Condition:
     """The conditions of all branches, batched branch by branch: (len(branches)·B, …); dropped signals are zeros."""
-    dropped = condition.map(torch.zeros_like)
+    dropped = condition.map(lambda signal: signal.new_zeros(signal.shape))
     every = [
-        Condition(
-            (condition if branch.avatar else dropped).avatar_audio,
-            (condition if branch.user else dropped).user_audio,
-            (condition if branch.user else dropped).user_motion,
+        replace(
+            condition,
+            avatar_audio=(condition if branch.avatar else dropped).avatar_audio,
+            user_audio=(condition if branch.user else dropped).user_audio,
+            user_motion=(condition if branch.user else dropped).user_motion,
         )
         for branch in branches
     ]

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from af.clock import samples_to_frames
 from af.data.audio import fit_audio
 from af.errors import UserError
 from af.forcing.pieces import mono_samples
@@ -159,11 +158,6 @@ class Avatar:
         if audio is None:
             return iter(())
         return self.features.pieces(torch.from_numpy(fit_audio(mono_samples(name, audio), frames)))
-
-
-def longest(*, audio: Iterable[np.ndarray | None], video_frames: int = 0) -> int:
-    """Length in frames of the longest given signal."""
-    return max([video_frames, *(samples_to_frames(len(a)) for a in audio if a is not None)])
 
 
 def _held(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
