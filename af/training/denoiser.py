@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, Dropped, drop
+from af.forcing.histories import OwnHistories
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import FrameError, valid_mean
@@ -27,7 +28,8 @@ class DenoiserModule(Stage):
 
     `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` drops
     signals. `optimizer` and `scheduler` are partial: they still need parameters and optimiser. `start` is the model
-    folder of a denoiser with the same layers, whose weights are loaded.
+    folder of a denoiser with the same layers, whose weights are loaded. With `histories`, some training windows begin with
+    what a model has generated, which `data.teacher` holds.
     """
 
     def __init__(
@@ -40,11 +42,12 @@ class DenoiserModule(Stage):
         optimizer: MakeOptimizer = AdamW,
         scheduler: MakeScheduler = constant,
         start: str | None = None,
+        histories: OwnHistories | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(denoiser, optimizer, scheduler, seed)
         self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
-        self.flow_times, self.loss, self.dropout = flow_times, loss, dropout
+        self.flow_times, self.loss, self.dropout, self.histories = flow_times, loss, dropout, histories
 
     def setup(self, stage: str) -> None:
         """Standardise motion by the training set's statistics, unless a checkpoint has its own."""
@@ -83,11 +86,24 @@ class DenoiserModule(Stage):
         condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
         noise, clean = self.ends(batch, draws)
         flow_time = self.draw_flow_times(draws, clean)
+        if self.histories is not None and self.training:
+            clean, generated = self.histories(clean, self.generated(batch), self._borders(self.histories, clean, draws))
+            flow_time = torch.where(generated, 1, flow_time)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
         errors = self.loss(velocity, target_velocity(noise, clean))
         # a clean frame has no velocity, since its noise is unknown
         return errors, flow_time, batch.valid & (flow_time < 1)
+
+    def generated(self, batch: DyadBatch) -> Tensor:
+        """What `af teacher` generated in the windows, in the denoiser's space. Raises UserError without it."""
+        if batch.teacher is None:
+            raise UserError(f"{type(self).__name__} needs data.teacher: a folder written by af teacher")
+        return self.denoiser.motion_space.to_model(batch.teacher)
+
+    def _borders(self, histories: OwnHistories, clean: Tensor, draws: Draws) -> Tensor:
+        borders = draws.of_rows(lambda rows: histories.borders(rows, clean.shape[1], draws.generator))
+        return borders.to(clean.device)
 
     def draw_flow_times(self, draws: Draws, clean: Tensor) -> Tensor:
         """(B, T) for motion (B, T, D)."""
@@ -180,6 +196,6 @@ class DistillModule(DenoiserModule):
 
     def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The teacher's noise and motion. Raises UserError for batches without them."""
-        if batch.noise is None or batch.teacher is None:
-            raise UserError("a distillation needs data.teacher: a folder written by af teacher")
-        return batch.noise, self.denoiser.motion_space.to_model(batch.teacher)
+        generated = self.generated(batch)
+        assert batch.noise is not None
+        return batch.noise, generated

@@ -11,10 +11,12 @@ import torch
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
+from af.forcing.dropout import ConditionDropout
 from af.forcing.guidance import Guidance
 from af.forcing.noise import FlowTimes, Steps
 from af.forcing.rollout import rollout
 from af.models.artifact import load_model
+from af.training.denoiser import draw_drops
 from af.training.randomness import Draws
 
 SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=2", "trainer.val_check_interval=2"]
@@ -52,7 +54,41 @@ def test_the_paths_to_learn_lead_from_the_teachers_noise_to_its_motion(arguments
     assert noise.equal(batch.noise)
     torch.testing.assert_close(module.denoiser.motion_space.from_model(motion), batch.teacher, atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="af teacher"):
-        module.ends(replace(batch, noise=None), Draws(torch.Generator(), len(batch.valid)))
+        module.ends(replace(batch, teacher=None), Draws(torch.Generator(), len(batch.valid)))
+
+
+@pytest.fixture
+def own_histories(arguments) -> list[str]:
+    histories = ["+histories@module.histories=own", "module.histories.share=1", "module.flow_times.clean_probability=0"]
+    return [*arguments, *histories, "module._target_=af.training.denoiser.DenoiserModule"]
+
+
+def test_what_is_learnt_after_an_own_history_sees_it_clean(own_histories):
+    """The loss of a window with a history depends on the generated frames, and counts none of them."""
+    config = resolve(compose("train", own_histories))
+    module, data = instantiate(config["module"]), instantiate(config["data"])
+    batch = next(iter(data.train_dataloader()))
+    losses, flow_time, counted = module.velocity_losses(batch, _draws(batch), _nothing_dropped(batch))
+    first = module.denoiser.layout.block_frames
+    assert (flow_time[:, :first] == 1).all()
+    assert not counted[:, :first].any()
+    assert counted.any(1).all()
+    other = replace(batch, teacher=batch.teacher + 1)
+    assert not module.velocity_losses(other, _draws(batch), _nothing_dropped(batch))[0].allclose(losses)
+    module.eval()  # validation sees the truth alone
+    seen = [module.velocity_losses(b, _draws(batch), _nothing_dropped(batch))[0] for b in (batch, other)]
+    assert seen[0].equal(seen[1])
+    module.train()
+    with pytest.raises(UserError, match="af teacher"):
+        module.velocity_losses(replace(batch, teacher=None), _draws(batch), _nothing_dropped(batch))
+
+
+def _draws(batch) -> Draws:
+    return Draws(torch.Generator().manual_seed(0), len(batch.valid))
+
+
+def _nothing_dropped(batch):
+    return draw_drops(ConditionDropout.never(), batch, _draws(batch))
 
 
 def test_flow_times_are_those_of_the_students_steps():

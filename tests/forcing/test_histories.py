@@ -1,0 +1,47 @@
+"""Windows that begin with generated motion: whole blocks of it, then a smooth way back to the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from af.errors import UserError
+from af.forcing.histories import OwnHistories
+
+TRUE, GENERATED = torch.zeros(3, 50, 2), torch.full((3, 50, 2), 2.0)
+
+
+def test_borders_are_between_blocks_and_as_often_as_asked_for():
+    borders = OwnHistories(10, share=0.25).borders(4000, 50, torch.Generator().manual_seed(0))
+    assert set(borders.tolist()) == {0, 10, 20, 30, 40}  # one block at least is left to learn
+    assert abs((borders > 0).float().mean() - 0.25) < 0.03
+    assert borders.equal(OwnHistories(10, share=0.25).borders(4000, 50, torch.Generator().manual_seed(0)))
+
+
+def test_a_partial_last_block_is_learnt_and_a_single_block_refused():
+    assert OwnHistories(10, share=1).borders(100, 25).max() == 20
+    with pytest.raises(UserError, match=r"module\.histories"):
+        OwnHistories(10).borders(4, 10)
+
+
+def test_generated_up_to_the_border_then_back_to_the_truth_without_a_jump():
+    motion, generated = OwnHistories(10, return_frames=15)(TRUE, GENERATED, torch.tensor([0, 10, 40]))
+    assert generated.sum(1).tolist() == [0, 10, 40]
+    assert motion[0].eq(0).all()  # no history: the truth
+    assert motion[1, :10].eq(2).all()
+    assert motion[2, :40].eq(2).all()
+    path = motion[1, 9:, 0]
+    assert (path.diff() <= 0).all()
+    assert path.diff().abs().max() < 2 * 1.6 / 15  # a cosine's steepest step: pi / 2 of the mean
+    assert motion[1, 24:].abs().max() < 1e-6  # 15 frames after the border
+
+
+def test_a_gap_of_zero_changes_nothing():
+    true = torch.randn(3, 50, 2, generator=torch.Generator().manual_seed(0))
+    assert OwnHistories(10)(true, true, torch.tensor([10, 20, 0])).motion.allclose(true)
+
+
+@pytest.mark.parametrize("wrong", [{"block_frames": 0}, {"share": 1.5}, {"return_frames": 0}])
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(ValueError, match=f"histories.{next(iter(wrong))}"):
+        OwnHistories(**{"block_frames": 10, **wrong})
