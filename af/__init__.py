@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from af.ingest.crops import FaceCropper, read_portrait
     from af.pipeline.live import live_session
     from af.share.avatar import Avatar
+    from af.share.runtime import Runtime
 
-__all__ = ["Avatar", "FaceCropper", "Rates", "Signals", "live_session", "read_portrait"]
+__all__ = ["Avatar", "FaceCropper", "Rates", "Runtime", "Signals", "live_session", "read_portrait"]
 
 # OpenMP threads spin while they wait for each other. On a busy machine the waiting threads take cores from the working
 # ones, and everything becomes many times slower. OpenMP reads this variable when torch is imported, so it is set first,
@@ -24,6 +25,7 @@ _HOMES = {
     "Avatar": "af.share.avatar",
     "FaceCropper": "af.ingest.crops",
     "Rates": "af.forcing.pieces",
+    "Runtime": "af.share.runtime",
     "Signals": "af.forcing.pieces",
     "live_session": "af.pipeline.live",
     "read_portrait": "af.ingest.crops",

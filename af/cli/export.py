@@ -1,7 +1,9 @@
-"""Make a model folder of a stopped run or of a checkpoint, with averaged weights as a finished run exports them.
+"""Make a model folder of a stopped run or of a checkpoint, with averaged weights as a finished run exports them; or
+graphs of a hub folder, which run without this project's training stack (docs/sharing.md).
 
   af export runs/denoiser --out runs/denoiser/export
   af export runs/denoiser/checkpoints/best-00004000.ckpt --out models/best
+  af export shared/demo --to onnx --out exports/demo
 
 Every verb also takes run folders and checkpoints; model folders are for keeping, copying and sharing.
 """
@@ -9,19 +11,31 @@ Every verb also takes run folders and checkpoints; model folders are for keeping
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from af.cli.kinds import OutFolder
 from af.errors import UserError
 
 
 def run(
-    source: Annotated[Path, "run folder (its newest checkpoint), or a checkpoint"],
+    source: Annotated[Path, "run folder (its newest checkpoint), or a checkpoint; with --to a hub folder"],
     *,
-    out: Annotated[OutFolder, "model folder to write"],
+    out: Annotated[OutFolder, "folder to write"],
     overwrite: Annotated[bool, "replace another model there"] = False,
+    to: Annotated[Literal["onnx", "torch"] | None, "graphs of ONNX, or programs of torch.export"] = None,
+    dtype: Annotated[Literal["fp32", "fp16"], "of the weights as they are stored (ONNX)"] = "fp32",
+    int8: Annotated[bool, "matrix products of the denoiser in 8 bits (ONNX)"] = False,
 ) -> None:
     """Read, check, write."""
+    if to is not None:
+        from af.share.export import export_avatar
+
+        about = export_avatar(source, out, to=to, dtype=dtype, int8=int8)
+        size = sum(graph["bytes"] for graph in about["graphs"].values())
+        print(f"{source} -> {out} ({', '.join(about['graphs'])}; {size / 2**20:.1f} MB)")
+        return
+    if dtype != "fp32" or int8:
+        raise UserError("--dtype and --int8 are for graphs: give --to onnx")
     from af.models.artifact import DESCRIPTION, load_model, model_info, save_model
     from af.models.checkpoint import FOLDER, checkpoint_files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ VERBS: dict[str, str] = {
     "study": "a blinded preference study of two systems: make the page, score the answers",
     "tracker": "train or check the small face tracker of the synthetic faces",
     "share": "hub folders with model cards: make, push, pull",
-    "export": "make a model folder of a stopped run or a checkpoint",
+    "export": "make a model folder of a stopped run or a checkpoint, or graphs of an avatar (ONNX)",
     "import-released": "turn your copy of a released checkpoint into a model folder",
 }
 
@@ -68,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     verb = parser.parse_args(argv[:1]).verb
+    if importlib.util.find_spec("torch") is None:
+        print(f"af {verb}: torch is not installed: pip install 'avatar-forcing[torch]'", file=sys.stderr)
+        return 1
     module = importlib.import_module(f"af.cli.{verb.replace('-', '_')}")
     parser = parser_of(verb, module)
     try:

@@ -201,7 +201,7 @@ class MotionDenoiser(nn.Module):
     def encode_condition(self, condition: Condition, first_position: int = 0) -> Float[Tensor, "B T C"]:
         """One vector per frame; for a causal mask, frames are at positions from `first_position` on."""
         frames = first_position + torch.arange(condition.frames, device=condition.user_motion.device)
-        masks = self._self_masks(frames, frames, 2) if self.causal_condition else (None, None)
+        masks = self.self_masks(frames, frames, 2) if self.causal_condition else (None, None)
         rope = None
         if self.condition_positions:
             dim = self.condition_encoder.out.in_features
@@ -218,7 +218,7 @@ class MotionDenoiser(nn.Module):
         """Per block: rotary angles of `frames`, masks to `keys` (past, then these frames) and to `condition`."""
         rope = rotary_table(frames, self.hidden // self.heads, dtype=self._table_dtype())
         cross = cross_window(frames, condition, self.layout.condition_reach)
-        return [AttentionPlan(rope, mask, cross) for mask in self._self_masks(frames, keys, self.depth)]
+        return [AttentionPlan(rope, mask, cross) for mask in self.self_masks(frames, keys, self.depth)]
 
     def velocity(
         self,
@@ -235,11 +235,36 @@ class MotionDenoiser(nn.Module):
         `condition` and `past` may have R rows, a multiple of B, for guidance branches; `modulation` then has a single
         row.
         """
-        *blocks, last = self._blocks()
-        for i, block in enumerate(blocks):
-            x, _ = block(x, modulation, plans[i], condition[i], past[i] if past else None)
-        x, _ = last(x, modulation, plans[-1], condition[-1], past[-1] if past else None, newest)
-        return self.head_velocity(x, modulation if newest is None else modulation.frames(slice(-newest, None)))
+        return self._pass(x, modulation, condition, plans, past, newest)[0]
+
+    def velocity_and_keys(
+        self,
+        x: Float[Tensor, "B T C"],
+        modulation: Modulation,
+        condition: Sequence[KeysValues],
+        plans: Sequence[AttentionPlan],
+        past: Sequence[KeysValues] | None = None,
+        newest: int | None = None,
+    ) -> tuple[Float[Tensor, "R t D"], list[KeysValues]]:
+        """`velocity`, and `keys_values`, of the same pass."""
+        velocity, stored = self._pass(x, modulation, condition, plans, past, newest)
+        return velocity, self._in_rows(stored, condition)
+
+    def _pass(
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        condition: Sequence[KeysValues],
+        plans: Sequence[AttentionPlan],
+        past: Sequence[KeysValues] | None,
+        newest: int | None,
+    ) -> tuple[Tensor, list[KeysValues]]:
+        stored = []
+        for i, block in enumerate(blocks := self._blocks()):
+            last = newest if block is blocks[-1] else None
+            x, own = block(x, modulation, plans[i], condition[i], past[i] if past else None, last)
+            stored.append(own)
+        return self.head_velocity(x, modulation if newest is None else modulation.frames(slice(-newest, None))), stored
 
     def head_velocity(self, x: Float[Tensor, "B T C"], modulation: Modulation) -> Float[Tensor, "B T D"]:
         """The head: maps features after the last block to velocity."""
@@ -265,6 +290,11 @@ class MotionDenoiser(nn.Module):
             x, own = block(x, modulation, plans[i], condition[i], past[i] if past else None)
             stored.append(own)
         stored.append(last.project(x, modulation)[1])
+        return self._in_rows(stored, condition)
+
+    @staticmethod
+    def _in_rows(stored: Sequence[KeysValues], condition: Sequence[KeysValues]) -> list[KeysValues]:
+        """Keys and values with as many rows as the condition: branches share those of the first block."""
         rows = condition[0].keys.shape[0]
         return [KeysValues(repeat_rows(own.keys, rows), repeat_rows(own.values, rows)) for own in stored]
 
@@ -274,7 +304,7 @@ class MotionDenoiser(nn.Module):
     def _blocks(self) -> list[ForcingBlock]:
         return list(self.blocks)  # type: ignore[arg-type]
 
-    def _self_masks(self, q: Tensor, k: Tensor, layers: int) -> list[Tensor]:
+    def self_masks(self, q: Tensor, k: Tensor, layers: int) -> list[Tensor]:
         """Self-attention masks of `layers` successive layers."""
 
         def mask(look_ahead: int) -> Tensor:

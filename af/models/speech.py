@@ -39,7 +39,7 @@ class SpeechFeatures(nn.Module):
     def __init__(self, spec: FeatureSpec, silence: float) -> None:
         super().__init__()
         self.spec = spec
-        self._silence = silence
+        self.silence = silence
         self.register_buffer("_here", torch.empty(0), persistent=False)  # extractors without weights have a device too
 
     _here: Tensor
@@ -110,7 +110,7 @@ class SpeechFeatures(nn.Module):
         windows = windows.to(self.device, non_blocking=True)
         mean = windows.mean(-1, keepdim=True)
         variance = windows.var(-1, correction=0, keepdim=True)
-        normalised = (windows - mean) / (variance + self._silence).sqrt()
+        normalised = (windows - mean) / (variance + self.silence).sqrt()
         # shards hold float16, so the live path rounds likewise
         return self.encode(normalised).half().float()
 

@@ -91,7 +91,7 @@ class RollingCache:
 
     def append(self, layers: Sequence[KeysValues], *, drop_last: int = 0) -> None:
         """Add the frames of `layers` except the last `drop_last`, then drop the oldest beyond `capacity`."""
-        added = _stacked(layers)
+        added = stacked(layers)
         added = added[..., : added.shape[-2] - drop_last, :]
         whole = added if self.held is None else torch.cat((self.held, added), -2)
         forgotten = max(0, whole.shape[-2] - self.capacity)
@@ -103,7 +103,7 @@ class RollingCache:
     def pin(self, layers: Sequence[KeysValues]) -> None:
         """Replace the pinned frames by as many others."""
         assert self.held is not None
-        self.held = torch.cat((_stacked(layers), self.held[..., self.pinned :, :]), -2)
+        self.held = torch.cat((stacked(layers), self.held[..., self.pinned :, :]), -2)
 
     def rotated(self, table: RotaryTable, room: int = 0) -> list[KeysValues] | None:
         """Values and rotated keys for attention; `table` has one row per held frame. None when the cache is empty.
@@ -119,5 +119,6 @@ class RollingCache:
         return [KeysValues(k, v, room) for k, v in zip(keys.unbind(1), values.unbind(1), strict=True)]
 
 
-def _stacked(layers: Sequence[KeysValues]) -> Float[Tensor, "R L 2 H T C"]:
+def stacked(layers: Sequence[KeysValues]) -> Float[Tensor, "R L 2 H T C"]:
+    """Keys and values of all layers as one tensor."""
     return torch.stack([torch.stack((layer.keys, layer.values), 1) for layer in layers], 1)

@@ -79,8 +79,10 @@ def single(x: torch.Tensor) -> torch.Tensor:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Context without autocast to half precision; does nothing on devices without autocast (meta)."""
-    if not torch.amp.is_autocast_available(device.type):
+    """Context without autocast to half precision; does nothing on devices without autocast (meta), nor in exported
+    graphs.
+    """
+    if torch.compiler.is_exporting() or not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -29,8 +29,7 @@ class _Blur(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-        kernel = kernel.to(x.dtype).expand(x.shape[1], 1, len(TAPS), len(TAPS))
-        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+        return _convolved(x, kernel, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -43,8 +42,15 @@ class _Blur(torch.autograd.Function):
         return _Blur.apply(gradient, *ctx.saved_tensors, len(TAPS) - 1 - ctx.padding), None, None
 
 
+def _convolved(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    kernel = kernel.to(x.dtype).expand(int(x.shape[1]), 1, len(TAPS), len(TAPS))
+    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+
+
 def blur(x: Float[Tensor, "B C Y X"], kernel: Float[Tensor, "1 1 4 4"], padding: int) -> Float[Tensor, "B C Y2 X2"]:
     """Convolve every channel with the `blur_kernel`, `padding` (0 to 3) zeros on each side."""
+    if torch.onnx.is_in_onnx_export():  # which cannot look into functions with a gradient of their own
+        return _convolved(x, kernel, padding)
     return _Blur.apply(x, kernel, padding)
 
 

@@ -13,13 +13,17 @@ from af.devices import widest_float
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """e^{iα} for the angle α of every frame and pair of dims."""
+    """e^{iα} for the angle α of every frame and pair of dims; `real` has no complex numbers."""
 
-    turns: Complex[Tensor, "T P"]
+    turns: Complex[Tensor, "T P"] | Float[Tensor, "T P 2"]
 
     def frames(self, start: int, stop: int | None = None) -> RotaryTable:
         """Rows [start, stop)."""
         return RotaryTable(self.turns[start:stop])
+
+    def real(self) -> RotaryTable:
+        """The table as cosine and sine, for exported graphs, which know no complex numbers."""
+        return RotaryTable(torch.view_as_real(self.turns))
 
 
 def rotary_table(
@@ -43,5 +47,9 @@ def rotate(x: Float[Tensor, "*rest T C"], table: RotaryTable) -> Float[Tensor, "
 
     One complex product per pair takes a fifth of the time of rotating even and odd dims separately.
     """
+    if not table.turns.is_complex():
+        cosine, sine = table.turns.unbind(-1)
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), -1).flatten(-2)
     pairs = torch.view_as_complex(x.to(table.turns.real.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table.turns).flatten(-2).to(x.dtype)
