@@ -18,7 +18,7 @@ A small mark in every frame says that it is generated; --no-mark leaves it out, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from af.cli.kinds import Device, Model, OutFolder, Seed, number
 from af.cli.options import More
@@ -31,6 +31,20 @@ WHEN_INTERRUPTED = "the server has stopped"
 _SEVERAL = More(action="append")
 
 
+def onnx_avatar(images: Any, motion: Any, sampling: Any, folder: Path) -> Any:
+    """The models, exported to `folder` and loaded, so that the folder may go."""
+    from af.pipeline.live import free_cores
+    from af.share.export import export
+    from af.share.onnx_avatar import OnnxAvatar
+    from af.share.runtime import Runtime
+
+    about = export(images, motion, sampling, folder)
+    runtime = Runtime(folder, threads=free_cores())
+    for graph in about["graphs"]:
+        runtime.load(graph)
+    return OnnxAvatar(runtime)
+
+
 def run(
     *,
     autoencoder: Annotated[
@@ -39,6 +53,7 @@ def run(
     denoiser: Annotated[Model | None, "folder, run or checkpoint of the denoiser"] = None,
     device: Device = "auto",
     precision: Annotated[str | None, "fp32, bf16 or auto (what is fast here): pack the denoiser's weights"] = None,
+    runtime: Annotated[Literal["torch", "onnx"], "what computes; onnx exports the models first"] = "torch",
     portrait: Annotated[Path | None, "image of the avatar (default: a drawn person)"] = None,
     no_crop: Annotated[bool, "the portrait is a face crop already"] = False,
     voice: Annotated[Path | None, "a recording that the page lets the avatar say"] = None,
@@ -67,6 +82,7 @@ def run(
     """Serve until Ctrl-C."""
     import asyncio
     import secrets
+    import tempfile
 
     from af.data.audio import read_audio
     from af.data.container import Notes
@@ -97,7 +113,7 @@ def run(
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
-    avatar = Avatar.of(images, motion, device, precision)
+    avatar: Any = Avatar.of(images, motion, device, precision)
     learned = None
     if student is not None:
         learned = Avatar.of(images, load_model(student, MotionDenoiser), device, precision)
@@ -111,6 +127,11 @@ def run(
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
         how |= ONE_PASS
+    if runtime == "onnx":
+        if student is not None or precision is not None or avatar.device.type != "cpu":
+            raise UserError("--runtime onnx: without --student and --precision, on the CPU")
+        with tempfile.TemporaryDirectory() as place:
+            avatar = onnx_avatar(images, motion, how, Path(place))
     service = Service(
         avatar,
         face,

@@ -43,7 +43,7 @@ def commit_batch(samplers: Sequence[BlockSampler]) -> None:
     """Call `commit` for every sampler that has a block to commit."""
     waiting = [s for s in samplers if s.state.pending is not None]
     for members in _groups(map(_kind, waiting)):
-        _as_one([waiting[i] for i in members], BlockSampler.commit)
+        _as_one([waiting[i] for i in members], lambda sampler: sampler.commit())
 
 
 def _groups(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -56,6 +56,8 @@ def _groups(keys: Iterable[Hashable]) -> list[list[int]]:
 
 def _kind(sampler: BlockSampler) -> tuple:
     """A key that is equal for samplers that can be joined: same model, settings and tensor sizes."""
+    if not isinstance(sampler, BlockSampler):  # a sampler that a denoiser brings computes alone
+        return (id(sampler),)
     sizes: list[torch.Size | None] = []
     _map(lambda x: sizes.append(None if x is None else x.shape[1:]), sampler.state)
     return id(sampler.denoiser), sampler.settings, sampler.frames > 0, *sizes

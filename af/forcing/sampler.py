@@ -296,11 +296,17 @@ class BlockSampler:
         return self._step_modulations[offset, new]
 
 
+def sampler_of(denoiser: Any, reference: Float[Tensor, "B D"], **sampling: Any) -> BlockSampler:
+    """A sampler for `denoiser`: its own, where it brings one (exports do)."""
+    own = getattr(denoiser, "sampler", None)
+    return BlockSampler(denoiser, reference, **sampling) if own is None else own(reference, **sampling)
+
+
 def continued(
     sampler: BlockSampler, blocks: Iterable[tuple[Condition, Float[Tensor, "B T D"]]], **sampling: Any
 ) -> BlockSampler:
     """A roll-out with other settings that continues `sampler`'s, from the condition and motion of its last blocks."""
-    other = BlockSampler(sampler.denoiser, sampler.state.portrait, **sampling)
+    other = sampler_of(sampler.denoiser, sampler.state.portrait, **sampling)
     for condition, motion in blocks:
         other.give(condition, motion)
     other.frames = sampler.frames

@@ -29,7 +29,7 @@ from af.forcing.batching import commit_batch, step_batch
 from af.forcing.inputs import Bounds, Face, SpeechStream, Voice
 from af.forcing.pieces import Faults, Rates, Signals
 from af.forcing.rollout import draw_noise
-from af.forcing.sampler import BlockSampler, LiveDenoiser, continued
+from af.forcing.sampler import BlockSampler, LiveDenoiser, continued, sampler_of
 from af.types import Condition
 
 SAMPLING: Final = tuple(inspect.signature(BlockSampler).parameters)[2:]
@@ -84,7 +84,7 @@ class LiveSession:
         with torch.no_grad():
             width = denoiser.motion_space.latent_dim
             self._reference = denoiser.motion_space.to_model(pieces.checked_reference(reference, width))
-            self._sampler = BlockSampler(denoiser, self._reference, **sampling)
+            self._sampler = sampler_of(denoiser, self._reference, **sampling)
             rest = denoiser.motion_space.from_model(torch.zeros_like(self._reference))[0]
         self._faults, self._unseen = Faults(), torch.zeros((), dtype=torch.long, device=rest.device)
         self._signals: dict[str, Voice | Face] = {
