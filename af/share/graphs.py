@@ -207,7 +207,7 @@ class _Step(nn.Module):
         cross = _shown(self.cross_mask, there[-_condition_frames(layout) :])
         rope, times = RotaryTable(self.turns), Modulation(*modulation.unbind(0))
         plans = [AttentionPlan(rope, _shown(mask, there), cross) for mask in self.self_masks.unbind(0)]
-        keys = [KeysValues(*layer.unbind(1)) for layer in condition.unbind(1)]
+        keys = [KeysValues(layer[:, 0], layer[:, 1]) for layer in condition.unbind(1)]
         past = RollingCache(layout.cached_frames, held=cache).rotated(RotaryTable(self.past_turns))
         x = denoiser.embed(latents, denoiser.embed_reference(reference))
         velocity, own = denoiser.velocity_and_keys(x, times, keys, plans, past, layout.block_frames)

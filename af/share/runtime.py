@@ -180,7 +180,7 @@ class Runtime:
         heard = read_inputs(*places, seconds=seconds, **faces)
         face = self.face(read_portrait(portrait, **faces))
         seen = None if heard.user_frames is None else map(self.user_motion, heard.user_frames)
-        given = {"avatar_audio": heard.spoken, "user_audio": heard.user_voice, "user_motion": seen}
+        given: dict[str, Any] = {"avatar_audio": heard.spoken, "user_audio": heard.user_voice, "user_motion": seen}
         motion = self.motion(face.reference, heard.frames, seed=seed, **given, **sampling)
         write_videos(self.frames(face, motion), heard, Path(out), None, None, mark)
         return heard.frames
