@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -147,7 +148,13 @@ def _quantise(file: Path) -> None:
     """Matrix products with weights in 8 bits a channel, activations quantised as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(file, file, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True)
+    logging.disable(logging.WARNING)  # it asks for a preparation that changes nothing here
+    try:
+        quantize_dynamic(
+            file, file, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _halve(file: Path) -> None:
