@@ -76,7 +76,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         running = {f"torch {name}": _by_torch(load(name), portrait, signals, frames) for name in ("fp32", "bf16")}
         weights = sum(p.numel() for m in (avatar.autoencoder, load(None).denoiser) for p in m.parameters())
         sizes = dict.fromkeys(running, 4 * weights)
-        kinds: dict[str, dict[str, Any]] = {"fp32": {}, "fp16 weights": {"dtype": "fp16"}, "int8": {"int8": True}}
+        kinds: dict[str, dict[str, Any]] = {
+            "fp32": {},
+            "fp16 weights": {"dtype": "fp16"},
+            "int8 weights": {"int8": True},
+        }
         for name, how in kinds.items():
             about = export_avatar(source, Path(place) / name, **how)
             sizes[f"ONNX {name}"] = sum(graph["bytes"] for graph in about["graphs"].values())

@@ -23,8 +23,8 @@ def run(
     out: Annotated[OutFolder, "folder to write"],
     overwrite: Annotated[bool, "replace another model there"] = False,
     to: Annotated[Literal["onnx", "torch"] | None, "graphs of ONNX, or programs of torch.export"] = None,
-    dtype: Annotated[Literal["fp32", "fp16"], "of the weights as they are stored (ONNX)"] = "fp32",
-    int8: Annotated[bool, "matrix products of the denoiser in 8 bits (ONNX)"] = False,
+    dtype: Annotated[Literal["fp32", "fp16"], "of the other weights as they are stored (ONNX)"] = "fp32",
+    int8: Annotated[bool, "store large weights of denoiser and decoder in 8 bits (ONNX)"] = False,
 ) -> None:
     """Read, check, write."""
     if to is not None:

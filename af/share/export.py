@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,8 +27,10 @@ from af.share.runtime import EXPORT, FORMAT
 TARGETS: Final = ("onnx", "torch")
 DTYPES: Final = ("fp32", "fp16")
 _OPSET: Final = 18
-#: Graphs whose matrix products are quantised; the products of the others are few, or lose pixels.
-_QUANTISED: Final = ("condition", "step")
+#: Graphs that bear weights in 8 bits: speech features do not, and errors of a portrait would stay.
+_QUANTISED: Final = ("condition", "step", "decoder")
+#: Tensors that are stored in half precision, and in 8 bits, have at least so many numbers.
+_LEAST_HALVED, _LEAST_QUANTISED = 256, 4096
 
 
 def export_avatar(source: Path, out: Path, **how: Any) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def export(
 ) -> dict[str, Any]:
     """Export two models that are sampled so to `out`; returns the content of export.json.
 
-    `dtype` "fp16" stores weights in half precision, which compute in fp32; `int8` stores and multiplies the weights of
-    condition and step in 8 bits. Both need ONNX. Raises UserError for what cannot be exported, and when `out` has other
+    `dtype` "fp16" stores weights in half precision, `int8` the large ones of condition, step and decoder in 8 bits
+    a channel; all compute in fp32. Both need ONNX. Raises UserError for what cannot be exported, and when `out` has other
     files in it.
     """
     require_choice("--to", "target", to, TARGETS)
@@ -78,10 +79,8 @@ def export(
                 _save_program(graph, file)
                 continue
             _save_onnx(graph, file)
-            if int8 and name in _QUANTISED:
-                _quantise(file)
-            if dtype == "fp16":
-                _halve(file)
+            if int8 or dtype == "fp16":
+                _compress(file, dtype, int8 and name in _QUANTISED)
     learned = images.info.get(SOURCES, [])
     about = {
         "format": FORMAT,
@@ -144,36 +143,44 @@ def _save_onnx(graph: Graph, file: Path) -> None:
         )
 
 
-def _quantise(file: Path) -> None:
-    """Matrix products with weights in 8 bits a channel, activations quantised as they come."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    logging.disable(logging.WARNING)  # it asks for a preparation that changes nothing here
-    try:
-        quantize_dynamic(
-            file, file, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
-        )
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _halve(file: Path) -> None:
-    """Store large fp32 tensors in half precision, and compute in fp32."""
+def _compress(file: Path, dtype: str, int8: bool) -> None:
+    """Store weights of products and convolutions in 8 bits a channel, or large tensors in half precision; what reads
+    them gets fp32.
+    """
     import onnx
-    from onnx import numpy_helper
+    from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load(file)
-    casts = []
+    channel = {name: axis for node in model.graph.node for name, axis in _channels(node)}
+    nodes, scales = [], []
     for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < 256:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _LEAST_HALVED:
             continue
-        name, stored = tensor.name, f"{tensor.name}_fp16"
-        values = numpy_helper.to_array(tensor)
-        if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        name, values, stored = tensor.name, numpy_helper.to_array(tensor), f"{tensor.name}_stored"
+        if int8 and name in channel and values.size >= _LEAST_QUANTISED:
+            axis = channel[name] % values.ndim
+            others = tuple(n for n in range(values.ndim) if n != axis)
+            scale = np.maximum(np.abs(values).max(others, keepdims=True), 1e-12) / np.float32(127)
+            small = np.round(values / scale).astype(np.int8)
+            scales.append(numpy_helper.from_array(scale.ravel(), f"{name}_scale"))
+            nodes.append(helper.make_node("DequantizeLinear", [stored, f"{name}_scale"], [name], axis=axis))
+        elif dtype == "fp16" and np.abs(values).max() <= np.finfo(np.float16).max:
+            small = values.astype(np.float16)
+            nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+        else:
             continue
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
+        tensor.CopyFrom(numpy_helper.from_array(small, stored))
+    nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    model.graph.initializer.extend(scales)
     onnx.save(model, file)
+
+
+def _channels(node: Any) -> list[tuple[str, int]]:
+    """The weights that a node multiplies by, and the axis of their output channels."""
+    if node.op_type == "Gemm":
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        return [(node.input[1], 0 if transposed else 1)]
+    axes = {"MatMul": -1, "Conv": 0, "ConvTranspose": 1}
+    return [(node.input[1], axes[node.op_type])] if node.op_type in axes else []

@@ -167,7 +167,8 @@ def test_int8_stays_near_and_is_smaller(exported, runtime, portrait, avatar, tmp
 
     about = export_avatar(shipped(), tmp_path, int8=True)
     graphs = runtime.about["graphs"]
-    assert about["graphs"]["step"]["bytes"] < graphs["step"]["bytes"] / 2
+    assert about["graphs"]["step"]["bytes"] < graphs["step"]["bytes"] * 0.4
+    assert about["graphs"]["decoder"]["bytes"] < graphs["decoder"]["bytes"] * 0.7
     voices, faces = inputs(avatar, portrait)
     face, eighth = runtime.face(portrait), Runtime(tmp_path, threads=1)
     motions = [
@@ -175,7 +176,7 @@ def test_int8_stays_near_and_is_smaller(exported, runtime, portrait, avatar, tmp
         for of in (runtime, eighth)
     ]
     error = np.sqrt(np.square(motions[0] - motions[1]).mean() / motions[0].var())
-    assert 1e-6 < error < 0.05
+    assert 1e-5 < error < 0.03
 
 
 def test_programs_of_torch_give_the_same(avatar, portrait, tmp_path):
