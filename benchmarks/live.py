@@ -4,6 +4,7 @@
   python -m benchmarks.live --sessions 4 --minutes 60 --out runs/soak       also memory, delay and faults by the minute
   python -m benchmarks.live --loss 5 --jitter 30                            over a line that loses and delays packets
   python -m benchmarks.live --sessions 2 --kill-tabs 1 --reconnects 20      after tabs that die and pages that return
+  python -m benchmarks.live --sessions 2 --lose-inputs 20                   camera and microphone pulled out, and back
 
 It starts `af live` in a process of its own, with the avatar of the package unless models are given, and opens its page in
 headless Chromium; options after `--` are passed on (`-- --guidance-user 2 --steps 4`). `user_to_pixel_ms` ends when the
@@ -107,6 +108,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             found |= summary([await probe(page, voice) for _, page in zip(range(args.tries), itertools.cycle(pages))])
             if args.minutes:
                 found["soak"] = await soak(server, pages, voice, args.minutes, args.out)
+            if args.lose_inputs:
+                found["lost_inputs"] = await lose_inputs(server, pages, voice, args.lose_inputs)
             if args.kill_tabs:
                 found["killed_tabs"] = await kill(server, windows, pages, voice, args.kill_tabs, address)
             if args.reconnects:
@@ -243,6 +246,42 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
+async def lose_inputs(server: Server, pages: Sequence[Page], voice: np.ndarray, seconds: float) -> dict[str, Any]:
+    """Take camera and microphone from the first page and give them back; frames per second of every page meanwhile."""
+    page = pages[0]
+    user = "mirror" if await page.run("about.landmarks") else "camera"
+    await page.run(f"become('{user}').then(() => listen($('microphone'), 'audio', true))")
+    rates: dict[str, list[float]] = {}
+    said: list[str] = []
+    for name, script in (("before", ""), ("meanwhile", _PULL), ("after", _PLUG)):
+        if script:
+            await page.run(script)
+            await asyncio.sleep(2)  # a report a second says what is gone
+            said.append(await page.run("$('state').textContent"))
+        counts = [await _frames(each) for each in pages]
+        start = time.monotonic()
+        await asyncio.sleep(seconds)
+        counts = [await _frames(each) - count for each, count in zip(pages, counts, strict=True)]
+        rates[name] = [count / (time.monotonic() - start) for count in counts]
+        server.require_life()
+    back = await page.run("[media.video?.readyState, media.audio?.readyState]")
+    await page.run("become('puppet')")
+    again = await probe(page, voice)
+    return {"user": user, "frames_per_second": rates, "said": said, "tracks_at_the_end": back} | {
+        "user_to_pixel_ms": again.user_to_pixel,
+        "faults": again.faults,
+    }
+
+
+#: A device that is pulled out ends its track; one that comes back is a change of devices.
+_PULL: Final = "for (const track of Object.values(media)) track?.stop()"
+_PLUG: Final = "navigator.mediaDevices.dispatchEvent(new Event('devicechange'))"
+
+
+async def _frames(page: Page) -> int:
+    return json.loads(await page.run(_STATE))["frames"][-1]
+
+
 async def kill(
     server: Server, windows: Browser, pages: Sequence[Page], voice: np.ndarray, number: int, address: str
 ) -> dict[str, Any]:
@@ -315,6 +354,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/live"), help="folder for --minutes (default runs/live)")
     parser.add_argument("--loss", type=number, default=0, help="percent of packets lost each way")
     parser.add_argument("--jitter", type=number, default=0, help="packets are delayed by up to so many ms")
+    parser.add_argument(
+        "--lose-inputs", type=number, default=0, help="seconds without the first page's camera and microphone"
+    )
     parser.add_argument("--kill-tabs", type=count, default=0, help="kill so many pages (fewer than --sessions)")
     parser.add_argument("--reconnects", type=count, default=0, help="load a page again so many times")
     parser.add_argument("live", nargs="*", metavar="-- OPTIONS", help="further options of af live")

@@ -103,7 +103,8 @@ function report({ budget, faults, waiting_frames, face_lost, seconds }) {
   $("load").classList.toggle("bad", budget.load > 1);
   const found = Object.entries(faults);
   $("faults").textContent = found.map(([name, count]) => `${name.replaceAll("_", " ")}: ${count}`).join(", ") || "none";
-  if (!closed) say(face_lost ? "your face is lost: the last motion is held" : `connected for ${Math.floor(seconds)} s`, face_lost);
+  const gone = GONE[Object.keys(media).find(kind => media[kind]?.readyState === "ended")], lost = gone ?? (face_lost && "your face is lost: the last motion is held");
+  if (!closed) say(lost || `connected for ${Math.floor(seconds)} s`, lost);
 }
 
 // What the line and the browser's buffer add: half a round trip, and the time of a frame in the buffer.
@@ -132,6 +133,12 @@ async function use(kind, on, device = "") {
   media[kind] = (await navigator.mediaDevices.getUserMedia(wanted)).getTracks()[0];
   await sender.replaceTrack(media[kind]);
 }
+const GONE = { video: "the camera is gone: your last motion is held", audio: "the microphone is gone: silence is heard", dub: "the second microphone is gone: the avatar is silent" };
+navigator.mediaDevices?.addEventListener("devicechange", async () => {
+  for (const kind in media) if (media[kind]?.readyState === "ended") {
+    try { await use(kind, true, kind === "dub" ? $("devices").value : ""); } catch { /* another device came, or it is not ready */ }
+  }
+});
 
 function sound(on) { $("avatar").muted = !on; $("sound").setAttribute("aria-pressed", on); $("sound").textContent = on ? "Sound on" : "Sound off"; $("avatar").play().catch(() => {}); }
 $("sound").onclick = () => sound($("avatar").muted);
