@@ -1,4 +1,4 @@
-"""Devices: choosing one by name, its widest floating-point type, synchronising for timings, and the whole machine."""
+"""Devices: choosing one by name, the widest type to compute in there, synchronising for timings, and the whole machine."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def widest_float(device: torch.device) -> torch.dtype:
-    """The most precise floating-point type of a device: float64, except on Apple's GPUs."""
-    return torch.float64 if device.type in ("cpu", "cuda", "meta") else torch.float32
+def widest_float(device: torch.device, dtype: torch.dtype = torch.float32) -> torch.dtype:
+    """The type for angles and times of networks in `dtype`: float64 on the CPU. On a GPU it is float32 unless `dtype` is
+    wider: most take 32 or 64 times as long in float64, Apple's have none.
+    """
+    return torch.float64 if device.type in ("cpu", "meta") or dtype == torch.float64 else torch.float32
 
 
 def synchronize(device: torch.device) -> None:

@@ -42,6 +42,7 @@ class State:
     present = False
     float64 = False
     syncs: list[str] = []  # noqa: RUF012
+    copies: list[str] = []  # noqa: RUF012  # to the device that do not wait
     launched = 0  # operations
 
 
@@ -188,18 +189,25 @@ def _copied(func: Any, args: tuple, kwargs: dict[str, Any], here: bool | None) -
     if func.overloadpacket.__name__ == "copy_":
         target, source, *more = args
         async_ = bool(more and more[0]) or kwargs.get("non_blocking", False)
-        if isinstance(target, FakeTensor) != isinstance(source, FakeTensor) and not async_:
-            waited(f"copy {'to' if isinstance(target, FakeTensor) else 'from'} the device")
+        if isinstance(target, FakeTensor) != isinstance(source, FakeTensor):
+            _moved(isinstance(target, FakeTensor), async_)
         a, b = (x.raw if isinstance(x, FakeTensor) else x for x in (target, source))
         a.copy_(b)
         return target
     source = args[0]
     to_device = isinstance(source, FakeTensor) if here is None else here
     options = {k: v for k, v in kwargs.items() if k not in ("device", "non_blocking")}
-    if to_device != isinstance(source, FakeTensor) and not kwargs.get("non_blocking"):
-        waited(f"copy {'to' if to_device else 'from'} the device")
+    if to_device != isinstance(source, FakeTensor):
+        _moved(to_device, kwargs.get("non_blocking", False))
     out = func(source.raw if isinstance(source, FakeTensor) else source, **options)
     return FakeTensor(_checked(out, func)) if to_device else out
+
+
+def _moved(to_device: bool, async_: bool) -> None:
+    if not async_:
+        waited(f"copy {'to' if to_device else 'from'} the device")
+    elif to_device:
+        State.copies.append(_where())
 
 
 def _checked(raw: torch.Tensor, func: Any) -> torch.Tensor:
@@ -225,9 +233,12 @@ def _flat(values: Any) -> Iterator[Any]:
 
 def waited(what: str) -> None:
     """The host had to wait for the device."""
+    State.syncs.append(f"{what} at {_where()}")
+
+
+def _where() -> str:
     lines = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(PACKAGE)]
-    where = f"{Path(lines[-1].filename).relative_to(PACKAGE)}:{lines[-1].lineno}" if lines else "outside"
-    State.syncs.append(f"{what} at {where}")
+    return f"{Path(lines[-1].filename).relative_to(PACKAGE)}:{lines[-1].lineno}" if lines else "outside"
 
 
 def _lower(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -278,7 +289,7 @@ def install() -> None:
 def present(*, float64: bool = False) -> Iterator[torch.device]:
     """The device is there; with `float64` it has that too, as GPUs but Apple's do."""
     install()
-    State.present, State.float64, State.syncs = True, float64, []
+    State.present, State.float64, State.syncs, State.copies = True, float64, [], []
     inference = torch.autograd.grad_mode.inference_mode
     enter, leave = inference.__enter__, inference.__exit__
     # views of wrapped weights cannot be made in inference mode: without gradients they can

@@ -21,6 +21,7 @@ from af.models.artifact import build, load_model
 from af.models.denoiser import for_inference
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
+from af.pipeline.encode import video_motion
 from af.pipeline.live import live_session
 from af.training.denoiser import DenoiserModule
 from tests import fake_device
@@ -254,6 +255,24 @@ def test_a_live_session_is_on_one_device_and_waits_only_for_its_blocks(
     assert blocks == 2
 
 
+def test_a_roll_out_waits_for_nothing_and_encoding_once_a_batch(autoencoder_folder, denoiser_folder, device):
+    denoiser = load_model(denoiser_folder).model.to(device)
+    drawn = torch.Generator().manual_seed(0)
+    signals = (torch.randn(2, 30, size, generator=drawn).to(device) for size in (64, 64, 16))
+    reference, noise = (torch.randn(2, *shape, generator=drawn).to(device) for shape in ((6,), (30, 6)))
+    with torch.no_grad():
+        condition = denoiser.condition(*signals)
+        rollout(denoiser, condition, reference, steps=2, noise=noise)  # its schedule is on the device from now on
+        copies = len(fake_device.State.copies)
+        assert syncs(lambda: rollout(denoiser, condition, reference, steps=2, noise=noise)) == []
+        assert fake_device.State.copies[copies:] == []
+    autoencoder = load_model(autoencoder_folder).model.to(device)
+    frames = np.zeros((10, 32, 32, 3), np.uint8)
+    waited = syncs(lambda: video_motion(autoencoder, frames, batch=5))
+    assert len(waited) == 2, waited
+    assert all("copy from the device" in where for where in waited)
+
+
 # What needs no number of the host also runs on torch's meta device
 
 
@@ -290,22 +309,25 @@ def test_packed_weights_do_not_move_silently():
 
 
 class Waits(Callback):
-    """{step: where the package made the host wait for the device}, from the end of a batch (the next is moved there then) to the next one's."""
+    """{step: where the host waited for the device and where else the package copied to it}, from the start of a batch to
+    the start of the next one, which is moved to the device in between.
+    """
 
-    seen: dict[int, list[str]] = {}  # noqa: RUF012
+    seen: dict[int, tuple[list[str], list[str]]] = {}  # noqa: RUF012
+    logged: dict[int, set[str]] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
-        Waits.seen = {}
-        self.step, self.before = 0, 0
+        Waits.seen, Waits.logged = {}, {}
+        self.step = -1
 
     def on_train_batch_start(self, trainer, *_) -> None:
-        self.step = trainer.global_step
-
-    def on_train_batch_end(self, trainer, *_) -> None:
-        waited = fake_device.State.syncs[self.before :]
-        # Lightning reads each number that is written, and saves; both in its own time
-        Waits.seen[self.step] = [where for where in waited if "training/launch.py" not in where]
-        self.before = len(fake_device.State.syncs)
+        state = fake_device.State
+        if self.step >= 0:
+            batch = ("types.py", "training/datamodule.py")
+            copies = [where for where in state.copies[self.before[1] :] if not where.startswith(batch)]
+            Waits.seen[self.step] = state.syncs[self.before[0] :], copies
+            Waits.logged[self.step] = set(trainer.logged_metrics)
+        self.step, self.before = self.step + 1, (len(state.syncs), len(state.copies))
 
 
 ADVERSARIAL = (
@@ -364,15 +386,19 @@ def test_a_training_step_does_not_wait_for_the_device(
     fake_device.register_accelerator()
     arguments = stage(name, dyads, latents, losers, teacher, denoiser_folder)
     options = [
-        "data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=4",
+        "data.batch_size=2", "data.workers=0", "trainer.max_steps=5", "trainer.val_check_interval=5",
         "trainer.log_every_n_steps=3", "checkpoints.every_n_steps=100", "trainer.accelerator=fake",
         "~callbacks.throughput", "~callbacks.progress",
         "~callbacks.heartbeat" if name in ("vae", "adversarial") else "callbacks.previews.clips=0",
         "+callbacks.waits._target_=tests.test_devices.Waits",
     ]  # fmt: skip
     assert main(["train", *arguments, f"run={tmp_path}", *options]) == 0
-    assert {step: Waits.seen[step] for step in (1, 3)} == {1: [], 3: []}
-    assert len(Waits.seen[2]) <= 1, Waits.seen[2]  # the third step is written
+    for step in (1, 3):
+        assert Waits.seen[step] == ([], []), step
+    waits, copies = Waits.seen[2]  # the third step is written: everything is read at once
+    assert len(waits) == 1, waits
+    assert copies == []
+    assert {"train/loss", "lr", "grad_norm"} < Waits.logged[2]
 
 
 # The whole demo

@@ -50,7 +50,7 @@ class Schedule:
 
     def beside(self, motion: Tensor) -> Schedule:
         """The schedule on the device of `motion`: flow times in its widest float, step sizes in `motion`'s dtype."""
-        times = self.flow_times.to(motion.device, widest_float(motion.device), non_blocking=True)
+        times = self.flow_times.to(motion.device, widest_float(motion.device, motion.dtype), non_blocking=True)
         return Schedule(times, self.step_sizes.to(motion.device, motion.dtype, non_blocking=True))
 
     def of(self, frames: int) -> Schedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -127,15 +128,12 @@ class BlockSampler:
         self.denoiser, self.layout = denoiser, denoiser.layout
         self.branches = guidance.branches()
         self.settings = (steps, guidance, schedule, solver, anchor)  # samplers with equal settings can be batched
-        named = make_schedule(schedule, steps, self.layout.block_frames) if isinstance(schedule, str) else schedule
-        self._schedule, self._solver, self._anchor = named.of(self.layout.block_frames), solver, anchor
-        self._steps = self._schedule.beside(reference)
-        self._device = reference.device
+        self._solver, self._anchor, self._device = solver, anchor, reference.device
+        make = _steps if isinstance(schedule, str) else _steps.__wrapped__
+        self._steps, self._row_times, distinct = make(
+            schedule, steps, self.layout.block_frames, reference.device, reference.dtype
+        )
         # the modulation for every flow time, computed once per roll-out; the last is t = 1 (clean)
-        times = torch.cat((self._schedule.flow_times.flatten(), torch.ones(1, dtype=torch.float64)))
-        distinct, places = torch.unique(times, return_inverse=True)
-        self._row_times = places.to(self._device, non_blocking=True)
-        distinct = distinct.to(self._device, widest_float(self._device), non_blocking=True)
         self._modulation = denoiser.modulation(distinct[None])
         # these depend only on a few sizes, which are constant once the caches are full
         self._geometries: dict[tuple[int, int, int], tuple[list[AttentionPlan], RotaryTable]] = {}
@@ -288,7 +286,7 @@ class BlockSampler:
         """Modulation for every row of the step matrix: the offset clean, the block's frames at their flow times."""
         if (offset, new) not in self._step_modulations:
             clean = self._row_times[-1:].expand(offset)
-            rows = self._row_times[:-1].unflatten(0, (self._schedule.steps, -1))
+            rows = self._row_times[:-1].unflatten(0, (self._steps.steps, -1))
             blocks = new // self.layout.block_frames
             self._step_modulations[offset, new] = [
                 self._modulation.frames(torch.cat((clean, row.repeat(blocks)))) for row in rows
@@ -300,6 +298,23 @@ def sampler_of(denoiser: Any, reference: Float[Tensor, "B D"], **sampling: Any) 
     """A sampler for `denoiser`: its own, where it brings one (exports do)."""
     own = getattr(denoiser, "sampler", None)
     return BlockSampler(denoiser, reference, **sampling) if own is None else own(reference, **sampling)
+
+
+@cache
+@torch.inference_mode(False)  # what is kept may also serve a gradient
+def _steps(
+    name: str | Schedule, steps: int, frames: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Schedule, Int[Tensor, " N"], Float[Tensor, " U"]]:
+    """The step matrix of a block on `device`; the place of each of its flow times, row by row, and of t = 1 among the
+    distinct ones; and these.
+    """
+    chosen = make_schedule(name, steps, frames) if isinstance(name, str) else name
+    matrix = chosen.of(frames)
+    times = torch.cat((matrix.flow_times.flatten(), torch.ones(1, dtype=torch.float64)))
+    distinct, places = torch.unique(times, return_inverse=True)
+    there = torch.empty(0, dtype=dtype, device=device)
+    wide = widest_float(device, dtype)
+    return matrix.beside(there), places.to(device, non_blocking=True), distinct.to(device, wide, non_blocking=True)
 
 
 def continued(

@@ -44,7 +44,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, flow_time: Float[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """Embed every frame's flow time."""
-        wide = widest_float(flow_time.device)
+        wide = widest_float(flow_time.device, self.fc1.weight.dtype)
         tau = TIME_SCALE * (1 - flow_time.to(wide))
         index = torch.arange(TIME_FREQUENCIES, dtype=wide, device=flow_time.device)
         angle = tau[..., None] * 10_000.0 ** (-index / TIME_FREQUENCIES)

@@ -29,14 +29,14 @@ class RotaryTable:
 def rotary_table(
     positions: Int[Tensor, " T"], head_dim: int, *, theta: float = 10_000.0, dtype: torch.dtype = torch.float32
 ) -> RotaryTable:
-    """Angles position · theta^(-2i/head_dim) for pair i. They are computed in float64 where the device has it: exact
-    for positions in the millions (float32: to 1e-5 within a window of hundreds).
+    """Angles position · theta^(-2i/head_dim) for pair i. They are computed in `widest_float`: float64 is
+    exact for positions in the millions, float32 to 1e-5 within a window of hundreds.
 
     `dtype` is the type of cosine and sine, float32 or float64.
     """
     if head_dim % 2:
         raise ValueError(f"head_dim must be even for rotary positions, got {head_dim}")
-    wide = widest_float(positions.device)
+    wide = widest_float(positions.device, dtype)
     powers = torch.arange(0, head_dim, 2, dtype=wide, device=positions.device) / head_dim
     angle = positions.to(wide)[:, None] * theta**-powers
     return RotaryTable(torch.complex(angle.cos().to(dtype), angle.sin().to(dtype)))
