@@ -59,7 +59,7 @@ def _kind(sampler: BlockSampler) -> tuple:
     if not isinstance(sampler, BlockSampler):  # a sampler that a denoiser brings computes alone
         return (id(sampler),)
     sizes: list[torch.Size | None] = []
-    _map(lambda x: sizes.append(None if x is None else x.shape[1:]), sampler.state)
+    map_tensors(lambda x: sizes.append(None if x is None else x.shape[1:]), sampler.state)
     return id(sampler.denoiser), sampler.settings, sampler.frames > 0, *sizes
 
 
@@ -69,16 +69,16 @@ def _as_one(group: Sequence[BlockSampler], work: Callable[[BlockSampler], Any]) 
         return work(group[0])
     sizes = [s.state.portrait.shape[0] for s in group]
     whole = copy.copy(group[0])  # shares geometries and modulation, which depend only on sizes
-    whole.state = _map(lambda *parts: _join(parts, sizes), *(s.state for s in group))
+    whole.state = map_tensors(lambda *parts: _join(parts, sizes), *(s.state for s in group))
     before = whole.frames
     result = work(whole)
     for i, sampler in enumerate(group):
-        sampler.state = _map(lambda x, i=i: _part(x, sizes, i), whole.state)
+        sampler.state = map_tensors(lambda x, i=i: _part(x, sizes, i), whole.state)
         sampler.frames += whole.frames - before
     return result
 
 
-def _map(change: Callable[..., Any], *values: Any) -> Any:
+def map_tensors(change: Callable[..., Any], *values: Any) -> Any:
     """Apply `change` to the tensors (or None) at the same place in all `values`; other parts are those of the first.
 
     Attention plans belong to the other parts: they depend only on sizes.
@@ -87,10 +87,10 @@ def _map(change: Callable[..., Any], *values: Any) -> Any:
     if first is None or isinstance(first, Tensor):
         return change(*values)
     if isinstance(first, list):
-        return [_map(change, *each) for each in zip(*values, strict=True)]
+        return [map_tensors(change, *each) for each in zip(*values, strict=True)]
     if is_dataclass(first) and not isinstance(first, type | AttentionPlan):
         names = [f.name for f in fields(first)]
-        return replace(first, **{name: _map(change, *(getattr(v, name) for v in values)) for name in names})
+        return replace(first, **{name: map_tensors(change, *(getattr(v, name) for v in values)) for name in names})
     return first
 
 
