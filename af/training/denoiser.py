@@ -18,7 +18,7 @@ from af.models.denoiser import MotionDenoiser
 from af.specs import MotionSpec, require_spec
 from af.training.randomness import Draws, validation_draws
 from af.training.reference import start_from
-from af.training.schedules import MakeOptimizer, MakeScheduler, constant, optimization
+from af.training.schedules import MakeOptimizer, MakeScheduler, constant
 from af.training.stage import Stage
 from af.types import Condition, DyadBatch
 
@@ -78,8 +78,11 @@ class DenoiserModule(Stage):
             )
 
     def compile_networks(self, **how: Any) -> None:
-        """Compile the networks of a step; arguments as for `torch.compile`."""
-        compile_denoiser(self.denoiser, **how)
+        """Compile the networks of a step; arguments as for `torch.compile`. Windows of several lengths share what is
+        compiled.
+        """
+        several = {"dynamic": True} if self.flow_times.levels == "last" else {}
+        compile_denoiser(self.denoiser, **several, **how)
 
     def velocity_losses(self, batch: DyadBatch, draws: Draws, dropped: Dropped) -> tuple[Tensor, Tensor, Tensor]:
         """Per-frame loss (B, T), flow time (B, T) and the valid mask of one draw of noise and levels."""
@@ -135,11 +138,10 @@ class DenoiserModule(Stage):
         losses, _, valid = self.velocity_losses(batch, draws, dropped)
         loss = valid_mean(losses, valid)
         if self.log_step(loss):
-            cases = {name: valid & case for name, case in dropped.cases().items()}
-            occur = torch.stack([frames.any() for frames in cases.values()]).cpu().numpy()  # waits once for all of them
-            for (name, frames), occurs in zip(cases.items(), occur, strict=True):
-                if occurs:
-                    self.log(f"train/loss_by_case/{name}", valid_mean(losses, frames))
+            for name, case in dropped.cases().items():
+                frames = valid & case
+                mean = valid_mean(losses, frames).where(frames.any(), torch.nan)
+                self.log(f"train/loss_by_case/{name}", mean, occasional=True)
         return loss
 
     def validation_step(self, batch: DyadBatch, batch_idx: int) -> None:
@@ -159,7 +161,7 @@ class DenoiserModule(Stage):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the denoiser."""
-        return optimization(self.denoiser.parameters(), self.optimizer, self.scheduler)
+        return self.optimization(self.denoiser.parameters())
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)

@@ -34,7 +34,7 @@ def orthogonalised(
         x = x.T
     for _ in range(steps):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)
 
 
@@ -80,9 +80,12 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    (self._balanced if group["balanced"] else self._adam)(parameter, group)
+            found = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["balanced"]:
+                for parameter in found:
+                    self._balanced(parameter, group)
+            elif found:
+                self._adam(found, group)
         return loss
 
     def _balanced(self, parameter: Tensor, group: dict[str, Any]) -> None:
@@ -99,14 +102,21 @@ class Muon(torch.optim.Optimizer):
         balanced *= max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5
         parameter.sub_(balanced.view(parameter.shape), alpha=group["lr"])
 
-    def _adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient, (first, second) = self.state[parameter], parameter.grad, group["betas"]
-        assert gradient is not None
-        if not state:
-            state |= {"step": torch.tensor(0.0), "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}  # fmt: skip
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        step = state["step"].item()
-        root = (state["square"] / (1 - second**step)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**step))
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """All parameters in a few operations: on a GPU each costs a launch."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                zero = torch.zeros_like(parameter)
+                self.state[parameter] |= {"step": torch.tensor(0.0), "mean": zero, "square": zero.clone()}
+        (first, second), states = group["betas"], [self.state[parameter] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        torch._foreach_add_([state["step"] for state in states], 1)  # on the host
+        steps = [state["step"].item() for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
+        roots = torch._foreach_div(squares, [1 - second**step for step in steps])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(parameters, means, roots, [-group["lr"] / (1 - first**step) for step in steps])

@@ -156,7 +156,7 @@ class PreferenceModule(DenoiserModule):
         if loser is None:
             return loss
         pairs = self.pairs(batch, loser, draws, self.training_progress())
-        preference, diagnostics = self._judged(pairs)
+        preference, diagnostics = self.judged(pairs)
         self.winner_excess = self._winner_excess(pairs)
         # logged in every step with the term, since written steps may lack it (not in the progress bar, where Lightning
         # would read and wait for it in every step)
@@ -177,7 +177,7 @@ class PreferenceModule(DenoiserModule):
         if loser is None:
             return
         pairs = self.pairs(batch, loser, draws, self.training_progress())
-        loss, diagnostics = self._judged(pairs)
+        loss, diagnostics = self.judged(pairs)
         for name, value in {"loss": loss, **diagnostics}.items():
             self.validation.add(f"preference/{name}", value, pairs.counted.sum())
 
@@ -248,7 +248,7 @@ class PreferenceModule(DenoiserModule):
             raise UserError("module.listening_only needs data.listening=true")
         return valid & batch.listening
 
-    def _judged(self, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+    def judged(self, pairs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and figures for the log."""
         loss, watched = self.preference(pairs.errors, pairs.counted, block_frames=self.denoiser.layout.block_frames)
         errors = {f"error/{name}": valid_mean(e.detach(), pairs.counted) for name, e in vars(pairs.errors).items()}

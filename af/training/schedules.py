@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,6 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from af.values import require_fraction, require_number
 
+#: Devices whose optimisers are fused.
+FUSED_ON: Final = ("cuda",)
+_WAYS: Final = ("fused", "foreach", "capturable", "differentiable")
 #: An optimiser without its parameters (`_partial_` in a configuration).
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 #: A schedule without its optimiser; it is stepped after every optimiser step.
@@ -42,7 +46,16 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, fin
     return LambdaLR(optimizer, factor)
 
 
-def optimization(parameters: Iterable[Tensor], optimizer: MakeOptimizer, scheduler: MakeScheduler) -> dict[str, Any]:
-    """The result of Lightning's `configure_optimizers` for one optimiser with a schedule over its steps."""
-    made = optimizer(parameters)
+def optimization(
+    parameters: Iterable[Tensor], optimizer: MakeOptimizer, scheduler: MakeScheduler, *, fuse: bool = False
+) -> dict[str, Any]:
+    """The result of Lightning's `configure_optimizers` for one optimiser with a schedule over its steps.
+
+    With `fuse` torch's optimisers take a step in one kernel where all parameters are on a GPU, unless it is said how.
+    """
+    found = list(parameters)
+    options = inspect.signature(optimizer).parameters
+    ways = [options[name].default for name in _WAYS if name in options]
+    fused = fuse and len(ways) == len(_WAYS) and not any(ways) and all(p.device.type in FUSED_ON for p in found)
+    made = optimizer(found, fused=True) if fused else optimizer(found)  # type: ignore[call-arg]
     return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made), "interval": "step"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,6 +28,13 @@ class Stage(LightningModule):
         self.optimizer, self.scheduler, self.seed = optimizer, scheduler, seed
         self.batches_seen = 0
         self.validation = RankMeans()
+        self._unread: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+
+    def optimization(self, parameters: Iterable[Tensor], optimizer: MakeOptimizer | None = None) -> dict[str, Any]:
+        """An optimiser (by default the stage's) with the schedule, fused where the device can."""
+        # Lightning clips no gradients of fused optimisers in mixed precision
+        clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+        return optimization(parameters, optimizer or self.optimizer, self.scheduler, fuse=not clips)
 
     def compile_networks(self, **how: Any) -> None:
         """Compile what a step calls (`torch.compile`'s options)."""
@@ -46,9 +54,33 @@ class Stage(LightningModule):
         if not writes_logs(self):
             return False
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("lr", torch.full((), rate, device=self.device))  # Lightning would copy it to the device, and wait
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return True
+
+    def log(self, name: str, value: Any, **options: Any) -> None:  # type: ignore[override]
+        """Lightning's `log`, which would read every value by itself: those of a training step are kept on the device
+        until its end, when all are read at once. With `occasional` NaN means that there is no value.
+        """
+        if self.trainer.training and isinstance(value, Tensor):
+            self._unread[name] = value.detach(), options
+        elif self.trainer.training and not options.get("sync_dist"):
+            super().log(name, torch.tensor(float(value)), **options)  # a number would be copied to the device
+        else:
+            super().log(name, value, **options)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Read what this step has logged, if logs are written: the only time that the host waits for the device."""
+        unfinished = self.batches_seen % self.trainer.accumulate_grad_batches
+        if not self._unread or unfinished or not writes_logs(self):
+            return
+        unread, self._unread = self._unread, {}
+        values = []
+        for value, options in unread.values():
+            shared = options.pop("sync_dist", False)
+            values.append((self.trainer.strategy.reduce(value, reduce_op="mean") if shared else value).float())
+        for (name, (_, options)), value in zip(unread.items(), torch.stack(values).cpu(), strict=True):
+            if not (options.pop("occasional", False) and value.isnan()):
+                super().log(name, value, **options)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the means."""

@@ -243,9 +243,9 @@ class VaeModule(Stage):
         """One optimiser for the autoencoder (and the loss) and, if present, one for the discriminator."""
         of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
         players = [*self.autoencoder.parameters(), *of_loss]
-        found = [optimization(players, self.optimizer, self.scheduler)]
+        found = [self.optimization(players)]
         if self.discriminator is not None:
-            second = optimization(self.discriminator.parameters(), self.discriminator_optimizer, self.scheduler)
+            second = self.optimization(self.discriminator.parameters(), self.discriminator_optimizer)
             found.append(second)
         return [each["optimizer"] for each in found], [each["lr_scheduler"] for each in found]
 
