@@ -48,7 +48,7 @@ BIDIRECTIONAL: Final = WindowLayout(block_frames=75, look_ahead=10, window_frame
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """Made-up input of a roll-out, block after block."""
 
     denoiser: MotionDenoiser
@@ -59,9 +59,11 @@ class _Inputs:
         return torch.randn(self.users, *shape, generator=self.generator).to(self.denoiser.input.weight.device)
 
     def reference(self) -> Tensor:
+        """Motion of a portrait."""
         return self._drawn(self.denoiser.dim)
 
     def block(self, frames: int) -> tuple[Condition, Tensor]:
+        """Condition and noise of so many frames."""
         audio = self.denoiser.condition_encoder.out.in_features
         shapes = (audio, audio, self.denoiser.dim, self.denoiser.dim)
         *signals, noise = (self._drawn(frames, size) for size in shapes)
@@ -78,7 +80,7 @@ def measure(
     """
     generator = torch.Generator().manual_seed(0)
     denoiser = build(SIZES[size].config()).eval()
-    _randomise(denoiser, generator)
+    randomise(denoiser, generator)
     denoiser.to(device)
     packed = {precision: for_inference(denoiser, precision) for precision in PRECISIONS}
     return {
@@ -96,7 +98,7 @@ def _one_user(
     denoiser: MotionDenoiser, packed: dict[str, MotionDenoiser], generator: torch.Generator, steps: int, repeats: int
 ) -> dict[str, Any]:
     """Seconds a block, the store pass included, and how far the motion is from the released scheme's."""
-    layout, inputs = denoiser.layout, _Inputs(denoiser, generator)
+    layout, inputs = denoiser.layout, Inputs(denoiser, generator)
     reference, first = inputs.reference(), inputs.block(layout.window_frames)
     theirs = ReleasedScheme(denoiser, reference, steps, Guidance())
     ours = {"eager": denoiser, **packed}
@@ -113,7 +115,7 @@ def _one_user(
             partial(theirs.step, condition, noise), seconds["released_scheme"]
         )
         for name, sampler in samplers.items():
-            got, seconds[name] = _timed(partial(_block, sampler, condition, noise), seconds[name])
+            got, seconds[name] = _timed(partial(one_block, sampler, condition, noise), seconds[name])
             difference[name] = max(difference[name], ((got - expected).norm() / expected.norm()).item())
     work = partial(whole_window, denoiser, *first, reference, steps)
     _, seconds["without_cache"] = _timed(work, seconds["without_cache"])
@@ -135,15 +137,15 @@ def _many_users(
     users: int,
 ) -> dict[str, Any]:
     """Many conversations in one batch: seconds a block of all of them, and the share of the matrix-product peak."""
-    one = _Inputs(denoiser, generator)
-    alone = _ready(denoiser, one, steps)
-    operations = users * flops_of(lambda: _block(alone, *one.block(denoiser.layout.block_frames)))
+    one = Inputs(denoiser, generator)
+    alone = ready(denoiser, one, steps)
+    operations = users * flops_of(lambda: one_block(alone, *one.block(denoiser.layout.block_frames)))
     result: dict[str, Any] = {"users": users}
     device = denoiser.input.weight.device
     small = {"size": 1024} if device.type == "cpu" else {}
     for precision, model in packed.items():
-        inputs = _Inputs(model, generator, users)
-        sampler = _ready(model, inputs, steps)
+        inputs = Inputs(model, generator, users)
+        sampler = ready(model, inputs, steps)
         best, peak = float("inf"), 0.0
         # without bf16 layouts these products are made in fp32 (af.nn.packed), and a plain one would take a hundred times as long
         emulated = precision == "bf16" and device.type == "cpu" and not packs_bf16()
@@ -151,7 +153,7 @@ def _many_users(
         measured_peak = partial(matmul_gflops, multiplied, seconds=0.05, device=device, **small)
         for _ in range(repeats):
             peak = max(peak, measured_peak())
-            _, best = _timed(partial(_block, sampler, *inputs.block(model.layout.block_frames)), best)
+            _, best = _timed(partial(one_block, sampler, *inputs.block(model.layout.block_frames)), best)
         peak = max(peak, measured_peak())
         result[precision] = {
             "seconds_per_block": best,
@@ -176,13 +178,13 @@ def _latencies(
     }
     table: dict[str, Any] = {}
     for precision, model in packed.items():
-        whole = _resized(model, BIDIRECTIONAL, "bidirectional")
+        whole = resized(model, BIDIRECTIONAL, "bidirectional")
         baselines = {name: _measured(whole, generator, max(1, repeats - 1), how) for name, how in samplings.items()}
         for name, how in samplings.items():
             rows: dict[str, Any] = {"bidirectional_75": asdict(baselines[name])}
             for block in BLOCKS:
                 layout = WindowLayout(block, 2, model.layout.window_frames, 2)
-                row = _measured(_resized(model, layout, "block_lookahead"), generator, repeats, how)
+                row = _measured(resized(model, layout, "block_lookahead"), generator, repeats, how)
                 rows[f"block_{block}"] = asdict(row) | {
                     "times_better_mean": baselines[name].mean_ms / row.mean_ms,
                     "times_better_worst": baselines[name].worst_ms / row.worst_ms,
@@ -196,8 +198,8 @@ def _latencies(
 
 def _measured(denoiser: MotionDenoiser, generator: torch.Generator, repeats: int, sampling: dict[str, Any]) -> Latency:
     """Measured on blocks with full caches; the store pass is left out: it is made while the next input comes in."""
-    inputs = _Inputs(denoiser, generator)
-    sampler, computing = _ready(denoiser, inputs, **sampling), []
+    inputs = Inputs(denoiser, generator)
+    sampler, computing = ready(denoiser, inputs, **sampling), []
     for _ in range(repeats):
         block = inputs.block(denoiser.layout.block_frames)
         computing.append(1000 * _timed(partial(sampler.step, *block), float("inf"))[1])
@@ -205,14 +207,14 @@ def _measured(denoiser: MotionDenoiser, generator: torch.Generator, repeats: int
     return latency(denoiser.layout.block_frames, computing)
 
 
-def _resized(denoiser: MotionDenoiser, layout: WindowLayout, mask: str) -> MotionDenoiser:
+def resized(denoiser: MotionDenoiser, layout: WindowLayout, mask: str) -> MotionDenoiser:
     """The same weights with other blocks."""
     other = copy.copy(denoiser)
     other.layout, other.mask = layout, mask
     return other
 
 
-def _ready(denoiser: MotionDenoiser, inputs: _Inputs, steps: int, **sampling: Any) -> BlockSampler:
+def ready(denoiser: MotionDenoiser, inputs: Inputs, steps: int, **sampling: Any) -> BlockSampler:
     """A sampler with full caches."""
     sampler = BlockSampler(denoiser, inputs.reference(), steps=steps, **sampling)
     for _ in range(-(-denoiser.layout.window_frames // denoiser.layout.block_frames)):
@@ -221,7 +223,8 @@ def _ready(denoiser: MotionDenoiser, inputs: _Inputs, steps: int, **sampling: An
     return sampler
 
 
-def _block(sampler: BlockSampler, condition: Condition, noise: Tensor) -> Tensor:
+def one_block(sampler: BlockSampler, condition: Condition, noise: Tensor) -> Tensor:
+    """The next block, which also enters the caches."""
     motion = sampler.step(condition, noise)
     sampler.commit()
     return motion
@@ -234,7 +237,7 @@ def _timed(work: Callable[[], Tensor], best: float) -> tuple[Tensor, float]:
     return result, min(best, time.perf_counter() - start)
 
 
-def _randomise(denoiser: MotionDenoiser, generator: torch.Generator) -> None:
+def randomise(denoiser: MotionDenoiser, generator: torch.Generator) -> None:
     """Weights of a trained network's size: a fresh one has zero gates, and denormals would spoil the timing."""
     for parameter in denoiser.parameters():
         if parameter.ndim == 2:

@@ -69,11 +69,19 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def _make(model: Mapping[str, Any], frames: int, threads: int) -> tuple[MotionAutoencoder, Tensor, Tensor]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)  # a process of its own
-    autoencoder: MotionAutoencoder = build(model).eval().requires_grad_(False)
+    return make(model, frames)
+
+
+def make(
+    model: Mapping[str, Any], frames: int, device: torch.device | str = "cpu"
+) -> tuple[MotionAutoencoder, Tensor, Tensor]:
+    """An autoencoder with random weights, images and motion."""
+    autoencoder: MotionAutoencoder = build(model).eval().requires_grad_(False).to(device)
     for level in _levels(autoencoder):
         level.flow.weight.normal_(std=0.05)  # so that the warp moves something
     size = autoencoder.image_size
-    return autoencoder, torch.rand(frames, 3, size, size) * 2 - 1, torch.randn(1, frames, autoencoder.latent_dim)
+    images = torch.rand(frames, 3, size, size, device=device) * 2 - 1
+    return autoencoder, images, torch.randn(1, frames, autoencoder.latent_dim, device=device)
 
 
 def _levels(model: MotionAutoencoder) -> list[DecoderLevel]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from af.cli.config import instantiate
-from benchmarks import live, loader, recipe, rollout, training, vae
+from benchmarks import gpu, growth, live, loader, recipe, rollout, training, vae
 from benchmarks.common import encoded_example, options, report
 from tests.conftest import AUTOENCODER, DENOISER
 
@@ -56,7 +56,7 @@ def test_ranks_see_the_frames_that_the_ratio_says(tmp_path) -> None:
     assert found["efficiency"] == pytest.approx(both / (2 * alone))
 
 
-@pytest.mark.parametrize("module", [live, loader, recipe, rollout, training, vae])
+@pytest.mark.parametrize("module", [gpu, growth, live, loader, recipe, rollout, training, vae])
 def test_help_teaches(module, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])

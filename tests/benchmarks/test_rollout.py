@@ -38,8 +38,8 @@ def test_baseline_starts_the_same_with_single_blocks(tiny) -> None:
     generator = torch.Generator().manual_seed(0)
     denoiser = build(rollout.SIZES["tiny"].config()).eval()
     with torch.inference_mode():
-        rollout._randomise(denoiser, generator)
-        inputs = rollout._Inputs(denoiser, generator)
+        rollout.randomise(denoiser, generator)
+        inputs = rollout.Inputs(denoiser, generator)
         reference = inputs.reference()
         ours = BlockSampler(denoiser, reference, steps=2)
         theirs = ReleasedScheme(denoiser, reference, 2, Guidance())
