@@ -141,9 +141,9 @@ class DyadBatch(_TensorRecord):
     has_user: Bool[Tensor, " B"] | None = None
 
     def first(self, frames: int) -> DyadBatch:
-        """The first `frames` frames of every window."""
+        """The first `frames` frames of every window, laid out like whole windows: compiled code asks."""
         kept = ("reference", "has_user")
-        cut = {name: x[:, :frames] for name, x in vars(self).items() if x is not None and name not in kept}
+        cut = {name: x[:, :frames].contiguous() for name, x in vars(self).items() if x is not None and name not in kept}
         return replace(self, **cut)
 
 
