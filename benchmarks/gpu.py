@@ -149,7 +149,7 @@ def motion_rows(table: Rows, sizes: Sizes, denoiser: MotionDenoiser, peaks: Numb
         frames, sampler = model.layout.block_frames, ready(model, inputs, **sampling)
         given = inputs.block(frames)
         work = flops_of(lambda: one_block(sampler, *given))
-        step = partial(one_block, sampler)
+        step: Callable[..., torch.Tensor] = partial(one_block, sampler)
         if how == "graph":
             step = CapturedSampler(sampler).step
         elif compile is not None:
@@ -164,7 +164,7 @@ def motion_rows(table: Rows, sizes: Sizes, denoiser: MotionDenoiser, peaks: Numb
         for name, sampling in SAMPLING.items():
             for users in sizes.users:
                 table.row(
-                    lambda p=precision, h=how, c=compile, u=users, s=sampling: measured(p, h, c, u, s),
+                    partial(measured, precision, how, compile, users, sampling),
                     part="block", what=name, precision=precision, how=how, batch=users,
                 )  # fmt: skip
 
@@ -188,7 +188,7 @@ def decode_rows(table: Rows, sizes: Sizes, configs: Mapping[int, Any], peaks: Nu
     for precision, how, compile in variants(sizes):
         for size, config in configs.items():
             table.row(
-                lambda m=config, p=precision, c=compile: measured(m, p, c),
+                partial(measured, config, precision, compile),
                 part="decode", what=f"{size} px", precision=precision, how=how, batch=sizes.decoded,
             )  # fmt: skip
 
@@ -210,7 +210,8 @@ def latency_rows(table: Rows, configs: Mapping[int, Any], denoiser: MotionDenois
         rng = np.random.default_rng(0)
         face = rng.integers(0, 256, (1, size, size, 3), dtype=np.uint8)
         sound = (0.1 * rng.standard_normal(frames_to_samples(1))).astype(np.float32)
-        full, computing = -(-layout.window_frames // block), []
+        full = -(-layout.window_frames // block)
+        computing: list[float] = []
         while len(computing) < full + 5:
             start = time.perf_counter()
             for made in session.push(avatar_audio=sound, user_audio=sound, user_frames=face):
@@ -226,7 +227,7 @@ def latency_rows(table: Rows, configs: Mapping[int, Any], denoiser: MotionDenois
             for name, sampling in SAMPLING.items():
                 for block in BLOCKS:
                     table.row(
-                        lambda p=precision, b=block, s=sampling: measured(p, b, s, folder),
+                        partial(measured, precision, block, sampling, folder),
                         part="latency", what=f"{name}, blocks of {block}, {size} px", precision=precision, how="eager",
                         batch=1,
                     )  # fmt: skip
@@ -265,12 +266,12 @@ def training_rows(
         about = {"precision": precision, "how": how}
         for stage in ("denoiser", "distill", "preference"):
             table.row(
-                lambda s=stage, d=dtype, c=compile: of_windows(s, d, c),
+                partial(of_windows, stage, dtype, compile),
                 part="training", what=stage, batch=sizes.windows, **about,
             )  # fmt: skip
         for name, adversarial in ((f"vae {size} px", False), (f"vae {size} px, discriminator", True)):
             table.row(
-                lambda a=adversarial, d=dtype, c=compile: of_images(a, d, c),
+                partial(of_images, adversarial, dtype, compile),
                 part="training", what=name, batch=2 * sizes.pairs, **about,
             )  # fmt: skip
 
@@ -284,7 +285,7 @@ def rank_rows(table: Rows) -> None:
             for n in counts:
                 place = Path(folder) / str(n)
                 table.row(
-                    lambda n=n, place=place: ranks(n, latents, place, rounds=1, accelerator="gpu"),
+                    partial(ranks, n, latents, place, rounds=1, accelerator="gpu"),
                     part="ranks", what="demo's denoiser", precision="fp32", how="eager", batch=16 * n,
                 )  # fmt: skip
 
@@ -293,9 +294,13 @@ def measure(device: torch.device, sizes: Sizes, minutes: float) -> dict[str, Any
     """All rows, with the card and versions."""
     table = Rows(device, time.monotonic() + 60 * minutes)
     peaks: Numbers = {}
+
+    def peak(dtype: torch.dtype) -> Numbers:
+        return {"tflops": matmul_gflops(dtype, sizes.peak, sizes.seconds, device) / 1e3}
+
     for precision, dtype in PRECISIONS.items():
         found = table.row(
-            lambda d=dtype: {"tflops": matmul_gflops(d, sizes.peak, sizes.seconds, device) / 1e3},
+            partial(peak, dtype),
             part="peak", what="square matrix product", precision=precision, how="eager", batch=1,
         )  # fmt: skip
         peaks[precision] = 1e3 * found.get("tflops", float("nan"))

@@ -111,7 +111,8 @@ def denoiser_speed(
     layout, device = denoiser.layout, denoiser.input.weight.device
     space, frames = standardised(denoiser).motion_space, layout.window_frames
     options: dict[str, Any] = {"dropout": ConditionDropout(), "loss": VelocityLoss("l2")}
-    options["flow_times"] = FlowTimes(layout.block_frames, *([Steps(1), 0.5] if stage == "distill" else []))
+    clean: dict[str, Any] = {"distribution": Steps(1), "clean_probability": 0.5} if stage == "distill" else {}
+    options["flow_times"] = FlowTimes(layout.block_frames, **clean)
     widths = (space.latent_dim, feature_dim, space.latent_dim, feature_dim)
     motion, audio, user_motion, user_audio = (torch.randn(batch, frames, width, device=device) for width in widths)
     reference = torch.randn(batch, space.latent_dim, device=device)
