@@ -293,4 +293,4 @@ def test_what_the_configuration_names_is_called(arguments, batch):
     module.preference = lambda errors, counted, block_frames: (errors.policy_winner.mean() + block_frames, {})
     assert module.velocity_losses(batch, draws(batch), draw_drops(module.dropout, batch, draws(batch)))[0].eq(3).all()
     pairs = module.pairs(batch, batch.loser, draws(batch))
-    assert module._judged(pairs)[0].item() == 3 + 5
+    assert module.judged(pairs)[0].item() == 3 + 5
