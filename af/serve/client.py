@@ -42,7 +42,7 @@ class Client:
         content = b"" if face is None else np.ascontiguousarray(face).tobytes()
         await self._socket.send_bytes(bytes([protocol.USER_FACE]) + content)
 
-    async def do(self, what: str, **values: Any) -> None:
+    async def do(self, what: str, /, **values: Any) -> None:
         """A control message (docs/live.md): `do("interrupt")`, `do("act", what="smile")`, `do("change", steps=4)`."""
         await self._socket.send_str(json.dumps({"do": what, **values}))
 

@@ -63,6 +63,7 @@ def test_a_program_talks_by_websocket(avatar: Avatar) -> None:
         shown: list[Shown] = []
         async with connect(address) as client:
             assert (client.size, client.block_frames) == (SIZE, 5)
+            await client.do("act", what="smile")
             await client.do("user", user="camera")
             await client.do("change", barge_in=False)
             await client.say(recorded["avatar_audio"])
@@ -91,6 +92,7 @@ def test_a_program_talks_by_websocket(avatar: Avatar) -> None:
             heard = voice[silent : silent + 20 * SAMPLES_PER_FRAME]
             np.testing.assert_allclose(heard, recorded["avatar_audio"][: len(heard)], atol=1e-4)
             assert any(report.get("budget", {}).get("waiting") == 200 for report in client.reports)
+            assert not any("error" in report for report in client.reports)
         await all_have_left(server, 2)
 
     run(avatar, work)
