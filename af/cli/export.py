@@ -1,11 +1,11 @@
-"""Make a model folder of a stopped run or of a checkpoint, with averaged weights as a finished run exports them; or
-graphs of a hub folder, which run without this project's training stack (docs/sharing.md).
+"""Make a model folder of a run or checkpoint, or graphs of an avatar that run without torch.
 
   af export runs/denoiser --out runs/denoiser/export
   af export runs/denoiser/checkpoints/best-00004000.ckpt --out models/best
   af export shared/demo --to onnx --out exports/demo
 
-Every verb also takes run folders and checkpoints; model folders are for keeping, copying and sharing.
+A model folder has averaged weights, as a finished run exports them. Every verb also takes run folders and checkpoints; model
+folders are for keeping, copying and sharing. With --to the source is a hub folder (docs/sharing.md).
 """
 
 from __future__ import annotations
