@@ -53,7 +53,14 @@ def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> l
     if experiment.startswith("vae_people"):
         alone = experiment == "vae_people_encoder"
         encoder = [] if alone else [f"encoder={autoencoder}", "loss.distance.scales=[1.0]"]
-        return ["loss.face.parameters=13", "data.faces=true", "data.regions=null", "start=null", *encoder]
+        return [
+            "loss.face.parameters=13",
+            "data.faces=true",
+            "data.regions=null",
+            "data.vary.place=0",
+            "start=null",
+            *encoder,
+        ]
     return [f"start={denoiser}"] if experiment.startswith(("preference", "distill")) else []
 
 

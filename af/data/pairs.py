@@ -86,6 +86,8 @@ class PairDataset(PlanDataset[PairItem, PairBatch]):
         if isinstance(faces, Mapping) and self.face_spec is not None:
             self.grouping = self.face_spec.grouping(faces)
         self.both_ways, self.vary, self.seed = both_ways, vary, seed
+        if vary is not None and self.face_spec is not None and (self.faces or regions is not None):
+            vary.require(self.face_spec, str(index.folder))
         self.image_size = index.image_size if image_size is None else image_size
         if self.stored_size % self.image_size:
             raise UserError(

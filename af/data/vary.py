@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from af.errors import UserError
 from af.specs import FaceSpec
 from af.values import require_number
 
@@ -16,6 +17,8 @@ from af.values import require_number
 _TURNED = frozenset({"yaw", "roll", "translate_x", "gaze_x", "shift_x"})
 
 
+#: What another crop changes.
+_PLACE = frozenset({"roll", "translate_x", "translate_y", "translate_z"})
 #: Half of the frame's height over the focal length of MediaPipe's camera, whose vertical field of view is 63 degrees.
 _TAN = float(np.tan(np.radians(63 / 2)))
 
@@ -39,6 +42,11 @@ class Vary:
     def __post_init__(self) -> None:
         require_number("colours", self.colours, least=0, most=0.5)
         require_number("place", self.place, least=0, most=0.2)
+
+    def require(self, spec: FaceSpec, where: str) -> None:
+        """Raise UserError for face parameters that `place` does not know; `where` names the shards."""
+        if self.place and not set(spec.names) >= _PLACE:
+            raise UserError(f"{where}: data.vary.place knows MediaPipe's face parameters alone; set data.vary.place=0")
 
     def __call__(
         self,
@@ -79,13 +87,8 @@ def cropped(
 def moved(
     faces: Float32[np.ndarray, "W P"], spec: FaceSpec, zoom: float, angle: float, shift: Sequence[float]
 ) -> Float32[np.ndarray, "W P"]:
-    """MediaPipe's parameters of faces in frames changed by `cropped`: roll and place before the camera.
-
-    Raises ValueError for parameters without a place.
-    """
+    """MediaPipe's parameters of faces in frames changed by `cropped`: roll and place before the camera."""
     index = {name: i for i, name in enumerate(spec.names)}
-    if not {"roll", "translate_x", "translate_y", "translate_z"} <= set(index):
-        raise ValueError("Vary.place needs face parameters of MediaPipe")
     x, y, z = (faces[:, index[f"translate_{axis}"]] for axis in "xyz")
     distance = -z / zoom  # z points to the viewer
     faces = faces.copy()
