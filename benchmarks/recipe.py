@@ -108,7 +108,7 @@ def untrained(folder: Path, config: dict[str, Any], key: str, info: dict[str, An
 def _statistics(denoiser: MotionDenoiser) -> MotionStatistics:
     space = denoiser.motion_space
     basis = torch.linalg.qr(torch.randn(space.latent_dim, space.directions))[0]
-    return MotionStatistics(torch.zeros(space.directions), torch.ones(space.directions), basis)
+    return MotionStatistics(torch.zeros(space.directions), torch.eye(space.directions), basis)
 
 
 def vae_stage(config: dict[str, Any]) -> Stage:

@@ -91,7 +91,7 @@ def standardised(denoiser: MotionDenoiser) -> MotionDenoiser:
     """`denoiser` with made-up statistics of motion."""
     space = denoiser.motion_space
     basis = torch.linalg.qr(torch.randn(space.latent_dim, space.directions))[0]
-    space.fit(MotionStatistics(torch.zeros(space.directions), torch.ones(space.directions), basis))
+    space.fit(MotionStatistics(torch.zeros(space.directions), torch.eye(space.directions), basis))
     return denoiser
 
 

@@ -14,16 +14,29 @@ from af.errors import require_choice
 from af.nn.precision import full_precision
 from af.values import require_number
 
-Kind = Literal["coefficients", "latent", "identity"]
+Kind = Literal["coefficients", "whitened", "latent", "identity"]
 
 
 @dataclass(frozen=True)
 class MotionStatistics:
-    """Mean and standard deviation of the coefficients λ = Qᵀm over a training set, and the directions Q."""
+    """Mean and covariance of the coefficients λ = Qᵀm over a training set, and the directions Q."""
 
     mean: Float[Tensor, " K"]
-    std: Float[Tensor, " K"]
+    covariance: Float[Tensor, "K K"]
     basis: Float[Tensor, "D K"]
+
+    @property
+    def std(self) -> Float[Tensor, " K"]:
+        """Standard deviation of each coefficient."""
+        return self.covariance.diagonal().clamp_min(0).sqrt()
+
+    def along_principal_axes(self) -> MotionStatistics:
+        """The same along directions in which no two coefficients are correlated, the smallest variance first."""
+        variance, axes = torch.linalg.eigh(self.covariance.double())
+        basis = self.basis.double() @ axes
+        signs = basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()[0]  # the solver's are arbitrary
+        mean = self.mean.double() @ axes * signs
+        return MotionStatistics(mean.float(), variance.clamp_min(0).diag().float(), (basis * signs).float())
 
 
 def motion_statistics(motions: Iterable[Float[Tensor, "T D"]], basis: Float[Tensor, "D K"]) -> MotionStatistics:
@@ -31,17 +44,17 @@ def motion_statistics(motions: Iterable[Float[Tensor, "T D"]], basis: Float[Tens
     q = basis.double()
     count = 0
     total = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
-    squares = torch.zeros_like(total)
+    products = torch.zeros(q.shape[1], q.shape[1], dtype=torch.float64, device=q.device)
     for motion in motions:
         coefficients = motion.to(q) @ q
         count += coefficients.shape[0]
         total += coefficients.sum(0)
-        squares += coefficients.square().sum(0)
+        products += coefficients.T @ coefficients
     if count == 0:
         raise ValueError("no motion frames to take statistics of")
     mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    return MotionStatistics(mean.float(), std.float(), basis.float())
+    covariance = products / count - mean.outer(mean)
+    return MotionStatistics(mean.float(), covariance.float(), basis.float())
 
 
 def pooled(statistics: Sequence[MotionStatistics], weights: Sequence[float]) -> MotionStatistics:
@@ -51,19 +64,21 @@ def pooled(statistics: Sequence[MotionStatistics], weights: Sequence[float]) -> 
         return first
     if not all(torch.equal(s.basis, first.basis) for s in statistics):
         raise ValueError("motion statistics along different directions cannot be pooled")
-    shares = torch.tensor(weights, dtype=torch.float64)[:, None] / sum(weights)
-    means = torch.stack([s.mean.double() for s in statistics])
-    squares = torch.stack([s.std.double() for s in statistics]).square() + means.square()
-    mean = (shares * means).sum(0)
-    std = ((shares * squares).sum(0) - mean.square()).clamp_min(0).sqrt()
-    return MotionStatistics(mean.float(), std.float(), first.basis)
+    shares = [weight / sum(weights) for weight in weights]
+    means = [s.mean.double() for s in statistics]
+    mean = torch.stack([share * m for share, m in zip(shares, means, strict=True)]).sum(0)
+    products = [s.covariance.double() + m.outer(m) for s, m in zip(statistics, means, strict=True)]
+    covariance = torch.stack([share * p for share, p in zip(shares, products, strict=True)]).sum(0) - mean.outer(mean)
+    return MotionStatistics(mean.float(), covariance.float(), first.basis)
 
 
 class MotionSpace(nn.Module):
     """Maps motion latents (D) to the denoiser's space and back.
 
-    Kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `latent`: these mapped back to D dims by Q;
-    `identity`: the latent itself (released weights). Mean, std and Q are buffers and so part of the checkpoint. Both
+    Kind `coefficients`: K standardised coefficients (Qᵀm − mean) / std; `whitened`: the same along the principal axes
+    of the training motion, so that what two directions only show together (the size of a head, say) counts as much as
+    what one shows; `latent`: standardised coefficients mapped back to D dims by Q; `identity`: the latent itself
+    (released weights). Mean, std and Q are buffers and so part of the checkpoint. Both
     maps run in the buffers' precision, because half precision loses a coordinate whose mean is many deviations from 0.
     Directions that hardly move (std below `floor` of the largest) are not scaled, to avoid amplifying noise.
     """
@@ -86,7 +101,7 @@ class MotionSpace(nn.Module):
     @property
     def dim(self) -> int:
         """Size of the denoiser's space."""
-        return self.directions if self.kind == "coefficients" else self.latent_dim
+        return self.latent_dim if self.kind in ("latent", "identity") else self.directions
 
     def fit(self, statistics: MotionStatistics) -> None:
         """Set the statistics of the training set. Raises ValueError for misfitting shapes or non-finite numbers."""
@@ -94,8 +109,10 @@ class MotionSpace(nn.Module):
             return
         if statistics.basis.shape != self.basis.shape:
             raise ValueError(f"directions of shape {tuple(statistics.basis.shape)}, expected {tuple(self.basis.shape)}")
-        if not all(torch.isfinite(t).all() for t in (statistics.mean, statistics.std, statistics.basis)):
+        if not all(torch.isfinite(t).all() for t in vars(statistics).values()):
             raise ValueError("motion statistics contain NaN or infinity")
+        if self.kind == "whitened":
+            statistics = statistics.along_principal_axes()
         largest = statistics.std.max().clamp_min(torch.finfo(torch.float32).tiny)
         std = torch.where(statistics.std > self.floor * largest, statistics.std, largest)
         self.mean.copy_(statistics.mean)
@@ -110,7 +127,7 @@ class MotionSpace(nn.Module):
         self._check()
         with full_precision(motion.device):
             standard = (motion.to(self.basis.dtype) @ self.basis - self.mean) / self.std
-            return standard if self.kind == "coefficients" else standard @ self.basis.T
+            return standard @ self.basis.T if self.kind == "latent" else standard
 
     def from_model(self, x: Float[Tensor, "*rest M"]) -> Float[Tensor, "*rest D"]:
         """Map the denoiser's space to motion latents. Raises RuntimeError before `fit` or loading."""
@@ -119,7 +136,7 @@ class MotionSpace(nn.Module):
         self._check()
         with full_precision(x.device):
             x = x.to(self.basis.dtype)
-            standard = x if self.kind == "coefficients" else x @ self.basis
+            standard = x @ self.basis if self.kind == "latent" else x
             return (standard * self.std + self.mean) @ self.basis.T
 
     def _check(self) -> None:

@@ -212,7 +212,7 @@ def carry_statistics(roots: Sequence[Location], out: Path, indices: Sequence[Ind
 
 
 def write_statistics(path: Path, statistics: MotionStatistics) -> None:
-    """Save the mean, standard deviation and directions."""
+    """Save the mean, covariance and directions."""
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in vars(statistics).items()}, temporary)
 
@@ -223,14 +223,18 @@ def read_statistics(root: Location) -> MotionStatistics:
     if not file.is_file():
         raise UserError(f"{file} is missing: {root} holds no encoded shards; make them with `af encode`")
     try:
-        found = MotionStatistics(**load(file.read_bytes()))
-    except (SafetensorError, TypeError, ValueError) as error:
+        tensors = load(file.read_bytes())
+        if "covariance" not in tensors:  # written by an earlier version
+            tensors["covariance"] = tensors.pop("std").square().diag()
+        found = MotionStatistics(**tensors)
+    except (KeyError, SafetensorError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} does not hold motion statistics ({error}); delete it and run `af encode` again"
         ) from error
     directions = tuple(found.basis.shape[1:])
-    fits = found.basis.ndim == 2 and found.mean.shape == found.std.shape == directions
-    if not fits or not all(torch.isfinite(value).all() for value in vars(found).values()) or (found.std < 0).any():
+    fits = found.basis.ndim == 2 and found.mean.shape == directions and found.covariance.shape == 2 * directions
+    finite = all(torch.isfinite(value).all() for value in vars(found).values())
+    if not fits or not finite or (found.covariance.diagonal() < 0).any():
         raise UserError(
             f"{file}: the motion statistics are not finite, or do not fit together; look for the cause with "
             f"`af shards validate {root}`, then run `af encode` again"

@@ -331,15 +331,15 @@ def test_what_a_configuration_takes_from_a_model_folder_is_checked_too(tmp_path,
             resolve(compose("train", ["experiment=preference_demo", f"start={tmp_path / 'model'}", "data.root=x"]))
 
 
-STATISTICS = {"mean": torch.zeros(2), "std": torch.ones(2), "basis": torch.eye(4, 2)}
+STATISTICS = {"mean": torch.zeros(2), "covariance": torch.eye(2), "basis": torch.eye(4, 2)}
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"mean": torch.full((2,), torch.nan)},
-        {"std": torch.full((2,), torch.inf)},
-        {"std": -torch.ones(2)},
+        {"covariance": torch.full((2, 2), torch.inf)},
+        {"covariance": -torch.eye(2)},
         {"basis": torch.zeros(4, 3)},
         {"basis": torch.zeros(2)},
         {"more": torch.zeros(1)},
@@ -351,6 +351,12 @@ def test_motion_statistics_that_are_no_statistics_are_refused(tmp_path, change):
     file = tmp_path / STATISTICS_NAME
     save_file(STATISTICS, file)
     assert read_statistics(tmp_path).basis.equal(STATISTICS["basis"])
+    older = {"mean": torch.zeros(2), "std": torch.ones(2), "basis": torch.eye(4, 2)}
+    save_file(older, file)
+    assert read_statistics(tmp_path).covariance.equal(STATISTICS["covariance"])
+    save_file({**older, "covariance": torch.eye(2)}, file)
+    with pytest.raises(UserError, match=STATISTICS_NAME):
+        read_statistics(tmp_path)
     save_file({**STATISTICS, **change}, file)
     with pytest.raises(UserError, match=STATISTICS_NAME):
         read_statistics(tmp_path)

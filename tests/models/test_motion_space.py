@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.models.motion_space import MotionSpace, motion_statistics
+from af.models.motion_space import MotionSpace, motion_statistics, pooled
 
 D, K = 12, 4
 
@@ -34,7 +34,7 @@ def test_statistics_are_those_of_all_frames(motions) -> None:
         motion_statistics([], basis)
 
 
-@pytest.mark.parametrize(("kind", "dim"), [("coefficients", K), ("latent", D), ("identity", D)])
+@pytest.mark.parametrize(("kind", "dim"), [("coefficients", K), ("whitened", K), ("latent", D), ("identity", D)])
 def test_there_and_back(kind: str, dim: int, motions) -> None:
     clips, basis = motions
     space = fitted(kind, clips, basis)
@@ -48,6 +48,24 @@ def test_coefficients_are_standard(motions) -> None:
     x = torch.cat([fitted("coefficients", clips, basis).to_model(c) for c in clips])
     torch.testing.assert_close(x.mean(0), torch.zeros(K), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(K), atol=1e-3, rtol=0)
+
+
+def test_whitened_coordinates_are_standard_and_uncorrelated_whatever_the_directions(motions, generator) -> None:
+    clips, basis = motions
+    x = torch.cat([fitted("whitened", clips, basis).to_model(c) for c in clips]).double()
+    torch.testing.assert_close(x.T @ x / len(x), torch.eye(K, dtype=torch.float64), atol=1e-3, rtol=0)
+    rotated = basis @ torch.linalg.qr(torch.randn(K, K, generator=generator)).Q
+    again = fitted("whitened", clips, rotated).to_model(clips[0])
+    torch.testing.assert_close(again, fitted("whitened", clips, basis).to_model(clips[0]), atol=1e-3, rtol=1e-3)
+
+
+def test_a_mixture_has_the_statistics_of_its_frames(motions) -> None:
+    clips, basis = motions
+    parts, frames = [motion_statistics([c], basis) for c in clips], [len(c) for c in clips]
+    for got, expected in zip(
+        vars(pooled(parts, frames)).values(), vars(motion_statistics(clips, basis)).values(), strict=True
+    ):
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_latent_is_the_coefficients_mapped_back(motions) -> None:
@@ -86,7 +104,7 @@ def test_travels_in_the_checkpoint(motions) -> None:
 
 def test_wrong_values_are_named(motions) -> None:
     clips, basis = motions
-    with pytest.raises(UserError, match=r"'pca'.*coefficients, latent, identity"):
+    with pytest.raises(UserError, match=r"'pca'.*coefficients, whitened, latent, identity"):
         MotionSpace("pca", D, K)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"directions must be .* from 1 to 12, got 13"):
         MotionSpace("latent", D, 13)
