@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from af.clock import FPS
 from af.evaluation.table import headline, markdown_table
@@ -144,10 +145,10 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
 def log_tensorboard(
     folder: Path,
     rows: Sequence[MetricRow],
-    figures: Mapping[str, Figure],
+    images: Sequence[Path],
     made_with: Mapping[str, str | float] | None = None,
 ) -> None:
-    """Log to TensorBoard: value, truth and null of the `headline` rows as scalars, the table as text, and the figures;
+    """Log to TensorBoard: value, truth and null of the `headline` rows as scalars, the table as text, and the images;
     with `made_with` also the final numbers with these hyper-parameters (never the default `hp_metric`).
     """
     from torch.utils.tensorboard import SummaryWriter
@@ -161,8 +162,10 @@ def log_tensorboard(
                     writer.add_scalar(row.tag + side, value, 0)
                     final |= {} if side else {f"final/{row.tag}": value}
         writer.add_text("evaluation/table", markdown_table(rows), 0)
-        for name, figure in figures.items():
-            writer.add_figure(f"evaluation/{name}", figure, 0)
+        for path in images:  # a figure takes longer to draw again than all else here
+            writer.add_image(
+                f"evaluation/{path.stem}", np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC"
+            )
         if made_with is not None:
             for summary in hparams(dict(made_with), dict.fromkeys(final, 0)):
                 writer.file_writer.add_summary(summary)

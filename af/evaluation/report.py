@@ -58,10 +58,10 @@ def write_report(
     metrics.json, `made_with`: the settings shown with the numbers in TensorBoard.
     """
     rows, missing, notes, problems = result.rows, result.absent, notes or {}, dict(problems or {})
-    figures: dict[str, Any] = {}
+    plots: list[Path] = []
     with attempt("plots", missing):
         figures = make_figures(result, [m.clip for m in measured], protocol.block, protocol.first_border)
-        save_figures(out / "plots", figures)
+        plots = save_figures(out / "plots", figures)
 
     def write() -> None:
         more = {
@@ -77,7 +77,7 @@ def write_report(
             for head, said in (("Left out", problems), ("Not computed", missing), ("Remarks", notes))
             if said
         ]
-        images = ["## Plots\n"] * bool(figures) + [f"![{name}](plots/{name}.png)\n" for name in figures]
+        images = ["## Plots\n"] * bool(plots) + [f"![{path.stem}](plots/{path.name})\n" for path in plots]
         write_metrics(out, rows, more, title, "\n".join([*lists, *images]).rstrip("\n"))
 
     write()
@@ -86,7 +86,7 @@ def write_report(
     with attempt("tensorboard", missing):
         for old in (out / "tensorboard").glob("events.out.tfevents.*"):
             old.unlink()  # one evaluation, one set of points
-        log_tensorboard(out / "tensorboard", rows, figures, made_with)
+        log_tensorboard(out / "tensorboard", rows, plots, made_with)
     written, console = ["metrics.md", "metrics.json", "clips.json", "plots", "tensorboard"], Console()
     if gallery and measured:
         with attempt("gallery", missing):

@@ -17,6 +17,7 @@ from af.metrics.ridge import fold_of_groups
 
 WINDOW: Final = seconds_to_frames(1)
 FOLDS: Final = 5
+LEAF: Final = 10  # windows in a leaf of a tree, at least
 LAGS: Final = tuple(range(0, seconds_to_frames(1) + 1, 5))
 
 
@@ -66,7 +67,6 @@ def held_out_scores(
     The classifier (gradient-boosted trees of scikit-learn) never sees the groups that it scores.
     """
     from scipy.stats import rankdata
-    from sklearn.ensemble import HistGradientBoostingClassifier
 
     fold = fold_of_groups(groups, FOLDS)
     scores: tuple[list[Array], list[Array]] = ([np.zeros(0)] * len(fold), [np.zeros(0)] * len(fold))
@@ -78,11 +78,15 @@ def held_out_scores(
         ]
         if not len(x) or not len(y) or not sum(len(windows) for *_, windows in judged):
             continue
-        judge = HistGradientBoostingClassifier(
-            max_iter=80, max_leaf_nodes=8, min_samples_leaf=10, early_stopping=False, random_state=seed
-        )
-        judge.fit(np.concatenate([x, y]), np.repeat([1, 0], [len(x), len(y)]))
-        found = judge.decision_function(np.concatenate([windows for *_, windows in judged]))
+        found = np.zeros(sum(len(windows) for *_, windows in judged))
+        if len(x) + len(y) >= 2 * LEAF:  # with fewer no tree can split, and all score alike
+            from sklearn.ensemble import HistGradientBoostingClassifier
+
+            judge = HistGradientBoostingClassifier(
+                max_iter=80, max_leaf_nodes=8, min_samples_leaf=LEAF, early_stopping=False, random_state=seed
+            )
+            judge.fit(np.concatenate([x, y]), np.repeat([1, 0], [len(x), len(y)]))
+            found = judge.decision_function(np.concatenate([windows for *_, windows in judged]))
         ranks = rankdata(found) / len(found)
         for (side, i, _), part in zip(
             judged, np.split(ranks, np.cumsum([len(w) for *_, w in judged])[:-1]), strict=True

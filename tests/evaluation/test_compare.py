@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from af.cli.main import main
 from af.data.video_writer import write_video
@@ -100,7 +101,9 @@ def test_arrays_give_the_table_and_its_files(folder, tmp_path, capsys):
     assert "ground truth" in text
     assert "Not computed" in text
     assert {p.name for p in (out / "plots").iterdir()} >= {"tlcc_exp.png", "mouth_over_time.png", "block_borders.png"}
-    assert list((out / "tensorboard").glob("events*"))
+    logged = EventAccumulator(str(out / "tensorboard")).Reload().Tags()
+    assert {"fd/exp", "fd/exp/true"} <= set(logged["scalars"])
+    assert set(logged["images"]) == {f"evaluation/{p.stem}" for p in (out / "plots").iterdir()}
     clips = json.loads((out / "clips.json").read_text())
     assert set(clips) == {"c0", "c1", "c2"}
     assert "fd/exp" in clips["c0"]

@@ -57,6 +57,11 @@ def test_small_and_uncoupled_motion_are_found_each_in_its_row():
     assert blind["c2st/pair"].value > 0.75
 
 
+def test_windows_too_few_for_a_tree_to_split_score_alike():
+    found = rows(lambda reaction, other, _: 0 * other, count=2)
+    assert found["c2st/motion"].value == found["c2st/pair"].value == 0.5
+
+
 def test_jumps_at_borders_are_found_by_their_place_alone():
     def jumping(reaction, other, rng):
         steps = rng.normal(size=(FRAMES // BLOCK, 2)).repeat(BLOCK, axis=0)
