@@ -293,8 +293,8 @@ def test_many_sessions_together_are_each_alone(denoiser, speech, talk) -> None:
 
 
 @pytest.mark.slow
-def test_an_hour_of_conversation(small_denoiser, speech) -> None:
-    """90,000 frames: time and memory of a block stay what they were, and the motion stays finite."""
+def test_twenty_minutes_of_conversation(small_denoiser, speech) -> None:
+    """30,000 frames: time and memory of a block stay what they were, and the motion stays finite."""
     import resource
     import time
 
@@ -308,19 +308,19 @@ def test_an_hour_of_conversation(small_denoiser, speech) -> None:
     sound = 0.1 * torch.randn(2, frames_to_samples(30), generator=generator)
     face = torch.randn(30, 6, generator=generator)
     seconds, held, resident = [], set(), []
-    for n in range(3_000):
+    for n in range(1_000):
         start = time.thread_time()
         (block,) = running.push(avatar_audio=sound[0], user_audio=sound[1], user_motion=face)
         seconds.append(time.thread_time() - start)
         assert torch.isfinite(block.motion).all()
-        if n > 10 and n % 100 == 0:
+        if n > 10 and n % 50 == 0:
             voice, sampler = running._voices["user_audio"], running._sampler
             held.add((len(voice._sound), voice.ready_frames, sampler.state.cache.held.nbytes, len(sampler._geometries)))
             resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert running.frames == 90_000
+    assert running.frames == 30_000
     assert len(held) == 1
     assert resident[-1] - resident[5] < 8_000  # kB
-    assert np.median(seconds[-500:]) < 1.3 * np.median(seconds[100:600])
+    assert np.median(seconds[-300:]) < 1.3 * np.median(seconds[100:400])
 
 
 def test_an_empty_conversation(denoiser, speech) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,30 +74,23 @@ def test_shares_cover_everything_once():
             Share.parse(wrong)
 
 
-@pytest.mark.slow
-def test_two_processes_encode_what_one_does(conversations, autoencoder_folder, tmp_path):
-    encode(conversations, tmp_path / "one", autoencoder_folder, FEATURES)
-    command = [sys.executable, "-m", "af.cli.main", "encode", "--data", conversations, "--workers", "1"]
-    command += ["--autoencoder", autoencoder_folder, "--out", tmp_path / "two"]
-    command += [f"features.{k}={v}" for k, v in FEATURES.items() if k != "_target_"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([*map(str, command), "--share", f"{n}/2"], env=environment) for n in (1, 2)]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
-    assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert entries(tmp_path / "one" / "train") == entries(tmp_path / "two" / "train")
-    assert validate(tmp_path / "two").ok
-
-
 def test_the_last_share_writes_index_and_statistics(conversations, autoencoder_folder, tmp_path, capsys):
+    """All together encode what one process does."""
+    whole, out = tmp_path / "whole", tmp_path / "shares"
+
     def share(n: int) -> list:
-        return encode(conversations, tmp_path, autoencoder_folder, FEATURES, share=Share(n, 3))
+        return encode(conversations, out, autoencoder_folder, FEATURES, share=Share(n, 3))
 
     assert share(2) == share(3) == []
     assert "share 3/3 is done; 1 of 3 parts are still missing" in capsys.readouterr().out
-    assert not list(tmp_path.rglob("index.json"))
+    assert not list(out.rglob("index.json"))
     assert [i.split for i in share(1)] == ["train", "val"]
-    assert (tmp_path / STATISTICS_NAME).is_file()
-    (tmp_path / "train" / "000000.tar").unlink()  # lost later: any share notices, its own one mends it
+    encode(conversations, whole, autoencoder_folder, FEATURES)
+    assert STATISTICS_NAME in content(out)
+    assert content(out) == content(whole)
+    assert entries(out / "train") == entries(whole / "train")
+    assert validate(out).ok
+    (out / "train" / "000000.tar").unlink()  # lost later: any share notices, its own one mends it
     assert share(2) == []
     assert len(share(1)) == 2
 
