@@ -61,14 +61,15 @@ def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> l
             "start=null",
             *encoder,
         ]
-    return [f"start={denoiser}"] if experiment.startswith(("preference", "distill")) else []
+    if experiment == "person":
+        return [f"start={autoencoder}", *NOTHING_TO_BRING]
+    return [f"start={denoiser}"] if experiment.startswith(("preference", "distill", "person_")) else []
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_resolves(experiment, denoiser_folder):
-    config = resolve(
-        compose("train", [f"experiment={experiment}", "data.root=somewhere", *start(experiment, denoiser_folder)])
-    )
+def test_every_experiment_composes_and_resolves(experiment, denoiser_folder, autoencoder_folder):
+    begin = start(experiment, denoiser_folder, autoencoder_folder)
+    config = resolve(compose("train", [f"experiment={experiment}", "data.root=somewhere", *begin]))
     assert config["module"]["_target_"].startswith("af.")
     assert config["trainer"]["max_steps"] > 0
 
@@ -82,6 +83,8 @@ def test_every_experiment_runs_one_step(
     root = {"vae": dyads, "denoiser": latents, "preference": latents, "distill": latents}[stage]
     made = {"preference": begin, "distill": [*begin, f"data.teacher={teacher}"]}
     small = [*{**SMALL, **made}[stage], *(begin if stage == "vae" else [])]
+    if experiment.startswith("person"):  # their model is the one that is given
+        small = [*begin, "adapt.rank=1", *(["data.vary.place=0"] if stage == "vae" else [])]
     arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *small, *ONE_STEP]
     assert main(["train", *arguments]) == 0
     assert json.loads((tmp_path / "done.json").read_text())["steps"] == 1

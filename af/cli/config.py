@@ -127,7 +127,7 @@ def register_resolvers() -> None:
 
         value = entry(model_info(folder), key, Path(folder))
         check_description(value, f"{folder}: {key}")  # composed configurations are built without further checks
-        return OmegaConf.create(value)
+        return OmegaConf.create(value) if isinstance(value, dict | list) else value
 
     OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)
 

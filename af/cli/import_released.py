@@ -55,7 +55,7 @@ def _belongs(autoencoder: Path | None, wav2vec2: str | None) -> dict[str, Any]:
     info: dict[str, Any] = {}
     if autoencoder is not None:
         model, images = load_as(autoencoder, MotionAutoencoder)
-        info["motion_spec"] = asdict(motion_spec_of(model, images.digest))
+        info["motion_spec"] = asdict(motion_spec_of(model, images.latents))
     if wav2vec2 is not None:
         how = {"checkpoint": wav2vec2, "mode": "utterance"}  # as released: the whole voice at once
         info["features"] = {"_target_": "af.models.speech.Wav2Vec2Features", **how}

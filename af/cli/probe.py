@@ -30,6 +30,10 @@ Of real people, read by MediaPipe (af fetch face-landmarker):
   alike; null: chance, and across, the driver's true frames.
 
 The folder gets metrics.json, metrics.md and driven.png (portrait | driving | image | another person driving | image).
+
+For a model of one person (experiment=person), before and after:
+
+  af probe --real --autoencoder runs/me/export --data data/me/test --others data/people/test --out runs/me/probe
 """
 
 from __future__ import annotations
@@ -50,6 +54,11 @@ def run(
     embedder: Annotated[
         Path | None, More(metavar="FILE"), "identity network for --real: TorchScript, faces of 112 px in -1 … 1"
     ] = None,
+    others: Annotated[
+        Path | None,
+        More(metavar="FOLDER"),
+        "shards of other people for --real, who drive and are told from those in --data",
+    ] = None,
     pairs: Annotated[Count, "transfers"] = 128,
     conversations: Annotated[Count, "read for the probes"] = 32,
     frames: Annotated[Count, "of each person for the probes"] = 100,
@@ -66,15 +75,15 @@ def run(
     from af.models.autoencoder import MotionAutoencoder
     from af.pipeline.encode import require_videos
 
-    if embedder is not None and not real:
-        raise UserError("--embedder looks at real people: give --real, too")
+    if (embedder is not None or others is not None) and not real:
+        raise UserError("--embedder and --others look at real people: give --real, too")
     model, artifact = load_as(autoencoder, MotionAutoencoder)
     model.to(device)
     index = Index.load(data)
     require_videos(index, model)
     with progress_bar() as progress:
         if real:
-            rows = _driven(model, index, out, embedder, frames, seed, progress)
+            rows = _driven(model, index, out, embedder, others, frames, seed, progress)
             moved, images = "", "driven.png"
         else:
             from af.evaluation.probe import Probe
@@ -93,8 +102,9 @@ def run(
 
 
 def _driven(
-    model: Any, index: Any, out: Path, embedder: Path | None, frames: int, seed: int, progress: Any
+    model: Any, index: Any, out: Path, embedder: Path | None, others: Path | None, frames: int, seed: int, progress: Any
 ) -> list[Any]:
+    from af.data.index import Index
     from af.evaluation.driven import driven_rows, stretches
     from af.evaluation.extractors import torch_module
     from af.evaluation.identity import LandmarkLook
@@ -104,7 +114,9 @@ def _driven(
     network = None if embedder is None else torch_module(embedder, embedder.stem, "identity", size=112)
     look = LandmarkLook(FaceLandmarker(), network)
     task = progress.add_task("reading people", total=2 * sum(len(sample.roles) for sample in index.samples))
-    found = stretches(index, look, frames=frames, seed=seed, advance=lambda: progress.advance(task))
-    rows, columns = driven_rows(model, found, look, lambda: progress.advance(task))
+    read: Any = {"frames": frames, "seed": seed}
+    found = stretches(index, look, **read, advance=lambda: progress.advance(task))
+    strangers = [] if others is None else stretches(Index.load(others).without(index), look, **read)
+    rows, columns = driven_rows(model, found, look, lambda: progress.advance(task), strangers)
     save_grid(out / "driven.png", columns, rows=len(found))
     return rows

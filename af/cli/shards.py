@@ -9,12 +9,13 @@
   af shards reshard data/mine --out data/larger --shard-gb 1     shards of another size, optionally --shuffle SEED
   af shards split data/mine --out data/split --fractions 0.8,0.1,0.1   new splits without a common person
   af shards merge data/calls data/talks --out data/both          several folders as one
+  af shards holdout data/me --out data/me-held --seconds 10      the last clips for val and test, of the same people
 
 DIR is a folder with train/, val/ or test/ in it, or one of these; all verbs but index also take its URL (https://…,
 s3://…; docs/data.md). A shard is a tar file that WebDataset reads too; its members are json, npy, flac and mp4 only, and
 nothing in it is ever executed. `af shards VERB --help` explains a verb.
 
-reshard, split and merge copy members byte for byte into an empty folder of this machine and check them on the way. A stopped
+reshard, split, merge and holdout copy members byte for byte into an empty folder of this machine and check them on the way. A stopped
 one goes on with the same command, --share divides it among machines, and motion statistics are made again where there were
 some.
 """
@@ -165,4 +166,16 @@ def merge(
     new.finish(folder, merge(folder, new.out, rename=rename, **new.options()))
 
 
-VERBS = (validate, stats, index, extract, reshard, split, merge)
+def holdout(
+    folder: Folder,
+    new: Arranged,
+    *,
+    seconds: Annotated[Positive, "held out, at least, for val and for test"] = 10.0,
+) -> None:
+    """Hold out the last clips for val and test, of the same people: for a model of these people alone."""
+    from af.data.rearrange import holdout
+
+    new.finish([folder], holdout(folder, new.out, seconds, **new.options()))
+
+
+VERBS = (validate, stats, index, extract, reshard, split, merge, holdout)

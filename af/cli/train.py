@@ -107,11 +107,13 @@ def train(config: dict[str, Any], command: Sequence[str], held: bool = False) ->
 def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) -> int:
     import torch
 
+    from af.models.artifact import ADAPTER
     from af.models.checkpoint import FOLDER
+    from af.training.adapt import described
     from af.training.callbacks import Export, ValidationLog
     from af.training.claim import Claim, finished, recipe
     from af.training.compile import prepare
-    from af.training.launch import finish, fit, make_trainer
+    from af.training.launch import finish, fit, make_trainer, over
 
     folder, evaluation = Path(config["run"]), _evaluation(config)
     if finished(folder, config):
@@ -119,6 +121,8 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         return evaluation()
     start = config.get("start") or config["module"].get("start")
     info: dict[str, Any] = {key: config[key] for key in ("stage", "features") if key in config}
+    if config.get("adapt"):
+        info[ADAPTER] = described(config["adapt"])
     export = Export(config["part"], config["model"], {**info, "recipe": recipe(command)}, start)
     callbacks = [
         Claim(folder, config, command),
@@ -146,7 +150,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         print(f"trained to step {trainer.global_step}; {where}")
         if not done:
             print("its time was over (trainer.max_time); the same command continues")
-    return evaluation() if kept and trainer.global_step >= trainer.max_steps else 0
+    return evaluation() if kept and over(trainer) else 0
 
 
 def _evaluation(config: dict[str, Any]) -> Callable[[], int]:

@@ -94,6 +94,11 @@ class Index:
             raise UserError(f"{self.folder}: every sample shows one person alone; this needs conversations")
         return replace(self, samples=both)
 
+    def without(self, other: Index) -> Index:
+        """The index without the samples that show anybody in `other`."""
+        people = {name for sample in other.samples for name in sample.participants}
+        return replace(self, samples=tuple(sample for sample in self.samples if people.isdisjoint(sample.participants)))
+
     def path(self, shard: int) -> Location:
         """The tar file of shard number `shard`."""
         return (self.homes[shard] if self.homes else self.folder) / self.shards[shard].name

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from af.clock import frames_to_seconds
 from af.data.checks import check_fields, check_member
 from af.data.index import Index, build_index, split_folders
 from af.data.mixture import require_alike
@@ -98,6 +99,27 @@ def split_by_identity(
     home = _balanced(frames, fractions, seed)
     settings = {"verb": "split", "fractions": list(fractions), "seed": seed, "rename": rename}
     return _arrange(indexes, _by_split(picks, lambda p: home[group[p]]), out, settings, shard_bytes, **how)
+
+
+def holdout(root: Location, out: Path, seconds: float, *, shard_bytes: int, **how: Any) -> list[Index] | None:
+    """Hold out clips of the people that a model is made for: the last ones of `root` (by their keys), at least `seconds`
+    of them, are test, the last of the others val, and what remains is train, as `reshard`. Raises `UserError` when
+    nothing remains.
+    """
+    indexes = load([root])
+    left = sorted(_picks(indexes), key=lambda pick: pick.key)
+    plan: dict[str, list[Pick]] = {"test": [], "val": []}
+    for chosen in plan.values():
+        frames = 0
+        while left and frames_to_seconds(frames) < seconds:
+            chosen.insert(0, pick := left.pop())
+            frames += indexes[pick.index].samples[pick.sample].frames
+    if not left:
+        raise UserError(
+            f"{root}: no clip remains to train on when {seconds:g} s are held out for val and for test; hold out less, or "
+            "make shorter clips (af ingest --max-seconds)"
+        )
+    return _arrange(indexes, {"train": left, **plan}, out, {"verb": "holdout", "seconds": seconds}, shard_bytes, **how)
 
 
 def _picks(indexes: Sequence[Index], prefixes: Sequence[str] | None = None) -> list[Pick]:

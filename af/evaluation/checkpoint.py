@@ -80,6 +80,7 @@ class Subject:
         avatar = probe = None
         if settings.autoencoder is not None:
             images = load_model(settings.autoencoder, MotionAutoencoder)
+            digests["autoencoder"] = images.digest
             avatar, models = Avatar.of(images, artifact, device), models | {settings.autoencoder: images.info}
             settings = with_tracker(settings, index)
         else:

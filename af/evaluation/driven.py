@@ -127,22 +127,26 @@ def driven_rows(
     found: Sequence[Stretch],
     look: Look,
     advance: Callable[[], None] = lambda: None,
+    others: Sequence[Stretch] = (),
 ) -> tuple[list[MetricRow], list[UInt8[np.ndarray, "R Y X 3"]]]:
     """Rows `driven/psnr`, `driven/found`, `driven/r2/GROUP` (a portrait driven by its own video; null: left unchanged),
     `driven/moves/GROUP` (the same but for a constant difference, such as a mouth that never quite closes),
     `driven/across/GROUP` (by the next person's, about the mean of either) and
     `driven/identity/...` (`identity_rows`); and a contact sheet's columns: portrait, driving frame, image, the next
-    person's frame, image.
+    person's frame, image. `others` are stretches of other people, who are then the drivers and whom images may be
+    mistaken for, but are not driven themselves.
     """
-    matrix = look.face_spec.grouping(GROUPS)
+    matrix, everybody = look.face_spec.grouping(GROUPS), [*found, *others]
     drivers = next_people([stretch.person for stretch in found])
+    if others:
+        drivers = [len(found) + n % len(others) for n in range(len(found))]
     own: list[np.ndarray] = []
     across: list[np.ndarray] = []
     vectors: tuple[list[Vectors], list[Vectors]] = ([], [])
     squares, copies = [], []
     sheet: list[list[np.ndarray]] = [[] for _ in range(5)]
     for n, stretch in enumerate(found):
-        other = found[drivers[n]]
+        other = everybody[drivers[n]]
         images = [drive(model, stretch.portrait, side.frames) for side in (stretch, other)]
         for read, told, made in zip((own, across), vectors, images, strict=True):
             faces, of_person = look(made)
@@ -156,7 +160,7 @@ def driven_rows(
             column.append(image)
         advance()
     true = [stretch.read for stretch in found]
-    others = [true[n] for n in drivers]
+    driving = [everybody[n].read for n in drivers]
     still = [np.broadcast_to(stretch.still, stretch.read.shape) for stretch in found]
     with_face = float(np.mean([np.isfinite(read).all(1).mean() for read in own]))
     what = f"{len(found)} stretches of {look.face_spec.tracker}'s readings"
@@ -171,14 +175,14 @@ def driven_rows(
     for tag, truth, read, protocol, offsets in (
         ("r2", true, own, by_itself, True),
         ("moves", true, own, by_itself.replace("each stretch's mean", "either's mean"), False),
-        ("across", others, across, by_another, False),
+        ("across", driving, across, by_another, False),
     ):
         values, nulls = arrives(truth, read, offsets=offsets), arrives(truth, _cut(still, truth), offsets=offsets)
         rows += [
             MetricRow(f"driven/{tag}/{name}", float(v), n=count, null=float(z), protocol=protocol, better="higher")
             for name, v, z in zip(GROUPS, values, nulls, strict=True)
         ]
-    people, known, shown = ([getattr(stretch, name) for stretch in found] for name in ("person", "known", "true"))
+    people, known, shown = ([getattr(stretch, name) for stretch in everybody] for name in ("person", "known", "true"))
     return rows + identity_rows(people, drivers, known, shown, *vectors), [np.stack(column) for column in sheet]
 
 

@@ -134,8 +134,8 @@ def identity_rows(
     across: Sequence[Vectors],
 ) -> list[MetricRow]:
     """Rows `driven/identity/MEASURE/{own,across}/{rank1,auc}` and `…/across/not_driver` of stretches of `people`, the
-    portraits driven by their own video and by that of stretch `drivers[n]`. `known` are true frames from elsewhere in
-    the videos, `true` the stretches' own. No rows below two people.
+    portraits driven by their own video (`own`) and by that of stretch `drivers[n]` (`across`). `known` are true frames
+    from elsewhere in the videos, `true` the stretches' own; the first of `people` are those driven. No rows below two.
 
     Truth: the portrait's person's true frames, judged alike; null: chance, and across, the driver's true frames.
     """
@@ -155,15 +155,19 @@ def _rows(
 ) -> list[MetricRow]:
     # identity networks are compared by the cosine: their vectors have length 1
     matrix = whitening(known) if measure in ("geometry", "colour") else np.eye(known[0].shape[1])
-    groups, names, count = [group @ matrix for group in known], sorted(set(people)), len(people)
+    true, own, across = sides
+    groups, names, count = [group @ matrix for group in known], sorted(set(people)), len(own)
     column = [names.index(name) for name in people]
 
     def judged(side: Sequence[Float[np.ndarray, "T F"]]) -> dict[str, float]:
         apart = [distances(vectors @ matrix, groups, people) for vectors in side]
-        return recognised(apart, column, [column[n] for n in drivers])
+        return recognised(apart, column[:count], [column[n] for n in drivers])
 
-    true, own, across = sides
-    truth, chance, floor = judged(true), {"rank1": 1 / len(names), "auc": 0.5}, judged([true[n] for n in drivers])
+    truth, chance, floor = (
+        judged(true[:count]),
+        {"rank1": 1 / len(names), "auc": 0.5},
+        judged([true[n] for n in drivers]),
+    )
     rows = []
     for tag, found, null, by in (
         ("own", judged(own), chance, "its own video; null: chance"),

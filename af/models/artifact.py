@@ -3,6 +3,9 @@
 `model.json` holds the constructor call as `{"_target_": "af.models....", ...plain values}`, the SHA-256 of the weights
 file, and the feature and motion specs of the model. Only classes known to `af.models.registry` are built, and none
 larger than the weights file. A run folder or a checkpoint can be given in place of a model folder.
+
+The folder of an adapted model (`af.nn.adapt`) names its base in `adapter` and holds what differs from it alone; what is
+loaded is the whole model.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +30,10 @@ from torch.nn.modules import module as registration
 
 from af.errors import UserError
 from af.files import atomic_path, sha256_of, write_json
+from af.models.autoencoder import MotionAutoencoder
 from af.models.checkpoint import FOLDER, checkpoint_files, newest, saved_model, sound, step_of
 from af.models.registry import build, check_description, registered
+from af.nn.adapt import Adaptation, changes, merge
 from af.specs import FeatureSpec, MotionSpec, SchemaError, is_number, require_spec
 
 FORMAT: Final = 1
@@ -35,6 +41,12 @@ DESCRIPTION: Final = "model.json"
 WEIGHTS: Final = "model.safetensors"
 #: The `checkpoint` of features whose weights lie beside the model folder (`af.share.folder`).
 BESIDE: Final = "../features"
+#: Entry of an adapted model: its `base` (a path from the folder), the base's `sha256`, and the fields of `Adaptation`.
+ADAPTER: Final = "adapter"
+#: Where else the base of an adapted model is looked for: in its folder.
+BASE: Final = "base"
+#: Entry of an adapted autoencoder: the digest by which latents name it, its base's if the decoder alone was adapted.
+LATENTS: Final = "latents"
 _MAX_DESCRIPTION_BYTES: Final = 2**24
 Kind = TypeVar("Kind", bound=nn.Module)
 Spec = TypeVar("Spec", FeatureSpec, MotionSpec)
@@ -42,7 +54,7 @@ Spec = TypeVar("Spec", FeatureSpec, MotionSpec)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model: its folder, the module in eval mode, and its JSON."""
+    """A loaded model: its folder, the module in eval mode, its JSON, and the SHA-256 of its weights file."""
 
     folder: Path
     model: nn.Module
@@ -73,6 +85,16 @@ class Artifact:
         require_spec(getattr(features, "spec", None), wanted, where="the feature extractor", remedy=remedy)
         return features
 
+    @property
+    def latents(self) -> str:
+        """The digest by which motion latents name this autoencoder."""
+        return str(self.info.get(LATENTS) or self.digest)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the folder holds all weights of the model: it is no checkpoint, and not of an adapted model."""
+        return self.folder.is_dir() and ADAPTER not in read_description(self.folder)
+
     def _spec(self, cls: type[Spec], key: str, width: str) -> Spec:
         try:
             spec = cls.from_json(self.says(key))
@@ -95,9 +117,13 @@ def save_model(
 ) -> str:
     """Write both files atomically; returns the weights file's SHA-256. `info` is what else the description says; it may
     be another model's whole description. With `half`, float32 is stored as float16, and is float32 again when loaded.
-    Raises UserError for non-finite weights.
+    With an entry `adapter` the model is an adapted one, of which its changes are written. Raises UserError for
+    non-finite weights.
     """
-    state = _plain(model.state_dict())
+    adapter = info.get(ADAPTER)
+    if adapter is not None:
+        info = {**info, ADAPTER: {**adapter, BASE: os.path.relpath(adapter[BASE], folder)}}
+    state = _plain(model.state_dict() if adapter is None else changes(model))
     if half:
         state = {name: value.half() if value.dtype == torch.float32 else value for name, value in state.items()}
     require_finite(state, f"{folder} is not written: the model")
@@ -159,9 +185,9 @@ def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
     if place.is_file():
         info, state = _from_checkpoint(place)
         where, weights = str(place), str(place)
-        shapes = {name: value.shape for name, value in state.items()}
         _require_kind(info, kind, where)
-        model = built(info["model"], shapes, where)
+        shapes = {name: value.shape for name, value in state.items()}
+        model = built(info["model"], shapes, where, _adaptation(info, where))
     else:
         info = read_description(place)
         where, weights = f"{place}/{DESCRIPTION}", f"{place}/{WEIGHTS}"
@@ -172,12 +198,64 @@ def load_model(path: str | Path, kind: type[nn.Module] = nn.Module) -> Artifact:
                 f"{weights} is not the file that {DESCRIPTION} describes (sha256 {digest[:12]}… instead of "
                 f"{info['sha256'][:12]}…): it was changed or replaced; export the model again, or fetch both files anew"
             )
-        model = built(info["model"], shapes, where)
+        model = built(info["model"], shapes, where) if ADAPTER not in info else _on_base(place, info, shapes, where)
         state = load_file(place / WEIGHTS)
         _require_types(state, model, weights)
     require_finite(state, weights)
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=ADAPTER not in info)
+    if ADAPTER in info:
+        model, info = merge(model), {key: value for key, value in info.items() if key != ADAPTER}
+        if isinstance(model, MotionAutoencoder):  # whose latents go by the adapted model's digest, written whole or not
+            info |= {LATENTS: info.get(LATENTS) or info["sha256"]}
     return Artifact(place, model.eval(), info, info["sha256"])
+
+
+def _on_base(place: Path, info: Mapping[str, Any], shapes: Mapping[str, torch.Size], where: str) -> nn.Module:
+    """The base of the adapted model in the folder `place`, ready to take changes of these shapes. Raises UserError when the
+    base is missing or another one, and for other changes.
+    """
+    adapter, adaptation = info[ADAPTER], _adaptation(info, where)
+    places = (place / BASE, place / str(adapter.get(BASE)))
+    found = next((folder for folder in places if folder.exists()), None)
+    if found is None:
+        raise UserError(
+            f"{where}: its base is neither {places[1]} nor {places[0]}; put the model with the sha256 {adapter['sha256']} "
+            "(folder or link) into one of these places"
+        )
+    base = base_of(found, str(adapter["sha256"]), where)
+    if base.info["model"] != info["model"]:
+        raise UserError(f"{where} describes another model than its base {found}")
+    assert adaptation is not None
+    model = adaptation(base.model)
+    expected = {name: value.shape for name, value in changes(model).items()}
+    _require_layout(shapes, expected, where)
+    return model
+
+
+def base_of(path: str | Path, sha256: str, where: str) -> Artifact:
+    """The model that one is, or will be, adapted from. Raises UserError, beginning with `where`, unless it has this digest
+    and is a whole model.
+    """
+    if ADAPTER in model_info(path):
+        raise UserError(
+            f"{where}: {path} is an adapted model itself; write it whole first: af export {path} --out FOLDER"
+        )
+    base = load_model(path)
+    if base.digest != sha256:
+        raise UserError(
+            f"{where}: {path} is not the model that was adapted (sha256 {base.digest[:12]}… instead of {sha256[:12]}…); "
+            "give that one"
+        )
+    return base
+
+
+def _adaptation(info: Mapping[str, Any], where: str) -> Adaptation | None:
+    if (adapter := info.get(ADAPTER)) is None:
+        return None
+    try:
+        return Adaptation(adapter["layers"], adapter["rank"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {ADAPTER} cannot be read ({error!r})") from error
 
 
 def load_as(path: str | Path, kind: type[Kind]) -> tuple[Kind, Artifact]:
@@ -228,24 +306,30 @@ def _checked(info: Any, where: str) -> Mapping[str, Any]:
         raise UserError(f"{where}: expected an object, got {type(info).__name__}")
     if info.get("format") != FORMAT:
         raise UserError(f"{where} has format {info.get('format')!r}; this version reads {FORMAT}")
-    for key, expected in (("model", Mapping), ("sha256", str)):
+    for key, expected in (("model", Mapping), ("sha256", str), *([(ADAPTER, Mapping)] if ADAPTER in info else [])):
         if not isinstance(info.get(key), expected):
             raise UserError(f"{where}: {key} is missing, or not {'a text' if expected is str else 'an object'}")
     check_description({key: info.get(key) for key in ("model", "features")}, where)
     return info
 
 
-def built(config: Mapping[str, Any], shapes: Mapping[str, torch.Size], where: str) -> nn.Module:
-    """The model described by `config`. Raises UserError, before allocating any memory, unless its weights have these
-    shapes (`where` names the description).
+def built(
+    config: Mapping[str, Any], shapes: Mapping[str, torch.Size], where: str, adaptation: Adaptation | None = None
+) -> nn.Module:
+    """The model described by `config`, adapted if it is said how. Raises UserError, before allocating any memory, unless
+    its weights have these shapes (`where` names the description).
     """
+    adapted = adaptation or (lambda model: model)
     with no_more_than(shapes, where), torch.device("meta"):
-        plan = build(config, where)
-    expected = {name: value.shape for name, value in plan.state_dict().items()}
+        plan = adapted(build(config, where))
+    _require_layout(shapes, {name: value.shape for name, value in plan.state_dict().items()}, where)
+    return adapted(build(config, where))  # built again: unsaved buffers have no values on the meta device
+
+
+def _require_layout(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], where: str) -> None:
     if faults := layout_faults(shapes, expected):
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{where} does not fit the weights beside it: {'; '.join(faults[:3])}{more}")
-    return build(config, where)  # built again: unsaved buffers have no values on the meta device
 
 
 def layout_faults(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> list[str]:
@@ -302,11 +386,12 @@ def shapes_of(file: Path) -> dict[str, torch.Size]:
 
 def _require_types(state: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
     """Raise UserError unless each weight has its type in `model`, or is float16 where that is float32."""
-    for name, known in model.state_dict().items():
-        found = state[name].dtype
-        if found != known.dtype and (found, known.dtype) != (torch.float16, torch.float32):
-            half = " or float16" if known.dtype == torch.float32 else ""
-            plain, expected = (str(kind).removeprefix("torch.") for kind in (found, known.dtype))
+    known_types = {name: value.dtype for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        found, known = value.dtype, known_types[name]
+        if found != known and (found, known) != (torch.float16, torch.float32):
+            half = " or float16" if known == torch.float32 else ""
+            plain, expected = (str(kind).removeprefix("torch.") for kind in (found, known))
             raise UserError(f"{where}: {name} is {plain}, expected {expected}{half}; export the model again")
 
 

@@ -9,6 +9,7 @@ everything runs in channels-last, with one shared weight for all frames.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -250,6 +251,11 @@ class MotionAutoencoder(nn.Module):
         """The orthonormal motion directions Q, fp32, by QR with LAPACK's signs, on which trained weights depend."""
         with without_autocast(self.direction_weight.device):
             return torch.linalg.qr(single(self.direction_weight) + 1e-8).Q
+
+    @staticmethod
+    def keeps_motion(changed: Iterable[str]) -> bool:
+        """Whether images have the same motion after a change of these parameters (names in the state)."""
+        return all(name.startswith("decoder.") for name in changed)
 
     def _along_directions(self, coefficients: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
         # In bfloat16 the product would leave the directions' span.

@@ -63,12 +63,12 @@ class Avatar:
         assert isinstance(images.model, MotionAutoencoder)
         assert isinstance(motion.model, MotionDenoiser)
         latents = motion.motion_spec
-        if latents.autoencoder != images.digest:
+        if latents.autoencoder != images.latents:
             raise UserError(
                 f"{denoiser} was trained on latents from another autoencoder (sha256 {latents.autoencoder[:12]}…) than "
-                f"{autoencoder} (sha256 {images.digest[:12]}…)"
+                f"{autoencoder} (sha256 {images.latents[:12]}…)"
             )
-        made = motion_spec_of(images.model, images.digest)
+        made = motion_spec_of(images.model, images.latents)
         remedy = f"The description of {denoiser} was changed: export it again."
         require_spec(made, latents, where=f"the autoencoder {autoencoder}", remedy=remedy)
         features = motion.speech_features()

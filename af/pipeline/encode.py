@@ -76,7 +76,7 @@ def encode(
         require_videos(index, model)
     settings = {
         "source": absolute(source),
-        "autoencoder": artifact.digest,
+        "autoencoder": artifact.latents,
         "features": dict(features),
         "keep_video": keep_video,
         "bf16": chosen.name == "bf16",
@@ -264,7 +264,7 @@ def _models(autoencoder: str, features: str, device: str) -> tuple[MotionAutoenc
     model, artifact = load_as(autoencoder, MotionAutoencoder)
     return (
         model.to(device),
-        motion_spec_of(model, artifact.digest),
+        motion_spec_of(model, artifact.latents),
         build(json.loads(features), "features", any_class=True).to(device),
     )
 

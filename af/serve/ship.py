@@ -49,7 +49,7 @@ def ship(autoencoder: Path, denoiser: Path, out: Path, seed: int = 0) -> int:
     """
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     size = Avatar.of(images, motion).autoencoder.image_size
-    digest = _save(images, out / AUTOENCODER)
+    digest = _save(images, out / AUTOENCODER, latents=None)  # rounding changes them
     spec = {**motion.info["motion_spec"], "autoencoder": digest}
     _save(motion, out / DENOISER, motion_spec=spec)
     with atomic_path(out / PORTRAIT) as temporary:

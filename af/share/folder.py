@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from af.files import atomic_path, sha256_of, write_json
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.models.artifact import (
+    ADAPTER,
     BESIDE,
     DESCRIPTION,
     WEIGHTS,
@@ -126,6 +127,9 @@ def load(folder: Path) -> tuple[Artifact, Artifact, Mapping[str, Any]]:
             raise UserError(f"{folder / DENOISER / DESCRIPTION}: features.checkpoint is not in the folder ({BESIDE})")
         _check_features(folder)
         features = {key: value for key, value in features.items() if key not in ("_target_", "checkpoint")}
+    for part in (AUTOENCODER, DENOISER):
+        if ADAPTER in read_description(folder / part):
+            raise UserError(f"{folder / part / DESCRIPTION}: a hub folder has whole models, not changes of others")
     for part, described in (
         (AUTOENCODER, read_description(folder / AUTOENCODER)["model"]),
         (DENOISER, read_description(folder / DENOISER)["model"]),
@@ -181,8 +185,8 @@ def write_folder(
         features = {**features, "checkpoint": BESIDE}
         _save_features(avatar.features, out)
         names += FEATURE_FILES
-    _save(images, out / AUTOENCODER, {})
-    _save(motion, out / DENOISER, {"features": features})
+    images = _save(images, out / AUTOENCODER, {})
+    motion = _save(motion, out / DENOISER, {"features": features})
     chosen = {"anchor": Anchor(), **(sampling or usual_sampling(motion.info))}
     plain = {name: asdict(value) if name != "steps" else value for name, value in chosen.items()}
     listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
@@ -211,15 +215,15 @@ def public(info: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _save(artifact: Artifact, folder: Path, changed: Mapping[str, Any]) -> None:
+def _save(artifact: Artifact, folder: Path, changed: Mapping[str, Any]) -> Artifact:
     info = {**public(artifact.info), **changed}
-    if artifact.folder.is_file():  # a checkpoint
-        save_model(folder, artifact.model, info["model"], info)
-        return
+    if not artifact.is_stored:
+        return replace(artifact, digest=save_model(folder, artifact.model, info["model"], info))
     if artifact.folder.resolve() != folder.resolve():
         with atomic_path(folder / WEIGHTS) as temporary:  # the very bytes, whose hash other models name
             shutil.copyfile(artifact.folder / WEIGHTS, temporary)
     write_json(folder / DESCRIPTION, info)
+    return artifact
 
 
 def _save_features(features: Wav2Vec2Features, out: Path) -> None:

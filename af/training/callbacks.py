@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,8 +20,12 @@ from af.console import progress_bar
 from af.data.provenance import with_earlier
 from af.errors import UserError
 from af.files import append_line
-from af.models.artifact import model_info, save_model
+from af.models.artifact import ADAPTER, LATENTS, model_info, save_model
+from af.models.autoencoder import MotionAutoencoder
+from af.models.checkpoint import saved_model
 from af.models.registry import check_description
+from af.nn.adapt import changes
+from af.training.checkpoints import best_checkpoint
 from af.training.ema import Ema
 
 #: Steps before the speed of a training is measured, and steps to measure.
@@ -125,7 +130,8 @@ class ValidationLog(Callback):
 
 class Export(Callback):
     """Describes the model in every checkpoint (for `af.models.checkpoint`) and writes it as a model folder at the end:
-    the trained `part`, with averaged weights if the callbacks include an `Ema`.
+    the trained `part`, with averaged weights if the callbacks include an `Ema`. Those of the best checkpoint are written
+    if `keep_best` says so.
 
     `config` describes the model, `info` its specs; the data's provenance is added.
     """
@@ -147,7 +153,7 @@ class Export(Callback):
         checkpoint["model"] = {
             "part": self.part,
             "config": self.config,
-            "info": self._about(trainer),
+            "info": self._about(trainer, pl_module),
             "averages": averages,
         }
 
@@ -156,14 +162,25 @@ class Export(Callback):
         averages = _averages(trainer)
         for average in averages:
             average.swap_in(module)
-        info = {**self._about(trainer), "steps": trainer.global_step}
-        save_model(folder, getattr(module, self.part), self.config, info)
+        info, part = {**self._about(trainer, module), "steps": trainer.global_step}, getattr(module, self.part)
+        if (best := best_checkpoint(trainer)) is not None:
+            saved = saved_model(Path(best.best_model_path))
+            part.load_state_dict(saved.state)
+            info["best"] = {
+                "step": saved.info["steps"],
+                str(best.monitor): float(torch.as_tensor(best.best_model_score)),
+            }
+        save_model(folder, part, self.config, info)
         for average in averages:
             average.swap_out(module)
 
-    def _about(self, trainer: Trainer) -> dict[str, Any]:
+    def _about(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return with_earlier({**self.info, **data.provenance()}, self.earlier)
+        info, part = {**self.info, **data.provenance()}, getattr(module, self.part)
+        if ADAPTER in info and isinstance(part, MotionAutoencoder) and part.keeps_motion(changes(part)):
+            assert self.earlier is not None
+            info[LATENTS] = self.earlier.get(LATENTS) or self.earlier["sha256"]
+        return with_earlier(info, self.earlier)
 
 
 def _averages(trainer: Trainer) -> list[Ema]:

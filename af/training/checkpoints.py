@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
@@ -89,8 +89,13 @@ class _Newest(ModelCheckpoint):
         self._step = self._last_global_step_saved = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise UserError when the metric for the best checkpoints is not logged."""
+        """Save a state that was saved before this validation again, with what callbacks remember of it (the best ones,
+        early stopping). Raises UserError when the metric for the best checkpoints is not logged.
+        """
         super().on_validation_end(trainer, pl_module)
+        saved = self._last_global_step_saved == trainer.global_step and not trainer.sanity_checking
+        if saved and any(isinstance(c, _Best | EarlyStopping) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self._last_checkpoint_saved)
         known = [name for name in trainer.callback_metrics if isinstance(name, str)]
         if self.best_by is not None and not trainer.sanity_checking and self.best_by not in known:
             near = did_you_mean(self.best_by, known)
@@ -115,6 +120,21 @@ class _Newest(ModelCheckpoint):
             self.stops.stop(step)
 
 
+class _Best(ModelCheckpoint):
+    export = False
+
+    @property
+    def state_key(self) -> str:
+        """That of the class it is one of."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+
+def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """What keeps the best checkpoint, if that is to be exported and there is one."""
+    found = (c for c in trainer.checkpoint_callbacks if isinstance(c, _Best) and c.export and c.best_model_path)
+    return next(found, None)
+
+
 def checkpointers(
     folder: Path,
     every_n_steps: int = 500,
@@ -125,7 +145,8 @@ def checkpointers(
     """Callbacks that keep the two newest checkpoints (`last.ckpt` links to the newest) and optionally the best ones:
     every n steps, after `every_minutes` (None: never), and when a signal stops the training, within `grace_s` seconds.
 
-    `keep_best`: {monitor: a logged metric, mode: min or max, count: how many to keep}. Raises ValueError for other values.
+    `keep_best`: {monitor: a logged metric, mode: min or max, count: how many to keep}, with `export: true` also the one to
+    export at the end. Raises ValueError for other values.
     """
     require_number("every_n_steps", every_n_steps, least=1, whole=True)
     stops = Stops(grace_s, every_minutes)
@@ -133,14 +154,14 @@ def checkpointers(
         return [stops, _Newest(folder, every_n_steps, stops)]
     if (
         not isinstance(keep_best, Mapping)
-        or set(keep_best) != {"monitor", "mode", "count"}
+        or set(keep_best) - {"export"} != {"monitor", "mode", "count"}
         or keep_best["mode"] not in ("min", "max")
     ):
         raise ValueError(
-            f"keep_best must be {{monitor: METRIC, mode: min or max, count: N}} or null, got {keep_best!r}"
+            f"keep_best must be {{monitor: METRIC, mode: min or max, count: N, export: true or false}} or null, got {keep_best!r}"
         )
     require_number("keep_best.count", keep_best["count"], least=-1, whole=True)
-    kept = ModelCheckpoint(
+    kept = _Best(
         folder,
         filename="best-{step:08d}",
         monitor=keep_best["monitor"],
@@ -150,7 +171,8 @@ def checkpointers(
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    return [stops, _Newest(folder, every_n_steps, stops, keep_best["monitor"]), kept]
+    kept.export = bool(keep_best.get("export"))
+    return [stops, kept, _Newest(folder, every_n_steps, stops, keep_best["monitor"])]
 
 
 def _set_aside(path: Path) -> None:

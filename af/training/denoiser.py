@@ -161,7 +161,7 @@ class DenoiserModule(Stage):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the denoiser."""
-        return self.optimization(self.denoiser.parameters())
+        return self.optimization(p for p in self.denoiser.parameters() if p.requires_grad)
 
 
 _NO_USER = ConditionDropout(0, 0, 0, 0, user=1.0)

@@ -113,13 +113,17 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, fo
 
 
 def finish(trainer: Trainer, folder: Path, seconds: float) -> bool:
-    """Mark the training in `folder` as done, unless `trainer.max_time` ended it early."""
+    """Mark the training in `folder` as done, if it is `over`."""
+    if over(trainer):
+        write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": seconds})
+    return over(trainer)
+
+
+def over(trainer: Trainer) -> bool:
+    """Whether a training that ended was not ended early by `trainer.max_time`."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     late = any((timer.time_remaining() or 0) <= 0 for timer in timers)
-    if late and trainer.global_step < trainer.max_steps:
-        return False
-    write_json(folder / "done.json", {"steps": trainer.global_step, "seconds": seconds})
-    return True
+    return not late or trainer.global_step >= trainer.max_steps
 
 
 def trainer_options() -> list[str]:
@@ -150,5 +154,10 @@ def _where(checkpoints: Path) -> str:
 def quiet() -> None:
     """Silence advertisements and intended warnings, to keep the console for the progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", "Checkpoint directory .* exists", ".*does not have many workers.*"):
+    for message in (
+        ".*LeafSpec.*",
+        "Checkpoint directory .* exists",
+        ".*does not have many workers.*",
+        ".* in eval mode at",
+    ):
         warnings.filterwarnings("ignore", message=message)

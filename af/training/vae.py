@@ -242,7 +242,7 @@ class VaeModule(Stage):
     def configure_optimizers(self) -> Any:
         """One optimiser for the autoencoder (and the loss) and, if present, one for the discriminator."""
         of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
-        players = [*self.autoencoder.parameters(), *of_loss]
+        players = [p for p in (*self.autoencoder.parameters(), *of_loss) if p.requires_grad]
         found = [self.optimization(players)]
         if self.discriminator is not None:
             second = self.optimization(self.discriminator.parameters(), self.discriminator_optimizer)

@@ -13,7 +13,7 @@ from af.cli.main import main
 from af.data.checks import ShardError
 from af.data.index import Index, build_index
 from af.data.parts import Share
-from af.data.rearrange import _balanced, merge, reshard, split_by_identity
+from af.data.rearrange import _balanced, holdout, merge, reshard, split_by_identity
 from af.data.schema import SPLITS
 from af.data.shards import ShardReader, write_shard
 from af.data.validate import validate
@@ -68,6 +68,19 @@ def test_resharding_keeps_order_and_bytes(written, tmp_path):
     name = "train/000000.tar"
     assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "large" / name).read_bytes()
     assert [s.sha256 for s in again[0].shards] == [s.sha256 for s in Index.load(tmp_path / "large" / "train").shards]
+
+
+def test_the_last_clips_are_held_out_whoever_they_show(written, tmp_path):
+    made = {index.split: index for index in holdout(written, tmp_path / "held", 1.0, shard_bytes=SIZE)}
+    held = {split: [s.key for s in index.samples] for split, index in made.items()}
+    every = sorted(k for split in ("train", "val") for k in keys(written / split))
+    assert held["train"] + held["val"] + held["test"] == every
+    for split in ("val", "test"):  # a second at least, and no clip more
+        lengths = [s.frames for s in made[split].samples]
+        assert sum(lengths) >= 25 > sum(lengths[1:])
+    assert content(tmp_path / "held") == content(written)
+    with pytest.raises(UserError, match="no clip remains to train on when 2 s are held out"):
+        holdout(written, tmp_path / "much", 2.0, shard_bytes=SIZE)
 
 
 def test_shuffling_is_by_seed(written, tmp_path):

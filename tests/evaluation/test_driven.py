@@ -86,6 +86,23 @@ def test_images_that_are_the_drivers_frames_show_the_driver_and_portraits_the_po
     assert "driven/identity/geometry/own/not_driver" not in drivers
 
 
+def test_one_person_is_told_from_others_who_drive_but_are_not_driven(index):
+    everybody = stretches(index, Colours(), frames=12)
+    me, others = everybody[:1], everybody[1:]
+    alone = [row.tag for row in driven_rows(Copies(0.0), me, Colours())[0]]
+    assert not any(tag.startswith("driven/identity") for tag in alone)
+    for share in (0.0, 1.0):
+        rows, columns = driven_rows(Copies(share), me, Colours(), others=others)
+        found = {row.tag: row for row in rows}
+        assert all(row.n == 1 for row in rows)
+        assert [len(column) for column in columns] == [1] * 5
+        assert any((frame == columns[3][0]).all() for frame in others[0].frames)
+        for name in ("rank1", "not_driver"):
+            row = found[f"driven/identity/geometry/across/{name}"]
+            assert row.value == (row.null if share else 1)
+            assert row.null < 1
+
+
 def test_short_videos_keep_a_third_for_the_portrait(index):
     assert [len(s.frames) for s in stretches(index, Colours(), frames=100)] == [16, 16, 20, 20]
 
