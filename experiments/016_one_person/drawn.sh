@@ -13,8 +13,7 @@ af train experiment=person start="$BASE/autoencoder" data.root="$OUT/data" run="
 for M in before="$BASE/autoencoder" after="$OUT/vae/export"; do
   af evaluate --autoencoder "${M#*=}" --data "$OUT/data/test" --out "$OUT/table/vae/${M%%=*}"
 done
-af encode --data "$OUT/data--both" --autoencoder "$OUT/vae/export" --out "$OUT/latents" \
-  features.block_frames=5
+af encode --data "$OUT/data--both" --autoencoder "$OUT/vae/export" --out "$OUT/latents"
 af train experiment=person_denoiser start="$BASE/denoiser" data.root="$OUT/latents" run="$OUT/denoiser" callbacks.previews=null
 for M in before="$BASE/denoiser" after="$OUT/denoiser/export"; do
   af evaluate --autoencoder "$OUT/vae/export" --denoiser "${M#*=}" --data "$OUT/latents/test" \
