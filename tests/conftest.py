@@ -25,6 +25,15 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """This process computes as those that tests start with OMP_NUM_THREADS=1 do, to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def avatar(generator: torch.Generator):
     """A small avatar with random weights: 16 px, blocks of 5 frames."""

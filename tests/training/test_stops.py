@@ -46,15 +46,22 @@ def saved(run: Path) -> list[int]:
     return sorted(int(path.stem) for path in checkpoint_files(run / "checkpoints"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def arguments(latents) -> list[str]:
     return [*DENOISER, *SHORT, *NEVER, f"data.root={latents}"]
 
 
+@pytest.fixture(scope="module")
+def whole(arguments, tmp_path_factory) -> Path:
+    """The run that no signal disturbs."""
+    run = tmp_path_factory.mktemp("whole")
+    assert train(arguments, run) == 0
+    return run
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_step_at_hand_is_saved_and_the_run_goes_on_from_it(number, arguments, tmp_path, monkeypatch, capsys):
+def test_the_step_at_hand_is_saved_and_the_run_goes_on_from_it(number, arguments, whole, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(number)
-    assert train(arguments, tmp_path / "whole") == 0
     monkeypatch.setattr(Signals, "number", number)
     assert train(arguments, tmp_path / "stopped", SIGNALS) == 128 + number
     assert "stopped at step 4, which is saved: the same command continues from there" in capsys.readouterr().err
@@ -62,7 +69,7 @@ def test_the_step_at_hand_is_saved_and_the_run_goes_on_from_it(number, arguments
     assert not (tmp_path / "stopped" / "done.json").exists()
     assert signal.getsignal(number) == before
     assert train(arguments, tmp_path / "stopped") == 0
-    assert same(tmp_path / "whole", tmp_path / "stopped")
+    assert same(whole, tmp_path / "stopped")
 
 
 def test_a_smoke_run_stops_too_and_keeps_nothing(arguments, tmp_path, capsys):
