@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from af.cli import multirun
 from af.cli.main import main
 from af.data.video import read_video
 from af.data.video_writer import write_video
 from af.files import read_json
+from af.metrics import two_sample
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -31,6 +33,7 @@ def test_metric_calibration_goes_on_and_keeps_the_words_of_its_readme(tmp_path, 
     sizes = ["--sessions", "6", "--rendered", "2", "--resamples", "40", "--cache", str(tmp_path / "cache")]
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(sys, "argv", ["run.py", *sizes])
+    monkeypatch.setattr(two_sample, "FOLDS", 2)  # its classifiers take most of the time
     words = (folder / "README.md").read_text().partition("<!-- results -->")[0]
     runpy.run_path(str(folder / "run.py"), run_name="__main__")
     assert (folder / "README.md").read_text().startswith(words + "<!-- results -->\n6 conversations")
@@ -105,22 +108,38 @@ def experiment(name: str, monkeypatch, *words: object) -> None:
     runpy.run_path(str(EXPERIMENTS / name / "run.py"), run_name="__main__")
 
 
+#: In place of `af`: asks the process of the tests, which has imported everything already, and ends as it says.
+ASK = """#!{python} -S
+import json, os, sys
+os.write({questions}, json.dumps(sys.argv[1:]).encode() + b"\\n")
+sys.exit(int(os.read({answers}, 9)))
+"""
+
+
 @pytest.fixture
 def commands(tmp_path, monkeypatch) -> Callable[..., list[dict]]:
-    """Runs the commands of an experiment in a folder of its own, with `af` and python those of the tests; returns the
-    rows of their report.
+    """Runs the commands of an experiment in a folder of its own, `af` and the jobs of its multiruns in this process;
+    returns the rows of their report.
     """
-    for name, words in (("af", "-m af.cli.main"), ("python", "")):
-        tool = tmp_path / "bin" / name
-        tool.parent.mkdir(exist_ok=True)
-        tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        tool.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multirun, "_train", lambda file, _: main(["train", "--resolved", str(file)]))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(EXPERIMENTS.parent))
+    tool = tmp_path / "bin" / "af"
+    tool.parent.mkdir()
 
     def run(name: str, report: str, *words: object, **environment: object) -> list[dict]:
-        script, more = EXPERIMENTS / name / "run.sh", {key: str(value) for key, value in environment.items()}
-        subprocess.run([script, *map(str, words)], cwd=tmp_path, env={**os.environ, **more}, check=True)
+        (heard, questions), (answers, said) = os.pipe(), os.pipe()
+        tool.write_text(ASK.format(python=sys.executable, questions=questions, answers=answers))
+        tool.chmod(0o755)
+        command = [EXPERIMENTS / name / "run.sh", *map(str, words)]
+        more = {key: str(value) for key, value in environment.items()}
+        with subprocess.Popen(command, env={**os.environ, **more}, pass_fds=(questions, answers)) as script:
+            os.close(questions)
+            os.close(answers)
+            with open(heard) as asked, open(said, "wb", buffering=0) as answer:
+                for question in asked:
+                    answer.write(b"%d\n" % main(json.loads(question)))
+        assert script.returncode == 0
         return read_json(tmp_path / "runs" / report / "report" / "table.json")["table"]
 
     return run
@@ -173,7 +192,7 @@ def test_losers_of_two_sources_and_none(latents, denoiser_folder, commands):
 
 @pytest.mark.slow
 def test_a_killed_training_ends_as_the_undisturbed_one(tmp_path, monkeypatch):
-    words = ["--work", tmp_path, "--out", tmp_path, "--kills", "2", "--steps", "200"]
+    words = ["--work", tmp_path, "--out", tmp_path, "--kills", "1", "--steps", "80"]
     with pytest.raises(SystemExit) as ended:
         experiment("007_chaos", monkeypatch, *words)
     assert ended.value.code == 0
