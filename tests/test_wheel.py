@@ -54,14 +54,7 @@ def test_the_wheel_carries_what_is_needed_and_nothing_else(unpacked):
     assert "af = af.cli.main:main" in entry
 
 
-def test_its_configurations_compose_outside_the_checkout(unpacked, tmp_path):
-    done = af(unpacked, tmp_path, "train", "experiment=vae_demo", "--print-config", "data.root=x")
-    assert done.returncode == 0, done.stderr
-    assert "_target_: af.training.vae.VaeModule" in done.stdout
-    assert "root: x" in done.stdout
-
-
-def test_ones_own_folder_of_configurations_is_found(unpacked, tmp_path):
+def test_its_configurations_and_ones_own_compose_outside_the_checkout(unpacked, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     own = "# @package _global_\ndefaults: [vae_demo]\nname: my_faces\nmodule: {lr: 0.123}\n"
     (tmp_path / "mine" / "experiment" / "my_faces.yaml").write_text(own)
@@ -70,6 +63,7 @@ def test_ones_own_folder_of_configurations_is_found(unpacked, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "run: runs/my_faces" in done.stdout
     assert "lr: 0.123" in done.stdout
+    assert "_target_: af.training.vae.VaeModule" in done.stdout
 
 
 def test_its_shipped_tracker_loads(unpacked, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_what_is_said_of_earlier_checkpoints_is_true(tmp_path, monkeypatch, befo
 
 def test_a_run_whose_newest_checkpoint_was_cut_ends_with_the_same_weights(arguments, tmp_path):
     assert train(arguments, tmp_path / "whole") == 0
-    assert train(arguments, tmp_path / "cut") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
     checkpoints = tmp_path / "cut" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["00000006.ckpt", "00000007.ckpt", "last.ckpt"]
     assert (checkpoints / "last.ckpt").resolve().name == "00000007.ckpt"

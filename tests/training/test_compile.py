@@ -66,7 +66,7 @@ def vgg(tmp_path):
     return tmp_path / "vgg19.pth"
 
 
-SLOW = ("vae one way", "vae lia", "preference", "preference on line", "distill")
+SLOW = ("vae lia", "preference", "preference on line", "distill")
 
 
 @pytest.fixture(params=["vae", "denoiser", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -84,7 +84,6 @@ def arguments(request, dyads, latents, losers, teacher, denoiser_folder, vgg) ->
     shards = [f"data.losers={losers}", "module.online=null"]
     stages = {
         "vae": (VAE, dyads),
-        "vae one way": ([*VAE, "data.both_ways=false"], dyads),
         "vae lia": ([*VAE, *lia], dyads),
         "denoiser": (DENOISER, latents),
         "preference": ([*preference, *shards], latents),
