@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from af.cli.kinds import count
 from af.clock import frames_to_seconds
 from af.data.audio import read_audio
 from af.ingest.crops import read_portrait
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("export", __doc__, accelerator=False)
     parser.add_argument("--source", type=Path, help="hub folder (default: the avatar of `af live`)")
     parser.add_argument("--portrait", type=Path, help="image of a person (default: the drawn one)")
-    parser.add_argument("--blocks", type=int, default=12, help="blocks to roll out (12)")
+    parser.add_argument("--blocks", type=count, default=12, help="blocks to roll out (12)")
     return report(parser, measure, arguments)
 
 

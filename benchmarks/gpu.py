@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from af.cli.config import instantiate
+from af.cli.kinds import number
 from af.clock import FPS, frames_to_samples, frames_to_seconds
 from af.devices import machine, synchronize
 from af.evaluation import table as tables
@@ -343,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = options("gpu", __doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes, in seconds; nothing to compare")
-    parser.add_argument("--minutes", type=float, default=5.0, help="no row begins later (default 5)")
+    parser.add_argument("--minutes", type=number(float, above=0), default=5.0, help="no row begins later (default 5)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table")
 
     def found(args: argparse.Namespace) -> dict[str, Any]:

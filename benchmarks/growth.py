@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from af.cli.kinds import number
 from af.clock import FPS, frames_to_seconds
 from af.data.index import Index, SampleEntry, ShardEntry
 from af.data.plan import WindowPlan
@@ -188,7 +189,7 @@ def measure(scale: float) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = options("growth", __doc__, accelerator=False)
-    parser.add_argument("--scale", type=float, default=1.0, help="of lengths and numbers (default 1)")
+    parser.add_argument("--scale", type=number(float, above=0), default=1.0, help="of lengths and numbers (default 1)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for growth.json and growth.png")
 
     def found(args: argparse.Namespace) -> dict[str, Any]:

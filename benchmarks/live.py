@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 import soundfile
 
-from af.cli.kinds import count
+from af.cli.kinds import count, number
 from af.clock import FRAME_MS, SAMPLE_RATE, seconds_to_frames
 from af.errors import UserError
 from af.files import atomic_path
@@ -345,17 +345,19 @@ async def reconnect(server: Server, page: Page, number: int) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = options("live", __doc__, accelerator=False)
-    number: Callable[[str], float] = float
+    duration = number(float, least=0)
     parser.add_argument("--autoencoder", help="folder of the motion VAE (default: the avatar of the package)")
     parser.add_argument("--denoiser", help="model folder of the denoiser")
     parser.add_argument("--tries", type=count, default=20, help="presses of the button (default 20)")
     parser.add_argument("--sessions", type=count, default=1, help="pages at one time (default 1)")
-    parser.add_argument("--minutes", type=number, default=0, help="how long to hold them after that (default 0)")
+    parser.add_argument("--minutes", type=duration, default=0, help="how long to hold them after that (default 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/live"), help="folder for --minutes (default runs/live)")
-    parser.add_argument("--loss", type=number, default=0, help="percent of packets lost each way")
-    parser.add_argument("--jitter", type=number, default=0, help="packets are delayed by up to so many ms")
     parser.add_argument(
-        "--lose-inputs", type=number, default=0, help="seconds without the first page's camera and microphone"
+        "--loss", type=number(float, least=0, most=100), default=0, help="percent of packets lost each way"
+    )
+    parser.add_argument("--jitter", type=duration, default=0, help="packets are delayed by up to so many ms")
+    parser.add_argument(
+        "--lose-inputs", type=duration, default=0, help="seconds without the first page's camera and microphone"
     )
     parser.add_argument("--kill-tabs", type=count, default=0, help="kill so many pages (fewer than --sessions)")
     parser.add_argument("--reconnects", type=count, default=0, help="load a page again so many times")

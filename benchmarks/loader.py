@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from af.cli.kinds import number
 from af.data.index import Index
 from af.data.loader import PlanDataset, training_loader
 from af.data.pairs import PairDataset
@@ -208,10 +209,10 @@ def _speed(
         items, batches, count = items + second - first, batches + time.perf_counter() - second, count + batch_size
     per_sample, reading, total = reader.bytes / count, reader.seconds, items + batches
     measured = []
-    for number in workers:
-        loader = training_loader(data, batch_size, workers=number)
+    for processes in workers:
+        loader = training_loader(data, batch_size, workers=processes)
         speed = rate(loader, batch_size, seconds)
-        measured.append({"workers": number, "samples_per_s": speed, "bytes_per_s": speed * per_sample})
+        measured.append({"workers": processes, "samples_per_s": speed, "bytes_per_s": speed * per_sample})
     return LoaderSpeed(per_sample, reading / total, (items - reading) / total, batches / total, measured)
 
 
@@ -220,7 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("loader", __doc__, accelerator=False)
     parser.add_argument("--data", type=location, help="split folder or URL of encoded shards with videos")
     parser.add_argument("--workers", type=_numbers, default="0,1,2", metavar="N,N,...", help="default 0,1,2")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each form is measured (default 2)")
+    parser.add_argument(
+        "--seconds", type=number(float, above=0), default=2.0, help="how long each form is measured (default 2)"
+    )
 
     def measured(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

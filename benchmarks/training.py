@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from af.cli.config import instantiate
-from af.cli.kinds import count
+from af.cli.kinds import count, number
 from af.errors import UserError
 from af.forcing.dropout import ConditionDropout
 from af.forcing.noise import FlowTimes, Steps
@@ -236,7 +236,9 @@ def ranks(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = options("training", __doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each step is measured (default 5)")
+    parser.add_argument(
+        "--seconds", type=number(float, above=0), default=5.0, help="how long each step is measured (default 5)"
+    )
     parser.add_argument("--ranks", type=count, help="also compare so many CPU ranks with one")
 
     def found(args: argparse.Namespace) -> dict[str, Any]:

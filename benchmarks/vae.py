@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from af.cli.kinds import number
 from af.models.artifact import build
 from af.models.autoencoder import DecoderLevel, MotionAutoencoder
 from af.nn.equalized import GAIN, SLOPE
@@ -190,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("vae", __doc__, accelerator=False)
     parser.add_argument("--size", default="small", choices=SIZES, help="small (default) or released")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of our form (default fp32)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each form is measured (default 10)")
+    parser.add_argument(
+        "--seconds", type=number(float, above=0), default=10.0, help="how long each form is measured (default 10)"
+    )
 
     def found(args: argparse.Namespace) -> dict[str, Any]:
         model = experiment("vae_demo", f"model/autoencoder@model={SIZES[args.size]}")["model"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from af.cli.config import instantiate
-from benchmarks import gpu, growth, live, loader, recipe, rollout, training, vae
+from benchmarks import export, gpu, growth, live, loader, recipe, rollout, training, vae
 from benchmarks.common import encoded_example, options, report
 from tests.conftest import AUTOENCODER, DENOISER
 
@@ -63,6 +63,20 @@ def test_help_teaches(module, capsys) -> None:
     assert stop.value.code == 0
     name = module.__name__
     assert f"python -m {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [
+        (export, "blocks"), (gpu, "minutes"), (growth, "scale"), (live, "minutes"), (live, "jitter"),
+        (live, "lose-inputs"), (live, "loss"), (loader, "seconds"), (training, "seconds"), (vae, "seconds"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "x"])
+def test_a_duration_is_a_finite_number_that_is_not_negative(module, option, value, capsys) -> None:
+    with pytest.raises(SystemExit):
+        module.main([f"--{option}={value}"])
+    assert f"--{option}" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line(tmp_path, capsys) -> None:
