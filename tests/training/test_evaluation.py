@@ -35,12 +35,13 @@ def scalars(run: Path) -> dict[str, dict[int, float]]:
 @pytest.fixture(scope="module")
 def words(latents) -> list[str]:
     probe = f"callbacks.evaluation.evaluation.linear_probe={latents}/train"
-    few = ["callbacks.evaluation.evaluation.steps=1", "callbacks.evaluation.evaluation.protocol.resamples=2"]
-    return ["train", *DENOISER, *SHORT, f"data.root={latents}", "data.validation=test", probe, *few]
+    few = [f"callbacks.evaluation.evaluation.{few}" for few in ("steps=1", "protocol.resamples=2", "batch=1")]
+    exact = ["trainer.precision=32-true", "data.validation=test"]
+    return ["train", *DENOISER, *SHORT, *exact, f"data.root={latents}", probe, *few]
 
 
 @pytest.fixture(scope="module")
-def trained(words, tmp_path_factory) -> Path:
+def trained(words, tmp_path_factory, one_thread) -> Path:
     """A few steps of training, watched by the callback and evaluated at the end."""
     run = tmp_path_factory.mktemp("run")
     evaluation = ["evaluation=linear_probe", "evaluation.steps=1", "evaluation.protocol.resamples=2"]
@@ -87,16 +88,19 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_training(words, tmp_pat
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def run_processes(words: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "af.cli.main", *words], check=True, env=environment, timeout=600)
+
+
 @pytest.mark.slow
 def test_two_ranks_evaluate_to_the_numbers_of_one(autoencoder_folder, denoiser_folder, latents, tmp_path):
     """Every clip once: rows, intervals and single clips' numbers are the same bits. A rank without clips does no harm."""
     words = ["evaluate", "--autoencoder", autoencoder_folder, "--denoiser", denoiser_folder, "--data", latents / "test"]
     words += ["evaluation.steps=1", "evaluation.videos=1", "evaluation/networks=[thumbnail]"]
     for name, devices, batch in (("1", 1, 1), ("2", 2, 1), ("idle", 2, 16)):
-        command = [sys.executable, "-m", "af.cli.main", *map(str, words), "--device", "cpu", "--devices", str(devices)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        run = [*command, f"evaluation.batch={batch}", "--out", str(tmp_path / name)]
-        subprocess.run(run, check=True, env=environment, timeout=600)
+        more = ["--device", "cpu", "--devices", str(devices), f"evaluation.batch={batch}"]
+        run_processes([*map(str, words), *more, "--out", str(tmp_path / name)])
     assert numbers(tmp_path / "idle" / "metrics.json")["clips"] == numbers(tmp_path / "1" / "metrics.json")["clips"]
     one, two = (numbers(tmp_path / n / "metrics.json") for n in ("1", "2"))
     assert "fd_img/thumbnail8-1" in one
@@ -105,14 +109,10 @@ def test_two_ranks_evaluate_to_the_numbers_of_one(autoencoder_folder, denoiser_f
 
 
 @pytest.mark.slow
-def test_two_ranks_log_the_numbers_of_one(words, tmp_path):
+def test_two_ranks_log_the_numbers_of_one(words, trained, tmp_path):
     """What the callback measures before the first step, when the weights are still the same."""
-    for devices in (1, 2):
-        ddp = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "data.batch_size=4"]
-        run = [*words, *ddp, "callbacks.evaluation.evaluation.batch=1", f"run={tmp_path / str(devices)}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", "af.cli.main", *run], check=True, env=environment, timeout=600)
-    first = [{tag: v[0] for tag, v in scalars(tmp_path / n).items() if 0 in v} for n in ("1", "2")]
+    run_processes([*words, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"run={tmp_path}"])
+    first = [{tag: v[0] for tag, v in scalars(run).items() if 0 in v} for run in (trained, tmp_path)]
     assert {"fd/exp", "rpcc/exp", "mouth/corr"} <= set(first[0])
     assert first[0] == first[1]
 
