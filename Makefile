@@ -6,6 +6,9 @@ PIP_ARGS ?=
 DEMO ?=
 BIN := .venv/bin
 
+# two workers, a file each at a time, on one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: help demo setup lint types imports test test-all docs format clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,10 +38,10 @@ imports: setup  ## who may import whom
 	$(BIN)/lint-imports --no-cache
 
 test: lint types imports  ## lint, types, import rules and the tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint types imports  ## the same with the slow tests and the notebooks
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 docs: setup  ## write docs/configuration.md from conf/ and the demo's table in README.md from docs/demo_runs/
 	$(BIN)/python docs/reference.py
