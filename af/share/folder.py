@@ -33,12 +33,12 @@ from af.models.artifact import (
     WEIGHTS,
     Artifact,
     load_model,
-    no_more_than,
     read_description,
     save_model,
     shapes_of,
 )
 from af.models.autoencoder import MotionAutoencoder
+from af.models.building import no_more_than
 from af.models.denoiser import MotionDenoiser
 from af.models.speech import Wav2Vec2Features
 from af.pipeline.avatar import Avatar

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from af.errors import UserError
-from af.models.artifact import layout_faults, require_finite
+from af.models.artifact import require_finite
+from af.models.building import layout_faults
 
 #: A released checkpoint: the path of a .pth or .safetensors file, or its flat state dict.
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
