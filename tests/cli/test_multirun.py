@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from af.cli import multirun
 from af.cli.config import config_folder
@@ -23,8 +24,7 @@ from tests.training.test_ranks import SRUN, TORCHRUN
 from tests.training.test_resume import DENOISER, same
 
 TINY = [*DENOISER, "data.batch_size=2", "data.workers=0", "trainer.val_check_interval=1000", "scheduler.warmup_steps=0"]
-SEEDS, RATES = (0, 1), ("0.001", "0.002")
-SIXTY = ["trainer.max_steps=60", "checkpoints.every_n_steps=5"]
+SEEDS, RATES = range(6), ("0.001", "0.002")
 
 
 @pytest.fixture
@@ -216,70 +216,76 @@ def start(words: list[str]) -> subprocess.Popen:
 
 def undisturbed(words: list[str], folder: Path, *values: str) -> Path:
     """The same training, in this process."""
-    assert main(["train", *(w for w in words if not w.startswith("hydra.")), *values, f"run={folder}"]) == 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["train", *(w for w in words if not w.startswith("hydra.")), *values, f"run={folder}"]) == 0
+    finally:
+        torch.set_num_threads(threads)
     return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed_jobs(latents, tmp_path_factory, one_thread) -> dict[str, Path]:
-    """The runs that jobs end as, by their folders' names."""
-    folder, words = tmp_path_factory.mktemp("undisturbed"), [*TINY, *SIXTY, f"data.root={latents}"]
-    values = [(f"optimizer.lr={rate}", f"seed={seed}") for seed in SEEDS for rate in RATES]
-    return {",".join(pair): undisturbed(words, folder / ",".join(pair), *pair) for pair in values}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("launcher", "told"), [("joblib", ["killed"]), ("submitit_local", ["preempted", "killed"])])
-def test_jobs_with_kills_and_a_preemption_end_as_undisturbed_ones(launcher, told, words, undisturbed_jobs, tmp_path):
-    several = f"seed={','.join(map(str, SEEDS))}", f"optimizer.lr={','.join(RATES)}"
-    command = [*words, *SIXTY, "-m", f"hydra/launcher={launcher}", *several]
-    command += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.sweeper.max_batch_size=2"]
-    disturbed: dict[Path, str] = {}
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launcher, words, tmp_path):
+    words = [*words, "trainer.max_steps=60", "checkpoints.every_n_steps=5"]
+    command = [
+        *words,
+        "-m",
+        f"hydra/launcher={launcher}",
+        f"seed={','.join(map(str, SEEDS))}",
+        f"optimizer.lr={','.join(RATES)}",
+    ]
+    command += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.sweeper.max_batch_size=3"]
+    killed: dict[Path, str] = {}
 
-    def disturb(process: subprocess.Popen) -> None:
-        while len(disturbed) < len(told) and process.poll() is None:
+    def disturb(process: subprocess.Popen, preempt: bool) -> None:
+        while len(killed) < 3 + preempt and process.poll() is None:
             for folder, training in trainings(process).items():
-                if folder in disturbed or len(disturbed) == len(told):
+                if folder in killed or len(killed) >= 3 + preempt:
                     continue
-                disturbed[folder] = told[len(disturbed)]
-                if disturbed[folder] == "preempted":
+                if preempt and "preempted" not in killed.values():
                     training.parent().send_signal(signal.SIGUSR2)  # as SLURM does before it takes a machine away
+                    killed[folder] = "preempted"
                 else:
                     training.kill()
+                    killed[folder] = "killed"
             time.sleep(0.01)
 
-    for _ in range(3):  # a batch with a job that failed is the last one that is begun
+    for _ in range(5):  # a batch with a job that failed is the last one that is begun
         process = start(command)
-        disturb(process)
+        disturb(process, launcher == "submitit_local")
         if process.wait() == 0:
             break
     assert process.returncode == 0
-    assert [*disturbed.values()] == told
-
-    def starts() -> dict[Path, list[int]]:
-        done = sorted((tmp_path / "runs").glob("*/done.json"))
-        return {file.parent: [line["from_step"] for line in read_lines(file.parent / "history.jsonl")] for file in done}
-
-    found = starts()
-    assert {folder.name for folder in found} == set(undisturbed_jobs)
-    for folder, steps in found.items():
-        if folder in disturbed:
-            assert steps[0] == 0
-            assert 0 < steps[-1] < 60, "it goes on from its checkpoint"
+    assert list(killed.values()).count("killed") == 3
+    folders = sorted(folder.parent for folder in (tmp_path / "runs").glob("*/done.json"))
+    assert len(folders) == 12
+    starts = {folder: [line["from_step"] for line in read_lines(folder / "history.jsonl")] for folder in folders}
+    for folder in folders:
+        if folder in killed:
+            assert starts[folder][0] == 0
+            assert 0 < starts[folder][-1] < 60, "it goes on from its checkpoint"
         else:
-            assert steps == [0], "it was trained once"
-        assert same(undisturbed_jobs[folder.name], folder)
-    assert not same(*list(undisturbed_jobs.values())[:2])
+            assert starts[folder] == [0], "it was trained once"
+    whole = tmp_path / "whole"
+    for seed in SEEDS:
+        for rate in RATES:
+            alone = undisturbed(words, whole / f"{seed}-{rate}", f"seed={seed}", f"optimizer.lr={rate}")
+            assert same(alone, tmp_path / "runs" / f"optimizer.lr={rate},seed={seed}")
+    assert not same(whole / "0-0.001", whole / "0-0.002")
     assert start(command).wait() == 0  # nothing left to do
-    assert starts() == found
+    assert starts == {
+        folder: [line["from_step"] for line in read_lines(folder / "history.jsonl")] for folder in folders
+    }
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path, one_thread):
+def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
     optuna = pytest.importorskip("optuna")
-    words = [*words, *SIXTY, "trainer.val_check_interval=30"]
-    command = [*words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"]
+    words = [*words, "trainer.max_steps=60", "trainer.val_check_interval=30", "checkpoints.every_n_steps=5"]
+    command = [*words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]
     command += ["optimizer.lr=interval(0.0005,0.002)"]
     process = start(command)
     until(lambda: len(list((tmp_path / "runs").glob("*/done.json"))) == 1)
@@ -291,7 +297,7 @@ def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path, on
     assert not training.is_running()
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
     over = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert len(over) == len(list((tmp_path / "runs").glob("*/done.json"))) == 2
+    assert len(over) == len(list((tmp_path / "runs").glob("*/done.json"))) == 3
     starts = [line["from_step"] for line in read_lines(folder / "history.jsonl")]
     assert len(starts) == 2
     assert 0 < starts[1] < 60
