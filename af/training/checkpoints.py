@@ -63,7 +63,7 @@ class _Newest(ModelCheckpoint):
     It saves only after whole steps, never between accumulated batches, and before a validation that follows.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, stops: Stops, monitor: str | None = None) -> None:
+    def __init__(self, folder: Path, every_n_steps: int, stops: Stops) -> None:
         super().__init__(
             folder,
             filename="{step:08d}",
@@ -75,7 +75,7 @@ class _Newest(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-        self.every_n_steps, self.stops, self.best_by = every_n_steps, stops, monitor
+        self.every_n_steps, self.stops = every_n_steps, stops
         self._step = 0
 
     @property
@@ -90,18 +90,12 @@ class _Newest(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save a state that was saved before this validation again, with what callbacks remember of it (the best ones,
-        early stopping). Raises UserError when the metric for the best checkpoints is not logged.
+        early stopping).
         """
         super().on_validation_end(trainer, pl_module)
         saved = self._last_global_step_saved == trainer.global_step and not trainer.sanity_checking
         if saved and any(isinstance(c, _Best | EarlyStopping) for c in trainer.callbacks):  # type: ignore[attr-defined]
             trainer.save_checkpoint(self._last_checkpoint_saved)
-        known = [name for name in trainer.callback_metrics if isinstance(name, str)]
-        if self.best_by is not None and not trainer.sanity_checking and self.best_by not in known:
-            near = did_you_mean(self.best_by, known)
-            raise UserError(
-                f"checkpoints.keep_best: monitor {self.best_by} is not logged{near}; there are {', '.join(sorted(known))}"
-            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save when due. Raises Stopped after a signal, on all ranks after the same step."""
@@ -127,6 +121,16 @@ class _Best(ModelCheckpoint):
     def state_key(self) -> str:
         """That of the class it is one of."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the state if it is among the best. Raises UserError when the metric is not logged."""
+        known = [name for name in trainer.callback_metrics if isinstance(name, str)]
+        if not trainer.sanity_checking and self.monitor not in known:
+            near = did_you_mean(str(self.monitor), known)
+            raise UserError(
+                f"checkpoints.keep_best: monitor {self.monitor} is not logged{near}; there are {', '.join(sorted(known))}"
+            )
+        super().on_validation_end(trainer, pl_module)
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
@@ -172,7 +176,7 @@ def checkpointers(
         auto_insert_metric_name=False,
     )
     kept.export = bool(keep_best.get("export"))
-    return [stops, kept, _Newest(folder, every_n_steps, stops, keep_best["monitor"])]
+    return [stops, kept, _Newest(folder, every_n_steps, stops)]
 
 
 def _set_aside(path: Path) -> None:

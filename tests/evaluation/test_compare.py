@@ -102,7 +102,7 @@ def test_arrays_give_the_table_and_its_files(folder, tmp_path, capsys):
     assert "Not computed" in text
     assert {p.name for p in (out / "plots").iterdir()} >= {"tlcc_exp.png", "mouth_over_time.png", "block_borders.png"}
     logged = EventAccumulator(str(out / "tensorboard")).Reload().Tags()
-    assert {"fd/exp", "fd/exp/true"} <= set(logged["scalars"])
+    assert {"lip/corr", "lip/corr/true"} <= set(logged["scalars"])
     assert set(logged["images"]) == {f"evaluation/{p.stem}" for p in (out / "plots").iterdir()}
     clips = json.loads((out / "clips.json").read_text())
     assert set(clips) == {"c0", "c1", "c2"}

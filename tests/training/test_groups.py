@@ -39,8 +39,10 @@ def test_no_callbacks_and_no_loggers_leave_weights_and_a_line_a_validation(argum
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_goes_without_callbacks_and_with_every_debug_choice(experiment, denoiser_folder):
-    words = [f"experiment={experiment}", "data.root=x", *start(experiment, denoiser_folder)]
+def test_every_experiment_goes_without_callbacks_and_with_every_debug_choice(
+    experiment, denoiser_folder, autoencoder_folder
+):
+    words = [f"experiment={experiment}", "data.root=x", *start(experiment, denoiser_folder, autoencoder_folder)]
     words += ["data.teacher=x"] * experiment.startswith("distill")
     plain = resolve(compose("train", [*words, "callbacks=none", "logger=none"]))
     assert instantiate_each(plain["callbacks"], "callbacks", "on_fit_start") == []
