@@ -67,7 +67,18 @@ def matmul_gflops(
     seconds: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Peak rate of a square matrix product on `device`, in GFLOP/s; `size` defaults to 2048 (CPU) or 8192."""
-    size = size or (2048 if torch.device(device).type == "cpu" else 8192)
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    return 2 * size**3 / min(seconds_of(lambda: a @ b, seconds, a.device)) / 1e9
+    """Peak rate of a square matrix product on `device`, in GFLOP/s.
+
+    `size` defaults to 2048 (CPU) or 8192, or to the smallest power of two whose product takes 30 ms: on a CPU without
+    instructions for `dtype` one of 2048 takes a minute.
+    """
+
+    def durations(size: int, seconds: float) -> list[float]:
+        a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+        return seconds_of(lambda: a @ b, seconds, a.device)
+
+    if size is None:
+        size, largest = 128, 2048 if torch.device(device).type == "cpu" else 8192
+        while size < largest and min(durations(size, 0.0)) < 0.03:
+            size *= 2
+    return 2 * size**3 / min(durations(size, seconds)) / 1e9

@@ -36,7 +36,7 @@ def smooth(rng: np.random.Generator, width: int) -> np.ndarray:
 def caused(latents, tmp_path_factory) -> Path:
     """Latents whose motion follows the own voice and the other's motion: 24 clips in 6 shards, 4 clips to validate on."""
     folder, statistics = tmp_path_factory.mktemp("caused"), read_statistics(latents)
-    mean, std, basis = (x.numpy() for x in dataclasses.astuple(statistics))
+    mean, std, basis = (x.numpy() for x in (statistics.mean, statistics.std, statistics.basis))
     described = ShardReader(latents / "train").read_meta(0)
     mixing = np.random.default_rng(0).standard_normal((64, len(mean))) / 8
     for split, shards in (("train", 6), ("val", 1)):
