@@ -6,8 +6,8 @@ PIP_ARGS ?=
 DEMO ?=
 BIN := .venv/bin
 
-# two workers, a file each at a time, on one thread each
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# two workers, a file each at a time (those with slow tests first: tests/conftest.py), on one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo setup lint types imports test test-all docs format clean
 help:  ## this list
