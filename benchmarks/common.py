@@ -19,6 +19,7 @@ from af.errors import user_text
 from af.models.artifact import save_model
 from af.pipeline.encode import encode
 from af.synth.build import SynthSettings, build
+from af.synth.session import SessionConfig
 
 
 def options(name: str, explanation: str | None, *, accelerator: bool = True) -> argparse.ArgumentParser:
@@ -57,10 +58,10 @@ def experiment(name: str, *overrides: str) -> dict[str, Any]:
     return resolve(compose("train", [f"experiment={name}", *overrides]))
 
 
-def encoded_example(folder: Path, conversations: int = 16) -> Path:
-    """Synthetic conversations encoded in `folder` (by an untrained autoencoder: only sizes matter here)."""
+def encoded_example(folder: Path, conversations: int = 16, seconds: float = 16.0) -> Path:
+    """Synthetic conversations of `seconds` encoded in `folder` (by an untrained autoencoder: only sizes matter here)."""
     config = experiment("vae_demo")["model"]
     save_model(folder / "model", instantiate(config), config, {"stage": "vae"})
-    build(folder / "data", SynthSettings(train=conversations, val=1, test=1))
+    build(folder / "data", SynthSettings(train=conversations, val=1, test=1, session=SessionConfig(seconds=seconds)))
     encode(folder / "data", folder / "latents", folder / "model", resolve(compose("encode", []))["features"])
     return folder / "latents"

@@ -204,9 +204,15 @@ def _speed(
 
 
 def ranks(
-    number: int, latents: Path, folder: Path, steps: int = 61, rounds: int = 2, accelerator: str = "cpu"
+    number: int,
+    latents: Path,
+    folder: Path,
+    steps: int = 61,
+    rounds: int = 2,
+    accelerator: str = "cpu",
+    overrides: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Frames a second of the demo's denoiser on one rank and on `number`, one thread and 16 windows each.
+    """Frames a second of the demo's denoiser on one rank and on `number`, one thread and 16 windows each. `overrides` are of its experiment.
 
     Best of alternating rounds. On a CPU all ranks share one machine's memory: only the ratio means something.
     UserError when a training fails.
@@ -218,7 +224,7 @@ def ranks(
             words = ["experiment=denoiser_demo", f"data.root={latents}", f"run={run}", f"data.batch_size={16 * size}"]
             words += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}", "data.workers=0"]
             words += ["trainer=ddp", f"trainer.accelerator={accelerator}", f"trainer.devices={size}"]
-            words += ["callbacks.throughput.every_n_steps=20"]
+            words += ["callbacks.throughput.every_n_steps=20", "callbacks.previews.clips=0", *overrides]
             command = [sys.executable, "-m", "af.cli.main", "train", *words]
             done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
             if done.returncode:

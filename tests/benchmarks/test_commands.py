@@ -51,7 +51,9 @@ def test_training_prints_steps_and_what_the_demo_takes(monkeypatch, capsys) -> N
 
 @pytest.mark.slow
 def test_ranks_see_the_frames_that_the_ratio_says(tmp_path) -> None:
-    found = training.ranks(2, encoded_example(tmp_path, conversations=2), tmp_path, steps=21, rounds=1)
+    latents = encoded_example(tmp_path, conversations=1, seconds=2.4)
+    small = ["model.hidden=16", "model.depth=1", "model.heads=2", "model.condition_dim=16", "model.condition_heads=2"]
+    found = training.ranks(2, latents, tmp_path, steps=21, rounds=1, overrides=small)
     alone, both = found["frames_per_second_of_one_rank"], found["frames_per_second_of_2_ranks"]
     assert found["efficiency"] == pytest.approx(both / (2 * alone))
 
