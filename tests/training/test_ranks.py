@@ -142,6 +142,7 @@ def free_port() -> str:
 def test_two_machines_and_srun_end_with_the_same_weights(latents, tmp_path):
     """Two torchrun agents that meet on 127.0.0.1, and two processes with srun's environment."""
     words = ["train", *DENOISER, *SHORT, f"data.root={latents}", "trainer=ddp", "trainer.accelerator=cpu"]
+    words += ["trainer.max_steps=3", "callbacks.previews.clips=0"]
     port = free_port()
     meet = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
     nodes = ["trainer.devices=1", "trainer.num_nodes=2", f"run={tmp_path / 'torchrun'}"]
@@ -157,6 +158,6 @@ def test_two_machines_and_srun_end_with_the_same_weights(latents, tmp_path):
     srun = ["trainer.devices=2", f"run={tmp_path / 'srun'}"]
     started([sys.executable, "-m", "af.cli.main", *words, *srun], ranks)
     for run in ("torchrun", "srun"):
-        assert json.loads((tmp_path / run / "done.json").read_text())["steps"] == 7
+        assert json.loads((tmp_path / run / "done.json").read_text())["steps"] == 3
         assert "train" in json.loads((tmp_path / run / "environment.json").read_text())["command"]
     assert same(tmp_path / "torchrun", tmp_path / "srun")
