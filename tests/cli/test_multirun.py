@@ -24,7 +24,7 @@ from tests.training.test_ranks import SRUN, TORCHRUN
 from tests.training.test_resume import DENOISER, same
 
 TINY = [*DENOISER, "data.batch_size=2", "data.workers=0", "trainer.val_check_interval=1000", "scheduler.warmup_steps=0"]
-SEEDS, RATES = range(6), ("0.001", "0.002")
+RATES = ("0.001", "0.002")
 
 
 @pytest.fixture
@@ -227,65 +227,66 @@ def undisturbed(words: list[str], folder: Path, *values: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_twelve_jobs_three_kills_and_a_preemption_end_as_undisturbed_ones(launcher, words, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "seeds", "told"),
+    [("submitit_local", 6, ["preempted", "killed", "killed", "killed"]), ("joblib", 2, ["killed"])],
+    ids=["submitit_local", "joblib"],
+)
+def test_jobs_with_kills_and_a_preemption_end_as_undisturbed_ones(launcher, seeds, told, words, tmp_path):
+    """Twelve jobs, three kills and a preemption by the launcher that knows preemptions; four jobs and a kill by the other."""
     words = [*words, "trainer.max_steps=60", "checkpoints.every_n_steps=5"]
-    command = [
-        *words,
-        "-m",
-        f"hydra/launcher={launcher}",
-        f"seed={','.join(map(str, SEEDS))}",
-        f"optimizer.lr={','.join(RATES)}",
-    ]
+    several = ["-m", f"seed={','.join(map(str, range(seeds)))}", f"optimizer.lr={','.join(RATES)}"]
+    command = [*words, *several, f"hydra/launcher={launcher}"]
     command += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.sweeper.max_batch_size=3"]
-    killed: dict[Path, str] = {}
+    disturbed: dict[Path, str] = {}
 
-    def disturb(process: subprocess.Popen, preempt: bool) -> None:
-        while len(killed) < 3 + preempt and process.poll() is None:
+    def disturb(process: subprocess.Popen) -> None:
+        while len(disturbed) < len(told) and process.poll() is None:
             for folder, training in trainings(process).items():
-                if folder in killed or len(killed) >= 3 + preempt:
+                if folder in disturbed or len(disturbed) == len(told):
                     continue
-                if preempt and "preempted" not in killed.values():
+                disturbed[folder] = told[len(disturbed)]
+                if disturbed[folder] == "preempted":
                     training.parent().send_signal(signal.SIGUSR2)  # as SLURM does before it takes a machine away
-                    killed[folder] = "preempted"
                 else:
                     training.kill()
-                    killed[folder] = "killed"
             time.sleep(0.01)
 
     for _ in range(5):  # a batch with a job that failed is the last one that is begun
         process = start(command)
-        disturb(process, launcher == "submitit_local")
+        disturb(process)
         if process.wait() == 0:
             break
     assert process.returncode == 0
-    assert list(killed.values()).count("killed") == 3
-    folders = sorted(folder.parent for folder in (tmp_path / "runs").glob("*/done.json"))
-    assert len(folders) == 12
-    starts = {folder: [line["from_step"] for line in read_lines(folder / "history.jsonl")] for folder in folders}
-    for folder in folders:
-        if folder in killed:
-            assert starts[folder][0] == 0
-            assert 0 < starts[folder][-1] < 60, "it goes on from its checkpoint"
+    assert list(disturbed.values()) == told
+
+    def starts() -> dict[Path, list[int]]:
+        done = sorted((tmp_path / "runs").glob("*/done.json"))
+        return {file.parent: [line["from_step"] for line in read_lines(file.parent / "history.jsonl")] for file in done}
+
+    found = starts()
+    assert len(found) == seeds * len(RATES)
+    for folder, steps in found.items():
+        if folder in disturbed:
+            assert steps[0] == 0
+            assert 0 < steps[-1] < 60, "it goes on from its checkpoint"
         else:
-            assert starts[folder] == [0], "it was trained once"
+            assert steps == [0], "it was trained once"
     whole = tmp_path / "whole"
-    for seed in SEEDS:
+    for seed in range(seeds):
         for rate in RATES:
             alone = undisturbed(words, whole / f"{seed}-{rate}", f"seed={seed}", f"optimizer.lr={rate}")
             assert same(alone, tmp_path / "runs" / f"optimizer.lr={rate},seed={seed}")
     assert not same(whole / "0-0.001", whole / "0-0.002")
-    assert start(command).wait() == 0  # nothing left to do
-    assert starts == {
-        folder: [line["from_step"] for line in read_lines(folder / "history.jsonl")] for folder in folders
-    }
+    assert main(["train", *words, *several]) == 0  # nothing left to do, by whatever launcher
+    assert starts() == found
 
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
     optuna = pytest.importorskip("optuna")
     words = [*words, "trainer.max_steps=60", "trainer.val_check_interval=30", "checkpoints.every_n_steps=5"]
-    command = [*words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]
+    command = [*words, "objective=val/loss", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"]
     command += ["optimizer.lr=interval(0.0005,0.002)"]
     process = start(command)
     until(lambda: len(list((tmp_path / "runs").glob("*/done.json"))) == 1)
@@ -297,7 +298,7 @@ def test_a_killed_search_goes_on_with_the_training_it_was_at(words, tmp_path):
     assert not training.is_running()
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
     over = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert len(over) == len(list((tmp_path / "runs").glob("*/done.json"))) == 3
+    assert len(over) == len(list((tmp_path / "runs").glob("*/done.json"))) == 2
     starts = [line["from_step"] for line in read_lines(folder / "history.jsonl")]
     assert len(starts) == 2
     assert 0 < starts[1] < 60
