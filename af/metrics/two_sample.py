@@ -17,6 +17,7 @@ from af.metrics.ridge import fold_of_groups
 
 WINDOW: Final = seconds_to_frames(1)
 FOLDS: Final = 5
+TREES: Final = 80
 LEAF: Final = 10  # windows in a leaf of a tree, at least
 LAGS: Final = tuple(range(0, seconds_to_frames(1) + 1, 5))
 
@@ -83,7 +84,7 @@ def held_out_scores(
             from sklearn.ensemble import HistGradientBoostingClassifier
 
             judge = HistGradientBoostingClassifier(
-                max_iter=80, max_leaf_nodes=8, min_samples_leaf=LEAF, early_stopping=False, random_state=seed
+                max_iter=TREES, max_leaf_nodes=8, min_samples_leaf=LEAF, early_stopping=False, random_state=seed
             )
             judge.fit(np.concatenate([x, y]), np.repeat([1, 0], [len(x), len(y)]))
             found = judge.decision_function(np.concatenate([windows for *_, windows in judged]))
