@@ -356,10 +356,13 @@ def test_the_demo_runs_on_it_to_the_end(device, tmp_path, monkeypatch):
     """Every stage in this process, where the device is: up to what only a real one can tell, its speed."""
     fake_device.register_accelerator()
     more = {
-        "synth": ["--workers", "1"],
+        "synth": ["--workers", "1", "--train", "2", "--val", "1", "--test", "2", "--seconds", "4"],
         "encode": ["--workers", "1"],
-        "train": ["trainer.accelerator=fake", "data.workers=0", "trainer.max_steps=4", "trainer.val_check_interval=2"],
-    }
+        "train": ["trainer.accelerator=fake", "data.workers=0", "data.batch_size=2", "trainer.max_steps=3",
+                  "trainer.val_check_interval=2"],
+        "evaluate": ["evaluation.steps=2"],
+        "generate": ["--steps", "2", "--seconds", "2"],
+    }  # fmt: skip
 
     def here(arguments: tuple[str, ...], entry: dict) -> int:
         return main([*arguments, *more.get(arguments[0], [])])
