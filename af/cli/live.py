@@ -31,20 +31,6 @@ WHEN_INTERRUPTED = "the server has stopped"
 _SEVERAL = More(action="append")
 
 
-def onnx_avatar(images: Any, motion: Any, sampling: Any, folder: Path) -> Any:
-    """The models, exported to `folder` and loaded, so that the folder may go."""
-    from af.pipeline.live import free_cores
-    from af.share.export import export
-    from af.share.onnx_avatar import OnnxAvatar
-    from af.share.runtime import Runtime
-
-    about = export(images, motion, sampling, folder)
-    runtime = Runtime(folder, threads=free_cores())
-    for graph in about["graphs"]:
-        runtime.load(graph)
-    return OnnxAvatar(runtime)
-
-
 def run(
     *,
     autoencoder: Annotated[
@@ -53,7 +39,10 @@ def run(
     denoiser: Annotated[Model | None, "folder, run or checkpoint of the denoiser"] = None,
     device: Device = "auto",
     precision: Annotated[str | None, "fp32, bf16 or auto (what is fast here): pack the denoiser's weights"] = None,
-    runtime: Annotated[Literal["torch", "onnx"], "what computes; onnx exports the models first"] = "torch",
+    runtime: Annotated[
+        Literal["auto", "torch", "onnx"],
+        "what computes: onnx exports the models first; auto is onnx on a CPU that has it, otherwise torch (default auto)",
+    ] = "auto",
     portrait: Annotated[Path | None, "image of the avatar (default: a drawn person)"] = None,
     no_crop: Annotated[bool, "the portrait is a face crop already"] = False,
     voice: Annotated[Path | None, "a recording that the page lets the avatar say"] = None,
@@ -82,7 +71,7 @@ def run(
     """Serve until Ctrl-C."""
     import asyncio
     import secrets
-    import tempfile
+    from functools import partial
 
     from af.data.audio import read_audio
     from af.data.container import Notes
@@ -90,19 +79,19 @@ def run(
     from af.models.artifact import load_model
     from af.models.autoencoder import MotionAutoencoder
     from af.models.denoiser import MotionDenoiser
-    from af.pipeline.avatar import Avatar
-    from af.pipeline.live import ONE_PASS
+    from af.pipeline.live import ONE_PASS, free_cores
     from af.serve import puppet
     from af.serve.recordings import Recordings
     from af.serve.replay import Replays
     from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
     from af.serve.service import Service
     from af.serve.settings import Settings
-    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, VOICE, shipped
+    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
+    from af.share.onnx_avatar import live_avatar
 
     if (autoencoder is None) != (denoiser is None):
         raise UserError("--autoencoder and --denoiser belong together: give both, or neither")
-    talkative = autoencoder is None and voice is None
+    talkative, begin_with_student = autoencoder is None and voice is None, False
     if autoencoder is None or denoiser is None:
         own = shipped()
         autoencoder, denoiser = own / AUTOENCODER, own / DENOISER
@@ -110,35 +99,34 @@ def run(
         no_crop = no_crop or portrait == own / PORTRAIT
         if sampling == Sampling():
             sampling = Sampling(guidance_user=2.0)  # as af demo evaluates them
+            begin_with_student = student is None
+        student = student or own / STUDENT
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
-    avatar: Any = Avatar.of(images, motion, device, precision)
-    learned = None
-    if student is not None:
-        learned = Avatar.of(images, load_model(student, MotionDenoiser), device, precision)
-    size, notes = avatar.autoencoder.image_size, Notes()
+    notes = Notes()
+    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
+    if motion.info.get("stage") == "distill":
+        notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
+        how |= ONE_PASS
+    learned = None if student is None else load_model(student, MotionDenoiser)
+    assert isinstance(images.model, MotionAutoencoder)
+    size = images.model.image_size
     if portrait is None:
         face = puppet.portrait(seed, size)
     else:
         face = read_portrait(portrait, size, find_face=not no_crop, notes=notes)
     spoken = None if voice is None else read_audio(voice, notes=notes)
-    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
-    if motion.info.get("stage") == "distill":
-        notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
-        how |= ONE_PASS
-    if runtime == "onnx":
-        if student is not None or precision is not None or avatar.device.type != "cpu":
-            raise UserError("--runtime onnx: without --student and --precision, on the CPU")
-        with tempfile.TemporaryDirectory() as place:
-            avatar = onnx_avatar(images, motion, how, Path(place))
+    replays = None if replay is None else Replays(replay, size)
+    threads = max(1, free_cores() - 1)  # one for the coding of video and sound, and the lines
+    make: Any = partial(live_avatar, images, device=device, precision=precision, runtime=runtime, threads=threads)
     service = Service(
-        avatar,
+        make(motion, how),
         face,
-        Settings(how, cushion_ms=60, seed=seed, mark=not no_mark),
+        Settings(how, cushion_ms=60, seed=seed, mark=not no_mark, student=begin_with_student),
         limits,
-        student=learned,
-        replays=None if replay is None else Replays(replay, size),
+        student=None if learned is None else make(learned, ONE_PASS),
+        replays=replays,
         recordings=None if record is None else Recordings(record, size),
     )
     if record is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Avatar:
     autoencoder: MotionAutoencoder
     denoiser: MotionDenoiser
     features: SpeechFeatures
+    #: Whether roll-outs can be held by an anchor (`af.forcing.anchor`).
+    anchored: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for part in (self.autoencoder, self.features):

@@ -75,13 +75,13 @@ def free_cores(seconds: float = 0.1) -> int:
     return max(1, min(len(allowed), round(idle + own)))
 
 
-def use_free_cores() -> int:
-    """Limit torch's threads to the free cores, unless OMP_NUM_THREADS or MKL_NUM_THREADS sets their number, which is
-    returned. A thread that waits for a core holds up all the others.
+def use_free_cores(spared: int = 0) -> int:
+    """Limit torch's threads to the free cores but `spared`, unless OMP_NUM_THREADS or MKL_NUM_THREADS sets their number,
+    which is returned. A thread that waits for a core holds up all the others.
     """
     global _had, _gave
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
         if torch.get_num_threads() != _gave:  # set by the user
             _had = torch.get_num_threads()
-        torch.set_num_threads(_gave := min(_had, free_cores()))
+        torch.set_num_threads(_gave := min(_had, max(1, free_cores() - spared)))
     return torch.get_num_threads()

@@ -102,6 +102,8 @@ class Controls:
                 raise UserError(f"{name}: true or false")
         if "student" in message:
             self.conversation.use_student(message["student"])
+        if message.get("anchor") and not self.conversation.model.avatar.anchored:
+            raise UserError("anchor: this avatar runs on ONNX; start the server with --runtime torch")
         if "anchor" in message:
             given["anchor"] = self.anchor if message["anchor"] else Anchor()
         if "signals" in message:

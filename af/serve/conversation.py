@@ -48,7 +48,7 @@ class Conversation:
     """A session of `af.forcing.stream` with queues around it. `hear`, `see`, `steer`, `say` and `interrupt` may be called
     at any time by any thread; a `Service` computes it frame by frame and puts what it shows into `playout`.
 
-    `models` are the one it begins with and, if there is one, its student, which share an autoencoder.
+    `models` are one and, if there is one, its student, which share an autoencoder; `settings` say with which it begins.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Conversation:
         replays: Replays | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._models, self.model, self._portrait = models, models[0], portrait
-        self.on_student = False
+        self.on_student = settings.student and len(models) > 1
+        self._models, self.model, self._portrait = models, models[int(self.on_student)], portrait
         self._size = models[0].avatar.autoencoder.image_size
         self._samplings = {id(model): model.sampling for model in models}
-        self.settings, self.user = settings, settings.user
+        self.settings, self.user = replace(settings, sampling=self.model.sampling), settings.user
         self.puppet, self.replays, self.recorder = puppet, replays, recorder
         self.playout = Playout(4 * max(model.block_frames for model in models))
         cushion, slack = seconds_to_samples(settings.cushion_ms / 1000), seconds_to_samples(0.06)

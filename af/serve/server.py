@@ -148,6 +148,7 @@ class LiveServer:
                 "block_frames": avatar.denoiser.layout.block_frames,
                 "voice": self.voice is not None,
                 "student": self.service.student is not None,
+                "anchored": avatar.anchored,
                 "replays": [] if self.service.replays is None else self.service.replays.listed,
                 "recorded": self.service.recordings is not None,
                 "text": can_speak(),

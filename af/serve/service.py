@@ -73,7 +73,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._made = self._opening = 0
         if avatar.device.type == "cpu":
-            use_free_cores()
+            use_free_cores(spared=1)  # for the coding of video and sound, and the lines
 
     @property
     def conversations(self) -> list[Conversation]:

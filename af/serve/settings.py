@@ -20,7 +20,8 @@ USERS: Final = get_args(User)[:3]
 class Settings:
     """What every conversation starts with. `sampling` as in `BlockSampler`; `cushion_ms` of the user's sound is waited
     for before it is used, so that packets may come unevenly; with `barge_in` the user's voice interrupts the avatar's.
-    `mark` draws into every frame that it is generated (`af.data.generated`).
+    `mark` draws into every frame that it is generated (`af.data.generated`). With `student` conversations begin with the
+    service's student, if it has one.
     """
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Settings:
     barge_in: bool = True
     seed: int = 0
     mark: bool = True
+    student: bool = False
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The avatar of drawn people that `af live` runs without arguments, and the command that makes its folder:
 
-python -m af.serve.ship --autoencoder runs/demo/vae --denoiser runs/demo/denoiser --out af/serve/weights
+python -m af.serve.ship --autoencoder runs/demo/vae --denoiser runs/demo/denoiser --student runs/student \
+    --out af/serve/weights
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from af.synth.voice import VoiceType, speech
 
 #: Bytes that the folder may have.
 LARGEST: Final = 8 << 20
-AUTOENCODER, DENOISER, PORTRAIT, VOICE = "autoencoder", "denoiser", "portrait.png", "voice.wav"
+AUTOENCODER, DENOISER, STUDENT = "autoencoder", "denoiser", "student"
+PORTRAIT, VOICE = "portrait.png", "voice.wav"
 #: (start, stop) in seconds of what the voice says; in the pauses the avatar listens.
 _PHRASES: Final = ((0.3, 1.9), (2.3, 3.6))
 _VOICE_S: Final = 6.0
@@ -42,21 +44,23 @@ def shipped() -> Path:
     return folder
 
 
-def ship(autoencoder: Path, denoiser: Path, out: Path, seed: int = 0) -> int:
-    """Write both models in half precision, a drawn portrait and a voice; returns the bytes of all files.
+def ship(autoencoder: Path, denoiser: Path, student: Path, out: Path, seed: int = 0) -> int:
+    """Write the models in half precision, a drawn portrait and a voice; returns the bytes of all files.
 
     Raises UserError for models that do not fit together, and when the files are larger than `LARGEST`.
     """
-    images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
-    size = Avatar.of(images, motion).autoencoder.image_size
+    images = load_model(autoencoder, MotionAutoencoder)
+    motions = {DENOISER: load_model(denoiser, MotionDenoiser), STUDENT: load_model(student, MotionDenoiser)}
+    size = min(Avatar.of(images, motion).autoencoder.image_size for motion in motions.values())
     digest = _save(images, out / AUTOENCODER, latents=None)  # rounding changes them
-    spec = {**motion.info["motion_spec"], "autoencoder": digest}
-    _save(motion, out / DENOISER, motion_spec=spec)
+    for name, motion in motions.items():
+        _save(motion, out / name, motion_spec={**motion.info["motion_spec"], "autoencoder": digest})
     with atomic_path(out / PORTRAIT) as temporary:
         Image.fromarray(portrait(seed, size)).save(temporary, format="PNG")
     with atomic_path(out / VOICE) as temporary:
         soundfile.write(temporary, voice(seed), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    Avatar.load(out / AUTOENCODER, out / DENOISER)  # they fit
+    for name in motions:
+        Avatar.load(out / AUTOENCODER, out / name)  # they fit
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if size > LARGEST:
         raise UserError(f"{out}: {size / 2**20:.1f} MB, at most {LARGEST >> 20} may be shipped")
@@ -77,14 +81,14 @@ def _save(artifact: Artifact, folder: Path, **changed: object) -> str:
 def main() -> None:
     """Make the folder and say what is in it."""
     parser = argparse.ArgumentParser(prog="python -m af.serve.ship", description=__doc__)
-    for name in ("autoencoder", "denoiser", "out"):
+    for name in ("autoencoder", "denoiser", "student", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args()
     try:
-        size = ship(given.autoencoder, given.denoiser, given.out)
+        size = ship(given.autoencoder, given.denoiser, given.student, given.out)
     except UserError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    for part in (AUTOENCODER, DENOISER):
+    for part in (AUTOENCODER, DENOISER, STUDENT):
         print(f"{given.out / part / WEIGHTS}: sha256 {sha256_of(given.out / part / WEIGHTS)}")
     print(f"{given.out}: {size / 2**20:.1f} MB")
 

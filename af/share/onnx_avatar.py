@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -15,7 +19,10 @@ from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.images import to_bytes, to_float
+from af.models.artifact import Artifact
 from af.nn.kv_cache import WindowLayout
+from af.pipeline.avatar import Avatar
+from af.share.export import export
 from af.share.runtime import SIGNALS, Face, Rows, Runtime
 from af.specs import FeatureSpec
 from af.types import Condition, Identity
@@ -23,10 +30,46 @@ from af.types import Condition, Identity
 _CPU: Final = torch.device("cpu")
 
 
+def live_avatar(
+    images: Artifact,
+    motion: Artifact,
+    sampling: Mapping[str, Any],
+    *,
+    device: torch.device | str = "cpu",
+    precision: str | None = None,
+    runtime: str = "auto",
+    threads: int | None = None,
+) -> Avatar | OnnxAvatar:
+    """Two models as an avatar for live sessions that are sampled so, on torch or ONNX Runtime with `threads`.
+
+    `runtime` "auto" is ONNX Runtime on a CPU, where a small avatar is several times as fast on it, if it is installed and
+    can do what is asked for; otherwise torch. Raises UserError for models that do not fit together, and when "onnx" cannot
+    do it.
+    """
+    avatar = Avatar.of(images, motion, device, precision)
+    able = avatar.device.type == "cpu" and precision is None
+    if runtime == "onnx" and not able:
+        raise UserError("--runtime onnx: without --precision, on the CPU")
+    if runtime == "torch" or not able or (runtime == "auto" and not (find_spec("onnx") and find_spec("onnxruntime"))):
+        return avatar
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            about = export(images, motion, sampling, Path(folder))
+            exported = Runtime(folder, threads)
+            for graph in about["graphs"]:
+                exported.load(graph)
+    except UserError:
+        if runtime == "onnx":
+            raise
+        return avatar
+    return OnnxAvatar(exported)
+
+
 class OnnxAvatar:
     """What `af.pipeline.avatar.Avatar` is for a live session."""
 
     device = _CPU
+    anchored: ClassVar[bool] = False
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime

@@ -53,6 +53,7 @@ class Runtime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads take no core
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # unpacks 8 bits as it loads
         self._open = lambda file: onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._sessions: dict[str, Any] = {}

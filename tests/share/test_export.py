@@ -271,3 +271,23 @@ def test_a_video_is_made_where_the_runtime_alone_is_installed(exported, tmp_path
     assert done.stdout.strip() == "25"
     with av.open(str(out)) as video:
         assert sum(1 for _ in video.decode(video=0)) == 25
+
+
+def test_a_small_avatar_goes_live_on_onnx_where_it_can(models):
+    from af.forcing.anchor import Anchor
+    from af.models.artifact import load_model
+    from af.share.onnx_avatar import OnnxAvatar, live_avatar
+
+    models = [load_model(folder) for folder in models]
+    usual = {"steps": 2, "guidance": Guidance(2, 2)}
+    held = usual | {"anchor": Anchor(pull=0.1)}
+    assert isinstance(live_avatar(*models, usual, threads=1), OnnxAvatar)
+    for avatar in (
+        live_avatar(*models, usual, runtime="torch"),
+        live_avatar(*models, usual, precision="fp32"),
+        live_avatar(*models, held),
+    ):
+        assert not isinstance(avatar, OnnxAvatar)
+    for sampling, precision, named in ((usual, "fp32", "--precision"), (held, None, "anchor")):
+        with pytest.raises(UserError, match=named):
+            live_avatar(*models, sampling, precision=precision, runtime="onnx")

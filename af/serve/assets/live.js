@@ -20,6 +20,7 @@ async function start() {
   document.querySelector("[value=mirror]").disabled = !about.landmarks;
   $("no-text").hidden = about.text; $("say").hidden = !about.text;
   $("recorded").hidden = !about.recorded; document.querySelector("[data-switch=student]").disabled = !about.student;
+  document.querySelector("[data-switch=anchor]").disabled = !about.anchored;
   document.querySelector("[value=replay]").disabled = !about.replays.length;
   if ($("replays").length !== about.replays.length) {
     $("replays").replaceChildren(...about.replays.map(({ name, seconds }, n) => new Option(`${name}, ${Math.round(seconds)} s`, n)));
