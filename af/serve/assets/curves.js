@@ -8,11 +8,16 @@ class Curves {
   static ROWS = { smile: [-0.2, 1.05, 0.4, true], tilt: [-0.35, 0.35, 0.11, true], nod: [-0.3, 0.35, 0, false], mouth: [-0.05, 1.05, 0, false] };
   static ANSWER = [3, 34]; // frames within which an answer comes
   static RISE = 12; // frames within which a movement is at its height
+  static EVERY_MS = 80; // between two drawings: without a GPU 60 a second take a good part of a core
 
   constructor(canvas, onAnswer) {
     this.canvas = canvas; this.onAnswer = onAnswer;
     this.clear();
-    const draw = () => { this.draw(); requestAnimationFrame(draw); };
+    let drawn = 0;
+    const draw = now => {
+      if (now - drawn >= Curves.EVERY_MS) { drawn = now; this.draw(); }
+      requestAnimationFrame(draw);
+    };
     requestAnimationFrame(draw);
   }
 
