@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from af.metrics.bootstrap import Interval, bootstrap_values, finish_mean, interval_of, mean_sums
-from af.metrics.records import Better, EvaluationClip, MetricResult, MetricRow, face_parts
+from af.metrics.records import Better, EvaluationClip, MetricResult, MetricRow, digest, face_parts
 from af.types import FaceSpec
 
 Sums = Float[np.ndarray, "N S"]
@@ -198,6 +198,10 @@ class ClipTable:
     def sums(self, name: str) -> Sums:
         """The array `name` of all clips, stacked: one row per clip."""
         return np.stack(self[name])
+
+    def contents(self, *names: str) -> str:
+        """Identities of all clips and hashes of these arrays: what is fitted on equal contents need not be fitted again."""
+        return " ".join([*self.identities, *(digest(values) for name in names for values in self[name])])
 
     def of_partners(self, series: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The partner's series for each clip, cut or wrapped to its length; a single clip's own, shifted by half."""

@@ -19,7 +19,7 @@ from af.mel import mel_filters
 from af.metrics.arrays import Array, Clip, as_array, safe_divide, undefined
 from af.metrics.base import FACES, ClipMetric, ClipTable
 from af.metrics.bootstrap import Interval, bootstrap, bootstrap_values, group_sums
-from af.metrics.records import LAG_BANDS, Curve, EvaluationClip, MetricRow, digest
+from af.metrics.records import LAG_BANDS, Curve, EvaluationClip, MetricRow
 from af.metrics.ridge import LaggedGram, fold_of_groups, lagged_filter, solve_ridge
 
 STRENGTHS = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -268,10 +268,10 @@ class ReactionGain(ClipMetric):
         return kept
 
     def _fit(self, table: ClipTable) -> ReactionModel:
-        sides = [table[name] for name in ("user", "true", "user_audio", "avatar_audio")]
-        content = " ".join([*table.identities, *(digest(clip) for side in sides for clip in side)])
+        names = ("user", "true", "user_audio", "avatar_audio")
+        content = table.contents(*names)
         if self.model is None or content != self._fitted_on:
-            user, true, user_audio, avatar_audio = sides
+            user, true, user_audio, avatar_audio = (table[name] for name in names)
             self.model = ReactionModel(seed=self.seed).fit(user, true, user_audio, avatar_audio, table.identities)
             self._fitted_on = content
         return self.model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from af.metrics import evaluate_clips
+from af.metrics import evaluate_clips, two_sample
 from af.metrics.records import EvaluationClip, MetricRow
 from af.metrics.two_sample import TwoSample, auc_from_sums, score_sums
 from af.types import FaceSpec
@@ -72,6 +72,22 @@ def test_jumps_at_borders_are_found_by_their_place_alone():
     shaken = rows(lambda reaction, other, rng: reaction + 0.7 * other + 0.3 * rng.normal(size=other.shape))
     assert shaken["c2st/motion"].value > 0.9
     assert shaken["c2st/block"].value == pytest.approx(0.5, abs=0.09)
+
+
+def test_what_is_kept_of_the_truth_serves_the_next_system_and_no_other_truth(monkeypatch):
+    monkeypatch.setattr(two_sample, "FOLDS", 2)
+
+    def clips(seed: int, size: float) -> list[EvaluationClip]:
+        rng = np.random.default_rng(seed)
+        sides = [[smooth(rng) for _ in range(3)] for _ in range(4)]
+        return [EvaluationClip(str(i), str(i), u, t, size * g, FACE) for i, (u, t, g) in enumerate(sides)]
+
+    reused = TwoSample(BLOCK, resamples=2, alone=False)
+    evaluate_clips(clips(0, 1.0), metrics=[reused])
+    for seed in (0, 1):
+        fresh = TwoSample(BLOCK, resamples=2, alone=False)
+        again, expected = (evaluate_clips(clips(seed, 0.5), metrics=[metric]).rows for metric in (reused, fresh))
+        assert again == expected
 
 
 def test_auc_from_counts_is_that_of_the_scores():
