@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from af.errors import require_choice
-from af.values import require_number
 
 #: Predicted and true velocities (B, T, D) -> error of every frame (B, T).
 FrameError = Callable[[Tensor, Tensor], Tensor]
@@ -22,34 +21,23 @@ FrameError = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VelocityLoss:
-    """Error of every frame, mean over dims (method §3, L_DF). Raises UserError for an unknown kind or a negative `change`.
+    """Error of every frame, mean over dims (method §3, L_DF). Raises UserError for an unknown kind.
 
-    `l1` |e| (the paper's), `l2` e², `huber` e²/2 below `delta`, delta·(|e| − delta/2) above. `change` adds that multiple of
-    (e_t − e_t₋₁)², half to each of the two frames: with `l2` the best prediction stays the mean, and errors that jump from
-    frame to frame, which make resting heads tremble, weigh 1 + 4·change times as much as lasting ones.
+    `l1` |e| (the paper's), `l2` e², `huber` e²/2 below `delta`, delta·(|e| − delta/2) above.
     """
 
     kind: str = "l1"
     delta: float = 1.0
-    change: float = 0.0
 
     def __post_init__(self) -> None:
         require_choice("velocity loss", "kind", self.kind, ("l1", "l2", "huber"))
-        require_number("velocity loss.change", self.change, least=0)
 
     def __call__(self, predicted: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
         """Errors per frame."""
-        error = predicted - target
         if self.kind == "huber":
-            errors = F.huber_loss(predicted, target, reduction="none", delta=self.delta).mean(-1)
-        else:
-            errors = (error.abs() if self.kind == "l1" else error.square()).mean(-1)
-        if not self.change:
-            return errors
-        known = error.isfinite()
-        jumps = (error[:, 1:] - error[:, :-1]).where(known[:, 1:] & known[:, :-1], error.new_zeros(()))
-        jumps = self.change / 2 * jumps.square().mean(-1)
-        return errors + F.pad(jumps, (1, 0)) + F.pad(jumps, (0, 1))
+            return F.huber_loss(predicted, target, reduction="none", delta=self.delta).mean(-1)
+        error = predicted - target
+        return (error.abs() if self.kind == "l1" else error.square()).mean(-1)
 
 
 def valid_mean(values: Float[Tensor, "B T"], valid: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, ""]:
