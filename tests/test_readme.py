@@ -141,10 +141,13 @@ def test_the_live_session_runs_as_printed(tmp_path, monkeypatch, autoencoder_fol
 
 
 TINY = {
-    "vae_clip": ["model.image_size=32", "model.latent_dim=16", "model.directions=6", "model.channel_base=128"],
+    "vae_clip": [
+        "model.image_size=32", "model.latent_dim=16", "model.directions=6", "model.channel_base=128",
+        "model.max_channels=16",
+    ],
     "denoiser_clip": [
         "model.motion_space.latent_dim=16", "model.motion_space.directions=6", "model.hidden=16", "model.depth=1",
-        "model.heads=2", "model.condition_dim=16",
+        "model.heads=2", "model.condition_dim=16", "callbacks.previews.steps=2",
     ],
 }  # fmt: skip
 TWO_STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2", "data.workers=0"]
@@ -177,8 +180,10 @@ def test_own_videos_from_files_to_a_generated_one(tmp_path, monkeypatch, capsys)
             words += ["--size", "32"]
         if words[1] == "train":
             words += [*TINY[words[2].removeprefix("experiment=")], *TWO_STEPS]
+        if words[1] == "evaluate":
+            words += ["evaluation.steps=2"]
         if words[1] == "generate":  # `af compare` refuses videos with a visible mark
-            words += ["--no-mark"]
+            words += ["--no-mark", "--steps", "2"]
         assert main(words[1:]) == 0, words
         done.append(words[1])
     assert {f.parent.name for f in Path("data/mine").glob("*/index.json")} == {"train", "test"}

@@ -1,0 +1,10 @@
+#!/bin/sh
+# A student of one pass a block, taught by the avatar of the package, and judged as it was. Stops and goes on like its parts.
+# It needs data/demo-latents-5 (run.sh).
+set -eu
+W=${W:-af/serve/weights} RUN=${RUN:-runs/student_of_five}
+af teacher --data data/demo-latents-5 --denoiser "$W/denoiser" --guidance-user 1.5 --out data/demo-teacher-5
+af train experiment=distill_demo start="$W/denoiser" data.root=data/demo-latents-5 data.teacher=data/demo-teacher-5 run="$RUN" \
+  evaluation=none callbacks.previews=null "$@"
+af evaluate --autoencoder "$W/autoencoder" --denoiser "$RUN/export" --data data/demo-latents-5/test --out "$RUN/evaluation" \
+  evaluation.unguided=true evaluation.steps=1 evaluation.videos=2
