@@ -20,7 +20,9 @@ async function start() {
   document.querySelector("[value=mirror]").disabled = !about.landmarks;
   $("no-text").hidden = about.text; $("say").hidden = !about.text;
   $("recorded").hidden = !about.recorded; document.querySelector("[data-switch=student]").disabled = !about.student;
-  document.querySelector("[data-switch=anchor]").disabled = !about.anchored;
+  const anchor = document.querySelector("[data-switch=anchor]");
+  anchor.disabled = !about.anchored;
+  if (!about.anchored) anchor.parentElement.title = "needs a server that computes on torch: af live --runtime torch";
   document.querySelector("[value=replay]").disabled = !about.replays.length;
   if ($("replays").length !== about.replays.length) {
     $("replays").replaceChildren(...about.replays.map(({ name, seconds }, n) => new Option(`${name}, ${Math.round(seconds)} s`, n)));
