@@ -124,7 +124,7 @@ class EchoAvatar:
     denoiser: Echo
     features: LogMel
 
-    device = torch.device("cpu")
+    device, anchored = torch.device("cpu"), True
 
     def identity(self, portrait: np.ndarray) -> tuple[Identity, Tensor]:
         with torch.inference_mode():
