@@ -147,7 +147,7 @@ TINY = {
     ],
     "denoiser_clip": [
         "model.motion_space.latent_dim=16", "model.motion_space.directions=6", "model.hidden=16", "model.depth=1",
-        "model.heads=2", "model.condition_dim=16", "callbacks.previews.steps=2",
+        "model.heads=2", "model.condition_dim=16",
     ],
 }  # fmt: skip
 TWO_STEPS = ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2", "data.workers=0"]

@@ -42,7 +42,7 @@ def live_avatar(
 ) -> Avatar | OnnxAvatar:
     """Two models as an avatar for live sessions that are sampled so, on torch or ONNX Runtime with `threads`.
 
-    `runtime` "auto" is ONNX Runtime on a CPU, where a small avatar is several times as fast on it, if it is installed and
+    `runtime` "auto" is ONNX Runtime on a CPU, where a small avatar is about twice as fast on it, if it is installed and
     can do what is asked for; otherwise torch. Raises UserError for models that do not fit together, and when "onnx" cannot
     do it.
     """
