@@ -1,15 +1,18 @@
 """An avatar on torch and as exports: size, time a block, frames a second, and the largest differences from torch in fp32.
 
   python -m benchmarks.export                            the avatar of `af live`, 64 px, all cores
+  python -m benchmarks.export --student                  its student, of one pass a block
   python -m benchmarks.export --source shared/demo       a hub folder
 
 A block is motion (all steps and branches, and the commit of the one before) and its frames. Times are the median of the
-second half of the blocks, in one process that alternates what is compared: processor time with one thread, else time. Differences are of motion latents, of their standard deviation, and of frames of 0 to 255, for one seed.
+second half of the blocks, in one process that alternates what is compared: processor time with one thread, else time.
+Differences are of motion latents, of their standard deviation, and of frames of 0 to 255, for one seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -25,7 +28,7 @@ from af.cli.kinds import count
 from af.clock import frames_to_seconds
 from af.data.audio import read_audio
 from af.ingest.crops import read_portrait
-from af.serve.ship import PORTRAIT, VOICE, shipped
+from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
 from af.share.avatar import Avatar
 from af.share.export import export_avatar
 from af.share.folder import MANIFEST
@@ -52,7 +55,16 @@ def _by_runtime(runtime: Runtime, portrait: np.ndarray, signals: dict[str, Any],
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All kinds on the same input, block by block in turn."""
-    source = args.source or shipped()
+    if not args.student:
+        return compare(args.source or shipped(), args)
+    with tempfile.TemporaryDirectory() as place:
+        for part, name in ((AUTOENCODER, AUTOENCODER), (STUDENT, DENOISER)):
+            shutil.copytree(shipped() / part, Path(place) / name)
+        return compare(Path(place), args)
+
+
+def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`measure` of a hub folder, or of a folder with autoencoder and denoiser."""
 
     def load(precision: str | None) -> Avatar:
         if (source / MANIFEST).is_file():
@@ -117,7 +129,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table as JSON."""
     parser = options("export", __doc__, accelerator=False)
-    parser.add_argument("--source", type=Path, help="hub folder (default: the avatar of `af live`)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--source", type=Path, help="hub folder (default: the avatar of `af live`)")
+    which.add_argument("--student", action="store_true", help="the student of the avatar of `af live`")
     parser.add_argument("--portrait", type=Path, help="image of a person (default: the drawn one)")
     parser.add_argument("--blocks", type=count, default=12, help="blocks to roll out (12)")
     return report(parser, measure, arguments)
