@@ -30,18 +30,19 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 def test_metric_calibration_goes_on_and_keeps_the_words_of_its_readme(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "calibration"
     shutil.copytree(EXPERIMENTS / "003_metric_calibration", folder, ignore=shutil.ignore_patterns("*.png", "results.*"))
-    sizes = ["--sessions", "6", "--rendered", "1", "--resamples", "40", "--cache", str(tmp_path / "cache")]
+    sizes = ["--sessions", "8", "--rendered", "1", "--resamples", "40", "--cache", str(tmp_path / "cache")]
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(sys, "argv", ["run.py", *sizes])
     for name, few in (("FOLDS", 2), ("TREES", 8)):  # its classifiers take most of the time
         monkeypatch.setattr(two_sample, name, few)
     words = (folder / "README.md").read_text().partition("<!-- results -->")[0]
     runpy.run_path(str(folder / "run.py"), run_name="__main__")
-    assert (folder / "README.md").read_text().startswith(words + "<!-- results -->\n6 conversations")
+    assert (folder / "README.md").read_text().startswith(words + "<!-- results -->\n8 conversations")
     results = json.loads((folder / "results.json").read_text())["conditions"]
     gain = {name: row["reaction_gain"]["value"] for name, row in results.items()}
     assert gain["another sample"] > gain["reactions removed (blind talker)"]
     assert results["lips 3 frames late"]["lip/lag"]["value"] == 3
+    assert results["the truth itself"]["c2st/motion"]["value"] == 0.5 < 0.9 < results["frozen"]["c2st/motion"]["value"]
     assert {p.name for p in folder.glob("*.png")} == {"map.png", "doses.png"}
     kept = sorted((tmp_path / "cache").iterdir())
     assert len(kept) == len(results)

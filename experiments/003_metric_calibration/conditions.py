@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from rich.progress import track
 from scipy.ndimage import gaussian_filter1d
 
+from af.metrics import two_sample
+from af.metrics.ridge import fold_of_groups
 from af.synth.face import FACE_INDEX, FACE_RANGES, FACE_SPEC
 from af.synth.session import Session, SessionConfig, simulate
 
@@ -18,14 +20,23 @@ LIPS = [FACE_INDEX["mouth_open"], FACE_INDEX["mouth_width"]]
 LOW, HIGH = (np.array([FACE_RANGES[n][k] for n in FACE_SPEC.names]) for k in (0, 1))
 
 
+def person(i: int) -> str:
+    """The identity of session i's avatar."""
+    return f"{i:03d}"
+
+
 @dataclass(frozen=True)
 class Material:
-    """Sessions whose avatar (side b) is a sum: what comes from nothing + what its voice does + what it answers."""
+    """Sessions whose avatar (side b) is a sum: what comes from nothing + what its voice does + what it answers.
+
+    `fold`: of the classifiers of `c2st`, which are fitted on other folds than the one that they judge.
+    """
 
     sessions: list[Session]
     rest: list[Motion]
     speech: list[Motion]
     reactions: list[Motion]
+    fold: Int[np.ndarray, " N"]
 
     @classmethod
     def make(cls, count: int, seed: int) -> Material:
@@ -46,11 +57,13 @@ class Material:
             rest.append(alone - voice)
             speech.append(voice)
             reactions.append(session.b.face.astype(np.float64) - alone)
-        return cls(sessions, rest, speech, reactions)
+        fold = fold_of_groups([person(i) for i in range(count)], two_sample.FOLDS)
+        return cls(sessions, rest, speech, reactions, fold)
 
     def other(self, i: int, step: int = 1) -> int:
-        """Another session's number."""
-        return (i + step) % len(self.sessions)
+        """Another session's number, of the same fold: a classifier that has met the other's motion as true judges neither."""
+        near = np.flatnonzero(self.fold == self.fold[i])
+        return int(near[(np.searchsorted(near, i) + step) % len(near)])
 
     def talker(self, i: int, step: int = 1) -> Motion:
         """A blind avatar: the true lips and head beats; blinks, gaze, sway and own smiles of somebody else."""
@@ -127,6 +140,8 @@ class Condition:
         return np.clip(self.make(material, i, np.random.default_rng([seed, i])), LOW, HIGH)
 
 
+#: With fewer of a fold, `Material.other` would come back to the session itself.
+LEAST_IN_FOLD = 4
 TRUTH, BASE, AGAIN = "the truth itself", "another sample", "a third sample"
 BLIND, STILL = "reactions removed (blind talker)", "lips move in a face at rest"
 CONDITIONS = [

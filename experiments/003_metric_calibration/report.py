@@ -21,8 +21,8 @@ METRICS = (
     "tlcc/pose/peak", "tlcc/pose/lag", "rpcc/exp", "rpcc/pose", "rpcc/exp/clip", "rpcc/pose/clip", "rpcc/exp/dim",
     "rpcc/pose/dim", "pfd/exp", "pfd/pose", "lip/corr", "lip/lag", "mouth/corr", "mouth/lag", "sid/exp", "sid/pose",
     "var/exp", "var/pose", "var_ratio/exp", "var_ratio/pose", "fd/exp", "fd/pose", "border_ratio/exp",
-    "border_ratio/pose", "jerk/exp", "jerk/pose", "fd_img/thumbnail4-1", "kd_img/thumbnail4-1", "csim/thumbnail8-1",
-    "psnr", "ssim", "l1", "sharpness",
+    "border_ratio/pose", "jerk/exp", "jerk/pose", "c2st/motion", "c2st/pair", "c2st/block", "fd_img/thumbnail4-1",
+    "kd_img/thumbnail4-1", "csim/thumbnail8-1", "psnr", "ssim", "l1", "sharpness",
 )  # fmt: skip
 SEEN, LEAST = 3.0, 0.02  # a fault is seen: standard errors of the change, and its share of the value
 FAMILIES = list(dict.fromkeys(c.family for c in CONDITIONS if c.family))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conditions import BASE, BLIND, CONDITIONS, Condition, Material
+from conditions import BASE, BLIND, CONDITIONS, LEAST_IN_FOLD, Condition, Material, Motion, person
 from jaxtyping import Float, UInt8
 from report import METRICS, write
 from rich.progress import track
@@ -29,12 +29,12 @@ import af
 from af.evaluation.extractors import thumbnail
 from af.files import atomic_path
 from af.images import image_tensor
-from af.metrics import evaluate_clips, families
+from af.metrics import evaluate_clips, families, two_sample
 from af.metrics.bootstrap import bootstrap_values, finish_mean, mean_sums
 from af.metrics.frechet import distance_from_sums, gaussian_sums, kernel_distance
 from af.metrics.likeness import csim, l1, psnr, ssim
-from af.metrics.reaction import ReactionGain
-from af.metrics.records import EvaluationClip, Protocol
+from af.metrics.reaction import ReactionGain, ReactionModel
+from af.metrics.records import EvaluationClip, Protocol, digest
 from af.metrics.smoothness import sharpness
 from af.synth.face import FACE_SPEC
 from af.synth.render import render
@@ -87,17 +87,39 @@ class Laboratory:
             block=10, clusters=((40, 20),), resamples=settings.resamples, seed=settings.seed, gain_bands=()
         )
         self.metrics = families(protocol)
+        for metric in self.metrics:
+            if isinstance(metric, two_sample.TwoSample):
+                metric.alone = False  # no classifier of single parameters, whose rows are not among METRICS
+        self.known: dict[str, tuple[dict, dict]] = {}
         self.true_pictures: list[UInt8[np.ndarray, "T Y X 3"]] = []
         for session in track(self.material.sessions[: settings.rendered], description="true pictures"):
             self.true_pictures.append(render(session.b.face[:FRAMES], session.b.appearance, SIZE))
 
     def measure(self, condition: Condition) -> Result:
-        """Every metric under one condition."""
+        """Every metric under one condition; of motion that is known already (faults of the pictures), only theirs."""
+        motions = [condition.motion(self.material, i, self.settings.seed) for i in range(self.settings.sessions)]
+        motion = digest(np.stack(motions))
+        if motion not in self.known:
+            self.known[motion] = self.faces(motions)
+        values, draws = (dict(part) for part in self.known[motion])
+        by_lag = None
+        if condition.name in BY_LAG and (model := self.gain_model()):
+            bands = model.gain_by_lag(motions)
+            by_lag = [[(lo + hi - 1) / 50 for lo, hi, _ in bands], [g for *_, g in bands]]
+        self.pictures(condition, motions, values, draws)
+        return Result(values, draws, by_lag)
+
+    def gain_model(self) -> ReactionModel | None:
+        """The regressors of the reaction gain, fitted on the truth."""
+        model = next(metric.model for metric in self.metrics if isinstance(metric, ReactionGain))
+        return model if model is not None and model.usable else None
+
+    def faces(self, motions: Sequence[Motion]) -> tuple[dict, dict]:
+        """Values and draws of the metrics of face parameters."""
         seed, resamples = self.settings.seed, self.settings.resamples
-        motions = [condition.motion(self.material, i, seed) for i in range(self.settings.sessions)]
         clips = [
             EvaluationClip(
-                f"{i:03d}", f"{i:03d}", s.a.face, s.b.face, motion, FACE_SPEC, s.b.audio, s.a.audio, s.a.phrase_ends
+                person(i), person(i), s.a.face, s.b.face, motion, FACE_SPEC, s.b.audio, s.a.audio, s.a.phrase_ends
             )
             for i, (s, motion) in enumerate(zip(self.material.sessions, motions, strict=True))
         ]
@@ -108,9 +130,7 @@ class Laboratory:
             if row.tag in METRICS and row.tag in report.draws
         }
         draws = {tag: report.draws[tag] for tag in values}
-        by_lag = None
-        model = next(metric.model for metric in self.metrics if isinstance(metric, ReactionGain))
-        if model is not None and model.usable:
+        if model := self.gain_model():
             model.shift = "user"
             literal, truth = (model.gain(m, resamples) for m in (motions, [s.b.face for s in self.material.sessions]))
             values["reaction_gain/user"] = {
@@ -121,11 +141,7 @@ class Laboratory:
             }
             draws["reaction_gain/user"] = literal.draws(resamples, seed)
             model.shift = "increment"
-            if condition.name in BY_LAG:
-                bands = model.gain_by_lag(motions)
-                by_lag = [[(lo + hi - 1) / 50 for lo, hi, _ in bands], [g for *_, g in bands]]
-        self.pictures(condition, motions, values, draws)
-        return Result(values, draws, by_lag)
+        return values, draws
 
     def pictures(self, condition: Condition, motions: Sequence[np.ndarray], values: dict, draws: dict) -> None:
         """Metrics of drawn frames. The embedder of `csim` is a stand-in (centred thumbnails), not a face network."""
@@ -185,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/metric_calibration"), help="results of conditions")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args(arguments)
+    if args.sessions < (least := LEAST_IN_FOLD * two_sample.FOLDS):
+        parser.error(f"--sessions {args.sessions}: at least {least}")
     torch.set_num_threads(1)
     settings = Settings(args.sessions, args.rendered, args.seed, args.resamples)
     args.cache.mkdir(parents=True, exist_ok=True)
