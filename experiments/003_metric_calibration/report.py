@@ -58,7 +58,9 @@ def compare(base: Result, other: Result, tag: str, sessions: int) -> dict[str, A
             return abs(row["value"] - (row["truth"] or 0.0))
         return row["value"] if row["better"] == "lower" else -row["value"]
 
-    seen = abs(z) >= SEEN and abs(change) > LEAST * abs(before["value"])
+    # a classifier that is right less often than by chance has found nothing
+    found = z if tag.startswith("c2st/") else abs(z)
+    seen = found >= SEEN and abs(change) > LEAST * abs(before["value"])
     return {
         "value": after["value"], "z": z, "d": z / np.sqrt(sessions), "p": float(max(2 * tail, 1 / len(draws))),
         "seen": seen, "better": bool(seen and badness(after) < badness(before)),
@@ -245,7 +247,7 @@ def write(folder: Path, results: Mapping[str, Result], settings: Mapping[str, in
     text = (
         f"{settings['sessions']} conversations of 16 s, {settings['rendered']} of them drawn, seed {settings['seed']}, "
         f"{settings['resamples']} bootstrap draws of sessions.\n\n### Reaction gain\n\n{headline(results, summary)}\n\n{gain_table(results, summary)}\n\n"
-        f"### What each metric sees\n\nThe smallest dose at which it moves by {SEEN:.0f} standard errors and {LEAST:.0%} of its value, or has none any more; “–”: "
+        f"### What each metric sees\n\nThe smallest dose at which it moves by {SEEN:.0f} standard errors and {LEAST:.0%} of its value, or has none any more (`c2st`: upwards only); “–”: "
         "blind to every dose tried; “!”: it calls the fault an improvement. Last column: the same on a third perfect "
         f"sample.\n\n{sight_table(summary)}\n"
     )  # fmt: skip
