@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_closed_streams() -> None:
+    """Logging set up while another test's output was captured would write an error into this one's."""
+    for logger in (logging.root, logging.getLogger("hydra")):
+        for handler in list(logger.handlers):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture
