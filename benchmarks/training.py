@@ -212,9 +212,9 @@ def ranks(
     accelerator: str = "cpu",
     overrides: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Frames a second of the demo's denoiser on one rank and on `number`, one thread and 16 windows each. `overrides` are of its experiment.
+    """Frames a second of the demo's denoiser on one rank and on `number`, one thread and 16 windows each.
 
-    Best of alternating rounds. On a CPU all ranks share one machine's memory: only the ratio means something.
+    `overrides` are of its experiment. Best of alternating rounds. On a CPU all ranks share one machine's memory: only the ratio means something.
     UserError when a training fails.
     """
     best = {1: 0.0, number: 0.0}

@@ -119,7 +119,7 @@ def run(
         face = read_portrait(portrait, size, find_face=not no_crop, notes=notes)
     spoken = None if voice is None else read_audio(voice, notes=notes)
     replays = None if replay is None else Replays(replay, size)
-    threads = max(1, free_cores() - 1)  # one for the coding of video and sound, and the lines
+    threads = free_cores(spared=1)  # one for the coding of video and sound, and the lines
     make: Any = partial(live_avatar, images, device=device, precision=precision, runtime=runtime, threads=threads)
     service = Service(
         make(motion, how),

@@ -65,14 +65,14 @@ def user_encoder(avatar: Avatar) -> Callable[[UInt8[np.ndarray, "Y X 3"]], Float
 _had = _gave = 0  # torch's number of threads before and after the limit
 
 
-def free_cores(seconds: float = 0.1) -> int:
-    """Cores of this process that nothing else used for `seconds`, rounded; at least one."""
+def free_cores(seconds: float = 0.1, spared: int = 0) -> int:
+    """Cores of this process that nothing else used for `seconds`, rounded, but `spared`; at least one."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     before = time.process_time()
     busy = psutil.cpu_percent(seconds, percpu=True)
     own = (time.process_time() - before) / seconds
     idle = sum(1 - busy[core] / 100 for core in allowed if core < len(busy))
-    return max(1, min(len(allowed), round(idle + own)))
+    return max(1, min(len(allowed), round(idle + own) - spared))
 
 
 def use_free_cores(spared: int = 0) -> int:
@@ -83,5 +83,5 @@ def use_free_cores(spared: int = 0) -> int:
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
         if torch.get_num_threads() != _gave:  # set by the user
             _had = torch.get_num_threads()
-        torch.set_num_threads(_gave := min(_had, max(1, free_cores() - spared)))
+        torch.set_num_threads(_gave := min(_had, free_cores(spared=spared)))
     return torch.get_num_threads()

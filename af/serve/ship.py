@@ -51,7 +51,8 @@ def ship(autoencoder: Path, denoiser: Path, student: Path, out: Path, seed: int 
     """
     images = load_model(autoencoder, MotionAutoencoder)
     motions = {DENOISER: load_model(denoiser, MotionDenoiser), STUDENT: load_model(student, MotionDenoiser)}
-    size = min(Avatar.of(images, motion).autoencoder.image_size for motion in motions.values())
+    avatar, _ = (Avatar.of(images, motion) for motion in motions.values())
+    size = avatar.autoencoder.image_size
     digest = _save(images, out / AUTOENCODER, latents=None)  # rounding changes them
     for name, motion in motions.items():
         _save(motion, out / name, motion_spec={**motion.info["motion_spec"], "autoencoder": digest})
