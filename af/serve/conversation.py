@@ -26,7 +26,7 @@ from af.clock import (
 from af.data.generated import marked
 from af.errors import UserError, require_choice
 from af.forcing.pieces import Signals
-from af.forcing.stream import LiveBlock, LiveSession
+from af.forcing.stream import LiveSession
 from af.pipeline.encode import face_crop
 from af.pipeline.live import user_encoder
 from af.serve.puppet import Puppet
@@ -250,22 +250,22 @@ class Conversation:
     # What comes back.
 
     async def played(self) -> AsyncIterator[tuple[int, Shown | None]]:
-        """Numbered turns, 25 a second, each with the frame to show next, or None where it is not there yet; until the
-        conversation is closed. A frame that comes late by less than a turn is waited for: it delays those after it by
-        no more than that.
+        """Numbered turns, 25 a second (`Playout`), each with the frame to show next, or None where it is not there yet;
+        until the conversation is closed. A frame that comes late by less than a turn is waited for: it delays those
+        after it by no more than that.
         """
-        time_of = asyncio.get_running_loop().time
-        start, turn = time_of(), 0
+        playout, turn = self.playout, 0
+        playout.postpone(playout.clock() - playout.due_s)
         while self.closed is None:
-            due = start + frames_to_seconds(turn)
-            await asyncio.sleep(max(0.0, due - time_of()))
+            due = playout.due_s
+            await asyncio.sleep(max(0.0, due - playout.clock()))
             late = False
-            while not len(self.playout) and time_of() < due + frames_to_seconds(1) and self.closed is None:
+            while not len(playout) and playout.clock() < due + frames_to_seconds(1) and self.closed is None:
                 late = True
                 await asyncio.sleep(_WATCH_S)
-            behind, shown = time_of() - due, self.playout.take()
+            behind, shown = playout.clock() - due, playout.take()
             if (late and shown is not None) or behind > 1:  # after a stall: go on from here
-                start += behind
+                playout.postpone(behind)
             yield turn, shown
             turn += 1
 
@@ -330,16 +330,16 @@ class Conversation:
             self._speaking = len(voice) > 0 and (not self._speaking or len(voice) == count)
         return np.concatenate(parts)
 
-    def shown(self, block: LiveBlock, images: UInt8[np.ndarray, "T Y X 3"]) -> list[Shown]:
-        """A block's frames, marked, with their voice."""
-        start, stop = (frames_to_samples(n) for n in (block.start, block.start + len(images)))
+    def shown(self, start_frame: int, images: UInt8[np.ndarray, "T Y X 3"]) -> list[Shown]:
+        """A block's next frames, marked, with their voice."""
+        start, stop = (frames_to_samples(n) for n in (start_frame, start_frame + len(images)))
         voice = self._spoken[start - self._spoken_from : stop - self._spoken_from]
         self._spoken, self._spoken_from = self._spoken[stop - self._spoken_from :], stop
         if self._said_after != self._interruptions:  # while the block was computed
             voice = np.zeros_like(voice)
         parts = voice.reshape(len(images), SAMPLES_PER_FRAME)
         seen = map(marked, images) if self.settings.mark else images
-        return [Shown(block.start + n, *both) for n, both in enumerate(zip(seen, parts, strict=True))]
+        return [Shown(start_frame + n, *both) for n, both in enumerate(zip(seen, parts, strict=True))]
 
     def user_of_block(self, frames: int) -> list[Seen]:
         """The user in the oldest `frames` frames."""

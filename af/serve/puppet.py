@@ -72,7 +72,7 @@ class Puppet:
     def act(self, action: str) -> None:
         """One movement (`ACTIONS`) or a phrase, from the next frame on. Raises UserError for others."""
         require_choice("act", "movement", action, ACTIONS)
-        n = self.frame
+        n = self.frame - 1  # a movement is at rest in its first frame; the next one already moves
         if action == "smile":
             self._events["smile"].append(Event(n, 0.9, 7, 9, 9))
         elif action == "nod":

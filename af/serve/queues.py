@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from af.clock import FPS
+from af.clock import FPS, frames_to_seconds
 
 Samples = Float32[np.ndarray, " S"]
 #: Peak of a frame's samples from which somebody is speaking (-40 dBFS).
 AUDIBLE: Final = 0.01
 #: Takes over which a queue's least level is measured before it is shortened.
 _WATCHED: Final = 5 * FPS
+#: Parts of blocks over which the time that they come early is measured before it is made less, and what is left of it.
+_PARTS_WATCHED: Final = 20
+_MARGIN_S: Final = 0.01
 
 
 class SampleQueue:
@@ -109,19 +113,20 @@ class Seen:
 
 
 class Playout:
-    """Finished frames on their way to a client that shows one every 40 ms.
+    """Finished frames on their way to a client that shows one every 40 ms, the next one at `due_s` on `clock`.
 
     Blocks come in bursts, sometimes late. `late` counts the times when a client found nothing and showed the last frame
-    again, which delays all later ones; when blocks keep coming more than `spare` frames before they are needed, frames
-    without voice are left out until the delay is back, and counted in `dropped`, as are those of a client that takes
-    none.
+    again, which delays all later ones (`postpone`). When blocks keep coming earlier than they are needed, turns follow each
+    other a fortieth faster until a margin of 10 ms is left; of more than `spare` frames, those without voice are left out,
+    and counted in `dropped`, as are those of a client that takes none.
     """
 
-    def __init__(self, capacity: int, spare: int = 2) -> None:
+    def __init__(self, capacity: int, spare: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
         self.late = self.dropped = 0
+        self.clock, self.due_s = clock, clock()
         self._capacity, self._spare = capacity, spare
         self._frames: deque[Shown] = deque()
-        self._left: deque[int] = deque(maxlen=8)  # frames left when the last blocks came
+        self._early: deque[float] = deque(maxlen=_PARTS_WATCHED)  # seconds from their coming until they are needed
         self._begun = False
         self._lock = threading.Lock()
 
@@ -129,9 +134,9 @@ class Playout:
         return len(self._frames)
 
     def put(self, frames: Sequence[Shown]) -> None:
-        """Add a block's frames."""
+        """Add frames of a block."""
         with self._lock:
-            self._left.append(len(self._frames))
+            self._early.append(frames_to_seconds(len(self._frames)) + self.due_s - self.clock())
             self._frames.extend(frames)
             while len(self._frames) > self._capacity:
                 self._frames.popleft()
@@ -140,17 +145,30 @@ class Playout:
     def take(self) -> Shown | None:
         """The next frame, or None if it is not there yet."""
         with self._lock:
-            excess = min(self._left) - self._spare if len(self._left) == self._left.maxlen else 0
-            while excess > 0 and len(self._frames) > 1 and _silent(self._frames[0]):
+            early = min(self._early) if len(self._early) == self._early.maxlen else 0.0
+            while early > (self._spare + 0.5) / FPS and len(self._frames) > 1 and _silent(self._frames[0]):
                 self._frames.popleft()
                 self.dropped += 1
-                excess -= 1
-                self._left = deque((left - 1 for left in self._left), self._left.maxlen)
+                early -= frames_to_seconds(1)
+                self._shift(-frames_to_seconds(1))
+            self.due_s += frames_to_seconds(1)
+            faster = min(max(0.0, early - _MARGIN_S), frames_to_seconds(1) / 40)
+            self.due_s -= faster
+            self._shift(-faster)
             if self._frames:
                 self._begun = True
                 return self._frames.popleft()
             self.late += self._begun
             return None
+
+    def postpone(self, seconds: float) -> None:
+        """All later frames are due later by so much."""
+        with self._lock:
+            self.due_s += seconds
+            self._shift(seconds)
+
+    def _shift(self, seconds: float) -> None:
+        self._early = deque((early + seconds for early in self._early), self._early.maxlen)
 
     def hush(self, after: int) -> None:
         """Take the voice from all but the next `after` frames; then they can be left out."""
@@ -163,7 +181,7 @@ class Playout:
         """Forget all frames: another conversation begins."""
         with self._lock:
             self._frames.clear()
-            self._left.clear()
+            self._early.clear()
             self._begun = False
 
 

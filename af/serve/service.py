@@ -24,7 +24,7 @@ from af.pipeline.live import ONE_PASS, speech_stream, use_free_cores
 from af.serve.conversation import Conversation, Image
 from af.serve.limits import Limits
 from af.serve.puppet import Puppet
-from af.serve.queues import Seen
+from af.serve.queues import Seen, Shown
 from af.serve.recordings import Recordings
 from af.serve.replay import Replays
 from af.serve.settings import Model, Settings
@@ -162,18 +162,15 @@ class Service:
         blocks = self._pushed(together, given)
         motion_ms, features_ms = (1000 * s for s in (time.perf_counter() - start - self._features_s, self._features_s))
         finished = [(c, b) for c, found in zip(together, blocks, strict=True) for b in found]
-        start = time.perf_counter()
-        images = self._decoded(finished)
-        decoding_ms = 1000 * (time.perf_counter() - start)
-        for (conversation, made), pictures in zip(finished, images, strict=True):
+        images, frames, decoding_ms = self._played(finished)
+        for (conversation, block), pictures, shown in zip(finished, images, frames, strict=True):
             budget = conversation.budget
             budget.waiting, budget.load = conversation.stream.waiting_ms, self._load
             budget.features, budget.motion, budget.decoding = features_ms, motion_ms, decoding_ms
-            shown, users = conversation.shown(made, pictures), conversation.user_of_block(len(pictures))
-            conversation.playout.put(shown)
+            users = conversation.user_of_block(len(shown))
             if conversation.recorder is not None:
-                conversation.recorder.add(made.start, users, shown)
-            self._tell(conversation, made, pictures, users)
+                conversation.recorder.add(block.start, users, shown)
+            self._tell(conversation, block, pictures, users)
         self._end_the_old()
 
     def _pushed(self, together: list[Conversation], given: list[dict[str, Any]]) -> list[list[LiveBlock]]:
@@ -190,24 +187,45 @@ class Service:
                     blocks.append([])
             return blocks
 
-    def _decoded(self, finished: Sequence[tuple[Conversation, LiveBlock]]) -> list[UInt8[np.ndarray, "T Y X 3"]]:
-        """The blocks' images; those of equal length are decoded together."""
+    def _played(
+        self, finished: Sequence[tuple[Conversation, LiveBlock]]
+    ) -> tuple[list[UInt8[np.ndarray, "T Y X 3"]], list[list[Shown]], float]:
+        """Decode the blocks and play them: their images, the frames as shown, and the ms until the first ones were there,
+        which are on their way while the others are made.
+        """
+        start, first_ms = time.perf_counter(), 0.0
+        images: list[list[UInt8[np.ndarray, "t Y X 3"]]] = [[] for _ in finished]
+        frames: list[list[Shown]] = [[] for _ in finished]
+        for part in (slice(1), slice(1, None)):
+            places = [n for n, (_, block) in enumerate(finished) if block.motion[:, part].shape[1]]
+            wanted = [(finished[n][0].identity, finished[n][1].motion[:, part]) for n in places]
+            for n, pictures in zip(places, self._decoded(wanted), strict=True):
+                conversation, block = finished[n]
+                shown = conversation.shown(block.start + len(frames[n]), pictures)
+                conversation.playout.put(shown)
+                images[n].append(pictures)
+                frames[n] += shown
+            first_ms = first_ms or 1000 * (time.perf_counter() - start)
+        return [np.concatenate(parts) for parts in images], frames, first_ms
+
+    def _decoded(self, wanted: Sequence[tuple[Identity, Float[Tensor, "1 T L"]]]) -> list[UInt8[np.ndarray, "T Y X 3"]]:
+        """Images of motion; those of equal length are decoded together."""
         images: dict[int, UInt8[np.ndarray, "T Y X 3"]] = {}
-        for length in {block.motion.shape[1] for _, block in finished}:
-            places = [n for n, (_, block) in enumerate(finished) if block.motion.shape[1] == length]
-            images |= zip(places, self._decoded_together([finished[n] for n in places]), strict=True)
-        return [images[n] for n in range(len(finished))]
+        for length in {motion.shape[1] for _, motion in wanted}:
+            places = [n for n, (_, motion) in enumerate(wanted) if motion.shape[1] == length]
+            images |= zip(places, self._decoded_together([wanted[n] for n in places]), strict=True)
+        return [images[n] for n in range(len(wanted))]
 
     @torch.inference_mode()
     def _decoded_together(
-        self, finished: Sequence[tuple[Conversation, LiveBlock]]
+        self, wanted: Sequence[tuple[Identity, Float[Tensor, "1 T L"]]]
     ) -> list[UInt8[np.ndarray, "T Y X 3"]]:
-        identities = [conversation.identity for conversation, _ in finished]
+        identities = [identity for identity, _ in wanted]
         if len(identities) > 1:
             features = zip(*(identity.features for identity in identities), strict=True)
             codes = torch.cat([identity.code for identity in identities])
             identities = [Identity(codes, tuple(torch.cat(maps) for maps in features))]
-        motion = torch.cat([block.motion for _, block in finished])
+        motion = torch.cat([motion for _, motion in wanted])
         return [image_array(frames) for frames in self.avatar.autoencoder.decode(identities[0], motion)]
 
     def _tell(

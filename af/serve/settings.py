@@ -37,7 +37,7 @@ class Settings:
 @dataclass
 class Budget:
     """Times of the last block in ms: `waiting` for its input (the longest of its frames), computing speech `features`,
-    `motion` and images (`decoding`). `load`: time needed over time there is; above 1 the service cannot follow.
+    `motion` and the first image (`decoding`). `load`: time needed over time there is; above 1 the service cannot follow.
     """
 
     waiting: float = 0.0

@@ -19,7 +19,7 @@ from af.clock import SAMPLES_PER_FRAME, frames_to_samples
 from af.errors import UserError
 from af.forcing.guidance import Branch, Guidance, branch_conditions
 from af.images import to_bytes, to_float
-from af.models.autoencoder import CHUNK_PIXELS, MotionAutoencoder
+from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.models.speech import LogMel
 from af.nn.kv_cache import KeysValues, RollingCache, WindowLayout, stacked
@@ -274,7 +274,6 @@ def graphs_of(avatar: Avatar, guidance: Guidance) -> dict[str, Graph]:
     size, frames, width = autoencoder.image_size, layout.block_frames, denoiser.audio_feature_dim
     cached, rows, head = layout.cached_frames, len(branches), denoiser.hidden // denoiser.heads
     audio, past = denoiser.condition_encoder.out.in_features, layout.block_position
-    decoded = min(frames, max(1, CHUNK_PIXELS // size**2))
     image, count = torch.zeros(1, size, size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
         code, reference, *maps = _Portrait(autoencoder)(image)
@@ -298,7 +297,7 @@ def graphs_of(avatar: Avatar, guidance: Guidance) -> dict[str, Graph]:
         "frames": count,
         "cache": torch.zeros(rows, denoiser.depth, 2, denoiser.heads, cached, head),
     }
-    motion = torch.zeros(1, decoded, space.latent_dim)
+    motion = torch.zeros(1, 1, space.latent_dim)  # as quick as several at once, and shown at once
     times = torch.zeros(1, layout.current_frames, dtype=torch.float64)
     sound = {"samples": torch.zeros(1, speech.samples), "count": count + speech.samples}
     return {

@@ -72,8 +72,8 @@ def test_frames_are_played_as_soon_as_they_come_and_then_evenly(
             )
             arrivals.pop(0)
 
-    clock = SimpleNamespace(sleep=sleep, get_running_loop=lambda: SimpleNamespace(time=lambda: now))
-    monkeypatch.setattr("af.serve.conversation.asyncio", clock)
+    conversation.playout.clock = lambda: now
+    monkeypatch.setattr("af.serve.conversation.asyncio", SimpleNamespace(sleep=sleep))
 
     async def main() -> tuple[list[float], list[float]]:
         turns, times = [], []

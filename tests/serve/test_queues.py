@@ -57,31 +57,67 @@ def test_a_sender_with_a_fast_clock_adds_no_delay():
     assert queue.dropped > 1500
 
 
+class Viewer:
+    """Takes a frame whenever one is due, on a clock that stands still between."""
+
+    def __init__(self, capacity: int) -> None:
+        self.now = 0.0
+        self.playout = Playout(capacity, clock=lambda: self.now)
+
+    def take(self, number: int) -> list[int | None]:
+        shown = []
+        for _ in range(number):
+            self.now = self.playout.due_s
+            frame = self.playout.take()
+            shown.append(frame.index if frame else None)
+        return shown
+
+
 def test_late_blocks_add_delay_and_early_ones_take_it_back():
-    playout, shown = Playout(40), []
+    viewer, shown = Viewer(40), []
+    playout = viewer.playout
     for block in range(30):
         playout.put(frames(10 * block, 10 * block + 10))
-        for _ in range(16 if block == 3 else 10):  # the fifth block is six frames late
-            frame = playout.take()
-            shown.append(frame.index if frame else None)
+        shown += viewer.take(16 if block == 3 else 10)  # the fifth block is six frames late
     assert playout.late == 6
     assert shown.count(None) == 6
     assert playout.dropped == 0
     for block in range(30, 60):  # from here on a block is there six frames before it is needed
         playout.put(frames(10 * block, 10 * block + 10))
-        shown += [playout.take().index for _ in range(4 if block == 30 else 10)]
+        shown += viewer.take(4 if block == 30 else 10)
     assert playout.dropped == 4  # two are kept in reserve
     indices = [index for index in shown if index is not None]
+    assert None not in shown[-300:]
     assert indices == sorted(set(indices))
 
 
-def test_frames_with_a_voice_are_not_left_out():
-    playout, voice = Playout(60), np.full(SAMPLES_PER_FRAME, 0.1, np.float32)
-    for block in range(30):
-        playout.put(frames(10 * block, 10 * block + 10, voice))
-        for _ in range(4 if block == 0 else 10):
-            assert playout.take() is not None
+def test_what_blocks_come_too_early_is_taken_back_a_millisecond_a_frame():
+    """Blocks of 0.2 s, the eleventh 30 ms late: all later ones would wait for 30 ms to be shown."""
+    viewer = Viewer(40)
+    playout, voice, waited, turns = viewer.playout, np.full(SAMPLES_PER_FRAME, 0.1, np.float32), [], []
+    for block in range(80):
+        comes = 0.2 * block + (0.03 if block == 10 else 0)
+        while viewer.now < comes and (playout.due_s < comes or len(playout)):
+            viewer.take(1)
+            turns.append(viewer.now)
+        late = max(0.0, comes - playout.due_s) if not len(playout) else 0.0
+        viewer.now = max(viewer.now, comes)
+        playout.put(frames(5 * block, 5 * block + 5, voice))
+        playout.postpone(late)
+        waited.append(0.04 * (len(playout) - 5) + playout.due_s - comes)
+    assert waited[11] > 0.028
+    assert min(waited[60:]) > 0.009
+    assert max(waited[60:]) < 0.0115
+    assert np.diff(turns[1:]).min() > 0.0385
     assert playout.dropped == 0
+
+
+def test_frames_with_a_voice_are_not_left_out():
+    viewer, voice = Viewer(60), np.full(SAMPLES_PER_FRAME, 0.1, np.float32)
+    for block in range(30):
+        viewer.playout.put(frames(10 * block, 10 * block + 10, voice))
+        assert None not in viewer.take(4 if block == 0 else 10)
+    assert viewer.playout.dropped == 0
 
 
 def test_an_interruption_leaves_a_block_of_voice_whatever_waits():

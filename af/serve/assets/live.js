@@ -85,7 +85,7 @@ function show({ signals, steps, audio, user, ...switches }) {
   }
 }
 
-const PARTS = { waiting: "waiting for the block to be complete", features: "speech features", motion: "motion", decoding: "images", queue: "waiting to be shown", network: "network and player" };
+const PARTS = { waiting: "waiting for the block to be complete", features: "speech features", motion: "motion", decoding: "the first image", queue: "waiting to be shown", network: "network and player" };
 function report({ budget, faults, waiting_frames, face_lost, seconds }) {
   const times = { ...budget, queue: 40 * Math.max(0, waiting_frames - (latest.settings ?? about).block_frames), network };
   const total = Object.keys(PARTS).reduce((sum, part) => sum + (times[part] ?? 0), 0);
