@@ -45,15 +45,19 @@ _RECORD = """(async (size, before, after) => {
   watch("user"); watch("avatar");
   const listen = event => reports.push(JSON.parse(event.data));
   channel.addEventListener("message", listen);
-  window.ears ??= new AudioContext();
-  const source = ears.createMediaStreamSource(new MediaStream([peer.getReceivers()[0].track]));
-  const node = ears.createScriptProcessor(256, 1, 1);
-  node.onaudioprocess = event => {
-    let sum = 0;
-    for (const sample of event.inputBuffer.getChannelData(0)) sum += sample * sample;
-    heard.push([performance.now(), Math.sqrt(sum / 256)]);
-  };
-  source.connect(node); node.connect(ears.destination);
+  // the sound as it leaves the decoder for the loudspeaker
+  const track = peer.getReceivers()[0].track.clone(), ears = new MediaStreamTrackProcessor({track}).readable.getReader();
+  (async () => {
+    while (running) {
+      const {value, done} = await ears.read();
+      if (done) break;
+      const samples = new Float32Array(value.numberOfFrames);
+      value.copyTo(samples, {planeIndex: 0, format: "f32-planar"});
+      heard.push([performance.now(), value.timestamp / 1000, Math.hypot(...samples) / Math.sqrt(samples.length)]);
+      value.close();
+    }
+    ears.cancel(); track.stop();
+  })();
   const wait = ms => new Promise(resolve => setTimeout(resolve, ms));
   document.getElementById("interrupt").click();
   document.getElementById("play").click();
@@ -62,11 +66,11 @@ _RECORD = """(async (size, before, after) => {
   const pressed = performance.now();
   document.querySelector("[data-act=smile]").click();
   await wait(after);
-  running = false; source.disconnect(); node.disconnect(); channel.removeEventListener("message", listen);
+  running = false; channel.removeEventListener("message", listen);
   const reader = new FileReader();
   await new Promise(resolve => { reader.onload = resolve; reader.readAsDataURL(new Blob(bytes)); });
   return {pressed, images, received, heard, reports, network, seconds: (performance.now() - start) / 1000,
-    rate: ears.sampleRate, data: reader.result.split(",")[1]};
+    data: reader.result.split(",")[1]};
 })"""
 
 
@@ -107,7 +111,7 @@ async def probe(page: Page, voice: Float32[np.ndarray, " S"], before_ms: int = 1
     delays = {
         side: None if at is None or changed is None else at + changed * FRAME_MS - pressed for side, at in zero.items()
     }
-    heard = heard_at(np.array(found["heard"]), voice, reports, first)
+    heard = heard_at(_stamped(found["heard"]), voice, reports, first)
     times, faces = shown["avatar"]
     return Probe(
         user_to_pixel=delays["avatar"],
@@ -143,6 +147,14 @@ def offset(
             errors[n] = differences.var(0).mean()  # a mark or coding may shift a reading as a whole
     usual = np.median(errors[np.isfinite(errors)]) if np.isfinite(errors).any() else 0.0
     return float(candidates[errors.argmin()]) if errors.min() < 0.3 * usual else None
+
+
+def _stamped(heard: list[list[float]]) -> Float[np.ndarray, "N 2"]:
+    """When pieces of sound were there, and how loud: by their own times, which start anywhere, as the page has busy moments."""
+    if not heard:
+        return np.zeros((0, 2))
+    now, times, levels = np.array(heard).T
+    return np.stack((times + (now - times).min(), levels), 1)
 
 
 def _curves(reports: list[Mapping[str, Any]], side: str) -> Float[np.ndarray, "T C"]:

@@ -24,7 +24,7 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame, AudioResampler, VideoFrame
 
-from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_seconds
 from af.errors import UserError
 from af.pipeline.side_by_side import enlarged
 from af.serve.camera import Camera
@@ -143,8 +143,9 @@ class Call:
             if image is not None:
                 self._avatar.give(_picture(image, slot))
             self._user.give(_picture(self.conversation.view, slot))
-            for packet in _packets(None if shown is None else shown.voice, slot):
-                self._voice.give(packet)
+            # evenly: what comes in pairs takes a longer buffer in the browser
+            for n, packet in enumerate(_packets(None if shown is None else shown.voice, slot)):
+                self._loop.call_later(frames_to_seconds(n) / _PACKETS, self._voice.give, packet)
         await asyncio.sleep(0.2)  # for the last report
         await self.end(self.conversation.closed or "")
 

@@ -21,7 +21,7 @@ AUDIBLE: Final = 0.01
 _WATCHED: Final = 5 * FPS
 #: Parts of blocks over which the time that they come early is measured before it is made less, and what is left of it.
 _PARTS_WATCHED: Final = 20
-_MARGIN_S: Final = 0.01
+_MARGIN_S: Final = 0.006
 
 
 class SampleQueue:
@@ -117,7 +117,7 @@ class Playout:
 
     Blocks come in bursts, sometimes late. `late` counts the times when a client found nothing and showed the last frame
     again, which delays all later ones (`postpone`). When blocks keep coming earlier than they are needed, turns follow each
-    other a fortieth faster until a margin of 10 ms is left; of more than `spare` frames, those without voice are left out,
+    other a fortieth faster until a margin of 6 ms is left; of more than `spare` frames, those without voice are left out,
     and counted in `dropped`, as are those of a client that takes none.
     """
 
