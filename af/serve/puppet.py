@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from af.clock import FPS, SAMPLE_RATE, samples_to_frames
+from af.clock import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, samples_to_frames
 from af.errors import UserError, require_choice
 from af.serve.queues import SampleQueue
 from af.synth.face import FACE_INDEX, FACE_RANGES
@@ -30,6 +32,7 @@ ACTIONS: Final = ("smile", "nod", "tilt left", "tilt right", "blink", "talk")
 _FOLLOW = 0.35  # share of the way to a slider's value that a face moves in a frame
 _MIRRORED = 0.6  # share of the way to a camera's parameters that a face moves with each of its frames
 _PHRASE_S = 2.2
+_AHEAD = 4  # faces drawn ahead: five in one go take little longer than one
 _REST = SessionConfig(seconds=60, smile_every_s=1e6, tilt_every_s=1e6, speakers=())
 
 
@@ -52,6 +55,7 @@ class Puppet:
         self._lips: list[tuple[float, float]] = []
         self._loudness = 0.0
         self._mirrored: dict[str, float] = {}
+        self._ahead: deque[tuple[np.ndarray, UInt8[np.ndarray, "Y X 3"]]] = deque()  # faces to come, if nothing happens
         self.frame = 0
 
     def mirror(self, parameters: Mapping[str, float] | None) -> None:
@@ -88,6 +92,21 @@ class Puppet:
 
     def step(self, microphone: Float32[np.ndarray, " S"]) -> tuple[np.ndarray, UInt8[np.ndarray, "Y X 3"], np.ndarray]:
         """The next frame: face parameters, image, and the sound of both the puppet's phrase and the microphone."""
+        face = self._face(microphone)
+        if not (self._ahead and np.array_equal(self._ahead[0][0], face)):
+            self._draw_ahead(face, 0 if self._ahead else _AHEAD)
+        return face, self._ahead.popleft()[1], np.clip(microphone + self._speech.take(len(microphone)), -1, 1)
+
+    def _draw_ahead(self, face: np.ndarray, more: int) -> None:
+        """Draw this face, and with it, for little more, those that follow in silence if nobody moves anything."""
+        to_come = copy.copy(self)
+        to_come._values, to_come._lips = dict(self._values), list(self._lips)
+        silence = np.zeros(SAMPLES_PER_FRAME, np.float32)
+        faces = np.stack((face, *(to_come._face(silence) for _ in range(more))))
+        self._ahead = deque(zip(faces, render(faces, self.appearance, self.size), strict=True))
+
+    def _face(self, microphone: Float32[np.ndarray, " S"]) -> np.ndarray:
+        """The next frame's face parameters."""
         face = self._rest[self.frame % len(self._rest)].copy()
         for name, value in self._mirrored.items():
             face[FACE_INDEX[name]] = value
@@ -101,7 +120,6 @@ class Puppet:
         )
         raised = 1 - (1 - self._values["smile"]) * np.prod([1 - min(a, 0.98) for a in smile])
         nod = float(nod_curve(self._events["nod"], now)[0]) + self._values["nod"]
-        spoken = self._speech.take(len(microphone))
         opening, width = (
             self._lips.pop(0) if self._lips else (0.0 if self._mirrored else self._follow_loudness(microphone), 0.0)
         )
@@ -120,8 +138,7 @@ class Puppet:
         }.items():
             face[FACE_INDEX[name]] = np.clip(face[FACE_INDEX[name]] + change, *FACE_RANGES[name])
         self.frame += 1
-        image = render(face[None], self.appearance, self.size)[0]
-        return face, image, np.clip(microphone + spoken, -1, 1)
+        return face
 
     def _say_phrase(self) -> None:
         if len(self._lips) > 3 * FPS:

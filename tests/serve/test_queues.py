@@ -9,6 +9,7 @@ from af.serve.mirror import parameters
 from af.serve.puppet import ACTIONS, SLIDERS, Puppet
 from af.serve.queues import Playout, SampleQueue, Shown
 from af.synth.face import FACE_INDEX
+from af.synth.render import render
 
 SILENCE = np.zeros(SAMPLES_PER_FRAME, np.float32)
 
@@ -126,6 +127,23 @@ def test_an_interruption_leaves_a_block_of_voice_whatever_waits():
     playout.hush(10)
     heard = [bool(playout.take().voice.any()) for _ in range(30)]
     assert heard == [True] * 10 + [False] * 20
+
+
+def test_faces_drawn_ahead_are_those_of_their_frames(monkeypatch):
+    """While nothing happens five are drawn at once; what happens shows in the next frame all the same."""
+    puppet, drawn = Puppet(0, 32), []
+    monkeypatch.setattr("af.serve.puppet.render", lambda *face: drawn.append(len(face[0])) or render(*face))
+    loud = np.full(SAMPLES_PER_FRAME, 0.3, np.float32)
+    for n in range(60):
+        if n == 22:
+            puppet.act("smile")
+        if n == 31:
+            puppet.steer({"tilt": 1.0})
+        face, image, _ = puppet.step(loud if 41 <= n < 46 else SILENCE)
+        np.testing.assert_array_equal(image, render(face[None], puppet.appearance, 32)[0], str(n))
+        if n == 19:
+            assert drawn == [5] * 4
+    assert 15 < len(drawn) < 30
 
 
 def test_the_puppet_does_what_it_is_told_and_returns_to_rest():
