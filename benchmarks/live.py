@@ -1,7 +1,7 @@
 """Live conversations: from the user's button to the pixels in a browser, and what hours, bad lines and leavers do.
 
   python -m benchmarks.live                                                 user to pixel, 20 times: three minutes
-  python -m benchmarks.live --sessions 4 --minutes 60 --out runs/soak       also memory, delay and faults by the minute
+  python -m benchmarks.live --sessions 2 --programs 2 --minutes 60          also memory, delay and faults by the minute
   python -m benchmarks.live --loss 5 --jitter 30                            over a line that loses and delays packets
   python -m benchmarks.live --sessions 2 --kill-tabs 1 --reconnects 20      after tabs that die and pages that return
   python -m benchmarks.live --sessions 2 --lose-inputs 20                   camera and microphone pulled out, and back
@@ -20,23 +20,19 @@ import asyncio
 import contextlib
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import psutil
 import soundfile
 
 from af.cli.kinds import count, number
 from af.clock import FRAME_MS, SAMPLE_RATE, seconds_to_frames
 from af.errors import UserError
-from af.files import atomic_path
 from af.serve.client import connect
 from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
@@ -44,44 +40,10 @@ from benchmarks.browser import Browser, Page, browser
 from benchmarks.common import options, report
 from benchmarks.line import Line, proxy
 from benchmarks.probe import Probe, probe
+from benchmarks.served import Server, serving
+from benchmarks.soak import STATE, programs, soak
 
 _VOICE_S: Final = 8
-_MB: Final = 1 << 20
-
-
-class Server:
-    """A running `af live`: its address and its memory."""
-
-    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
-        self.process, self.address = process, address
-        self._process = psutil.Process(process.pid)
-
-    def memory(self) -> dict[str, float]:
-        """Resident and proportional set size in MB."""
-        found = self._process.memory_full_info()
-        return {"rss_mb": found.rss / _MB, "pss_mb": getattr(found, "pss", found.rss) / _MB}
-
-    def require_life(self) -> None:
-        """Raise UserError if the server has ended."""
-        if self.process.poll() is not None:
-            raise UserError(f"af live has ended with code {self.process.returncode}")
-
-
-@contextlib.contextmanager
-def serving(words: Sequence[str]) -> Iterator[Server]:
-    """`af live` with these options, until the block ends."""
-    command = [sys.executable, "-m", "af.cli.main", "live", "--port", "0", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("open "):
-                    yield Server(process, line.removeprefix("open ").strip())
-                    break
-            else:
-                raise UserError(f"af live did not start (exit code {process.wait()})")
-        finally:
-            process.terminate()
 
 
 def phrase(seconds: float = _VOICE_S) -> np.ndarray:
@@ -96,7 +58,11 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         soundfile.write(folder / "voice.wav", voice, SAMPLE_RATE)
-        words = [f"--voice={folder / 'voice.wav'}", f"--conversations={args.sessions}", "--length=86400"]
+        words = [
+            f"--voice={folder / 'voice.wav'}",
+            f"--conversations={args.sessions + args.programs}",
+            "--length=86400",
+        ]
         models = {"--autoencoder": args.autoencoder, "--denoiser": args.denoiser}
         words += [f"{option}={folder}" for option, folder in models.items() if folder is not None]
         server = stack.enter_context(serving([*words, *args.live]))
@@ -107,7 +73,10 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             found |= {"sessions": args.sessions, "memory": server.memory()}
             found |= summary([await probe(page, voice) for _, page in zip(range(args.tries), itertools.cycle(pages))])
             if args.minutes:
-                found["soak"] = await soak(server, pages, voice, args.minutes, args.out)
+                talking = await programs(server.address, args.programs, voice)
+                found["soak"] = await soak(server, pages, talking, voice, args.minutes, args.out)
+                for program in talking:
+                    await program.end()
             if args.lose_inputs:
                 found["lost_inputs"] = await lose_inputs(server, pages, voice, args.lose_inputs)
             if args.kill_tabs:
@@ -171,81 +140,6 @@ def summary(probes: Sequence[Probe]) -> dict[str, Any]:
     }
 
 
-async def soak(server: Server, pages: Sequence[Page], voice: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:
-    """Hold the conversations for `minutes`; every minute (of short runs, quarter) a row is added to a file in `out`.
-
-    `memory_change` is the last half's growth of the proportional set size by a straight line, relative to its mean;
-    `delay_growth_ms` that of user to pixel over the whole time.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    begun = time.monotonic()
-    with open(out / "minutes.jsonl", "w") as file:
-        while not rows or time.monotonic() < begun + 60 * minutes:
-            n = len(rows)
-            await asyncio.sleep(max(0.0, begun + n * min(60.0, 60 * minutes / 4) - time.monotonic()))
-            server.require_life()
-            found = await probe(pages[n % len(pages)], voice)
-            states = [json.loads(await page.run(_STATE)) for page in pages]
-            row = {"minute": (time.monotonic() - begun) / 60, "session": n % len(pages), **server.memory()}
-            row |= asdict(found) | {"sessions": states}
-            rows.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-    plot(rows, out / "soak.png")
-    half = rows[len(rows) // 2 :]
-    late = [row["voice_late"] for row in rows if row["voice_late"] is not None]
-    return {
-        "minutes": minutes,
-        "rows": str(out / "minutes.jsonl"),
-        "memory_change": growth(half, "pss_mb") / float(np.mean([row["pss_mb"] for row in half])),
-        "delay_growth_ms": growth(rows, "user_to_pixel"),
-        "voice_late_ms": {"least": min(late), "most": max(late)} if late else None,
-        "faults": [state["faults"] for state in rows[-1]["sessions"]],
-        "closed": [state["closed"] for state in rows[-1]["sessions"]],
-    }
-
-
-#: A session in a line.
-_STATE: Final = """(async () => { const stats = [...(await peer.getStats()).values()];
-  return JSON.stringify({closed, faults: latest.faults ?? {}, waiting_frames: latest.waiting_frames ?? null, network,
-    frames: stats.filter(s => s.type === "inbound-rtp" && s.kind === "video").map(s => s.framesDecoded)}); })()"""
-
-
-def growth(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """By how much a straight line through a column rises from the first row to the last; 0 with too few values."""
-    known = [(row["minute"], row[name]) for row in rows if row[name] is not None]
-    if len(known) < 3:
-        return 0.0
-    minutes, values = np.array(known).T
-    return float(np.polyfit(minutes, values, 1)[0] * (minutes[-1] - minutes[0]))
-
-
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Memory, delays and the voice's offset over time."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
-    minutes = [row["minute"] for row in rows]
-    for axis, names, label in zip(
-        axes,
-        (("rss_mb", "pss_mb"), ("user_to_pixel", "echo"), ("voice_late",)),
-        ("memory of the server [MB]", "delay [ms]", "voice after image [ms]"),
-        strict=True,
-    ):
-        for name in names:
-            values = [np.nan if row[name] is None else row[name] for row in rows]
-            axis.plot(minutes, values, marker=".", label=name.replace("_", " "))
-        axis.set_ylabel(label)
-        axis.legend(loc="upper left")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylim(0, 1.1 * max(row["rss_mb"] for row in rows))
-    axes[-1].set_xlabel("minutes")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-
-
 async def lose_inputs(server: Server, pages: Sequence[Page], voice: np.ndarray, seconds: float) -> dict[str, Any]:
     """Take camera and microphone from the first page and give them back; frames per second of every page meanwhile."""
     page = pages[0]
@@ -279,7 +173,7 @@ _PLUG: Final = "navigator.mediaDevices.dispatchEvent(new Event('devicechange'))"
 
 
 async def _frames(page: Page) -> int:
-    return json.loads(await page.run(_STATE))["frames"][-1]
+    return json.loads(await page.run(STATE))["frames"][-1]
 
 
 async def kill(
@@ -350,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--denoiser", help="model folder of the denoiser")
     parser.add_argument("--tries", type=count, default=20, help="presses of the button (default 20)")
     parser.add_argument("--sessions", type=count, default=1, help="pages at one time (default 1)")
+    parser.add_argument(
+        "--programs", type=count, default=0, help="and programs by WebSocket during --minutes (default 0)"
+    )
     parser.add_argument("--minutes", type=duration, default=0, help="how long to hold them after that (default 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/live"), help="folder for --minutes (default runs/live)")
     parser.add_argument(

@@ -213,7 +213,7 @@ class LiveServer:
             while not reports or "closed" not in reports[-1]:
                 await new.wait()
                 new.clear()
-                while (shown := conversation.playout.take()) is not None:
+                for shown in conversation.playout.take_all():
                     await socket.send_bytes(protocol.packed(shown, images))
                 while reports:
                     report = reports.pop(0)

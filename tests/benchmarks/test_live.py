@@ -12,6 +12,7 @@ from jaxtyping import Float
 from af.clock import FRAME_MS, SAMPLE_RATE, samples_to_seconds
 from benchmarks import live
 from benchmarks.probe import answer, beginning, heard_at, offset
+from benchmarks.soak import growth
 from tests.browser import needs_browser
 
 SHOWN_MS = 1234.0  # when frame 0 is seen
@@ -69,8 +70,8 @@ def test_a_smile_begins_where_it_rises_and_is_answered_above_the_noise() -> None
 
 def test_growth_is_the_lines_rise() -> None:
     rows = [{"minute": float(m), "x": None if m == 3 else 5 + 2.0 * m} for m in range(11)]
-    assert live.growth(rows, "x") == pytest.approx(20)
-    assert live.growth(rows[:2], "x") == 0
+    assert growth(rows, "x") == pytest.approx(20)
+    assert growth(rows[:2], "x") == 0
 
 
 @pytest.mark.slow
@@ -79,7 +80,20 @@ def test_a_short_run_over_a_bad_line_prints_all_it_measures(
     autoencoder_folder, denoiser_folder, tmp_path: Path, capsys
 ) -> None:
     words = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(denoiser_folder), "--tries", "1"]
-    words += ["--loss", "2", "--jitter", "10", "--minutes", "0.05", "--out", str(tmp_path), "--reconnects", "1"]
+    words += [
+        "--loss",
+        "2",
+        "--jitter",
+        "10",
+        "--minutes",
+        "0.05",
+        "--programs",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--reconnects",
+        "1",
+    ]
     assert live.main([*words, "--", "--steps", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["block_frames"] == 5
@@ -92,4 +106,6 @@ def test_a_short_run_over_a_bad_line_prints_all_it_measures(
     rows = [json.loads(line) for line in (tmp_path / "minutes.jsonl").read_text().splitlines()]
     assert rows
     assert rows[-1]["sessions"][0]["closed"] is None
+    assert found["soak"]["programs"][0]["frames"] > 10
+    assert found["soak"]["programs"][0]["closed"] is None
     assert (tmp_path / "soak.png").stat().st_size > 1000

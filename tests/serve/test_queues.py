@@ -121,6 +121,15 @@ def test_frames_with_a_voice_are_not_left_out():
     assert viewer.playout.dropped == 0
 
 
+def test_a_program_that_takes_what_there_is_loses_nothing():
+    viewer = Viewer(40)
+    for block in range(60):
+        viewer.now = 0.2 * block
+        viewer.playout.put(frames(5 * block, 5 * block + 5))
+        assert [frame.index for frame in viewer.playout.take_all()] == list(range(5 * block, 5 * block + 5))
+    assert (viewer.playout.late, viewer.playout.dropped) == (0, 0)
+
+
 def test_an_interruption_leaves_a_block_of_voice_whatever_waits():
     playout, voice = Playout(60), np.full(SAMPLES_PER_FRAME, 0.1, np.float32)
     playout.put(frames(0, 30, voice))

@@ -93,6 +93,9 @@ def test_a_program_talks_by_websocket(avatar: Avatar) -> None:
             np.testing.assert_allclose(heard, recorded["avatar_audio"][: len(heard)], atol=1e-4)
             assert any(report.get("budget", {}).get("waiting") == 200 for report in client.reports)
             assert not any("error" in report for report in client.reports)
+            assert not any(
+                {"late_frames", "left_out_frames"} & set(report.get("faults", ())) for report in client.reports
+            )
         await all_have_left(server, 2)
 
     run(avatar, work)
