@@ -120,7 +120,8 @@ def run(
     spoken = None if voice is None else read_audio(voice, notes=notes)
     replays = None if replay is None else Replays(replay, size)
     threads = free_cores(spared=1)  # one for the coding of video and sound, and the lines
-    make: Any = partial(live_avatar, images, device=device, precision=precision, runtime=runtime, threads=threads)
+    options: Any = {"device": device, "precision": precision, "runtime": runtime, "threads": threads, "notes": notes}
+    make: Any = partial(live_avatar, images, **options)
     service = Service(
         make(motion, how),
         face,

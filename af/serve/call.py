@@ -139,13 +139,13 @@ class Call:
     async def _play(self) -> None:
         image = None
         async for slot, shown in self.conversation.played():
+            # evenly: what comes in pairs takes a longer buffer in the browser
+            for n, packet in enumerate(_packets(None if shown is None else shown.voice, slot)):
+                self._loop.call_later(frames_to_seconds(n) / _PACKETS, self._voice.give, packet)
             image = image if shown is None else shown.image
             if image is not None:
                 self._avatar.give(_picture(image, slot))
             self._user.give(_picture(self.conversation.view, slot))
-            # evenly: what comes in pairs takes a longer buffer in the browser
-            for n, packet in enumerate(_packets(None if shown is None else shown.voice, slot)):
-                self._loop.call_later(frames_to_seconds(n) / _PACKETS, self._voice.give, packet)
         await asyncio.sleep(0.2)  # for the last report
         await self.end(self.conversation.closed or "")
 

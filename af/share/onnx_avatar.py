@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from af.data.container import Notes
 from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
@@ -39,18 +40,23 @@ def live_avatar(
     precision: str | None = None,
     runtime: str = "auto",
     threads: int | None = None,
+    notes: Notes | None = None,
 ) -> Avatar | OnnxAvatar:
     """Two models as an avatar for live sessions that are sampled so, on torch or ONNX Runtime with `threads`.
 
     `runtime` "auto" is ONNX Runtime on a CPU, where a small avatar is about twice as fast on it, if it is installed and
-    can do what is asked for; otherwise torch. Raises UserError for models that do not fit together, and when "onnx" cannot
-    do it.
+    can do what is asked for; otherwise torch, and `notes` gets the reason. Raises UserError for models that do not fit
+    together, and when "onnx" cannot do it.
     """
     avatar = Avatar.of(images, motion, device, precision)
     able = avatar.device.type == "cpu" and precision is None
     if runtime == "onnx" and not able:
         raise UserError("--runtime onnx: without --precision, on the CPU")
-    if runtime == "torch" or not able or (runtime == "auto" and not (find_spec("onnx") and find_spec("onnxruntime"))):
+    notes = Notes() if notes is None else notes
+    if runtime == "torch" or not able:
+        return avatar
+    if runtime == "auto" and not (find_spec("onnx") and find_spec("onnxruntime")):
+        notes.add("runtime", "torch computes, more slowly than ONNX Runtime: pip install 'avatar-forcing[export]'")
         return avatar
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -58,9 +64,10 @@ def live_avatar(
             exported = Runtime(folder, threads)
             for graph in about["graphs"]:
                 exported.load(graph)
-    except UserError:
+    except UserError as error:
         if runtime == "onnx":
             raise
+        notes.add("runtime", f"torch computes, not ONNX Runtime: {error}")
         return avatar
     return OnnxAvatar(exported)
 

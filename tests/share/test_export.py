@@ -274,6 +274,7 @@ def test_a_video_is_made_where_the_runtime_alone_is_installed(exported, tmp_path
 
 
 def test_a_small_avatar_goes_live_on_onnx_where_it_can(models):
+    from af.data.container import Notes
     from af.forcing.anchor import Anchor
     from af.models.artifact import load_model
     from af.share.onnx_avatar import OnnxAvatar, live_avatar
@@ -285,9 +286,10 @@ def test_a_small_avatar_goes_live_on_onnx_where_it_can(models):
     for avatar in (
         live_avatar(*models, usual, runtime="torch"),
         live_avatar(*models, usual, precision="fp32"),
-        live_avatar(*models, held),
+        live_avatar(*models, held, notes=(notes := Notes())),
     ):
         assert not isinstance(avatar, OnnxAvatar)
+    assert ["anchor" in note.text for note in notes] == [True]
     for sampling, precision, named in ((usual, "fp32", "--precision"), (held, None, "anchor")):
         with pytest.raises(UserError, match=named):
             live_avatar(*models, sampling, precision=precision, runtime="onnx")
