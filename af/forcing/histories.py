@@ -1,4 +1,7 @@
-"""Training on the model's own histories: what it has generated, then the way back to true motion."""
+"""Training on the model's own histories: windows that begin with what a model has made, and go on with true motion.
+
+A roll-out sees its own past, a training window the true one: errors are not unlearnt and add up.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,24 @@ from af.values import require_fraction, require_number
 
 
 class Continued(NamedTuple):
-    """Motion (B, T, D) of a window that begins with generated motion, and which frames (B, T) are that."""
+    """Motion (B, T, D) of windows that begin with a model's motion, and which frames (B, T) are that."""
 
     motion: Float[Tensor, "B T D"]
-    generated: Bool[Tensor, "B T"]
+    own: Bool[Tensor, "B T"]
 
 
 @dataclass(frozen=True)
-class OwnHistories:
-    """Begins a `share` of the training windows with motion that a model generated in the same frames.
-
-    A roll-out sees its own past, a training window the true one: errors are not unlearnt and add up. Here the frames
-    before a random border between blocks are generated and clean, as in a roll-out, and the model learns to go on with
-    the true motion. So that nothing jumps, the gap at the border closes over `return_frames` along a cosine.
+class Histories:
+    """Begins a `share` of the training windows with a model's motion of the same frames, up to a random border between
+    blocks. It is clean, as in a roll-out, and the model learns to go on.
     """
 
     block_frames: int
     share: float = 0.5
-    return_frames: int = 15
 
     def __post_init__(self) -> None:
         require_number("histories.block_frames", self.block_frames, least=1, whole=True)
         require_fraction("histories.share", self.share)
-        require_number("histories.return_frames", self.return_frames, least=1, whole=True)
 
     def borders(self, windows: int, frames: int, generator: torch.Generator | None = None) -> Int[Tensor, " B"]:
         """Length of each window's history in frames: whole blocks, 0 for windows without.
@@ -53,13 +51,54 @@ class OwnHistories:
         return blocks * self.block_frames * chosen
 
     def __call__(
-        self, true: Float[Tensor, "B T D"], generated: Float[Tensor, "B T D"], borders: Int[Tensor, " B"]
+        self, true: Float[Tensor, "B T D"], own: Float[Tensor, "B T D"], borders: Int[Tensor, " B"]
     ) -> Continued:
-        """Windows that are generated up to their `borders` and return to the truth after them."""
+        """Windows that are `own` up to their `borders` and true after them."""
+        history = torch.arange(true.shape[1], device=true.device) < borders[:, None]
+        return Continued(torch.where(history[..., None], own, true), history)
+
+
+@dataclass(frozen=True)
+class OwnHistories(Histories):
+    """Histories of whole roll-outs (`af teacher`), which are somewhere else than the truth. So that nothing jumps, the
+    gap at the border closes over `return_frames` along a cosine.
+    """
+
+    return_frames: int = 15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("histories.return_frames", self.return_frames, least=1, whole=True)
+
+    def __call__(
+        self, true: Float[Tensor, "B T D"], own: Float[Tensor, "B T D"], borders: Int[Tensor, " B"]
+    ) -> Continued:
+        """Windows that are `own` up to their `borders` and return to the truth after them."""
         after = torch.arange(true.shape[1], device=true.device) - borders[:, None]  # frames after the border
         last = (borders - 1).clamp(min=0)[:, None, None].expand(-1, 1, true.shape[2])
-        gap = (generated - true).gather(1, last)
+        gap = (own - true).gather(1, last)
         left = 0.5 + 0.5 * torch.cos(math.pi * ((after + 1) / self.return_frames).clamp(0, 1))
         left = left * (borders > 0)[:, None]
-        history = after < 0
-        return Continued(torch.where(history[..., None], generated, true + gap * left[..., None]), history)
+        return super().__call__(true + gap * left[..., None], own, borders)
+
+
+@dataclass(frozen=True)
+class GuessedHistories(Histories):
+    """Histories that the model guesses in the same step, from the window at flow times of `least_flow_time` and more:
+    the truth with the model's own errors, small ones and jumps between blocks. What comes after them is the truth, so
+    that the model learns not to continue its errors.
+    """
+
+    least_flow_time: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fraction("histories.least_flow_time", self.least_flow_time)
+
+    def flow_times(self, windows: int, frames: int, generator: torch.Generator | None = None) -> Float[Tensor, "B T"]:
+        """What the guesses are made from: uniform in [least_flow_time, 1), a value a block."""
+        device = "cpu" if generator is None else generator.device
+        blocks = -(-frames // self.block_frames)
+        drawn = torch.rand(windows, blocks, generator=generator, device=device)
+        drawn = self.least_flow_time + (1 - self.least_flow_time) * drawn
+        return drawn.repeat_interleave(self.block_frames, 1)[:, :frames]

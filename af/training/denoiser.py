@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, Dropped, drop
-from af.forcing.histories import OwnHistories
+from af.forcing.histories import GuessedHistories, Histories
 from af.forcing.noise import FlowTimes
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import FrameError, valid_mean
@@ -29,7 +29,7 @@ class DenoiserModule(Stage):
     `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` drops
     signals. `optimizer` and `scheduler` are partial: they still need parameters and optimiser. `start` is the model
     folder of a denoiser with the same layers, whose weights are loaded. With `histories`, some training windows begin with
-    what a model has generated, which `data.teacher` holds.
+    what a model has made: this one in the same step, or another, whose motion `data.teacher` holds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class DenoiserModule(Stage):
         optimizer: MakeOptimizer = AdamW,
         scheduler: MakeScheduler = constant,
         start: str | None = None,
-        histories: OwnHistories | None = None,
+        histories: Histories | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(denoiser, optimizer, scheduler, seed)
@@ -89,9 +89,16 @@ class DenoiserModule(Stage):
         condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
         noise, clean = self.ends(batch, draws)
         flow_time = self.draw_flow_times(draws, clean)
-        if self.histories is not None and self.training:
-            clean, generated = self.histories(clean, self.generated(batch), self._borders(self.histories, clean, draws))
-            flow_time = torch.where(generated, 1, flow_time)
+        if (histories := self.histories) is not None and self.training:
+            borders = self._borders(histories, clean, draws)
+            if isinstance(histories, GuessedHistories):
+                options: dict[str, Any] = {"generator": draws.generator}
+                times = draws.of_rows(lambda rows: histories.flow_times(rows, clean.shape[1], **options))
+                made = self.guessed(noise, clean, times.to(clean.device), condition, reference)
+            else:
+                made = self.generated(batch)
+            clean, own = histories(clean, made, borders)
+            flow_time = torch.where(own, 1, flow_time)
         noisy = interpolate(noise, clean, flow_time)
         velocity = self.denoiser(noisy, flow_time, condition, reference)
         errors = self.loss(velocity, target_velocity(noise, clean))
@@ -104,7 +111,16 @@ class DenoiserModule(Stage):
             raise UserError(f"{type(self).__name__} needs data.teacher: a folder written by af teacher")
         return self.denoiser.motion_space.to_model(batch.teacher)
 
-    def _borders(self, histories: OwnHistories, clean: Tensor, draws: Draws) -> Tensor:
+    @torch.no_grad()
+    def guessed(
+        self, noise: Tensor, clean: Tensor, flow_time: Tensor, condition: Condition, reference: Tensor
+    ) -> Tensor:
+        """What the denoiser takes for the clean motion (B, T, D) behind windows at `flow_time` (B, T)."""
+        noisy = interpolate(noise, clean, flow_time)
+        velocity = self.denoiser(noisy, flow_time, condition, reference)
+        return noisy + (1 - flow_time)[..., None].to(noisy.dtype) * velocity
+
+    def _borders(self, histories: Histories, clean: Tensor, draws: Draws) -> Tensor:
         borders = draws.of_rows(lambda rows: histories.borders(rows, clean.shape[1], draws.generator))
         return borders.to(clean.device)
 

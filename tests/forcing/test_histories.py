@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.forcing.histories import OwnHistories
+from af.forcing.histories import GuessedHistories, OwnHistories
 
 TRUE, GENERATED = torch.zeros(3, 50, 2), torch.full((3, 50, 2), 2.0)
 
@@ -45,3 +45,22 @@ def test_a_gap_of_zero_changes_nothing():
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=f"histories.{next(iter(wrong))}"):
         OwnHistories(**{"block_frames": 10, **wrong})
+
+
+def test_guesses_are_followed_by_the_truth_at_once():
+    motion, own = GuessedHistories(10)(TRUE, GENERATED, torch.tensor([0, 10, 40]))
+    assert own.sum(1).tolist() == [0, 10, 40]
+    assert motion.eq(2).equal(own[..., None].expand_as(motion))
+    assert motion.eq(0).equal(~own[..., None].expand_as(motion))
+
+
+def test_guesses_are_made_from_a_flow_time_a_block():
+    times = GuessedHistories(10, least_flow_time=0.7).flow_times(500, 25, torch.Generator().manual_seed(0))
+    assert times.shape == (500, 25)
+    assert 0.7 <= times.min() < 0.71
+    assert 0.99 < times.max() < 1
+    assert times[:, :10].eq(times[:, :1]).all()
+    assert times[:, 20:].eq(times[:, 20:21]).all()
+    assert abs(torch.corrcoef(times[:, [0, 10]].T)[0, 1]) < 0.15
+    with pytest.raises(ValueError, match=r"histories.least_flow_time"):
+        GuessedHistories(10, least_flow_time=1.5)

@@ -83,6 +83,38 @@ def test_what_is_learnt_after_an_own_history_sees_it_clean(own_histories):
         module.velocity_losses(replace(batch, teacher=None), _draws(batch), _nothing_dropped(batch))
 
 
+def test_what_is_learnt_after_a_guess_sees_the_models_own_errors(arguments):
+    """The guess is that of the denoiser's pass, without a gradient; what is counted after it is true motion."""
+    words = ["+histories@module.histories=guessed", "module.histories.share=1", "module.flow_times.clean_probability=0"]
+    config = resolve(compose("train", [*arguments, *words, "module._target_=af.training.denoiser.DenoiserModule"]))
+    module, data = instantiate(config["module"]), instantiate(config["data"])
+    batch = replace(next(iter(data.train_dataloader())), teacher=None)
+    seen, denoiser = [], module.denoiser.forward
+
+    def watched(noisy, flow_time, condition, reference):
+        velocity = denoiser(noisy, flow_time, condition, reference)
+        velocity = velocity + 0.3 if not torch.is_grad_enabled() else velocity  # an error
+        seen.append((noisy, flow_time, velocity, torch.is_grad_enabled()))
+        return velocity
+
+    module.denoiser.forward = watched
+    counted = module.velocity_losses(batch, _draws(batch), _nothing_dropped(batch))[2]
+    (noisy, early, velocity, learnt), (shown, late, _, learns) = seen
+    assert (learnt, learns) == (False, True)
+    assert early.min() >= 0.5
+    history = late == 1
+    assert history.any(1).all()
+    assert not counted[history].any()
+    guess = noisy + (1 - early)[..., None] * velocity
+    torch.testing.assert_close(shown[history], guess[history])
+    true = module.ends(batch, _draws(batch))[1]
+    assert not shown[history].allclose(true[history])
+    module.eval()  # validation sees the truth alone
+    seen.clear()
+    module.velocity_losses(batch, _draws(batch), _nothing_dropped(batch))
+    assert len(seen) == 1
+
+
 def _draws(batch) -> Draws:
     return Draws(torch.Generator().manual_seed(0), len(batch.valid))
 
