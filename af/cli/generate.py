@@ -76,6 +76,7 @@ def run(
         schedule=schedule,
         solver=solver,
         anchor=sampling.anchor,
+        dead_band=sampling.dead_band,
     )
     print(f"{out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
     if side_by_side is not None:

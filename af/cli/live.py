@@ -107,6 +107,7 @@ def run(
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     notes = Notes()
     how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
+    how["dead_band"] = sampling.dead_band
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
         how |= ONE_PASS
@@ -127,7 +128,7 @@ def run(
         face,
         Settings(how, cushion_ms=60, seed=seed, mark=not no_mark, student=begin_with_student),
         limits,
-        student=None if learned is None else make(learned, ONE_PASS),
+        student=None if learned is None else make(learned, dict(ONE_PASS) | {"dead_band": sampling.dead_band}),
         replays=replays,
         recordings=None if record is None else Recordings(record, size),
     )

@@ -30,11 +30,12 @@ class Guided:
 
 @dataclass(kw_only=True)
 class Sampling(Guided):
-    """The same, or none, and the anchor of a long roll-out."""
+    """The same, or none, the anchor of a long roll-out, and the dead band."""
 
     unguided: Annotated[bool, "one branch with all signals, no guidance: how distilled students work"] = False
     anchor_sink: Annotated[Whole, "frames of the portrait kept in the caches for good"] = 0
     anchor_pull: Annotated[Scale, "pull of the mean pose to the portrait's"] = 0.0
+    dead_band: Annotated[Scale, "changes of motion up to this many standard deviations are not made: 0.1 calms"] = 0.0
 
     @property
     def guidance(self) -> Guidance:

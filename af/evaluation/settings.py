@@ -14,6 +14,7 @@ from af.errors import UserError
 from af.evaluation.extractors import Extractor, Tracker
 from af.evaluation.syncnet import SyncNet
 from af.forcing.anchor import Anchor
+from af.forcing.dead_band import check_dead_band
 from af.forcing.dropout import SIGNALS, named_subset
 from af.forcing.guidance import Guidance
 from af.ingest.landmarks import FaceLandmarker
@@ -105,6 +106,7 @@ class CheckpointSettings(Tools):
     unguided: bool = False
     anchor_sink: int = 0
     anchor_pull: float = 0.0
+    dead_band: float = 0.0
     conditions: str | None = None
     seed: int = 0
     videos: int | None = None
@@ -118,6 +120,7 @@ class CheckpointSettings(Tools):
                 require_number(name, value, least=least, whole=True)
         for name in ("guidance_audio", "guidance_user", "anchor_pull"):
             require_number(name, getattr(self, name), least=0)
+        check_dead_band(self.dead_band)
         if self.autoencoder is not None and self.linear_probe is not None:
             raise UserError("evaluation.autoencoder and linear_probe exclude each other: decode, or read the latents")
         _ = self.signals
@@ -140,7 +143,7 @@ class CheckpointSettings(Tools):
         """Settings of the roll-out."""
         guidance = Guidance.conditional() if self.unguided else Guidance(self.guidance_audio, self.guidance_user)
         anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
-        return RolloutSettings(self.steps, guidance, self.seed, self.batch, self.signals, anchor)
+        return RolloutSettings(self.steps, guidance, self.seed, self.batch, self.signals, anchor, self.dead_band)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,13 +81,14 @@ def rollout(
     prime: str = "block",
     solver: str = "euler",
     anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
+    dead_band: float = 0.0,
 ) -> Float[Tensor, "B T D"]:
     """Motion of all frames of `condition` in the denoiser's space: the joined blocks of `rollout_blocks`.
 
     `steps`: steps per block of the `solver` "euler" or "heun". `schedule`: "uniform", "released" or "pyramid", or a
     step matrix (`af.forcing.path.step_matrix`), which replaces `steps`. `prime`: "block" starts with one block, "joint"
-    with a whole window at once (released). `anchor` holds long roll-outs near the portrait. Noise and errors as in
-    `rollout_blocks`. Method §4.
+    with a whole window at once (released). `anchor` holds long roll-outs near the portrait. `dead_band` as in
+    `BlockSampler`. Noise and errors as in `rollout_blocks`. Method §4.
     """
     blocks = rollout_blocks(
         denoiser,
@@ -101,6 +102,7 @@ def rollout(
         prime=prime,
         solver=solver,
         anchor=anchor,
+        dead_band=dead_band,
     )
     return torch.cat(list(blocks), 1)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from af.devices import widest_float
 from af.errors import UserError, require_choice
 from af.forcing.anchor import Anchor
+from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance, branch_conditions, combine
 from af.forcing.path import SOLVERS, Schedule, integrate
 from af.forcing.path import schedule as make_schedule
@@ -99,6 +100,7 @@ class State:
     history: Condition | None = None  # signals that later blocks still attend to
     vectors: Float[Tensor, "R T C"] | None = None  # encoded condition, where it is kept and not recomputed
     offset: Float[Tensor, "B l D"] | None = None
+    last: Float[Tensor, "B D"] | None = None  # the newest frame, where there is a dead band
     pending: Pending | None = None
 
 
@@ -108,7 +110,8 @@ class BlockSampler:
     B sequences times the guidance branches run in one pass, in constant memory. `step` takes `block_frames` frames; the
     first may take a whole window at once (prime="joint"). A block enters the caches with the next step, or earlier by
     `commit` (a live session uses its idle time). `schedule` names one of `af.forcing.path` or is a step matrix for the
-    frames of a block, which replaces `steps`.
+    frames of a block, which replaces `steps`. `dead_band`: changes of coordinates up to this many standard deviations are
+    not made (`af.forcing.dead_band`; 0: off).
     """
 
     def __init__(
@@ -121,14 +124,17 @@ class BlockSampler:
         schedule: str | Schedule = "uniform",
         solver: str = "euler",
         anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
+        dead_band: float = 0.0,
     ) -> None:
         require_choice("solver", "solver", solver, SOLVERS)
+        check_dead_band(dead_band)
         if not isinstance(guidance, Guidance):
             raise UserError(f"guidance: expected Guidance(audio=…, user=…), got {type(guidance).__name__}")
         self.denoiser, self.layout = denoiser, denoiser.layout
         self.branches = guidance.branches()
-        self.settings = (steps, guidance, schedule, solver, anchor)  # samplers with equal settings can be batched
-        self._solver, self._anchor, self._device = solver, anchor, reference.device
+        # samplers with equal settings can be batched
+        self.settings = (steps, guidance, schedule, solver, anchor, dead_band)
+        self._solver, self._anchor, self._device, self._dead_band = solver, anchor, reference.device, dead_band
         make = _steps if isinstance(schedule, str) else _steps.__wrapped__
         self._steps, self._row_times, distinct = make(
             schedule, steps, self.layout.block_frames, reference.device, reference.dtype
@@ -160,6 +166,8 @@ class BlockSampler:
             return guided - pull if anchor.pull else guided
 
         motion = integrate(velocity, noise, self._steps, self._solver)
+        if self._dead_band:
+            motion = torch.stack(list(held(motion.unbind(1), state.last, self._dead_band)), 1)
         self._finish(motion, keys, plans, past)
         return motion
 
@@ -223,6 +231,7 @@ class BlockSampler:
         latents = self._after_offset(motion)
         state.pending = Pending(latents, keys, past, plans) if self.layout.cached_frames else None
         state.offset = latents[:, latents.shape[1] - kept :] if kept else None
+        state.last = motion[:, -1] if self._dead_band else None
         state.mean = self._anchor.running_mean(state.mean, motion) if self._anchor.pull else state.mean
         self.frames += motion.shape[1]
 

@@ -31,8 +31,8 @@ from af.types import Clip
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Settings of generation: Euler steps, guidance scales, seed, clips per batch, signals for the model, and the
-    anchor.
+    """Settings of generation: Euler steps, guidance scales, seed, clips per batch, signals for the model, the anchor, and
+    the dead band.
     """
 
     steps: int = 8
@@ -41,6 +41,7 @@ class RolloutSettings:
     batch: int = 16
     signals: tuple[str, ...] = SIGNALS
     anchor: Anchor = Anchor()  # noqa: RUF009 (frozen)
+    dead_band: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
         steps=settings.steps,
         guidance=settings.guidance,
         anchor=settings.anchor,
+        dead_band=settings.dead_band,
     )
 
 

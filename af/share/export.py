@@ -93,7 +93,11 @@ def export(
         "image_size": avatar.autoencoder.image_size,
         "layout": asdict(avatar.denoiser.layout),
         "feature_spec": avatar.features.spec.to_json(),
-        "sampling": {"steps": sampling["steps"], "guidance": asdict(guidance)},
+        "sampling": {
+            "steps": sampling["steps"],
+            "guidance": asdict(guidance),
+            "dead_band": sampling.get("dead_band", 0.0),
+        },
         "branches": [{"avatar": branch.avatar, "user": branch.user} for branch in guidance.branches()],
         "graphs": {name: _described(graph, out / f"{name}.{kind}") for name, graph in graphs.items()},
     }

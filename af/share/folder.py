@@ -25,6 +25,7 @@ import torch
 from af.errors import UserError
 from af.files import atomic_path, sha256_of, write_json
 from af.forcing.anchor import Anchor
+from af.forcing.dead_band import check_dead_band
 from af.forcing.guidance import Guidance
 from af.models.artifact import (
     ADAPTER,
@@ -93,6 +94,8 @@ def read_manifest(folder: Path) -> Manifest:
 def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling of a JSON object (avatar.json, or evaluation.json of an evaluation). Raises ValueError or TypeError."""
     found = {"steps": data["steps"], "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
+    found["dead_band"] = data.get("dead_band", 0.0)
+    check_dead_band(found["dead_band"])
     require_number("sampling.steps", found["steps"], least=1, most=MOST_STEPS, whole=True)
     require_number("sampling.anchor.sink_frames", found["anchor"].sink_frames, most=MOST_SINK_FRAMES)
     return found
@@ -187,8 +190,8 @@ def write_folder(
         names += FEATURE_FILES
     images = _save(images, out / AUTOENCODER, {})
     motion = _save(motion, out / DENOISER, {"features": features})
-    chosen = {"anchor": Anchor(), **(sampling or usual_sampling(motion.info))}
-    plain = {name: asdict(value) if name != "steps" else value for name, value in chosen.items()}
+    chosen = {"anchor": Anchor(), "dead_band": 0.0, **(sampling or usual_sampling(motion.info))}
+    plain = {name: asdict(value) if name in ("guidance", "anchor") else value for name, value in chosen.items()}
     listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
     write_json(out / MANIFEST, {"format": FORMAT, "sampling": plain, "files": listed})
     return images, motion

@@ -169,11 +169,14 @@ class OnnxSampler:
         anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
         schedule: str = "uniform",
         solver: str = "euler",
+        dead_band: float = 0.0,
     ) -> None:
         if anchor != Anchor() or (schedule, solver) != ("uniform", "euler"):
             raise UserError("exports are sampled in equal Euler steps, without an anchor")
         self.denoiser, self.layout = denoiser, denoiser.layout
-        self._inner = denoiser.runtime.sampler(denoiser.runtime.rest, steps=steps, guidance=guidance)
+        self._inner = denoiser.runtime.sampler(
+            denoiser.runtime.rest, steps=steps, guidance=guidance, dead_band=dead_band
+        )
         self.change_reference(reference)
 
     @property

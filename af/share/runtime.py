@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, UInt8
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.files import sha256_of
+from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance
 from af.share.noise import Noise
 from af.values import require_number
@@ -117,7 +118,7 @@ class Runtime:
         return self.latents(np.zeros(self.shape("latent", "motion"), np.float32))[:, 0]
 
     def sampler(self, reference: Float32[np.ndarray, "1 L"], **sampling: Any) -> Sampler:
-        """A roll-out from a portrait's motion. `sampling`: `steps` and `guidance` other than the avatar's own."""
+        """A roll-out from a portrait's motion. `sampling`: `steps`, `guidance` and `dead_band` other than the avatar's."""
         return Sampler(self, reference, **{**self._sampling, **sampling})
 
     def motion(
@@ -194,7 +195,8 @@ class Runtime:
     @cached_property
     def _sampling(self) -> dict[str, Any]:
         given = self.about["sampling"]
-        return {"steps": given["steps"], "guidance": Guidance(**given["guidance"])}
+        band = given.get("dead_band", 0.0)
+        return {"steps": given["steps"], "guidance": Guidance(**given["guidance"]), "dead_band": band}
 
     def _image(self, name: str, image: Frame) -> UInt8[np.ndarray, "1 Y X 3"]:
         expected, image = (self.image_size, self.image_size, 3), np.asarray(image)
@@ -215,13 +217,22 @@ class Sampler:
     Raises UserError for a guidance whose branches the export has not.
     """
 
-    def __init__(self, runtime: Runtime, reference: Float32[np.ndarray, "1 L"], steps: int, guidance: Guidance) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        reference: Float32[np.ndarray, "1 L"],
+        steps: int,
+        guidance: Guidance,
+        dead_band: float = 0.0,
+    ) -> None:
         require_number("steps", steps, least=1, whole=True)
+        check_dead_band(dead_band)
         weights = {(branch.avatar, branch.user): branch.weight for branch in guidance.branches()}
         exported = [(branch["avatar"], branch["user"]) for branch in runtime.about["branches"]]
         if not set(weights) <= set(exported):
             raise UserError(f"guidance: {guidance} has other branches than the export; export the avatar with it")
-        self.runtime, self.frames = runtime, 0
+        self.runtime, self.frames, self._dead_band = runtime, 0, dead_band
+        self._last: Array | None = None
         self.change_reference(reference)
         self._weights = np.array([weights.get(branch, 0) for branch in exported], np.float32)
         clean, block = np.ones((1, runtime.look_ahead)), np.ones((1, runtime.block_frames))
@@ -248,6 +259,8 @@ class Sampler:
             latents = np.concatenate((self._offset, x), 1)
             velocity = self.runtime.run("step", latents, self.reference, time, condition, frames, self._cache)[0]
             x = x + size * np.tensordot(self._weights, velocity, 1)[None]
+        if self._dead_band:
+            x = np.stack(list(held(x.swapaxes(0, 1), self._last, self._dead_band)), 1)
         self._finish(x, condition, frames)
         return x
 
@@ -280,7 +293,7 @@ class Sampler:
         return condition, frames
 
     def _finish(self, motion: Array, condition: Array, frames: Array) -> None:
-        latents = np.concatenate((self._offset, motion), 1)
+        latents, self._last = np.concatenate((self._offset, motion), 1), motion[:, -1]
         self._offset = latents[:, latents.shape[1] - self.runtime.look_ahead :]
         self.pending, self.frames = (latents, self.reference, condition, frames), self.frames + motion.shape[1]
 

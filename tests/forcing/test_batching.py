@@ -13,7 +13,8 @@ BLOCKS = 9
 
 @pytest.mark.parametrize("causal_condition", [True, False])
 @pytest.mark.parametrize(
-    "options", [{}, {"guidance": Guidance.conditional()}, {"anchor": Anchor(sink_frames=1, pull=0.3)}]
+    "options",
+    [{}, {"guidance": Guidance.conditional()}, {"anchor": Anchor(sink_frames=1, pull=0.3)}, {"dead_band": 0.3}],
 )
 def test_roll_outs_that_started_at_different_times_are_what_they_are_alone(
     small_denoiser, random_inputs, causal_condition: bool, options: dict

@@ -70,7 +70,9 @@ def test_nothing_of_a_signal_that_is_off_is_seen_and_its_past_returns(denoiser, 
     assert difference(seen, play(session(denoiser, speech), signals, 0, FRAMES)) < 1e-5
 
 
-@pytest.mark.parametrize("settings", [{"guidance": Guidance(3, 2)}, {"guidance": Guidance.conditional()}, {"steps": 5}])
+@pytest.mark.parametrize(
+    "settings", [{"guidance": Guidance(3, 2)}, {"guidance": Guidance.conditional()}, {"steps": 5}, {"dead_band": 0.3}]
+)
 def test_sampling_changes_between_two_blocks(denoiser, speech, talk, settings) -> None:
     signals = talk(FRAMES)
     changed, plain = session(denoiser, speech), session(denoiser, speech)
