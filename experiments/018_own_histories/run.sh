@@ -1,19 +1,23 @@
 #!/bin/sh
 # Does a denoiser that has trained on its own histories stay nearer to true motion? Beside one that trained as long without.
-# It needs the shards, latents and models of `make demo`. Stops and goes on like its parts.
-#   SEEDS="0 1"   STEPS=800 OUT=where things go
+# It needs data/demo-latents-5 (experiments/015_blocks_of_five/run.sh). Stops and goes on like its parts.
+#   SEEDS="0 1"   KINDS="control guessed own"   STEPS=800   OUT=where things go
 set -eu
-DEMO=${DEMO:-runs/demo} LATENTS=${LATENTS:-data/demo-latents} OUT=${OUT:-runs/own_histories}
-af teacher --data "$LATENTS" --denoiser "$DEMO/denoiser/export" --guidance-user 2 --out data/demo-teacher-own
+W=${W:-af/serve/weights} LATENTS=${LATENTS:-data/demo-latents-5} OUT=${OUT:-runs/own_histories}
 for SEED in ${SEEDS:-0 1}; do
-  for KIND in control own; do
-    RUN="$OUT/$KIND,seed=$SEED"
-    HISTORIES=
-    [ "$KIND" = control ] || HISTORIES="+histories@module.histories=own data.teacher=data/demo-teacher-own"
+  for KIND in ${KINDS:-control guessed own}; do
+    RUN="$OUT/$KIND,seed=$SEED" HISTORIES=
+    case $KIND in
+      guessed) HISTORIES="+histories@module.histories=guessed" ;;
+      own)
+        af teacher --data "$LATENTS" --denoiser "$W/denoiser" --guidance-user 1.5 --out data/demo-teacher-5
+        HISTORIES="+histories@module.histories=own data.teacher=data/demo-teacher-5" ;;
+    esac
     # shellcheck disable=SC2086
-    af train experiment=denoiser_demo start="$DEMO/denoiser/export" data.root="$LATENTS" run="$RUN" seed="$SEED" \
+    af train experiment=denoiser_demo start="$W/denoiser" data.root="$LATENTS" run="$RUN" seed="$SEED" \
       optimizer.lr=5e-4 trainer.max_steps="${STEPS:-800}" evaluation=none callbacks.previews=null $HISTORIES "$@"
-    af evaluate --autoencoder "$DEMO/vae/export" --denoiser "$RUN/export" --data "$LATENTS/test" --out "$RUN/evaluation" \
-      evaluation.guidance_user=2 evaluation.videos=0 evaluation.drift=true
+    af evaluate --autoencoder "$W/autoencoder" --denoiser "$RUN/export" --data "$LATENTS/test" --out "$RUN/evaluation" \
+      evaluation.guidance_user=1.5 evaluation.videos=0 evaluation.drift=true
   done
 done
+af report "$OUT"
