@@ -6,7 +6,7 @@ set -eu
 W=${W:-af/serve/weights} LATENTS=${LATENTS:-data/demo-latents-5} OUT=${OUT:-runs/own_histories}
 for SEED in ${SEEDS:-0 1}; do
   for KIND in ${KINDS:-control guessed own}; do
-    RUN="$OUT/$KIND,seed=$SEED" HISTORIES=
+    RUN="$OUT/$KIND-$SEED" HISTORIES=
     case $KIND in
       guessed) HISTORIES="+histories@module.histories=guessed" ;;
       own)
