@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hmac
 import io
 import json
@@ -43,6 +44,7 @@ except ImportError as missing:
 LARGEST_UPLOAD: Final = 5 << 20  # bytes
 MOST_PIXELS: Final = 25_000_000
 _LARGEST_OFFER: Final = 64 << 10
+_TIDY_S: Final = 2.0
 _PAGE: Final = {"/": ("live.html", "text/html"), "/live.js": ("live.js", "text/javascript")} | {
     "/live.css": ("live.css", "text/css"),
     "/curves.js": ("curves.js", "text/javascript"),
@@ -296,7 +298,7 @@ async def serve(
     """Serve until cancelled, or until SIGTERM; `started` gets the address when it is open. Raises UserError when it cannot be
     opened.
     """
-    stopped = asyncio.Event()
+    stopped, tidying = asyncio.Event(), asyncio.create_task(_tidy(server.service))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)  # what is recorded gets to the disk
     runner = web.AppRunner(server.app, handle_signals=False, access_log=None)
     await runner.setup()
@@ -313,5 +315,21 @@ async def serve(
         started(f"{'http' if security is None else 'https'}://{shown}:{bound}/{ending}")
         await stopped.wait()
     finally:
+        tidying.cancel()
+        gc.unfreeze()
         server.service.stop()
         await runner.cleanup()
+
+
+async def _tidy(service: Service) -> None:
+    """Free the memory of conversations that have ended. They are in cycles of few objects with large buffers, and the
+    collector, which counts objects, would come late; models and modules are left out, so that it takes milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    ended = service.ended
+    while True:
+        await asyncio.sleep(_TIDY_S)
+        if service.ended != ended:
+            ended = service.ended
+            gc.collect()

@@ -72,6 +72,7 @@ class Service:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._made = self._opening = 0
+        self.ended = 0  # conversations until now
         if avatar.device.type == "cpu":
             use_free_cores(spared=1)  # for the coding of video and sound, and the lines
 
@@ -105,6 +106,7 @@ class Service:
             if conversation not in self._all:
                 return
             self._all.remove(conversation)
+            self.ended += 1
         conversation.closed = why
         if conversation.recorder is not None:
             conversation.recorder.end()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,7 +28,7 @@ from af.serve.conversation import Conversation
 from af.serve.limits import Limits
 from af.serve.protocol import packed, unpacked
 from af.serve.queues import Shown
-from af.serve.server import Access, LiveServer, ice_server, is_loopback, tls
+from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
 from af.serve.service import Service
 from af.serve.settings import Settings
 from tests.serve.leaving import all_have_left
@@ -99,6 +101,30 @@ def test_a_program_talks_by_websocket(avatar: Avatar) -> None:
         await all_have_left(server, 2)
 
     run(avatar, work)
+
+
+def test_what_an_ended_conversation_held_is_freed(avatar: Avatar) -> None:
+    """Without the collector's own counting, which would come after many of them."""
+
+    async def main() -> None:
+        service = Service(avatar, recording()["user_frames"][0], Settings(SAMPLING), Limits(conversations=1))
+        service.start()
+        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(serve(LiveServer(service, Access()), "127.0.0.1", 0, None, address.set_result))
+        gc.disable()
+        try:
+            async with connect(await address) as client:
+                await anext(client.frames())
+                held = weakref.ref(service.conversations[0])
+            async with asyncio.timeout(20):
+                while held() is not None:
+                    await asyncio.sleep(0.1)
+        finally:
+            gc.enable()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 class Hum(AudioStreamTrack):
