@@ -27,15 +27,18 @@ class Continued(NamedTuple):
 @dataclass(frozen=True)
 class Histories:
     """Begins a `share` of the training windows with a model's motion of the same frames, up to a random border between
-    blocks. It is clean, as in a roll-out, and the model learns to go on.
+    blocks. It is clean, as in a roll-out, and the model learns to go on. So that nothing jumps, the gap to the true motion at
+    the border closes over `return_frames` along a cosine (0: at once).
     """
 
     block_frames: int
     share: float = 0.5
+    return_frames: int = 15
 
     def __post_init__(self) -> None:
         require_number("histories.block_frames", self.block_frames, least=1, whole=True)
         require_fraction("histories.share", self.share)
+        require_number("histories.return_frames", self.return_frames, least=0, whole=True)
 
     def borders(self, windows: int, frames: int, generator: torch.Generator | None = None) -> Int[Tensor, " B"]:
         """Length of each window's history in frames: whole blocks, 0 for windows without.
@@ -53,42 +56,30 @@ class Histories:
     def __call__(
         self, true: Float[Tensor, "B T D"], own: Float[Tensor, "B T D"], borders: Int[Tensor, " B"]
     ) -> Continued:
-        """Windows that are `own` up to their `borders` and true after them."""
-        history = torch.arange(true.shape[1], device=true.device) < borders[:, None]
+        """Windows that are `own` up to their `borders` and return to the truth after them."""
+        after = torch.arange(true.shape[1], device=true.device) - borders[:, None]  # frames after the border
+        history = after < 0
+        if self.return_frames:
+            last = (borders - 1).clamp(min=0)[:, None, None].expand(-1, 1, true.shape[2])
+            gap = (own - true).gather(1, last)
+            left = 0.5 + 0.5 * torch.cos(math.pi * ((after + 1) / self.return_frames).clamp(0, 1))
+            true = true + gap * (left * (borders > 0)[:, None])[..., None]
         return Continued(torch.where(history[..., None], own, true), history)
 
 
 @dataclass(frozen=True)
 class OwnHistories(Histories):
-    """Histories of whole roll-outs (`af teacher`), which are somewhere else than the truth. So that nothing jumps, the
-    gap at the border closes over `return_frames` along a cosine.
-    """
-
-    return_frames: int = 15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("histories.return_frames", self.return_frames, least=1, whole=True)
-
-    def __call__(
-        self, true: Float[Tensor, "B T D"], own: Float[Tensor, "B T D"], borders: Int[Tensor, " B"]
-    ) -> Continued:
-        """Windows that are `own` up to their `borders` and return to the truth after them."""
-        after = torch.arange(true.shape[1], device=true.device) - borders[:, None]  # frames after the border
-        last = (borders - 1).clamp(min=0)[:, None, None].expand(-1, 1, true.shape[2])
-        gap = (own - true).gather(1, last)
-        left = 0.5 + 0.5 * torch.cos(math.pi * ((after + 1) / self.return_frames).clamp(0, 1))
-        left = left * (borders > 0)[:, None]
-        return super().__call__(true + gap * left[..., None], own, borders)
+    """Histories of whole roll-outs (`af teacher`), which are somewhere else than the truth."""
 
 
 @dataclass(frozen=True)
 class GuessedHistories(Histories):
     """Histories that the model guesses in the same step, from the window at flow times of `least_flow_time` and more:
-    the truth with the model's own errors, small ones and jumps between blocks. What comes after them is the truth, so
-    that the model learns not to continue its errors.
+    the truth with the model's own errors, small ones and jumps between blocks. It learns to go back to the truth in place of
+    continuing them.
     """
 
+    return_frames: int = 8
     least_flow_time: float = 0.5
 
     def __post_init__(self) -> None:

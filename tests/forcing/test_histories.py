@@ -41,14 +41,14 @@ def test_a_gap_of_zero_changes_nothing():
     assert OwnHistories(10)(true, true, torch.tensor([10, 20, 0])).motion.allclose(true)
 
 
-@pytest.mark.parametrize("wrong", [{"block_frames": 0}, {"share": 1.5}, {"return_frames": 0}])
+@pytest.mark.parametrize("wrong", [{"block_frames": 0}, {"share": 1.5}, {"return_frames": -1}])
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=f"histories.{next(iter(wrong))}"):
         OwnHistories(**{"block_frames": 10, **wrong})
 
 
-def test_guesses_are_followed_by_the_truth_at_once():
-    motion, own = GuessedHistories(10)(TRUE, GENERATED, torch.tensor([0, 10, 40]))
+def test_without_a_way_back_the_truth_follows_at_once():
+    motion, own = GuessedHistories(10, return_frames=0)(TRUE, GENERATED, torch.tensor([0, 10, 40]))
     assert own.sum(1).tolist() == [0, 10, 40]
     assert motion.eq(2).equal(own[..., None].expand_as(motion))
     assert motion.eq(0).equal(~own[..., None].expand_as(motion))
