@@ -1,0 +1,49 @@
+"""Print the table of README.md from the evaluations beside it, or of others.
+
+python experiments/018_own_histories/table.py
+python experiments/018_own_histories/table.py experiments/015_blocks_of_five/{band_0,band_0.1}.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+COLUMNS = ("control", "at_once", "guessed", "control_band", "at_once_band", "guessed_band")
+TAGS = (
+    *("lip/corr", "mouth/corr", "react/smile", "react/tilt", "react/nod", "reaction_gain", "rpcc/exp", "rpcc/pose"),
+    *(
+        f"var_ratio/{name}"
+        for name in ("smile", "mouth_open", "blink", "brow", "gaze_x", "yaw", "pitch", "roll", "scale")
+    ),
+    *(f"speed_ratio/{name}" for name in ("roll", "yaw", "scale", "smile")),
+    *("border_ratio/pose", "c2st/motion", "c2st/pair", "c2st/block"),
+    *("drift/distance/first", "drift/distance/last"),
+)
+
+
+def main() -> None:
+    """The table in Markdown: a column an evaluation, and the truth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usual = [Path(__file__).with_name(f"{name}.json") for name in COLUMNS]
+    parser.add_argument("files", nargs="*", type=Path, default=usual, help="evaluations' metrics.json")
+    found = {file.stem: json.loads(file.read_text()) for file in parser.parse_args().files}
+    print(f"| | {' | '.join(name.replace('_band', ', band') for name in found)} | ground truth |")
+    print(f"| --- |{' ---: |' * (len(found) + 1)}")
+    truth = next(iter(found.values()))
+    for tag in TAGS:
+        digits = 1 if tag.startswith("drift") else 2 if "ratio" in tag or "c2st" in tag else 3
+        cells: list[str] = []
+        if not any(tag in metrics for metrics in found.values()):
+            continue
+        for metrics in found.values():
+            value, error = metrics.get(tag), metrics.get(f"{tag}/se")
+            cell = "–" if value is None else f"{value:.{digits}f}"
+            cells.append(cell if value is None or not error else f"{cell} ± {error:.{digits}f}")
+        true = truth.get(f"{tag}/true")
+        print(f"| `{tag}` | {' | '.join(cells)} | {'–' if true is None else f'{true:.{digits}f}'} |")
+
+
+if __name__ == "__main__":
+    main()
