@@ -128,7 +128,7 @@ def run(
         face,
         Settings(how, cushion_ms=60, seed=seed, mark=not no_mark, student=begin_with_student),
         limits,
-        student=None if learned is None else make(learned, dict(ONE_PASS) | {"dead_band": sampling.dead_band}),
+        student=None if learned is None else make(learned, ONE_PASS),
         replays=replays,
         recordings=None if record is None else Recordings(record, size),
     )

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from af.errors import UserError
+from af.forcing.noise import FlowTimes
 from af.values import require_fraction, require_number
 
 
@@ -69,7 +70,11 @@ class Histories:
 
 @dataclass(frozen=True)
 class OwnHistories(Histories):
-    """Histories of whole roll-outs (`af teacher`), which are somewhere else than the truth."""
+    """Histories of whole roll-outs (`af teacher`), which are somewhere else than the truth, so that it takes frames to return."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("histories.return_frames", self.return_frames, least=1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,5 @@ class GuessedHistories(Histories):
     def flow_times(self, windows: int, frames: int, generator: torch.Generator | None = None) -> Float[Tensor, "B T"]:
         """What the guesses are made from: uniform in [least_flow_time, 1), a value a block."""
         device = "cpu" if generator is None else generator.device
-        blocks = -(-frames // self.block_frames)
-        drawn = torch.rand(windows, blocks, generator=generator, device=device)
-        drawn = self.least_flow_time + (1 - self.least_flow_time) * drawn
-        return drawn.repeat_interleave(self.block_frames, 1)[:, :frames]
+        drawn = FlowTimes(self.block_frames)(windows, frames, generator=generator, device=device)
+        return self.least_flow_time + (1 - self.least_flow_time) * drawn

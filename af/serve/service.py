@@ -43,7 +43,7 @@ class Service:
     Conversations begin together at the start of a block, so that the model computes them in one batch: alone, one gives
     the bits of `Avatar.motion`. Faces are read by the tracker of drawn faces, for `CURVES`.
 
-    `student`: an avatar of the same autoencoder, sampled in `ONE_PASS`; `replays`: conversations to choose as the user;
+    `student`: an avatar of the same autoencoder, sampled in `ONE_PASS` with the same dead band; `replays`: conversations to choose as the user;
     `recordings`: where conversations are written.
     """
 
@@ -63,7 +63,8 @@ class Service:
         self._features_s = 0.0
         self._models = [self._model(avatar, settings.sampling)]
         if student is not None:
-            self._models.append(self._model(student, ONE_PASS))
+            band = {name: value for name, value in settings.sampling.items() if name == "dead_band"}
+            self._models.append(self._model(student, {**ONE_PASS, **band}))
         self._tracker: FaceTracker = load_tracker()
         self._all: list[Conversation] = []
         self._lock = threading.Lock()

@@ -41,7 +41,7 @@ def test_a_gap_of_zero_changes_nothing():
     assert OwnHistories(10)(true, true, torch.tensor([10, 20, 0])).motion.allclose(true)
 
 
-@pytest.mark.parametrize("wrong", [{"block_frames": 0}, {"share": 1.5}, {"return_frames": -1}])
+@pytest.mark.parametrize("wrong", [{"block_frames": 0}, {"share": 1.5}, {"return_frames": 0}])
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=f"histories.{next(iter(wrong))}"):
         OwnHistories(**{"block_frames": 10, **wrong})

@@ -261,6 +261,19 @@ def test_a_student_answers_in_the_same_service(avatar: Avatar) -> None:
         service_of(avatar).open().use_student(True)
 
 
+def test_a_student_keeps_the_dead_band(avatar: Avatar) -> None:
+    recorded = recording(frames=LONG)
+    student = replace(avatar, denoiser=toy_avatar(torch.Generator().manual_seed(5)).denoiser)
+    calm = replace(RECORDED, sampling={**SAMPLING, "dead_band": 0.3}, student=True)
+    service = Service(avatar, recording(7)["user_frames"][0], calm, student=student)
+    conversation = service.open()
+    conversation.say(recorded["avatar_audio"])
+    shown = images(play(service, {conversation: recorded}, range(LONG))[conversation])
+    free, held = (generated(student, service.portrait, recorded, {**ONE_PASS, "dead_band": w}) for w in (0.0, 0.3))
+    np.testing.assert_array_equal(shown, held)
+    assert not np.array_equal(free, held)
+
+
 def test_somebody_speaks_for_the_avatar(avatar: Avatar) -> None:
     """A second microphone's sound is the avatar's voice of the same frames, beside what it was given to say."""
     spoken, said = (recording(seed, LONG)["avatar_audio"] / 4 for seed in (1, 2))
