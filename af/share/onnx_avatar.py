@@ -24,7 +24,8 @@ from af.models.artifact import Artifact
 from af.nn.kv_cache import WindowLayout
 from af.pipeline.avatar import Avatar
 from af.share.export import export
-from af.share.runtime import SIGNALS, Face, Rows, Runtime
+from af.share.runtime import Face, Runtime
+from af.share.runtime_sampler import SIGNALS, Rows
 from af.specs import FeatureSpec
 from af.types import Condition, Identity
 

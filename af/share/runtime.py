@@ -16,18 +16,13 @@ from jaxtyping import Float, Float32, UInt8
 from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.files import sha256_of
-from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance
 from af.share.noise import Noise
-from af.values import require_number
+from af.share.runtime_sampler import SIGNALS, Array, Sampler
 
 EXPORT: Final = "export.json"
 FORMAT: Final = 1
-SIGNALS: Final = ("avatar_audio", "user_audio", "user_motion")
 Frame = UInt8[np.ndarray, "Y X 3"]
-Array = np.ndarray
-#: A signal of a block: a row for each frame.
-Rows = Sequence[Array] | Array | None
 
 
 @dataclass(frozen=True)
@@ -209,93 +204,6 @@ class Runtime:
         fitted[: len(sound)] = sound[: len(fitted)]
         for block in range(math.ceil(frames / self.speech_frames)):
             yield from self.speech(block, fitted)
-
-
-class Sampler:
-    """A roll-out in steps (`af.forcing.sampler.BlockSampler`), Euler's method with equal steps.
-
-    Raises UserError for a guidance whose branches the export has not.
-    """
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        reference: Float32[np.ndarray, "1 L"],
-        steps: int,
-        guidance: Guidance,
-        dead_band: float = 0.0,
-    ) -> None:
-        require_number("steps", steps, least=1, whole=True)
-        check_dead_band(dead_band)
-        weights = {(branch.avatar, branch.user): branch.weight for branch in guidance.branches()}
-        exported = [(branch["avatar"], branch["user"]) for branch in runtime.about["branches"]]
-        if not set(weights) <= set(exported):
-            raise UserError(f"guidance: {guidance} has other branches than the export; export the avatar with it")
-        self.runtime, self.frames, self._dead_band = runtime, 0, dead_band
-        self._last: Array | None = None
-        self.change_reference(reference)
-        self._weights = np.array([weights.get(branch, 0) for branch in exported], np.float32)
-        clean, block = np.ones((1, runtime.look_ahead)), np.ones((1, runtime.block_frames))
-        self._times = [
-            runtime.run("modulation", np.concatenate((clean, block * row / steps), 1))[0] for row in range(steps + 1)
-        ]
-        width = runtime.shape("step", "latents")[2]
-        self._offset = np.zeros((1, runtime.look_ahead, width), np.float32)
-        self._cache = np.zeros(runtime.shape("step", "cache"), np.float32)
-        self._past = [np.zeros(runtime.shape("condition", f"past_{name}"), np.float32) for name in SIGNALS]
-        self.pending: tuple[Array, Array, Array, Array] | None = None
-
-    def change_reference(self, reference: Float32[np.ndarray, "1 L"]) -> None:
-        """Replace the portrait's motion from the next block on."""
-        self.reference = self.runtime.run("model", reference)[0]
-
-    def step(self, *signals: Rows, noise: Float32[np.ndarray, "1 T M"]) -> Float32[np.ndarray, "1 T M"]:
-        """Motion of the next block in the denoiser's space, from the features and motion of its frames (`SIGNALS`; None:
-        dropped; fewer frames: the last is repeated).
-        """
-        condition, frames = self._prepare(signals)
-        x, size = noise, np.float32(1 / (len(self._times) - 1))
-        for time in self._times[:-1]:
-            latents = np.concatenate((self._offset, x), 1)
-            velocity = self.runtime.run("step", latents, self.reference, time, condition, frames, self._cache)[0]
-            x = x + size * np.tensordot(self._weights, velocity, 1)[None]
-        if self._dead_band:
-            x = np.stack(list(held(x.swapaxes(0, 1), self._last, self._dead_band)), 1)
-        self._finish(x, condition, frames)
-        return x
-
-    def give(self, *signals: Rows, motion: Float32[np.ndarray, "1 T M"]) -> None:
-        """Append existing motion as if it had been generated."""
-        self._finish(motion, *self._prepare(signals))
-
-    def commit(self) -> None:
-        """Put the newest block into the cache, unless it is there: a session may do so while it waits for input."""
-        if self.pending is None:
-            return
-        latents, reference, condition, frames = self.pending
-        self.pending = None
-        added = self.runtime.run("step", latents, reference, self._times[-1], condition, frames, self._cache)[1]
-        # the last frames have not seen their own look-ahead: the next block computes them again
-        added = added[..., : added.shape[-2] - self.runtime.look_ahead, :]
-        self._cache = np.concatenate((self._cache, added), -2)[..., added.shape[-2] :, :]
-
-    def _prepare(self, signals: Sequence[Rows]) -> tuple[Array, Array]:
-        self.commit()
-        given, used = [], []
-        for name, rows in zip(SIGNALS, signals, strict=True):
-            array = np.zeros(self.runtime.shape("condition", name), np.float32)
-            if rows is not None:
-                array[0, : len(rows)], array[0, len(rows) :] = rows, rows[-1]
-            given.append(array)
-            used.append(float(rows is not None))
-        frames, used_of = np.array([self.frames]), np.array(used, np.float32)
-        condition, *self._past = self.runtime.run("condition", *given, used_of, frames, *self._past)
-        return condition, frames
-
-    def _finish(self, motion: Array, condition: Array, frames: Array) -> None:
-        latents, self._last = np.concatenate((self._offset, motion), 1), motion[:, -1]
-        self._offset = latents[:, latents.shape[1] - self.runtime.look_ahead :]
-        self.pending, self.frames = (latents, self.reference, condition, frames), self.frames + motion.shape[1]
 
 
 class Live:
