@@ -18,6 +18,13 @@ from af.forcing.noise import FlowTimes
 from af.values import require_fraction, require_number
 
 
+class Followed(NamedTuple):
+    """Motion (B, T, D) that blocks go on with, and the past (B, T, D) that they see before them."""
+
+    motion: Float[Tensor, "B T D"]
+    past: Float[Tensor, "B T D"]
+
+
 class Continued(NamedTuple):
     """Motion (B, T, D) of windows that begin with a model's motion, and which frames (B, T) are that."""
 
@@ -60,12 +67,26 @@ class Histories:
         """Windows that are `own` up to their `borders` and return to the truth after them."""
         after = torch.arange(true.shape[1], device=true.device) - borders[:, None]  # frames after the border
         history = after < 0
-        if self.return_frames:
-            last = (borders - 1).clamp(min=0)[:, None, None].expand(-1, 1, true.shape[2])
-            gap = (own - true).gather(1, last)
-            left = 0.5 + 0.5 * torch.cos(math.pi * ((after + 1) / self.return_frames).clamp(0, 1))
-            true = true + gap * (left * (borders > 0)[:, None])[..., None]
-        return Continued(torch.where(history[..., None], own, true), history)
+        last = (borders - 1).clamp(min=0)[:, None, None].expand(-1, 1, true.shape[2])
+        gap = (own - true).gather(1, last) * (borders > 0)[:, None, None]
+        return Continued(torch.where(history[..., None], own, self._returning(true, gap, after)), history)
+
+    def each(self, true: Float[Tensor, "B T D"], own: Float[Tensor, "B T D"], chosen: Bool[Tensor, " B"]) -> Followed:
+        """Windows in which every block returns to the truth from the `own` motion before it, where they are `chosen`; for
+        flow times of levels "each".
+        """
+        frames, size = torch.arange(true.shape[1], device=true.device), self.block_frames
+        past = torch.where(chosen[:, None, None], own, true)
+        last = frames // size * size - 1  # before the block of each frame
+        gap = (past - true)[:, last.clamp(min=0)] * (last >= 0)[:, None]
+        return Followed(self._returning(true, gap, frames % size), past)
+
+    def _returning(self, true: Tensor, gap: Tensor, after: Tensor) -> Tensor:
+        """The truth (B, T, D) and what is left of a `gap` (broadcast) in the frames `after` it (0: the first)."""
+        if not self.return_frames:
+            return true
+        left = 0.5 + 0.5 * torch.cos(math.pi * ((after + 1) / self.return_frames).clamp(0, 1))
+        return true + gap * left[..., None]
 
 
 @dataclass(frozen=True)

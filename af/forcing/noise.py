@@ -13,7 +13,7 @@ from torch import Tensor
 from af.errors import UserError, require_choice
 from af.values import require_fraction, require_number
 
-LEVELS: Final = ("independent", "last")
+LEVELS: Final = ("independent", "each", "last")
 
 
 class Distribution(Protocol):
@@ -65,9 +65,10 @@ class FlowTimes:
     """Draws flow times (B, T), shared by the frames of a block of `block_frames`.
 
     `levels` "independent": every block has its own (diffusion forcing); `clean_probability` is the share of blocks
-    shown clean (t = 1), like the history during generation (0: the paper). "last": only the last block is noisy, as
-    during generation (autoregressive diffusion); a share `start_share` of the windows is cut to a shorter history, to
-    learn the start of a roll-out.
+    shown clean (t = 1), like the history during generation (0: the paper). "each": the same flow times, but every block
+    sees a clean past, as during generation, and no other noisy block. "last": only the last block is noisy
+    (autoregressive diffusion); a share `start_share` of the windows is cut to a shorter history, to learn the start of a
+    roll-out.
     """
 
     block_frames: int
@@ -84,7 +85,7 @@ class FlowTimes:
 
     def frames(self, window_frames: int, generator: torch.Generator | None = None) -> int:
         """Number of frames of a window to train on in this step: all, or a shorter history and one block."""
-        if self.levels == "independent":
+        if self.levels != "last":
             return window_frames
         histories = self.histories(window_frames)
         draw, place = torch.rand(2, generator=generator, device=_device(generator)).tolist()

@@ -148,15 +148,38 @@ class MotionDenoiser(nn.Module):
         flow_time: Float[Tensor, "B T"],
         condition: Condition,
         reference: Float[Tensor, "B D"],
+        past: Float[Tensor, "B T D"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Velocity x_1 − x_0 of every frame; t = 1 is clean. For the mask, frames are at positions 0 … T − 1."""
+        """Velocity x_1 − x_0 of every frame; t = 1 is clean. For the mask, frames are at positions 0 … T − 1.
+
+        With `past`, clean motion of the same frames, every block sees itself and the past before it, as in a roll-out,
+        and no other noisy block. Raises UserError for that with a look-ahead.
+        """
         frames = torch.arange(noisy.shape[1], device=noisy.device)
-        return self.velocity(
-            self.embed(noisy, self.embed_reference(reference)),
-            self.modulation(flow_time),
-            self.condition_keys(self.encode_condition(condition)),
-            self.plans(frames, frames, frames),
-        )
+        portrait = self.embed_reference(reference)
+        keys = self.condition_keys(self.encode_condition(condition))
+        if past is None:
+            plans = self.plans(frames, frames, frames)
+            return self.velocity(self.embed(noisy, portrait), self.modulation(flow_time), keys, plans)
+        both, times = torch.cat((past, noisy), 1), torch.cat((torch.ones_like(flow_time), flow_time), 1)
+        plans = self._plans_after_past(frames)
+        return self.velocity(self.embed(both, portrait), self.modulation(times), keys, plans, newest=noisy.shape[1])
+
+    def _plans_after_past(self, frames: Int[Tensor, " T"]) -> list[AttentionPlan]:
+        """Plans for [past ; noisy]: noisy frames see the past of earlier blocks, and the noisy frames of their own."""
+        if self.layout.look_ahead:
+            raise UserError(
+                f"look_ahead: {self.layout.look_ahead}; a block that sees a clean past alone (flow times of levels each) "
+                "has no next block to look into: set model.look_ahead=0"
+            )
+        rule = self.self_masks(frames, frames, 1)[0]
+        block = frames // self.layout.block_frames
+        own, earlier = block[:, None] == block, block[:, None] > block
+        past = torch.cat((rule, torch.zeros_like(rule)), 1)
+        mask = torch.cat((past, torch.cat((rule & earlier, rule & own), 1)))
+        twice = frames.repeat(2)
+        rope = rotary_table(twice, self.hidden // self.heads, dtype=self._table_dtype())
+        return [AttentionPlan(rope, mask, cross_window(twice, frames, self.layout.condition_reach))] * self.depth
 
     # The parts, in the order `forward` uses them.
 

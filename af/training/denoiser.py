@@ -29,7 +29,8 @@ class DenoiserModule(Stage):
     `flow_times` draws the flow time of every block, `loss` compares velocities on valid frames, `dropout` drops
     signals. `optimizer` and `scheduler` are partial: they still need parameters and optimiser. `start` is the model
     folder of a denoiser with the same layers, whose weights are loaded. With `histories`, some training windows begin with
-    what a model has made: this one in the same step, or another, whose motion `data.teacher` holds.
+    what a model has made: this one in the same step, or another, whose motion `data.teacher` holds. Raises UserError for
+    flow times of levels "each" with a denoiser that looks ahead.
     """
 
     def __init__(
@@ -46,6 +47,11 @@ class DenoiserModule(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(denoiser, optimizer, scheduler, seed)
+        if flow_times.levels == "each" and (ahead := denoiser.layout.look_ahead):
+            raise UserError(
+                f"flow_times.levels: each; a block after a clean past has no next block to look into, and the denoiser "
+                f"looks {ahead} frames ahead: set model.look_ahead=0"
+            )
         self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
         self.flow_times, self.loss, self.dropout, self.histories = flow_times, loss, dropout, histories
 
@@ -89,18 +95,22 @@ class DenoiserModule(Stage):
         condition, reference = drop(*conditioned(self.denoiser, batch), dropped)
         noise, clean = self.ends(batch, draws)
         flow_time = self.draw_flow_times(draws, clean)
+        past = self.past(clean)
         if (histories := self.histories) is not None and self.training:
             borders = self._borders(histories, clean, draws)
             if isinstance(histories, GuessedHistories):
                 options: dict[str, Any] = {"generator": draws.generator}
                 times = draws.of_rows(lambda rows: histories.flow_times(rows, clean.shape[1], **options))
-                made = self.guessed(noise, clean, times.to(clean.device), condition, reference)
+                made = self.guessed(noise, clean, times.to(clean.device), condition, reference, past)
             else:
                 made = self.generated(batch)
-            clean, own = histories(clean, made, borders)
-            flow_time = torch.where(own, 1, flow_time)
+            if past is None:
+                clean, own = histories(clean, made, borders)
+                flow_time = torch.where(own, 1, flow_time)
+            else:
+                clean, past = histories.each(clean, made, borders > 0)
         noisy = interpolate(noise, clean, flow_time)
-        velocity = self.denoiser(noisy, flow_time, condition, reference)
+        velocity = self.denoiser(noisy, flow_time, condition, reference, past)
         errors = self.loss(velocity, target_velocity(noise, clean))
         # a clean frame has no velocity, since its noise is unknown
         return errors, flow_time, batch.valid & (flow_time < 1)
@@ -113,11 +123,17 @@ class DenoiserModule(Stage):
 
     @torch.no_grad()
     def guessed(
-        self, noise: Tensor, clean: Tensor, flow_time: Tensor, condition: Condition, reference: Tensor
+        self,
+        noise: Tensor,
+        clean: Tensor,
+        flow_time: Tensor,
+        condition: Condition,
+        reference: Tensor,
+        past: Tensor | None = None,
     ) -> Tensor:
         """What the denoiser takes for the clean motion (B, T, D) behind windows at `flow_time` (B, T)."""
         noisy = interpolate(noise, clean, flow_time)
-        velocity = self.denoiser(noisy, flow_time, condition, reference)
+        velocity = self.denoiser(noisy, flow_time, condition, reference, past)
         return noisy + (1 - flow_time)[..., None].to(noisy.dtype) * velocity
 
     def _borders(self, histories: Histories, clean: Tensor, draws: Draws) -> Tensor:
@@ -128,6 +144,10 @@ class DenoiserModule(Stage):
         """(B, T) for motion (B, T, D)."""
         options: dict[str, Any] = {"generator": draws.generator, "device": clean.device}
         return draws.of_rows(lambda rows: self.flow_times(rows, clean.shape[1], **options))
+
+    def past(self, clean: Tensor) -> Tensor | None:
+        """Motion (B, T, D) that every block sees before it; None: the noisy frames of the window itself."""
+        return clean if self.flow_times.levels == "each" else None
 
     def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Both ends of the paths in the denoiser's space: fresh noise for every window, and true motion."""

@@ -200,7 +200,7 @@ class PreferenceModule(DenoiserModule):
         def velocity(model: MotionDenoiser) -> Tensor:
             condition, portrait = drop(*conditioned(model, batch), dropped)
             twice = type(condition)(**{name: x.repeat(2, 1, 1) for name, x in vars(condition).items()})
-            return model(noisy, flow_times, twice, portrait.repeat(2, 1))
+            return model(noisy, flow_times, twice, portrait.repeat(2, 1), self.past(clean))
 
         with full_precision(noise.device):
             ours = velocity(policy)

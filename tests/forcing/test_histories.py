@@ -54,6 +54,24 @@ def test_without_a_way_back_the_truth_follows_at_once():
     assert motion.eq(0).equal(~own[..., None].expand_as(motion))
 
 
+def test_every_block_returns_from_the_own_motion_before_it():
+    chosen = torch.tensor([True, False, True])
+    own = GENERATED.clone()
+    own[2, 19] = 5  # the frame before the third block
+    motion, past = GuessedHistories(10, return_frames=8).each(TRUE, own, chosen)
+    assert past[0].equal(own[0])
+    assert past[1].equal(TRUE[1])
+    assert motion[1].equal(TRUE[1])
+    assert motion[0, :10].eq(0).all()  # nothing before the first block
+    blocks = motion[0, 10:, 0].reshape(4, 10)
+    assert blocks.eq(blocks[:1]).all()
+    assert (blocks.diff(dim=1) <= 0).all()
+    assert 1.8 < blocks[0, 0] < 2
+    assert blocks[0, 7:].abs().max() < 1e-6
+    torch.testing.assert_close(motion[2, 20:30, 0], blocks[0] * 2.5)
+    assert motion[2, 10:20].equal(motion[0, 10:20])
+
+
 def test_guesses_are_made_from_a_flow_time_a_block():
     times = GuessedHistories(10, least_flow_time=0.7).flow_times(500, 25, torch.Generator().manual_seed(0))
     assert times.shape == (500, 25)

@@ -60,7 +60,7 @@ def test_autoregressive_levels_are_clean_history_and_one_noisy_block(generator: 
 def test_wrong_values_are_named() -> None:
     with pytest.raises(UserError, match=r"flow_times\.block_frames must be .*, got 0"):
         FlowTimes(0)
-    with pytest.raises(UserError, match=r"flow_times\.levels: .*'first'; allowed: independent, last"):
+    with pytest.raises(UserError, match=r"flow_times\.levels: .*'first'; allowed: independent, each, last"):
         FlowTimes(5, levels="first")
     with pytest.raises(UserError, match="has only 40 frames"):
         FlowTimes(50, levels="last").frames(40)

@@ -55,6 +55,26 @@ def test_receptive_field_of_causal_masks(inputs, mask: str, name: str) -> None:
     assert torch.equal(dependence(denoiser, inputs, name), allowed)
 
 
+@pytest.mark.parametrize("mask", ["frame_causal", "block_lookahead"])
+def test_blocks_after_a_given_past_are_those_of_a_roll_out(inputs, mask: str) -> None:
+    """In one pass, each block's velocity is the one in a window of clean blocks before it, and nothing after it."""
+    noisy, times, condition, reference = inputs
+    denoiser, past = make(mask=mask, look_ahead=0, condition_positions=True, depth=3), noisy.flip(1) + 1
+    together = denoiser(noisy, times, condition, reference, past)
+    for start in range(0, FRAMES, 4):
+        stop = start + 4
+        window = torch.cat((past[:, :start], noisy[:, start:stop]), 1)
+        levels = torch.cat((torch.ones_like(times[:, :start]), times[:, start:stop]), 1)
+        alone = denoiser(window, levels, condition.window(0, stop), reference)
+        torch.testing.assert_close(together[:, start:stop], alone[:, start:])
+
+
+def test_a_given_past_has_no_next_block_to_look_into(inputs) -> None:
+    noisy, times, condition, reference = inputs
+    with pytest.raises(UserError, match="look_ahead=0"):
+        make(look_ahead=1)(noisy, times, condition, reference, noisy)
+
+
 def test_look_ahead_adds_up_over_layers_and_stops_there(inputs) -> None:
     """One block, look-ahead l, causal condition: the condition path sees 3·l ahead (two attentions and the window)."""
     denoiser = make(mask="frame_lookahead", look_ahead=1, depth=1)

@@ -91,8 +91,8 @@ def test_what_is_learnt_after_a_guess_sees_the_models_own_errors(arguments):
     batch = replace(next(iter(data.train_dataloader())), teacher=None)
     seen, denoiser = [], module.denoiser.forward
 
-    def watched(noisy, flow_time, condition, reference):
-        velocity = denoiser(noisy, flow_time, condition, reference)
+    def watched(noisy, flow_time, condition, reference, past):
+        velocity = denoiser(noisy, flow_time, condition, reference, past)
         velocity = velocity + 0.3 if not torch.is_grad_enabled() else velocity  # an error
         seen.append((noisy, flow_time, velocity, torch.is_grad_enabled()))
         return velocity

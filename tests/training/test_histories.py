@@ -1,0 +1,58 @@
+"""Denoisers learn what comes after a past: a clean one, or one with their own errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from af.cli.config import compose, instantiate, resolve
+from af.errors import UserError
+from af.forcing.dropout import ConditionDropout
+from af.training.denoiser import draw_drops
+from af.training.randomness import Draws
+from tests.training.test_resume import DENOISER, SHORT
+
+GUESSED = ["+histories@module.histories=guessed", "module.histories.share=1"]
+
+
+@pytest.fixture
+def words(latents) -> list[str]:
+    return [*DENOISER, *SHORT, "scheme=teacher_forcing", f"data.root={latents}"]
+
+
+def _draws(batch) -> Draws:
+    return Draws(torch.Generator().manual_seed(0), len(batch.valid))
+
+
+@pytest.mark.parametrize("histories", [[], GUESSED])
+def test_every_block_is_learnt_after_a_past(words, histories):
+    """It is the truth, or what the denoiser made of it in a pass that saw the truth before every block."""
+    config = resolve(compose("train", [*words, *histories]))
+    module, data = instantiate(config["module"]), instantiate(config["data"])
+    batch = replace(next(iter(data.train_dataloader())), teacher=None)
+    pasts, denoiser = [], module.denoiser.forward
+
+    def watched(noisy, flow_time, condition, reference, past):
+        pasts.append(past)
+        return denoiser(noisy, flow_time, condition, reference, past) + 0.1
+
+    def losses():
+        return module.velocity_losses(batch, _draws(batch), draw_drops(ConditionDropout.never(), batch, _draws(batch)))
+
+    module.denoiser.motion_space.fit(data.motion_statistics)
+    module.denoiser.forward = watched
+    assert losses()[2].equal(batch.valid)
+    true = module.ends(batch, _draws(batch))[1]
+    assert len(pasts) == (2 if histories else 1)
+    assert pasts[0].equal(true)
+    assert pasts[-1].allclose(true) == (not histories)
+    module.eval()  # validation sees the truth alone
+    losses()
+    assert pasts[-1].equal(true)
+
+
+def test_a_look_ahead_is_refused_before_any_work(words):
+    with pytest.raises(UserError, match=r"model\.look_ahead=0"):
+        instantiate(resolve(compose("train", [*words, "model.look_ahead=2"]))["module"])
