@@ -108,7 +108,9 @@ async def main(autoencoder: str | Path, denoiser: str | Path, out: Path) -> None
     """Record the script."""
     models = Avatar.load(autoencoder, denoiser, precision="auto")
     service = Service(
-        models, portrait(0, models.autoencoder.image_size), Settings({"guidance": Guidance(user=2)}, cushion_ms=60)
+        models,
+        portrait(0, models.autoencoder.image_size),
+        Settings({"guidance": Guidance(audio=0.7, user=0, joint=1)}, cushion_ms=60),
     )
     avatar = AvatarVideoService(service, user="puppet")
     recorder = Recorder(avatar)

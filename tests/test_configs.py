@@ -162,6 +162,7 @@ def test_the_bidirectional_scheme_is_what_it_says():
         ["scheme=bidirectional", "model.block_frames=15", "model.window_frames=17", "model.look_ahead=2"],
         ["model.block_frames=10", "model.look_ahead=0", "data.balance=2", "model.motion_space.kind=latent"],
         [
+            "scheme=forcing",
             "model.look_ahead=4",
             "model.mask=frame_lookahead",
             "module.loss.kind=huber",

@@ -99,7 +99,8 @@ def run(
         portrait, voice = portrait or own / PORTRAIT, voice or own / VOICE
         no_crop = no_crop or portrait == own / PORTRAIT
         if sampling == Sampling():
-            sampling = Sampling(guidance_user=2.0, dead_band=0.05)  # guided as af demo evaluates them, but calmer
+            # as af demo evaluates them, but calmer
+            sampling = Sampling(guidance_audio=0.7, guidance_user=0, guidance_joint=1, dead_band=0.03)
             begin_with_student = student is None
         student = student or own / STUDENT
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]

@@ -19,13 +19,14 @@ class Guided:
     steps: Annotated[Count, "Euler steps per block"] = 8
     guidance_audio: Annotated[Scale, "scale of the avatar's audio"] = 2.0
     guidance_user: Annotated[Scale, "scale of the user's signals"] = 1.0
+    guidance_joint: Annotated[Scale, "scale of both together; 1, with the others at 0, is no guidance"] = 0.0
 
     @property
     def guidance(self) -> Guidance:
         """What the scales make."""
         from af.forcing.guidance import Guidance
 
-        return Guidance(self.guidance_audio, self.guidance_user)
+        return Guidance(self.guidance_audio, self.guidance_user, self.guidance_joint)
 
 
 @dataclass(kw_only=True)

@@ -103,6 +103,7 @@ class CheckpointSettings(Tools):
     steps: int = 8
     guidance_audio: float = 2.0
     guidance_user: float = 1.0
+    guidance_joint: float = 0.0
     unguided: bool = False
     anchor_sink: int = 0
     anchor_pull: float = 0.0
@@ -118,7 +119,7 @@ class CheckpointSettings(Tools):
         for name, least in (("limit", 1), ("batch", 1), ("steps", 1), ("anchor_sink", 0), ("seed", 0), ("videos", 0)):
             if (value := getattr(self, name)) is not None:
                 require_number(name, value, least=least, whole=True)
-        for name in ("guidance_audio", "guidance_user", "anchor_pull"):
+        for name in ("guidance_audio", "guidance_user", "guidance_joint", "anchor_pull"):
             require_number(name, getattr(self, name), least=0)
         check_dead_band(self.dead_band)
         if self.autoencoder is not None and self.linear_probe is not None:
@@ -141,7 +142,8 @@ class CheckpointSettings(Tools):
     @property
     def rollout(self) -> RolloutSettings:
         """Settings of the roll-out."""
-        guidance = Guidance.conditional() if self.unguided else Guidance(self.guidance_audio, self.guidance_user)
+        scales = self.guidance_audio, self.guidance_user, self.guidance_joint
+        guidance = Guidance.conditional() if self.unguided else Guidance(*scales)
         anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
         return RolloutSettings(self.steps, guidance, self.seed, self.batch, self.signals, anchor, self.dead_band)
 

@@ -121,8 +121,8 @@ class Controls:
         if {"audio", "user"} & set(message):
             for name in {"audio", "user"} & set(message):
                 require_number(name, message[name], least=0, most=MOST_GUIDANCE)
-            if self._guidance.joint:
-                raise UserError("change: this model works without guidance")
+            for name in {"audio", "user"} & set(message) - self._scales:
+                raise UserError(f"change: this model works without guidance by {name}")
             scales = {name: message[name] for name in ("audio", "user") if name in message}
             given["guidance"] = replace(self._guidance, **scales)
         self.conversation.change(**given)
@@ -138,9 +138,18 @@ class Controls:
             "student": self.conversation.on_student,
             "block_frames": self.conversation.model.block_frames,
             "steps": settings.sampling.get("steps", 8),
-            "audio": None if guidance.joint else guidance.audio,
-            "user": None if guidance.joint else guidance.user,
+            **{name: getattr(guidance, name) if name in self._scales else None for name in ("audio", "user")},
         }
+
+    @property
+    def _scales(self) -> set[str]:
+        """Guidance scales that can be changed: both, or beside the joint one those that the model began with (an export has
+        no other branches).
+        """
+        if not self._guidance.joint:
+            return {"audio", "user"}
+        began = self.conversation.model.sampling.get("guidance", Guidance())
+        return {name for name in ("audio", "user") if began.joint and getattr(began, name)}
 
     @property
     def _guidance(self) -> Guidance:

@@ -99,9 +99,8 @@ class DenoiserModule(Stage):
         if (histories := self.histories) is not None and self.training:
             borders = self._borders(histories, clean, draws)
             if isinstance(histories, GuessedHistories):
-                options: dict[str, Any] = {"generator": draws.generator}
-                times = draws.of_rows(lambda rows: histories.flow_times(rows, clean.shape[1], **options))
-                made = self.guessed(noise, clean, times.to(clean.device), condition, reference, past)
+                times = self.draw_guess_times(histories, draws, clean)
+                made = self.guessed(noise, clean, times, condition, reference, past)
             else:
                 made = self.generated(batch)
             if past is None:
@@ -144,6 +143,11 @@ class DenoiserModule(Stage):
         """(B, T) for motion (B, T, D)."""
         options: dict[str, Any] = {"generator": draws.generator, "device": clean.device}
         return draws.of_rows(lambda rows: self.flow_times(rows, clean.shape[1], **options))
+
+    def draw_guess_times(self, histories: GuessedHistories, draws: Draws, clean: Tensor) -> Tensor:
+        """(B, T), which guesses for motion (B, T, D) are made from."""
+        options: dict[str, Any] = {"generator": draws.generator}
+        return draws.of_rows(lambda rows: histories.flow_times(rows, clean.shape[1], **options)).to(clean.device)
 
     def past(self, clean: Tensor) -> Tensor | None:
         """Motion (B, T, D) that every block sees before it; None: the noisy frames of the window itself."""
@@ -228,9 +232,13 @@ class DistillModule(DenoiserModule):
     The student learns straight paths between these pairs (rectified flow's reflow, arXiv 2209.03003): its velocity at
     the noise already points to the teacher's motion, so one or two steps suffice. It trains on blocks as in generation:
     earlier blocks are clean, the current one is at the flow times of its few steps. Give `flow_times` the distribution
-    `af.forcing.noise.Steps` of the student's steps and a `clean_probability`; roll the student out with
+    `af.forcing.noise.Steps` of the student's steps and a `clean_probability`, or levels "each"; roll the student out with
     `Guidance.conditional()`.
     """
+
+    def draw_guess_times(self, histories: GuessedHistories, draws: Draws, clean: Tensor) -> Tensor:
+        """The flow times of the student's steps: its guesses are what it generates."""
+        return self.draw_flow_times(draws, clean)
 
     def ends(self, batch: DyadBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """The teacher's noise and motion. Raises UserError for batches without them."""

@@ -6,16 +6,16 @@ set -eu
 W=${W:-af/serve/weights} LATENTS=${LATENTS:-data/demo-latents-5} OUT=${OUT:-runs/own_histories}
 for SEED in ${SEEDS:-0 1}; do
   for KIND in ${KINDS:-control guessed at_once}; do
-    RUN="$OUT/$KIND-$SEED" HISTORIES=
+    RUN="$OUT/$KIND-$SEED" HISTORIES=histories@module.histories=guessed
     case $KIND in
-      guessed) HISTORIES="+histories@module.histories=guessed" ;;
-      at_once) HISTORIES="+histories@module.histories=guessed module.histories.return_frames=0" ;;
+      control) HISTORIES="module.histories=null" ;;
+      at_once) HISTORIES="$HISTORIES module.histories.return_frames=0" ;;
       own)
         af teacher --data "$LATENTS" --denoiser "$W/denoiser" --guidance-user 1.5 --out data/demo-teacher-5
-        HISTORIES="+histories@module.histories=own data.teacher=data/demo-teacher-5" ;;
+        HISTORIES="histories@module.histories=own data.teacher=data/demo-teacher-5" ;;
     esac
     # shellcheck disable=SC2086
-    af train experiment=denoiser_demo start="$W/denoiser" data.root="$LATENTS" run="$RUN" seed="$SEED" \
+    af train experiment=denoiser_demo scheme=forcing start="$W/denoiser" data.root="$LATENTS" run="$RUN" seed="$SEED" \
       optimizer.lr=5e-4 trainer.max_steps="${STEPS:-800}" evaluation=none callbacks.previews=null $HISTORIES "$@"
     for BAND in ${BANDS:-0 0.1}; do
       af evaluate --autoencoder "$W/autoencoder" --denoiser "$RUN/export" --data "$LATENTS/test" --out "$RUN/band-$BAND" \

@@ -285,6 +285,20 @@ def test_what_a_client_changes(conversation: Conversation, monkeypatch: pytest.M
     assert "without guidance" in do(do="change", audio=2)["error"]
 
 
+def test_beside_the_joint_guidance_a_client_changes_what_the_model_began_with(avatar: Avatar) -> None:
+    settings = Settings({"steps": 1, "guidance": Guidance(audio=0.5, user=0, joint=1)})
+    controls = Controls(Service(avatar, recording()["user_frames"][0], settings).open())
+
+    def do(**message: Any) -> dict[str, Any]:
+        return asyncio.run(controls(json.dumps({"do": "change", **message}))) or {}
+
+    for audio in (0, 2):  # and back
+        changed = do(audio=audio)["settings"]
+        assert (changed["audio"], changed["user"]) == (audio, None)
+    assert "without guidance by user" in do(user=1)["error"]
+    assert controls.conversation.settings.sampling["guidance"] == Guidance(audio=2, user=0, joint=1)
+
+
 @pytest.mark.parametrize(("images", "error"), [("raw", 0), ("jpeg", 12)])
 def test_frames_survive_the_wire(images: str, error: int) -> None:
     x = np.linspace(0, 255, 16).astype(np.uint8)

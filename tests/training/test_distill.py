@@ -59,7 +59,7 @@ def test_the_paths_to_learn_lead_from_the_teachers_noise_to_its_motion(arguments
 
 @pytest.fixture
 def own_histories(arguments) -> list[str]:
-    histories = ["+histories@module.histories=own", "module.histories.share=1", "module.flow_times.clean_probability=0"]
+    histories = ["histories@module.histories=own", "module.histories.share=1", "module.flow_times.clean_probability=0"]
     return [*arguments, *histories, "module._target_=af.training.denoiser.DenoiserModule"]
 
 
@@ -85,7 +85,7 @@ def test_what_is_learnt_after_an_own_history_sees_it_clean(own_histories):
 
 def test_what_is_learnt_after_a_guess_sees_the_models_own_errors(arguments):
     """The guess is that of the denoiser's pass, without a gradient; what is counted after it is true motion."""
-    words = ["+histories@module.histories=guessed", "module.histories.share=1", "module.flow_times.clean_probability=0"]
+    words = ["histories@module.histories=guessed", "module.histories.share=1", "module.flow_times.clean_probability=0"]
     config = resolve(compose("train", [*arguments, *words, "module._target_=af.training.denoiser.DenoiserModule"]))
     module, data = instantiate(config["module"]), instantiate(config["data"])
     batch = replace(next(iter(data.train_dataloader())), teacher=None)

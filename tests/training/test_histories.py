@@ -14,7 +14,7 @@ from af.training.denoiser import draw_drops
 from af.training.randomness import Draws
 from tests.training.test_resume import DENOISER, SHORT
 
-GUESSED = ["+histories@module.histories=guessed", "module.histories.share=1"]
+GUESSED = ["histories@module.histories=guessed", "module.histories.share=1"]
 
 
 @pytest.fixture
