@@ -63,7 +63,8 @@ def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> l
         ]
     if experiment == "person":
         return [f"start={autoencoder}", *NOTHING_TO_BRING]
-    return [f"start={denoiser}"] if experiment.startswith(("preference", "distill", "person_")) else []
+    follows = experiment.startswith(("preference", "distill", "person_"))
+    return [f"start={denoiser}", "scheme=forcing"] if follows else []  # the test's denoiser looks ahead
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -198,7 +199,7 @@ def test_every_switch_trains_and_rolls_out(settings, latents, tmp_path):
         ("model.mask=sideways", "sideways"),
         ("module.loss.kind=l3", "l3"),
         ("module.dropout.user=2", "user"),
-        ("module.flow_times.levels=first", "independent, last"),
+        ("module.flow_times.levels=first", "independent, each, last"),
         ("model.look_ahead_layers=some", "all, first"),
         ("data.balance=-1", "data.balance"),
     ],

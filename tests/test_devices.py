@@ -285,13 +285,13 @@ ADVERSARIAL = (
 
 def stage(request, dyads, latents, losers, teacher, denoiser_folder) -> list[str]:
     started = [f"start={denoiser_folder}", f"data.root={latents}"]
-    preference = ["experiment=preference_demo", *started]
+    preference = ["experiment=preference_demo", "scheme=forcing", *started]
     return {
         "vae": [*test_resume.VAE, f"data.root={dyads}"],
         "adversarial": [*test_resume.VAE, "+model.variational=true", *ADVERSARIAL, f"data.root={dyads}"],
         "denoiser": [*test_resume.DENOISER, f"data.root={latents}"],
         "autoregressive": [*test_resume.DENOISER, "scheme=autoregressive", f"data.root={latents}"],
-        "distill": ["experiment=distill_demo", *started, f"data.teacher={teacher}"],
+        "distill": ["experiment=distill_demo", "scheme=forcing", *started, f"data.teacher={teacher}"],
         "preference": [*preference, f"data.losers={losers}", "module.online=null"],
         "online": [*preference, "module.online.source.steps=2"],
     }[request]

@@ -8,6 +8,6 @@ for STEPS in 8 2 1; do
     --out "$OUT" evaluation.guidance_user=2 evaluation.steps=$STEPS
 done
 af teacher --data "$LATENTS" --denoiser "$START" --guidance-user 2 --out runs/distillation/pairs
-af train experiment=distill_demo name=distillation start="$START" data.root="$LATENTS" data.teacher=runs/distillation/pairs \
+af train experiment=distill_demo scheme=forcing module.flow_times.clean_probability=0.5 module.histories=null name=distillation start="$START" data.root="$LATENTS" data.teacher=runs/distillation/pairs \
   evaluation=linear_probe evaluation.unguided=true 'evaluation.steps=${steps}' -m seed=0,1,2 steps=2,1 "$@"
 af report runs/distillation

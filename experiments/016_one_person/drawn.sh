@@ -14,7 +14,7 @@ for M in before="$BASE/autoencoder" after="$OUT/vae/export"; do
   af evaluate --autoencoder "${M#*=}" --data "$OUT/data/test" --out "$OUT/table/vae/${M%%=*}"
 done
 af encode --data "$OUT/data--both" --autoencoder "$OUT/vae/export" --out "$OUT/latents"
-af train experiment=person_denoiser start="$BASE/denoiser" data.root="$OUT/latents" run="$OUT/denoiser" callbacks.previews=null
+af train experiment=person_denoiser start="$BASE/denoiser" data.root="$OUT/latents" module.flow_times.levels=each run="$OUT/denoiser" callbacks.previews=null
 for M in before="$BASE/denoiser" after="$OUT/denoiser/export"; do
   af evaluate --autoencoder "$OUT/vae/export" --denoiser "${M#*=}" --data "$OUT/latents/test" \
     --out "$OUT/table/denoiser/${M%%=*}"

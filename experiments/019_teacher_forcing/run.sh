@@ -47,7 +47,6 @@ case " ${KINDS:-package} " in
     judged "$OUT/vae/export" "$OUT/package/export" $L "$OUT/package/guided" $GUIDED evaluation.drift=true
     af teacher --data $L --denoiser "$OUT/package/export" --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
     af train experiment=distill_demo start="$OUT/package/export" data.root=$L data.teacher=$T run="$OUT/student" \
-      module.flow_times.levels=each module.flow_times.clean_probability=0 histories@module.histories=guessed \
       evaluation=none callbacks.previews=null
     judged "$OUT/vae/export" "$OUT/student/export" $L "$OUT/student/one_pass" evaluation.unguided=true evaluation.steps=1 \
       evaluation.drift=true

@@ -190,7 +190,17 @@ def test_a_model_folder_that_would_write_writes_nothing(
             f"data.root={latents}",
         ]
         assert (
-            main(["train", "experiment=preference_demo", "trainer.max_steps=1", f"run={tmp_path / 'run'}", *words]) == 1
+            main(
+                [
+                    "train",
+                    "experiment=preference_demo",
+                    "scheme=forcing",
+                    "trainer.max_steps=1",
+                    f"run={tmp_path / 'run'}",
+                    *words,
+                ]
+            )
+            == 1
         )
         assert "may be built from a file" in capsys.readouterr().err
     else:
@@ -328,7 +338,12 @@ def test_what_a_configuration_takes_from_a_model_folder_is_checked_too(tmp_path,
     for value in (WRITES, {"path": "${oc.env:HOME}"}, None):
         edit(tmp_path / "model", lambda info, value=value: info.update(motion_spec=value))
         with pytest.raises(UserError, match="motion_spec"):
-            resolve(compose("train", ["experiment=preference_demo", f"start={tmp_path / 'model'}", "data.root=x"]))
+            resolve(
+                compose(
+                    "train",
+                    ["experiment=preference_demo", "scheme=forcing", f"start={tmp_path / 'model'}", "data.root=x"],
+                )
+            )
 
 
 STATISTICS = {"mean": torch.zeros(2), "covariance": torch.eye(2), "basis": torch.eye(4, 2)}

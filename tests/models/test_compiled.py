@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from af.forcing.dropout import ConditionDropout
+from af.forcing.histories import GuessedHistories
 from af.forcing.noise import FlowTimes
 from af.losses.velocity import VelocityLoss
 from af.models.artifact import build
@@ -26,8 +27,8 @@ def fresh():
     torch.compiler.reset()
 
 
-def denoiser():
-    made = build(DENOISER)
+def denoiser(**changed):
+    made = build({**DENOISER, **changed})
     made.motion_space.fitted = True
     return made
 
@@ -44,9 +45,9 @@ def test_the_denoiser_is_one_graph(precision):
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
-@pytest.mark.parametrize("levels", ["independent", "last"])
+@pytest.mark.parametrize("levels", ["independent", "each", "last"])
 def test_drops_and_windows_of_any_length_compile_nothing_again(levels):
-    model = denoiser()
+    model = denoiser(look_ahead=0) if levels == "each" else denoiser()
     compiled: list[int] = []
 
     def backend(graph, inputs):
@@ -55,7 +56,8 @@ def test_drops_and_windows_of_any_length_compile_nothing_again(levels):
 
     flow_times = FlowTimes(5, levels=levels, start_share=0.5)
     dropout = ConditionDropout(0.5, 0.5, 0.5, 0.5, user=0.2, everything=0.2)
-    module = DenoiserModule(model, flow_times=flow_times, loss=VelocityLoss("l2"), dropout=dropout)
+    histories = GuessedHistories(5) if levels == "each" else None
+    module = DenoiserModule(model, flow_times=flow_times, loss=VelocityLoss("l2"), dropout=dropout, histories=histories)
     module.compile_networks(backend=backend)
     latent, audio = model.latent_dim, model.audio_feature_dim
     whole = DyadBatch(
@@ -70,6 +72,6 @@ def test_drops_and_windows_of_any_length_compile_nothing_again(levels):
         module.velocity_losses(batch, draws, draw_drops(module.dropout, batch, draws))[0].mean().backward()
         lengths.add(batch.valid.shape[1])
         graphs.append(len(compiled))
-    assert len(lengths) == (1 if levels == "independent" else 4)
+    assert len(lengths) == (4 if levels == "last" else 1)
     assert graphs[0] > 0
     assert graphs[-1] == graphs[0], graphs

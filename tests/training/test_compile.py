@@ -80,7 +80,7 @@ def arguments(request, dyads, latents, losers, teacher, denoiser_folder, vgg) ->
         "module.adversarial={_target_: af.losses.adversarial.AdversarialLoss, r1: 0}",
         "module.discriminator={_target_: af.models.discriminator.Discriminator, image_size: 32, channel_base: 128, max_channels: 16}",
     ]
-    preference = ["experiment=preference_demo", f"start={denoiser_folder}"]
+    preference = ["experiment=preference_demo", "scheme=forcing", f"start={denoiser_folder}"]
     shards = [f"data.losers={losers}", "module.online=null"]
     stages = {
         "vae": (VAE, dyads),
@@ -88,7 +88,10 @@ def arguments(request, dyads, latents, losers, teacher, denoiser_folder, vgg) ->
         "denoiser": (DENOISER, latents),
         "preference": ([*preference, *shards], latents),
         "preference on line": (preference, latents),
-        "distill": (["experiment=distill_demo", f"start={denoiser_folder}", f"data.teacher={teacher}"], latents),
+        "distill": (
+            ["experiment=distill_demo", "scheme=forcing", f"start={denoiser_folder}", f"data.teacher={teacher}"],
+            latents,
+        ),
     }
     stage, root = stages[request.param]
     return [*stage, *ONE_STEP, *QUIET, f"data.root={root}"]

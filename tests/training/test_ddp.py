@@ -28,6 +28,7 @@ def test_two_ranks_train(stage, dyads, latents, losers, denoiser_folder, tmp_pat
     """The stages beside the denoiser's, of which there is more below."""
     preference = [
         "experiment=preference_demo",
+        "scheme=forcing",
         f"start={denoiser_folder}",
         f"data.losers={losers}",
         "module.online=null",

@@ -24,7 +24,12 @@ SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=2", "trainer.
 
 @pytest.fixture
 def arguments(latents, teacher, denoiser_folder, tmp_path) -> list[str]:
-    distill = ["experiment=distill_demo", f"start={denoiser_folder}", f"data.teacher={teacher}"]
+    distill = [
+        "experiment=distill_demo",
+        "scheme=forcing",
+        f"start={denoiser_folder}",
+        f"data.teacher={teacher}",
+    ]
     return [*distill, *SHORT, f"data.root={latents}", f"run={tmp_path / 'run'}"]
 
 

@@ -151,6 +151,6 @@ def test_an_avatar_and_a_stage_start_from_a_run_or_a_checkpoint(run, tmp_path, a
         assert denoiser.state_dict()["head.weight"].equal(load_as(place, MotionDenoiser)[0].head.weight)
     options = ["trainer.max_steps=1", "data.batch_size=2", "data.workers=0", "module.online=null", "optimizer.lr=1e-12"]
     words = [f"start={best}", f"data.root={latents}", f"data.losers={losers}", f"run={tmp_path / 'more'}", *options]
-    assert main(["train", "experiment=preference_demo", *words]) == 0
+    assert main(["train", "experiment=preference_demo", "scheme=forcing", *words]) == 0
     after = load_file(tmp_path / "more" / "export" / "model.safetensors")["head.weight"]
     torch.testing.assert_close(after, load_as(best, MotionDenoiser)[0].head.weight.detach(), rtol=0, atol=1e-9)

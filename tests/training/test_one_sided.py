@@ -75,7 +75,9 @@ def test_a_missing_user_is_the_trained_null_whatever_the_batch_holds(windows, de
 
 
 def test_the_loss_of_one_person_is_that_of_a_dropped_user(windows, latents, denoiser_folder):
-    module = instantiate(resolve(compose("train", [*DENOISER, *SHORT, f"data.root={latents}", "run=x"]))["module"])
+    module = instantiate(
+        resolve(compose("train", [*DENOISER, *SHORT, "scheme=forcing", f"data.root={latents}", "run=x"]))["module"]
+    )
     module.denoiser = load_model(denoiser_folder).model
     solo = DyadBatch(**{name: None if x is None else x[1:2] for name, x in vars(windows).items()})
     noise = replace(solo, user_motion=torch.randn_like(solo.user_motion), user_audio=torch.randn_like(solo.user_audio))
@@ -172,7 +174,7 @@ def test_a_denoiser_trains_on_one_person_and_on_mixtures(reader, alone, latents,
 def test_a_preference_is_learnt_where_there_is_a_user(both, denoiser_folder, tmp_path):
     source = {"_target_": "af.pipeline.losers.WeakUser", "steps": 1}
     make_losers(both, tmp_path / "losers", source, denoiser=denoiser_folder)
-    options = ["experiment=preference_demo", f"start={denoiser_folder}", "module.online=null"]
+    options = ["experiment=preference_demo", "scheme=forcing", f"start={denoiser_folder}", "module.online=null"]
     found = run_of(tmp_path, *options, f"data.losers={tmp_path / 'losers'}", f"data.root={both}")
     assert np.isfinite([found[-1]["val/loss"], found[-1]["val/preference/loss"]]).all()
 

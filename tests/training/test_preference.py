@@ -33,6 +33,7 @@ SHORT = ["data.batch_size=4", "data.workers=0", "trainer.max_steps=6", "trainer.
 def arguments(latents, losers, denoiser_folder, tmp_path) -> list[str]:
     preference = [
         "experiment=preference_demo",
+        "scheme=forcing",
         f"start={denoiser_folder}",
         f"data.losers={losers}",
         "module.online=null",

@@ -58,6 +58,7 @@ SHORT = [
 def arguments(request, dyads, latents, losers, denoiser_folder) -> list[str]:
     preference = [
         "experiment=preference_demo",
+        "scheme=forcing",
         f"start={denoiser_folder}",
         f"data.losers={losers}",
         "module.online=null",
