@@ -2,10 +2,12 @@
 # One factor at a time, then roll-outs of four minutes. Stopped, the same command goes on with what is not done.
 set -eu
 LATENTS=${LATENTS:-data/demo-latents-5}
-BASE="model.block_frames=10 model.look_ahead=2" # that of the time
+BASE="model.block_frames=10 model.look_ahead=2 module.histories=null" # that of the time
 for FACTOR in scheme=forcing,autoregressive,bidirectional model.block_frames=5,25 "model.condition_reach=choice(0)" \
   model.look_ahead=0,4 "model.look_ahead_layers=choice(first)" model.mask=block_causal,frame_lookahead; do
-  af train experiment=denoiser_demo name=forcing data.root="$LATENTS" evaluation=none \
+  case $FACTOR in scheme=*) SCHEME= ;; *) SCHEME=scheme=forcing ;; esac
+  # shellcheck disable=SC2086
+  af train experiment=denoiser_demo name=forcing $SCHEME data.root="$LATENTS" evaluation=none \
     trainer.max_steps=800 trainer.val_check_interval=800 -m seed=0,1,2 $BASE "$FACTOR" "$@"
 done
 rolled_out() { # RUN NAME [OVERRIDE ...]
