@@ -186,7 +186,7 @@ def test_the_preference_stage_finds_the_base_of_its_loss_and_seed(latents, tmp_p
 def test_losers_of_two_sources_and_none(latents, denoiser_folder, commands):
     """Losers of three sources; a stage for one of them, and one on line. (One conversation has nobody to shuffle with.)"""
     talking = " ".join([*DENOISER, *SPACE, *BLOCKS, *ONE_STEP])
-    words = ["seed=0", "loser=weak", *ONE_STEP]
+    words = ["seed=0", "loser=weak", "scheme=forcing", *ONE_STEP]  # the denoiser looks ahead
     given = {"LATENTS": latents, "START": denoiser_folder, "TALKING": talking, "ITSELF": "weak"}
     rows = settings(commands("012_loser_sources", "losers", *words, **given))
     assert rows == {"loser=weak": 1, "loser=online": 1, "runs/losers/none-0": 1, "runs/losers/none-1": 1}
