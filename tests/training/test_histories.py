@@ -26,10 +26,10 @@ def _draws(batch) -> Draws:
     return Draws(torch.Generator().manual_seed(0), len(batch.valid))
 
 
-@pytest.mark.parametrize("histories", [[], GUESSED])
-def test_every_block_is_learnt_after_a_past(words, histories):
+@pytest.mark.parametrize("guessed", [False, True])
+def test_every_block_is_learnt_after_a_past(words, guessed):
     """It is the truth, or what the denoiser made of it in a pass that saw the truth before every block."""
-    config = resolve(compose("train", [*words, *histories]))
+    config = resolve(compose("train", [*words, *(GUESSED if guessed else ["module.histories=null"])]))
     module, data = instantiate(config["module"]), instantiate(config["data"])
     batch = replace(next(iter(data.train_dataloader())), teacher=None)
     pasts, denoiser = [], module.denoiser.forward
@@ -45,9 +45,9 @@ def test_every_block_is_learnt_after_a_past(words, histories):
     module.denoiser.forward = watched
     assert losses()[2].equal(batch.valid)
     true = module.ends(batch, _draws(batch))[1]
-    assert len(pasts) == (2 if histories else 1)
+    assert len(pasts) == (2 if guessed else 1)
     assert pasts[0].equal(true)
-    assert pasts[-1].allclose(true) == (not histories)
+    assert pasts[-1].allclose(true) == (not guessed)
     module.eval()  # validation sees the truth alone
     losses()
     assert pasts[-1].equal(true)
