@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import nullcontext
 from itertools import pairwise
@@ -39,11 +40,13 @@ class Work(TorchDispatchMode):
         return given
 
     def __enter__(self):
+        gc.disable()  # it would call what other tests have left
         sys.setprofile(self._count)
         return super().__enter__()
 
     def __exit__(self, *reason) -> None:
         sys.setprofile(None)
+        gc.enable()
         super().__exit__(*reason)
 
     def _count(self, frame, event: str, argument) -> None:
