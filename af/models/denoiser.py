@@ -165,13 +165,17 @@ class MotionDenoiser(nn.Module):
         plans = self._plans_after_past(frames)
         return self.velocity(self.embed(both, portrait), self.modulation(times), keys, plans, newest=noisy.shape[1])
 
-    def _plans_after_past(self, frames: Int[Tensor, " T"]) -> list[AttentionPlan]:
-        """Plans for [past ; noisy]: noisy frames see the past of earlier blocks, and the noisy frames of their own."""
+    def require_no_look_ahead(self) -> None:
+        """Raise UserError for a look-ahead: a block after a given past has no next block to look into."""
         if self.layout.look_ahead:
             raise UserError(
                 f"look_ahead: {self.layout.look_ahead}; a block that sees a clean past alone (flow times of levels each) "
-                "has no next block to look into: set model.look_ahead=0"
+                "has no next block to look into: set model.look_ahead=0, or scheme=forcing"
             )
+
+    def _plans_after_past(self, frames: Int[Tensor, " T"]) -> list[AttentionPlan]:
+        """Plans for [past ; noisy]: noisy frames see the past of earlier blocks, and the noisy frames of their own."""
+        self.require_no_look_ahead()
         rule = self.self_masks(frames, frames, 1)[0]
         block = frames // self.layout.block_frames
         own, earlier = block[:, None] == block, block[:, None] > block

@@ -47,11 +47,8 @@ class DenoiserModule(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(denoiser, optimizer, scheduler, seed)
-        if flow_times.levels == "each" and (ahead := denoiser.layout.look_ahead):
-            raise UserError(
-                f"flow_times.levels: each; a block after a clean past has no next block to look into, and the denoiser "
-                f"looks {ahead} frames ahead: set model.look_ahead=0"
-            )
+        if flow_times.levels == "each":
+            denoiser.require_no_look_ahead()
         self.denoiser, self._start_spec = denoiser, None if start is None else start_from(denoiser, start)
         self.flow_times, self.loss, self.dropout, self.histories = flow_times, loss, dropout, histories
 

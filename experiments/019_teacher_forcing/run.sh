@@ -1,10 +1,10 @@
 #!/bin/sh
 # What a denoiser learns from: noisy pasts, clean ones, its own guesses. Then the avatar of the package: a motion VAE trained for
 # longer, a denoiser on it, and its student. It needs the shards of `make demo` (data/demo) and data/demo-latents-5
-# (experiments/015_blocks_of_five/run.sh). Stops and goes on like its parts.
+# (VAE=runs/demo/vae/export experiments/015_blocks_of_five/run.sh). Stops and goes on like its parts.
 #   SEEDS="0 1"   KINDS="forcing half_clean no_guesses both package"   OUT=where things go   VAE=the one to start from
 set -eu
-VAE=${VAE:-af/serve/weights/autoencoder} OUT=${OUT:-runs/teacher_forcing}
+VAE=${VAE:-runs/demo/vae/export} OUT=${OUT:-runs/teacher_forcing}
 
 denoiser() { # DATA RUN STEPS [KEY=VALUE ...]
   DATA=$1 RUN=$2 STEPS=$3
