@@ -183,12 +183,12 @@ def denoiser_stage(config: dict[str, Any]) -> Stage:
     denoiser, features = module.denoiser, config["features"]["dim"]
     if not denoiser.motion_space.fitted:
         denoiser.motion_space.fit(_statistics(denoiser))
-    reference = module.reference.denoiser if isinstance(module, PreferenceModule) else nn.Identity()
+    reference = module.reference.network if isinstance(module, PreferenceModule) else nn.Identity()
     work: dict[str, float] = {}
     draws = Draws(step_generator(0, 0, torch.device("cpu")), 1)
     if isinstance(module, PreferenceModule):  # a roll-out looks at values, so it is computed
         assert module.online is not None
-        online, frozen = module.online, module.reference.denoiser
+        online, frozen = module.online, module.reference.network
         window = _window(denoiser, features, denoiser.layout.window_frames)
         work["losers"] = gflop_of(lambda: online(denoiser, frozen, window, draws))
     with without_values(denoiser, reference), _autocast(config["trainer"]["precision"]):

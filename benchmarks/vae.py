@@ -27,7 +27,8 @@ from torch import Tensor
 
 from af.cli.kinds import number
 from af.models.artifact import build
-from af.models.autoencoder import DecoderLevel, MotionAutoencoder
+from af.models.autoencoder import MotionAutoencoder
+from af.models.decoder import DecoderLevel
 from af.nn.equalized import GAIN, SLOPE
 from af.nn.modulated import StyledConv
 from af.nn.resample import blur_kernel

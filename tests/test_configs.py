@@ -63,6 +63,8 @@ def start(experiment: str, denoiser: Path, autoencoder: Path | None = None) -> l
         ]
     if experiment == "person":
         return [f"start={autoencoder}", *NOTHING_TO_BRING]
+    if experiment == "vae_light":
+        return [f"start={autoencoder}"]
     follows = experiment.startswith(("preference", "distill", "person_"))
     return [f"start={denoiser}", "scheme=forcing"] if follows else []  # the test's denoiser looks ahead
 
@@ -84,6 +86,8 @@ def test_every_experiment_runs_one_step(
     root = {"vae": dyads, "denoiser": latents, "preference": latents, "distill": latents}[stage]
     made = {"preference": begin, "distill": [*begin, f"data.teacher={teacher}"]}
     small = [*{**SMALL, **made}[stage], *(begin if stage == "vae" else [])]
+    if experiment == "vae_light":
+        small = begin
     if experiment.startswith("person"):  # their model is the one that is given
         small = [*begin, "adapt.rank=1", *(["data.vary.place=0"] if stage == "vae" else [])]
     arguments = [f"experiment={experiment}", f"data.root={root}", f"run={tmp_path}", *small, *ONE_STEP]

@@ -118,15 +118,19 @@ def _with_trainer_flags(overrides: list[str]) -> list[str]:
 
 
 def register_resolvers() -> None:
-    """`${saved_model:FOLDER,KEY}`: an entry of a model folder's model.json, so that a stage can start from a model."""
+    """`${saved_model:FOLDER,KEY}`: an entry of a model folder's model.json, so that a stage can start from a model;
+    `${saved_model:FOLDER,KEY,{NAME:VALUE}}` with other values.
+    """
     from omegaconf import OmegaConf
 
-    def saved_model(folder: str, key: str) -> Any:
+    def saved_model(folder: str, key: str, changed: Mapping[str, Any] | None = None) -> Any:
         from af.models.artifact import entry, model_info
         from af.models.registry import check_description
 
         value = entry(model_info(folder), key, Path(folder))
         check_description(value, f"{folder}: {key}")  # composed configurations are built without further checks
+        if changed:
+            value = {**value, **changed}
         return OmegaConf.create(value) if isinstance(value, dict | list) else value
 
     OmegaConf.register_new_resolver("saved_model", saved_model, replace=True)

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from af.nn.equalized import GAIN, SLOPE, EqualConv2d, EqualLinear, ResidualDown
-from af.nn.modulated import ModulatedProjection, Modulation, StyledConv
+from af.models.decoder import Decoder, LightDecoder
+from af.nn.equalized import EqualConv2d, EqualLinear, ResidualDown
 from af.nn.precision import single, without_autocast
-from af.nn.resample import upsample2
-from af.nn.warp import base_grid, warp
 from af.types import Identity
 from af.values import require_number
 
-COARSEST = 8  # pixels: size of the coarsest appearance features and of the first decoder level
 CHUNK_PIXELS = 512 * 512  # decoded at once by default: one frame at 512 px, 64 at 64 px
 
 
@@ -40,12 +35,15 @@ class AutoencoderOutput:
     motion: Float[Tensor, "B D"]
 
 
-class LevelModulation(NamedTuple):
-    """Channel factors of one decoder level for every frame: upsampling convolution, convolution, flow."""
+@dataclass(frozen=True)
+class EncodedPair:
+    """A source's code and features, and the driving image's posterior and motion."""
 
-    up: Modulation
-    conv: Modulation
-    flow: Tensor
+    code: Float[Tensor, "B D"]
+    features: tuple[Tensor, ...]
+    coefficients: Float[Tensor, "B K"]
+    log_variance: Float[Tensor, "B K"] | None
+    motion: Float[Tensor, "B D"]
 
 
 class Encoder(nn.Module):
@@ -72,87 +70,6 @@ class Encoder(nn.Module):
         return single(self.code(x).flatten(1)), tuple(reversed(features[:-1]))
 
 
-class DecoderLevel(nn.Module):
-    """One decoder level: doubles the size, predicts a flow, blends in warped features and adds their colours.
-
-    With `paint` colours are computed after the blending, so this scale can paint what the portrait does not show (the
-    inside of a mouth). Without it, as released, colours come from the warped features only.
-    """
-
-    def __init__(self, inputs: int, outputs: int, style_dim: int, paint: bool) -> None:
-        super().__init__()
-        self.up = StyledConv(inputs, outputs, style_dim, up=True)
-        self.conv = StyledConv(outputs, outputs, style_dim)
-        self.flow = ModulatedProjection(outputs, 3, style_dim)
-        self.rgb = EqualConv2d(outputs, 3, 1, gain=GAIN)
-        self.rgb_inner_bias = nn.Parameter(torch.zeros(3))
-        self.rgb_bias = nn.Parameter(torch.zeros(3))
-        self.paint = paint
-
-    def modulation(self, code: Float[Tensor, "N D"]) -> LevelModulation:
-        """Channel factors for the style codes of N frames."""
-        return LevelModulation(self.up.modulation(code), self.conv.modulation(code), self.flow.modulation(code))
-
-    def forward(
-        self,
-        x: Float[Tensor, "N I Y X"],
-        features: Float[Tensor, "B O Y2 X2"],
-        modulation: LevelModulation,
-        flow: Float[Tensor, "N 3 Y X"] | None,
-        rgb: Float[Tensor, "N 3 Y X"] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(activations, raw flow, colours) at twice the size."""
-        x = self.conv(self.up(x, modulation.up), modulation.conv)
-        raw = self.flow(x, modulation.flow)
-        if flow is not None:
-            raw = raw + upsample2(flow)
-        grid = base_grid(raw.shape[-1], raw.device) + torch.tanh(raw[:, :2]).permute(0, 2, 3, 1)
-        mask = torch.sigmoid(raw[:, 2:]).to(x.dtype)
-        sampled = warp(features, grid).to(x.dtype)
-        mixed = torch.lerp(x, sampled, mask)  # warped + x (1 - mask)
-        # A 1x1 convolution commutes with the one-channel mask, and masking its 3 outputs is cheaper.
-        colours = self.rgb(mixed) if self.paint else self.rgb(sampled) * mask
-        inner = (self.rgb_inner_bias * GAIN)[None, :, None, None]
-        colours = F.leaky_relu(single(colours) + inner, SLOPE) + self.rgb_bias[None, :, None, None]
-        return mixed, raw, colours if rgb is None else colours + upsample2(rgb)
-
-
-class Decoder(nn.Module):
-    """Maps style codes and a portrait's features to images."""
-
-    def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int], paint: bool) -> None:
-        super().__init__()
-        self.constant = nn.Parameter(torch.randn(1, channels[4], 4, 4))
-        self.conv = StyledConv(channels[4], channels[4], latent_dim)
-        sizes = [size for size in sorted(channels) if size >= COARSEST]
-        self.levels = nn.ModuleDict(
-            {str(size): DecoderLevel(channels[size // 2], channels[size], latent_dim, paint) for size in sizes}
-        )
-
-    def modulation(self, code: Float[Tensor, "N D"]) -> tuple[Modulation, list[LevelModulation]]:
-        """All channel factors of N frames, in fp32; they depend only on the style codes."""
-        with without_autocast(code.device):
-            levels = [level.modulation(single(code)) for level in self.levels.values()]  # type: ignore[operator]
-            return self.conv.modulation(single(code)), levels
-
-    def forward(
-        self,
-        features: tuple[Tensor, ...],
-        modulation: tuple[Modulation, list[LevelModulation]],
-        frames: Tensor | slice,
-    ) -> Float[Tensor, "N 3 Y X"]:
-        """Images of `frames`, an equal number per portrait."""
-        first, levels = modulation
-        first = first.at(frames)
-        constant = self.constant.expand(first.inputs.shape[0], -1, -1, -1)
-        x = self.conv(constant.contiguous(memory_format=torch.channels_last), first)
-        flow = rgb = None
-        for level, maps, factors in zip(self.levels.values(), features, levels, strict=True):
-            chosen = LevelModulation(factors.up.at(frames), factors.conv.at(frames), factors.flow[frames])
-            x, flow, rgb = level(x, maps, chosen, flow, rgb)
-        return rgb  # type: ignore[return-value]
-
-
 class MotionAutoencoder(nn.Module):
     """Autoencoder of RGB images in [-1, 1] with `image_size` pixels (a power of two, at least 16).
 
@@ -160,7 +77,8 @@ class MotionAutoencoder(nn.Module):
     shapes of the others: a 256 px model can start a 512 px one. Defaults are the released model.
 
     Released: `motion_layers` 5, neither `paint` nor `normalised`. `normalised` adds batch normalisation to the encoder,
-    which then learns small details (lips, lids) in a tenth of the steps.
+    which then learns small details (lips, lids) in a tenth of the steps. `light` is the channel base of a
+    `LightDecoder`, for images that a laptop shall decode (None: the full decoder).
 
     Raises ValueError for an impossible size. Source: arXiv 2601.00664 §3.1; LIA (arXiv 2203.09043) for the decoder.
     """
@@ -176,6 +94,7 @@ class MotionAutoencoder(nn.Module):
         variational: bool = False,
         paint: bool = False,
         normalised: bool = False,
+        light: int | None = None,
     ) -> None:
         super().__init__()
         for name in ("latent_dim", "max_channels", "motion_layers"):
@@ -185,6 +104,7 @@ class MotionAutoencoder(nn.Module):
         require_number("directions", directions, least=1, most=latent_dim, whole=True)
         if channel_base < image_size:
             raise ValueError(f"channel_base {channel_base} leaves no channels at {image_size} px")
+        require_number("light", light, least=image_size // 2, whole=True, optional=True)
         self.image_size, self.latent_dim, self.directions_count = image_size, latent_dim, directions
         self.variational = variational
         sizes = [4 * 2**i for i in range(image_size.bit_length() - 2)]
@@ -197,7 +117,11 @@ class MotionAutoencoder(nn.Module):
             self.log_variance_head = EqualLinear(latent_dim, directions, bias=-4.0)
             nn.init.zeros_(self.log_variance_head.weight)
         self.direction_weight = nn.Parameter(torch.randn(latent_dim, directions))
-        self.decoder = Decoder(image_size, latent_dim, channels, paint)
+        self.decoder = (
+            Decoder(latent_dim, channels, paint)
+            if light is None
+            else LightDecoder(image_size, latent_dim, channels, paint, light)
+        )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _encode(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -227,7 +151,8 @@ class MotionAutoencoder(nn.Module):
         Raises ValueError unless images are RGB (B, 3, size, size) in [-1, 1]. `check` checks the range, for which the
         host waits for the device; images converted from bytes do not need it.
         """
-        return Identity(*self._encode(self._checked(image) if check else image))
+        code, features = self._encode(self._checked(image) if check else image)
+        return Identity(code, self.decoder.appearance(features))
 
     def posterior(
         self, image: Float[Tensor, "B 3 Y X"], *, check: bool = True
@@ -300,16 +225,26 @@ class MotionAutoencoder(nn.Module):
         is encoded only once for both directions. With standard normal `noise` (and `variational`) the coefficients are
         a sample of the posterior, otherwise its mean. Errors as `identity`, without the check of the range.
         """
-        identity = Identity(*self._encode(source))
+        given = self.encode_pair(source, driving, noise)
+        identity = Identity(given.code, self.decoder.appearance(given.features))
+        image = self.decode(identity, given.motion[:, None], chunk_frames=1)[:, 0]
+        return AutoencoderOutput(image, given.coefficients, given.log_variance, given.motion)
+
+    def encode_pair(
+        self,
+        source: Float[Tensor, "B 3 Y X"],
+        driving: Float[Tensor, "B 3 Y X"] | None = None,
+        noise: Float[Tensor, "B K"] | None = None,
+    ) -> EncodedPair:
+        """What `forward` decodes."""
+        code, features = self._encode(source)
         if driving is None:
             half = len(source) // 2
-            mean, log_variance = self._posterior(identity.code)
+            mean, log_variance = self._posterior(code)
             mean, log_variance = mean.roll(half, 0), None if log_variance is None else log_variance.roll(half, 0)
         else:
             mean, log_variance = self._posterior(self._encode(driving)[0])
         coefficients = mean
         if noise is not None and log_variance is not None:
             coefficients = mean + noise * torch.exp(0.5 * log_variance)
-        motion = self._along_directions(coefficients)
-        image = self.decode(identity, motion[:, None], chunk_frames=1)[:, 0]
-        return AutoencoderOutput(image, mean, log_variance, motion)
+        return EncodedPair(code, features, mean, log_variance, self._along_directions(coefficients))

@@ -20,7 +20,7 @@ from af.console import progress_bar
 from af.data.provenance import with_earlier
 from af.errors import UserError
 from af.files import append_line
-from af.models.artifact import ADAPTER, LATENTS, model_info, save_model
+from af.models.artifact import LATENTS, model_info, save_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.checkpoint import saved_model
 from af.models.registry import check_description
@@ -177,8 +177,7 @@ class Export(Callback):
     def _about(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         info, part = {**self.info, **data.provenance()}, getattr(module, self.part)
-        if ADAPTER in info and isinstance(part, MotionAutoencoder) and part.keeps_motion(changes(part)):
-            assert self.earlier is not None
+        if self.earlier and isinstance(part, MotionAutoencoder) and part.keeps_motion(changes(part)):
             info[LATENTS] = self.earlier.get(LATENTS) or self.earlier["sha256"]
         return with_earlier(info, self.earlier)
 

@@ -100,7 +100,7 @@ class PreferenceModule(DenoiserModule):
     def __init__(
         self,
         denoiser: MotionDenoiser,
-        reference: FrozenReference,
+        reference: FrozenReference[MotionDenoiser],
         *,
         preference: PreferenceLoss,
         error: FrameError,
@@ -132,7 +132,7 @@ class PreferenceModule(DenoiserModule):
     def compile_networks(self, **how: Any) -> None:
         """Compile the policy and the reference."""
         super().compile_networks(**how)
-        compile_denoiser(self.reference.denoiser, **how)
+        compile_denoiser(self.reference.network, **how)
 
     def on_fit_start(self) -> None:
         """Move the reference to the policy's device, and check it."""
@@ -171,7 +171,7 @@ class PreferenceModule(DenoiserModule):
         if len(batch.valid) == 0:
             return
         draws = validation_draws(self, self.seed + 2, batch_idx, len(batch.valid))
-        reference, loser = self.reference.denoiser, batch.loser
+        reference, loser = self.reference.network, batch.loser
         if self.online is not None:
             loser = self.online(reference, reference, batch, draws)
         if loser is None:
@@ -185,7 +185,7 @@ class PreferenceModule(DenoiserModule):
         """Errors of policy and reference on winners and losers, in fp32, with one draw of noise and flow time for all
         four, and drops as at `progress` (0 … 1) of training.
         """
-        policy, reference = self.denoiser, self.reference.denoiser
+        policy, reference = self.denoiser, self.reference.network
         batch = self.cut(replace(batch, loser=loser), draws)
         assert batch.loser is not None
         winner = policy.motion_space.to_model(batch.avatar_motion)
@@ -237,7 +237,7 @@ class PreferenceModule(DenoiserModule):
             raise UserError(
                 "data.losers and module.online are both set: module.online=null takes the losers of the shards"
             )
-        return self.online(self.denoiser, self.reference.denoiser, batch, draws, step)
+        return self.online(self.denoiser, self.reference.network, batch, draws, step)
 
     def _counted(self, batch: DyadBatch) -> Tensor:
         # without a user there is no reaction to prefer

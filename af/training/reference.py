@@ -1,15 +1,19 @@
-"""The frozen reference model of a preference stage."""
+"""Frozen networks that a stage compares with: the reference of a preference stage, the teacher of a light decoder."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
 from af.errors import UserError
 from af.models.artifact import load_as, weights_digest
 from af.models.denoiser import MotionDenoiser
 from af.specs import MotionSpec
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def policy(folder: str | Path) -> MotionDenoiser:
@@ -34,28 +38,28 @@ def start_from(model: MotionDenoiser, folder: str | Path) -> MotionSpec | None:
     return None if spec is None else MotionSpec.from_json(spec)
 
 
-class FrozenReference:
-    """A denoiser in eval mode without gradients, identified by the hash of its weights.
+class FrozenReference(Generic[Network]):
+    """A network in eval mode without gradients, identified by the hash of its weights.
 
     It is not a module, so its weights enter no checkpoint, average or optimiser of its owner.
     """
 
-    def __init__(self, denoiser: MotionDenoiser) -> None:
-        self.denoiser = denoiser.eval().requires_grad_(False)
-        self.digest = weights_digest(denoiser)
+    def __init__(self, network: Network) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.digest = weights_digest(network)
 
     @classmethod
-    def load(cls, folder: str | Path) -> FrozenReference:
+    def load(cls, folder: str | Path) -> FrozenReference[MotionDenoiser]:
         """The denoiser of a model folder, frozen."""
-        return cls(load_as(folder, MotionDenoiser)[0])
+        return FrozenReference(load_as(folder, MotionDenoiser)[0])
 
     def to(self, device: torch.device | str) -> None:
-        """Move the denoiser."""
-        self.denoiser.to(device)
+        """Move the network."""
+        self.network.to(device)
 
     def check(self) -> None:
-        """Raise RuntimeError if the denoiser has changed."""
-        if any(m.training for m in self.denoiser.modules()) or any(p.requires_grad for p in self.denoiser.parameters()):
+        """Raise RuntimeError if the network has changed."""
+        if any(m.training for m in self.network.modules()) or any(p.requires_grad for p in self.network.parameters()):
             raise RuntimeError("the reference is no longer frozen: it is in training mode or requires gradients")
-        if weights_digest(self.denoiser) != self.digest:
+        if weights_digest(self.network) != self.digest:
             raise RuntimeError("the reference's weights have changed")

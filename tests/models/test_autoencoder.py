@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from af.errors import UserError
 from af.models.autoencoder import MotionAutoencoder
+from af.models.decoder import LightDecoder
 from af.models.discriminator import Discriminator
 from af.models.perceptual import VggFeatures
 from af.models.released.autoencoder import PREFIX, read_autoencoder, released_names, unused_names
@@ -32,9 +33,9 @@ def normal(seed: int, rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, DIRECTIONS, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture
-def model() -> MotionAutoencoder:
-    return _build()
+@pytest.fixture(params=[None, 64], ids=["full", "light"])
+def model(request) -> MotionAutoencoder:
+    return _build(light=request.param)
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def images(generator):
 def test_shapes(model, images):
     identity = model.identity(images)
     assert identity.code.shape == (3, LATENT)
-    assert [tuple(f.shape[1:]) for f in identity.features] == [(8, 8, 8), (4, 16, 16)]
+    at_full_size = 3 if isinstance(model.decoder, LightDecoder) else 4  # colours in place of features
+    assert [tuple(f.shape[1:]) for f in identity.features] == [(8, 8, 8), (at_full_size, 16, 16)]
     assert model.coefficients(images).shape == (3, DIRECTIONS)
     assert model.decode(identity, torch.zeros(3, 2, LATENT)).shape == (3, 2, 3, SIZE, SIZE)
     assert model(images, images).image.shape == images.shape

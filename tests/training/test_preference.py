@@ -80,7 +80,7 @@ def test_margins_decide_the_same_in_mixed_precision(arguments, batch, beta):
     finally:
         torch.set_float32_matmul_precision(before)
     module.denoiser.double()
-    module.reference.denoiser.double()
+    module.reference.network.double()
     doubles = {n: x.double() for n, x in vars(batch).items() if x is not None and x.is_floating_point()}
     exact_batch = replace(batch, **doubles)
     drawn = SameDraws(step_generator(0, 0), len(batch.valid))
@@ -160,11 +160,11 @@ def test_a_touched_reference_is_noticed(denoiser_folder):
     reference = FrozenReference.load(denoiser_folder)
     reference.check()
     with torch.no_grad():
-        next(reference.denoiser.parameters()).add_(1e-6)
+        next(reference.network.parameters()).add_(1e-6)
     with pytest.raises(RuntimeError, match="changed"):
         reference.check()
     reference = FrozenReference.load(denoiser_folder)
-    reference.denoiser.train()
+    reference.network.train()
     with pytest.raises(RuntimeError, match="frozen"):
         reference.check()
 
@@ -277,7 +277,7 @@ def test_losers_of_other_shards_are_refused(latents, losers, tmp_path):
 def test_the_policy_is_in_training_mode(arguments):
     module = module_of(arguments)
     assert module.denoiser.training
-    assert not module.reference.denoiser.training
+    assert not module.reference.network.training
 
 
 def test_the_model_is_that_of_the_start(arguments, denoiser_folder):

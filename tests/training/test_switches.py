@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from af.models.autoencoder import DecoderLevel
+from af.models.decoder import DecoderLevel
 from af.nn.transformer import ForcingBlock
 from af.training.compile import recompute, repeated
 from tests.training.test_resume import DENOISER, SHORT, VAE, started, train

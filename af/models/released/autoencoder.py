@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from af.models.autoencoder import COARSEST, MotionAutoencoder
+from af.models.autoencoder import MotionAutoencoder
+from af.models.decoder import COARSEST
 from af.models.released.files import Source, check_layout, read_state
 
 PREFIX: Final = "motion_autoencoder."
