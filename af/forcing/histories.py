@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -56,10 +57,15 @@ class Histories:
         most = (frames - 1) // self.block_frames
         if most < 1:
             raise UserError(f"module.histories: windows of {frames} frames hold no history before their last block")
-        device = "cpu" if generator is None else generator.device
+        device = torch.device("cpu") if generator is None else generator.device
         blocks = torch.randint(1, most + 1, (windows,), generator=generator, device=device)
-        chosen = torch.rand(windows, generator=generator, device=device) < self.share
-        return blocks * self.block_frames * chosen
+        return blocks * self.block_frames * self.chosen(windows, device)
+
+    def chosen(self, windows: int, device: torch.device | None = None) -> Bool[Tensor, " B"]:
+        """Which windows have a history: evenly spread, so that the host knows their number."""
+        share = Fraction(self.share).limit_denominator(100)
+        before = torch.arange(windows + 1, device=device) * share.numerator // share.denominator
+        return before[1:] > before[:-1]
 
     def __call__(
         self, true: Float[Tensor, "B T D"], own: Float[Tensor, "B T D"], borders: Int[Tensor, " B"]

@@ -96,8 +96,7 @@ class DenoiserModule(Stage):
         if (histories := self.histories) is not None and self.training:
             borders = self._borders(histories, clean, draws)
             if isinstance(histories, GuessedHistories):
-                times = self.draw_guess_times(histories, draws, clean)
-                made = self.guessed(noise, clean, times, condition, reference, past)
+                made = self._guesses(histories, draws, noise, clean, condition, reference, past)
             else:
                 made = self.generated(batch)
             if past is None:
@@ -116,6 +115,30 @@ class DenoiserModule(Stage):
         if batch.teacher is None:
             raise UserError(f"{type(self).__name__} needs data.teacher: a folder written by af teacher")
         return self.denoiser.motion_space.to_model(batch.teacher)
+
+    def _guesses(
+        self,
+        histories: GuessedHistories,
+        draws: Draws,
+        noise: Tensor,
+        clean: Tensor,
+        condition: Condition,
+        reference: Tensor,
+        past: Tensor | None,
+    ) -> Tensor:
+        """Motion (B, T, D) with the denoiser's guesses in the windows that have a history, the truth in the others."""
+        times = self.draw_guess_times(histories, draws, clean)
+        count = int(draws.of_rows(histories.chosen).sum())  # on the host, which waits for nothing
+        chosen = draws.of_rows(lambda rows: histories.chosen(rows, clean.device))
+        rows = chosen.int().argsort(descending=True, stable=True)[:count]
+        if not count:
+            return clean
+        given = (x if x is None or count == len(x) else x[rows] for x in (noise, clean, times, reference, past))
+        noise, true, times, reference, past = given  # type: ignore[assignment]
+        if count < len(clean):
+            condition = condition.map(lambda signal: signal[rows])
+        guessed = self.guessed(noise, true, times, condition, reference, past)
+        return guessed if count == len(clean) else clean.index_copy(0, rows, guessed.to(clean.dtype))
 
     @torch.no_grad()
     def guessed(

@@ -111,6 +111,30 @@ def test_other_sampling_is_that_of_torch(avatar, runtime, portrait, sampling, cl
     assert np.abs(np.concatenate(list(made), 1) - motion).max() < close < np.abs(usual - motion).max()
 
 
+def test_light_decoders_are_those_of_torch(portrait, tmp_path):
+    from af.models.artifact import LATENTS, read_description, save_model
+    from af.share.export import export_avatar
+    from af.training.light import lightened
+
+    images, motion = tmp_path / "autoencoder", tmp_path / "denoiser"
+    about = read_description(shipped() / "autoencoder")
+    light = lightened(shipped() / "autoencoder", 512)
+    torch.nn.init.normal_(light.decoder.fine.weight)
+    save_model(images, light, {**about["model"], "light": 512}, {**about, LATENTS: about["sha256"]})
+    shutil.copytree(shipped() / "denoiser", motion)
+    avatar = Avatar.load(images, motion)
+    voices, faces = inputs(avatar, portrait)
+    moved, frames = torch_motion(avatar, portrait, voices, faces, steps=2)
+    export_avatar(tmp_path, tmp_path / "export")
+    runtime = Runtime(tmp_path / "export", threads=1)
+    face = runtime.face(portrait)
+    seen = map(runtime.user_motion, faces)
+    blocks = list(runtime.motion(face.reference, FRAMES, seed=5, user_motion=seen, steps=2, **voices))
+    assert np.abs(np.concatenate(blocks, 1) - moved).max() < CLOSE
+    shown = np.stack(list(runtime.frames(face, blocks)))
+    assert np.abs(shown.astype(int) - frames).max() <= 1
+
+
 def test_a_student_is_that_of_torch(avatar, portrait, tmp_path):
     from af.share.export import export_avatar
 
