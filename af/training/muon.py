@@ -14,28 +14,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from af.nn.precision import choose
 from af.values import require_number
 
 _SMALLEST = 8  # smaller weights have no directions worth balancing
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration, chosen for speed near zero
 
 
-def orthogonalised(
-    matrix: Float[Tensor, "M N"], steps: int = 5, dtype: torch.dtype | None = None
-) -> Float[Tensor, "M N"]:
-    """Approximate U Vᵀ of the singular value decomposition (singular values 0.7 … 1.2), by products in `dtype` (None:
-    the matrix's own).
+def orthogonalised(matrix: Float[Tensor, "M N"], steps: int = 5) -> Float[Tensor, "M N"]:
+    """Approximate U Vᵀ of the singular value decomposition (singular values 0.7 … 1.2).
+
+    Every step multiplies by a polynomial in X Xᵀ, and these commute: they are gathered on that square side, in two
+    products of X in place of two a step.
     """
     a, b, c = _COEFFICIENTS
-    x = matrix if dtype is None or matrix.dtype == torch.float64 else matrix.to(dtype)
-    x = x / (x.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
+    gram, whole = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        whole, gram = step @ whole, step @ gram @ step
+    x = whole @ x
+    return x.T if tall else x
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -70,7 +71,6 @@ class Muon(torch.optim.Optimizer):
         for beta in (*betas, momentum):
             require_number("betas and momentum", beta, least=0, below=1)
         super().__init__(groups, {"betas": betas, "momentum": momentum, "eps": eps})
-        self._dtypes: dict[torch.device, torch.dtype] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -95,9 +95,7 @@ class Muon(torch.optim.Optimizer):
         state["momentum"].mul_(group["momentum"]).add_(gradient)
         update = gradient.add(state["momentum"], alpha=group["momentum"])  # type: ignore[union-attr]
         rows = update.flatten(1)
-        if rows.device not in self._dtypes:  # bf16, which changes little, only where it is fast
-            self._dtypes[rows.device] = choose("auto", rows.device).dtype
-        balanced = orthogonalised(rows, dtype=self._dtypes[rows.device])
+        balanced = orthogonalised(rows)
         balanced *= (rows.numel() / min(rows.shape)) ** 0.5  # root mean square about 1
         balanced *= max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5
         parameter.sub_(balanced.view(parameter.shape), alpha=group["lr"])
