@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["Avatar", "FaceCropper", "Rates", "Runtime", "Signals", "live_session", "read_portrait"]
 
 # OpenMP threads spin while they wait for each other. On a busy machine the waiting threads take cores from the working
-# ones, and everything becomes many times slower. OpenMP reads this variable when torch is imported, so it is set first,
-# unless the user has set a policy.
+# ones, and everything becomes many times slower; threads that sleep at once take half of the speed of an idle machine,
+# since waking them takes longer than most of what they wait for. So they spin for some microseconds (docs/speed.md).
+# OpenMP reads these variables when torch is imported, so they are set first, unless the user has set a policy. The first
+# is for runtimes that do not know the second.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 _HOMES = {
     "Avatar": "af.share.avatar",

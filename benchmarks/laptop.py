@@ -28,6 +28,7 @@ from af.cli.kinds import count
 from af.clock import frames_to_samples, frames_to_seconds
 from af.images import to_bytes
 from af.models.artifact import Artifact, load_model, save_model
+from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics
 from af.pipeline.encode import motion_spec_of
 from af.pipeline.live import ONE_PASS, live_session, speech_stream, user_encoder
@@ -66,7 +67,8 @@ def made(place: Path, overrides: Sequence[str], light: int | None) -> tuple[Arti
     """An autoencoder and a denoiser for it, with random weights."""
     config = experiment("vae_demo", *overrides)["model"] | {"light": light}
     digest = save_model(place / "autoencoder", instantiate(config), config, {"stage": "vae"})
-    images = load_model(place / "autoencoder")
+    images = load_model(place / "autoencoder", MotionAutoencoder)
+    assert isinstance(images.model, MotionAutoencoder)
     width = config["latent_dim"]
     demo = experiment("denoiser_demo", f"model.motion_space.latent_dim={width}")
     denoiser, features = instantiate(demo["model"]), instantiate(demo["features"])

@@ -133,11 +133,13 @@ class DenoiserModule(Stage):
         rows = chosen.int().argsort(descending=True, stable=True)[:count]
         if not count:
             return clean
-        given = (x if x is None or count == len(x) else x[rows] for x in (noise, clean, times, reference, past))
-        noise, true, times, reference, past = given  # type: ignore[assignment]
-        if count < len(clean):
-            condition = condition.map(lambda signal: signal[rows])
-        guessed = self.guessed(noise, true, times, condition, reference, past)
+
+        def those(x: Tensor) -> Tensor:
+            return x if count == len(x) else x[rows]
+
+        known = None if past is None else those(past)
+        given = those(noise), those(clean), those(times)
+        guessed = self.guessed(*given, condition.map(those), those(reference), known)
         return guessed if count == len(clean) else clean.index_copy(0, rows, guessed.to(clean.dtype))
 
     @torch.no_grad()

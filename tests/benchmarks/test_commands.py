@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from af.cli.config import instantiate
-from benchmarks import export, gpu, growth, live, loader, recipe, rollout, training, vae
+from benchmarks import export, gpu, growth, laptop, live, loader, recipe, rollout, training, vae, waiting
 from benchmarks.common import encoded_example, options, report
 from tests.conftest import AUTOENCODER, DENOISER
 
@@ -47,6 +47,38 @@ def test_training_prints_steps_and_what_the_demo_takes(monkeypatch, capsys) -> N
         assert step["share_of_matmul_peak"] > 0
     minutes = found["demo_autoencoder_minutes"]
     assert minutes["autoencoder_fp32"] == pytest.approx(600 * found["autoencoder_fp32"]["seconds"] / 60)
+
+
+def test_laptop_takes_a_block_apart_on_both_runtimes(monkeypatch, capsys) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    sizes = ["model.image_size=32", "model.latent_dim=32", "model.channel_base=128", "model.max_channels=16"]
+    monkeypatch.setattr(laptop, "AVATARS", {"32 px, light": (sizes, 64), "not this": ((), None)})
+    monkeypatch.setattr(laptop, "matmul_gflops", partial(training.matmul_gflops, size=256))
+    assert laptop.main(["--threads", "1", "--blocks", "3", "--only", "light"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["runtime"] for row in rows] == ["torch", "onnx"]
+    for row in rows:
+        parts = sum(row[f"{part}_ms"] for part in laptop.PARTS)
+        assert row["block_ms"] == pytest.approx(parts, abs=0.03)
+        assert row["share_of_real_time"] == pytest.approx(row["block_ms"] / 200, abs=1e-3)
+        assert row["limit_ms"] > 0
+
+
+def test_waiting_compares_with_threads_that_sleep_at_once(monkeypatch, capsys) -> None:
+    seen = []
+
+    def speeds(variables, threads, seconds):
+        seen.append(variables)
+        fast = 2.0 if variables.get("GOMP_SPINCOUNT") == "1000" else 1.0
+        return {step: {"items_per_second": fast} for step in waiting.STEPS}
+
+    monkeypatch.setattr(waiting, "_speeds", speeds)
+    assert waiting.main(["--rounds", "2", "--busy", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert seen == [*waiting.WAITS.values()] * 2  # in turns
+    assert set(found["ratio"]["1000"].values()) == {2.0}
+    assert set(found["ratio"]["endless"].values()) == {1.0}
 
 
 @pytest.mark.slow
