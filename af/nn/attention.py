@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from af.errors import UserError
 from af.nn.kv_cache import KeysValues
+from af.nn.precision import single, without_autocast
 from af.nn.rope import RotaryTable, rotate
 
 
@@ -36,6 +37,21 @@ def repeat_rows(x: Float[Tensor, "B ..."], rows: int) -> Float[Tensor, "R ..."]:
     B.
     """
     return x if x.shape[0] == rows else x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
+
+
+def attention(
+    q: Float[Tensor, "B H T c"],
+    k: Float[Tensor, "B H K c"],
+    v: Float[Tensor, "B H K c"],
+    mask: Bool[Tensor, "T K"] | None,
+) -> Float[Tensor, "B H T c"]:
+    """Scaled dot-product attention; on a CPU in fp32 also under autocast, where torch's backward pass in bf16 takes five times
+    as long.
+    """
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with without_autocast(q.device):
+            return F.scaled_dot_product_attention(single(q), single(k), single(v), attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class SelfAttention(nn.Module):
@@ -69,9 +85,7 @@ class SelfAttention(nn.Module):
         """
         first = own.keys.shape[2] - q.shape[2]
         keys, values = after(past, rotate(own.keys, rope), own.values)
-        attended = F.scaled_dot_product_attention(
-            rotate(q, rope.frames(first)), keys, values, attn_mask=None if mask is None else mask[first:]
-        )
+        attended = attention(rotate(q, rope.frames(first)), keys, values, None if mask is None else mask[first:])
         return self.proj(merge_heads(attended))
 
 
@@ -107,9 +121,7 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """Attention of x to the condition. The result has as many rows as the condition, a multiple of x's."""
         q = repeat_rows(split_heads(self.q(x), self.heads), condition.keys.shape[0])
-        return self.proj(
-            merge_heads(F.scaled_dot_product_attention(q, condition.keys, condition.values, attn_mask=mask))
-        )
+        return self.proj(merge_heads(attention(q, condition.keys, condition.values, mask)))
 
 
 class MultiHeadAttention(nn.Module):
@@ -136,4 +148,4 @@ class MultiHeadAttention(nn.Module):
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+        return self.out_proj(merge_heads(attention(q, k, v, mask)))
