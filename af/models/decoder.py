@@ -129,8 +129,7 @@ class LightDecoder(Decoder):
     """A decoder whose levels have min(base / r, the encoder's) channels, with the last level at half resolution.
 
     At full size it has no convolution: colours of the portrait, computed once, are warped by the enlarged flow of the
-    level before and blended with colours and a mask that this level paints for four pixels at once. For widths of 8 to
-    64 channels at full size, where two thirds of the work is there.
+    level before and blended with colours and a mask that this level paints for four pixels at once.
     """
 
     def __init__(self, image_size: int, latent_dim: int, channels: dict[int, int], paint: bool, base: int) -> None:
