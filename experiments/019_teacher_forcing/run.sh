@@ -2,7 +2,7 @@
 # What a denoiser learns from: noisy pasts, clean ones, its own guesses. Then the avatar of the package: a motion VAE trained for
 # longer, a denoiser on it, and its student. It needs the shards of `make demo` (data/demo) and data/demo-latents-5
 # (VAE=runs/demo/vae/export experiments/015_blocks_of_five/run.sh). Stops and goes on like its parts.
-#   SEEDS="0 1"   KINDS="forcing half_clean no_guesses both package"   OUT=where things go   VAE=the one to start from
+#   SEEDS="0 1"   KINDS="forcing half_clean no_guesses both package longer"   OUT=where things go   VAE=the one to start from
 set -eu
 VAE=${VAE:-runs/demo/vae/export} OUT=${OUT:-runs/teacher_forcing}
 
@@ -27,7 +27,7 @@ for KIND in ${KINDS:-forcing half_clean no_guesses both}; do
       half_clean) HOW="scheme=forcing module.flow_times.clean_probability=0.5" ;;
       no_guesses) HOW="module.histories=null" ;;
       both) HOW= ;;
-      package) continue ;;
+      package | longer) continue ;;
     esac
     # shellcheck disable=SC2086
     denoiser $LATENTS "$RUN" 1600 seed="$SEED" $HOW "$@"
@@ -50,5 +50,14 @@ case " ${KINDS:-package} " in
       evaluation=none callbacks.previews=null
     judged "$OUT/vae/export" "$OUT/student/export" $L "$OUT/student/one_pass" evaluation.unguided=true evaluation.steps=1 \
       evaluation.drift=true
+    ;;
+esac
+
+case " ${KINDS:-package} " in
+  *" longer "*) # the package's denoiser goes on; it needs nothing but data/demo
+    OWN=af/serve/weights L=data/demo-latents-package
+    af encode --data data/demo --autoencoder $OWN/autoencoder --out $L --precision auto
+    denoiser $L "$OUT/longer" 4500 start=$OWN/denoiser optimizer.lr=1.5e-3 trainer.val_check_interval=900 "$@"
+    judged $OWN/autoencoder "$OUT/longer/export" $L "$OUT/longer/unguided" evaluation.unguided=true
     ;;
 esac
