@@ -16,7 +16,7 @@ from af.models.decoder import LightDecoder
 from af.training.light import lightened
 
 PLAIN = ["data.workers=0", "trainer.precision=32-true", "checkpoints.every_n_steps=3", "logger=none", "light=64"]
-LIGHT = ["experiment=vae_light", *PLAIN, "data.batch_size=2", "loss.perceptual=0", "loss.distance=null"]
+LIGHT = ["experiment=vae_light", *PLAIN, "data.batch_size=2"]
 
 
 @pytest.fixture(scope="module")
