@@ -127,8 +127,8 @@ class MotionSpec(_Spec):
 
 @dataclass(frozen=True)
 class TeacherSpec(_Spec):
-    """How a teacher's motion was made: latents of `dim` numbers, hashes of autoencoder and denoiser, `steps` steps with
-    `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with `seed`.
+    """How a teacher's motion was made: latents of `dim` numbers, hashes of autoencoder and denoiser, `steps` steps of
+    `solver` with `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with `seed`.
     """
 
     dim: int
@@ -138,6 +138,7 @@ class TeacherSpec(_Spec):
     seed: int
     steps: int
     guidance: tuple[float, ...]
+    solver: str = "euler"  # of teachers made before there was a choice
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", tuple(self.guidance))
@@ -145,6 +146,7 @@ class TeacherSpec(_Spec):
             value = getattr(self, name)
             require(is_int(value) and 0 < value <= 2**16, name, "a whole number from 1 to 65,536", value)
         require(is_int(self.seed), "seed", "an integer", self.seed)
+        require(isinstance(self.solver, str), "solver", "a name", self.solver)
         require(len(self.guidance) == 3 and all(map(is_number, self.guidance)), "guidance", "3 numbers", self.guidance)
         for name in ("autoencoder", "denoiser"):
             value = getattr(self, name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from af.forcing.path import SOLVERS
 from af.forcing.rollout import rollout
 from af.models.artifact import build, load_model
 from af.models.denoiser import for_inference
@@ -51,7 +52,7 @@ def test_steps_and_roll_outs_run_on_meta():
     reference = torch.empty(2, 6, device="meta")
     velocity = denoiser(reference[:, None].expand(-1, 20, -1), torch.empty(2, 20, device="meta"), condition, reference)
     velocity.square().mean().backward()
-    for solver in ("euler", "heun"):
+    for solver in SOLVERS:
         motion = rollout(
             denoiser, condition, reference, steps=2, solver=solver, noise=torch.empty(2, 20, 6, device="meta")
         )

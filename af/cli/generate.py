@@ -36,7 +36,6 @@ def run(
     side_by_side: Annotated[OutFile | None, "also user | avatar with both voices: .mp4 or .gif"] = None,
     seconds: Annotated[Positive | None, "length (default: of the longest input)"] = None,
     sampling: Sampling,
-    solver: Annotated[str, "euler, or heun: two evaluations a step"] = "euler",
     schedule: Annotated[str, "uniform, released or pyramid"] = "uniform",
     precision: Annotated[
         str | None, "fp32, bf16 or auto (what is fast here): pack the denoiser's weights, faster on CPU"
@@ -74,7 +73,7 @@ def run(
         steps=sampling.steps,
         guidance=sampling.guidance,
         schedule=schedule,
-        solver=solver,
+        solver=sampling.solver,
         anchor=sampling.anchor,
         dead_band=sampling.dead_band,
     )

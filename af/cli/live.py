@@ -107,8 +107,8 @@ def run(
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     notes = Notes()
-    how: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance, "anchor": sampling.anchor}
-    how["dead_band"] = sampling.dead_band
+    how: dict[str, Any] = {"steps": sampling.steps, "solver": sampling.solver, "guidance": sampling.guidance}
+    how |= {"anchor": sampling.anchor, "dead_band": sampling.dead_band}
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
         how |= ONE_PASS

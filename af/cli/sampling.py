@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Guided:
-    """Steps and guidance scales."""
+    """Steps, solver and guidance scales."""
 
-    steps: Annotated[Count, "Euler steps per block"] = 8
+    steps: Annotated[Count, "evaluations of the denoiser per block"] = 8
+    solver: Annotated[str, "midpoint, euler (varies less than people do), or heun (two evaluations a step)"] = (
+        "midpoint"
+    )
     guidance_audio: Annotated[Scale, "scale of the avatar's audio"] = 2.0
     guidance_user: Annotated[Scale, "scale of the user's signals"] = 1.0
     guidance_joint: Annotated[Scale, "scale of both together; 1, with the others at 0, is no guidance"] = 0.0

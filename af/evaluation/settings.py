@@ -10,13 +10,14 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.evaluation.extractors import Extractor, Tracker
 from af.evaluation.syncnet import SyncNet
 from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.dropout import SIGNALS, named_subset
 from af.forcing.guidance import Guidance
+from af.forcing.path import SOLVER, SOLVERS
 from af.ingest.landmarks import FaceLandmarker
 from af.metrics.base import ClipMetric
 from af.metrics.records import Protocol
@@ -101,6 +102,7 @@ class CheckpointSettings(Tools):
     limit: int | None = None
     batch: int = 16
     steps: int = 8
+    solver: str = SOLVER
     guidance_audio: float = 2.0
     guidance_user: float = 1.0
     guidance_joint: float = 0.0
@@ -122,6 +124,7 @@ class CheckpointSettings(Tools):
         for name in ("guidance_audio", "guidance_user", "guidance_joint", "anchor_pull"):
             require_number(name, getattr(self, name), least=0)
         check_dead_band(self.dead_band)
+        require_choice("evaluation.solver", "solver", self.solver, SOLVERS)
         if self.autoencoder is not None and self.linear_probe is not None:
             raise UserError("evaluation.autoencoder and linear_probe exclude each other: decode, or read the latents")
         _ = self.signals
@@ -145,7 +148,9 @@ class CheckpointSettings(Tools):
         scales = self.guidance_audio, self.guidance_user, self.guidance_joint
         guidance = Guidance.conditional() if self.unguided else Guidance(*scales)
         anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
-        return RolloutSettings(self.steps, guidance, self.seed, self.batch, self.signals, anchor, self.dead_band)
+        return RolloutSettings(
+            self.steps, self.solver, guidance, self.seed, self.batch, self.signals, anchor, self.dead_band
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

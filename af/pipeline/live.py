@@ -24,7 +24,7 @@ from af.pipeline.avatar import Avatar
 from af.pipeline.encode import face_crop
 
 #: How students of one pass per block are sampled.
-ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "guidance": Guidance.conditional()}
+ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "solver": "euler", "guidance": Guidance.conditional()}
 
 
 def speech_stream(features: SpeechFeatures) -> SpeechStream:

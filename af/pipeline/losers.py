@@ -26,8 +26,9 @@ from af.data.parts import WHOLE, Share
 from af.data.schema import ROLES
 from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.forcing.guidance import Guidance
+from af.forcing.path import SOLVER, SOLVERS
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.models.registry import build
@@ -58,19 +59,22 @@ class LoserSource:
 class WeakUser(LoserSource):
     """The denoiser with a guidance scale below 1 for the user's signals; at 0 (`drop_user`) it ignores them.
 
-    `audio` is the scale of the avatar's audio, `steps` the number of Euler steps per block.
+    `audio` is the scale of the avatar's audio, `steps` the number of steps per block, which `solver` integrates.
     """
 
     audio: float = 2.0
     user: float = 0.0
     steps: int = 8
+    solver: str = SOLVER
 
     def __post_init__(self) -> None:
         require_number("losers.user", self.user, least=0, below=1)
+        require_choice("losers.solver", "solver", self.solver, SOLVERS)
 
     def __call__(self, denoiser: MotionDenoiser, scene: Scene, noise: Tensor) -> Float[Tensor, "B T D"]:
         """The losers."""
-        return scene.rolled_out(denoiser, noise, steps=self.steps, guidance=Guidance(self.audio, self.user))
+        guidance = Guidance(self.audio, self.user)
+        return scene.rolled_out(denoiser, noise, steps=self.steps, solver=self.solver, guidance=guidance)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class OtherUser(WeakUser):
 
     def __post_init__(self) -> None:
         require_number("losers.user", self.user, above=0)
+        require_choice("losers.solver", "solver", self.solver, SOLVERS)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from af.forcing.anchor import Anchor
 from af.forcing.dropout import SIGNALS, drop_user, keep_signals
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
+from af.forcing.path import SOLVER
 from af.forcing.rollout import block_sizes, rollout
 from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
@@ -31,11 +32,12 @@ from af.types import Clip
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Settings of generation: Euler steps, guidance scales, seed, clips per batch, signals for the model, the anchor, and
-    the dead band.
+    """Settings of generation: steps a block and their solver, guidance scales, seed, clips per batch, signals for the
+    model, the anchor, and the dead band.
     """
 
     steps: int = 8
+    solver: str = SOLVER
     guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
     seed: int = 0
     batch: int = 16
@@ -132,6 +134,7 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
         scene.noise(denoiser, settings.seed),
         signals=settings.signals,
         steps=settings.steps,
+        solver=settings.solver,
         guidance=settings.guidance,
         anchor=settings.anchor,
         dead_band=settings.dead_band,

@@ -21,6 +21,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
+from af.forcing.path import SOLVER
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.derived import derive, splits_of, write_motions
@@ -36,6 +37,7 @@ def make_teacher(
     *,
     guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
     steps: int = 8,
+    solver: str = SOLVER,
     seed: int = 0,
     batch: int = 32,
     splits: Sequence[str] = ("train", "val"),
@@ -61,6 +63,7 @@ def make_teacher(
         seed=seed,
         steps=steps,
         guidance=tuple(asdict(guidance).values()),
+        solver=solver,
     )
     settings = {"data": absolute(data), **spec.to_json(), "batch": batch}
     given = (place, json.dumps(spec.to_json()), batch, str(device))
@@ -74,7 +77,7 @@ def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described:
     guidance = Guidance(*spec.guidance)
 
     def make(model: MotionDenoiser, scene: Scene, noise: Tensor) -> Tensor:
-        return scene.rolled_out(model, noise, steps=spec.steps, guidance=guidance)
+        return scene.rolled_out(model, noise, steps=spec.steps, solver=spec.solver, guidance=guidance)
 
     model = cached_denoiser(denoiser, device)[0]
     motions = shard_motions(reader, shard, make, model, seed=spec.seed, batch=batch, one_sided=True)

@@ -23,6 +23,7 @@ from af.pipeline.avatar import Avatar
 from af.share.folder import AUTOENCODER, DENOISER, MANIFEST, load, usual_sampling
 from af.share.graphs import Graph, graphs_of
 from af.share.runtime import EXPORT, FORMAT
+from af.share.runtime_sampler import SOLVERS, UNNAMED
 
 TARGETS: Final = ("onnx", "torch")
 DTYPES: Final = ("fp32", "fp16")
@@ -70,6 +71,8 @@ def export(
         raise UserError("sampling.anchor: exports have no anchor")
     avatar = Avatar.of(images, motion)
     guidance: Guidance = sampling["guidance"]
+    solver = sampling.get("solver", UNNAMED)
+    require_choice("sampling.solver", "solver", solver, SOLVERS)
     graphs = graphs_of(avatar, guidance)
     write_json(out / EXPORT, {"format": "unfinished"})
     kind = "onnx" if to == "onnx" else "pt2"
@@ -95,6 +98,7 @@ def export(
         "feature_spec": avatar.features.spec.to_json(),
         "sampling": {
             "steps": sampling["steps"],
+            "solver": solver,
             "guidance": asdict(guidance),
             "dead_band": sampling.get("dead_band", 0.0),
         },

@@ -22,11 +22,12 @@ from typing import Any, Final
 
 import torch
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.files import atomic_path, sha256_of, write_json
 from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.guidance import Guidance
+from af.forcing.path import SOLVER, SOLVERS
 from af.models.artifact import (
     ADAPTER,
     BESIDE,
@@ -44,6 +45,7 @@ from af.models.denoiser import MotionDenoiser
 from af.models.speech import Wav2Vec2Features
 from af.pipeline.avatar import Avatar
 from af.pipeline.live import ONE_PASS
+from af.share.runtime_sampler import UNNAMED
 from af.values import require_number
 
 FORMAT: Final = 1
@@ -94,7 +96,8 @@ def read_manifest(folder: Path) -> Manifest:
 def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling of a JSON object (avatar.json, or evaluation.json of an evaluation). Raises ValueError or TypeError."""
     found = {"steps": data["steps"], "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
-    found["dead_band"] = data.get("dead_band", 0.0)
+    found |= {"solver": data.get("solver", UNNAMED), "dead_band": data.get("dead_band", 0.0)}
+    require_choice("sampling.solver", "solver", found["solver"], SOLVERS)
     check_dead_band(found["dead_band"])
     require_number("sampling.steps", found["steps"], least=1, most=MOST_STEPS, whole=True)
     require_number("sampling.anchor.sink_frames", found["anchor"].sink_frames, most=MOST_SINK_FRAMES)
@@ -190,7 +193,7 @@ def write_folder(
         names += FEATURE_FILES
     images = _save(images, out / AUTOENCODER, {})
     motion = _save(motion, out / DENOISER, {"features": features})
-    chosen = {"anchor": Anchor(), "dead_band": 0.0, **(sampling or usual_sampling(motion.info))}
+    chosen = {"solver": UNNAMED, "anchor": Anchor(), "dead_band": 0.0, **(sampling or usual_sampling(motion.info))}
     plain = {name: asdict(value) if name in ("guidance", "anchor") else value for name, value in chosen.items()}
     listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
     write_json(out / MANIFEST, {"format": FORMAT, "sampling": plain, "files": listed})
@@ -206,7 +209,7 @@ def require_own(out: Path) -> None:
 
 def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
     """How a model is sampled where nobody has said it: one pass for students, else the guided eight steps."""
-    return ONE_PASS if info.get("stage") == "distill" else {"steps": 8, "guidance": Guidance()}
+    return ONE_PASS if info.get("stage") == "distill" else {"steps": 8, "solver": SOLVER, "guidance": Guidance()}
 
 
 def public(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,11 +172,11 @@ class OnnxSampler:
         solver: str = "euler",
         dead_band: float = 0.0,
     ) -> None:
-        if anchor != Anchor() or (schedule, solver) != ("uniform", "euler"):
-            raise UserError("exports are sampled in equal Euler steps, without an anchor")
+        if anchor != Anchor() or schedule != "uniform":
+            raise UserError("exports are sampled in equal steps, without an anchor")
         self.denoiser, self.layout = denoiser, denoiser.layout
         self._inner = denoiser.runtime.sampler(
-            denoiser.runtime.rest, steps=steps, guidance=guidance, dead_band=dead_band
+            denoiser.runtime.rest, steps=steps, solver=solver, guidance=guidance, dead_band=dead_band
         )
         self.change_reference(reference)
 

@@ -18,7 +18,7 @@ from af.errors import UserError
 from af.files import sha256_of
 from af.forcing.guidance import Guidance
 from af.share.noise import Noise
-from af.share.runtime_sampler import SIGNALS, Array, Sampler
+from af.share.runtime_sampler import SIGNALS, UNNAMED, Array, Sampler
 
 EXPORT: Final = "export.json"
 FORMAT: Final = 1
@@ -113,7 +113,7 @@ class Runtime:
         return self.latents(np.zeros(self.shape("latent", "motion"), np.float32))[:, 0]
 
     def sampler(self, reference: Float32[np.ndarray, "1 L"], **sampling: Any) -> Sampler:
-        """A roll-out from a portrait's motion. `sampling`: `steps`, `guidance` and `dead_band` other than the avatar's."""
+        """A roll-out from a portrait's motion. `sampling`: `steps`, `solver`, `guidance`, `dead_band` other than the avatar's."""
         return Sampler(self, reference, **{**self._sampling, **sampling})
 
     def motion(
@@ -190,8 +190,9 @@ class Runtime:
     @cached_property
     def _sampling(self) -> dict[str, Any]:
         given = self.about["sampling"]
-        band = given.get("dead_band", 0.0)
-        return {"steps": given["steps"], "guidance": Guidance(**given["guidance"]), "dead_band": band}
+        older = {"solver": UNNAMED, "dead_band": 0.0}
+        named = {name: given.get(name, usual) for name, usual in older.items()}
+        return {"steps": given["steps"], "guidance": Guidance(**given["guidance"]), **named}
 
     def _image(self, name: str, image: Frame) -> UInt8[np.ndarray, "1 Y X 3"]:
         expected, image = (self.image_size, self.image_size, 3), np.asarray(image)

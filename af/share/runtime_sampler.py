@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from jaxtyping import Float32
 
-from af.errors import UserError
+from af.errors import UserError, require_choice
 from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance
 from af.values import require_number
@@ -16,6 +16,9 @@ from af.values import require_number
 if TYPE_CHECKING:
     from af.share.runtime import Runtime
 
+SOLVERS: Final = ("euler", "midpoint")
+#: The solver where files or arguments name none, as in `af.forcing.sampler.BlockSampler`.
+UNNAMED: Final = "euler"
 SIGNALS: Final = ("avatar_audio", "user_audio", "user_motion")
 Array = np.ndarray
 #: A signal of a block: a row for each frame.
@@ -23,9 +26,9 @@ Rows = Sequence[Array] | Array | None
 
 
 class Sampler:
-    """A roll-out in steps (`af.forcing.sampler.BlockSampler`), Euler's method with equal steps.
+    """A roll-out in steps (`af.forcing.sampler.BlockSampler`) with equal steps and one of `SOLVERS`.
 
-    Raises UserError for a guidance whose branches the export has not.
+    Raises UserError for a guidance whose branches the export has not, and for another solver.
     """
 
     def __init__(
@@ -34,10 +37,12 @@ class Sampler:
         reference: Float32[np.ndarray, "1 L"],
         steps: int,
         guidance: Guidance,
+        solver: str = UNNAMED,
         dead_band: float = 0.0,
     ) -> None:
         require_number("steps", steps, least=1, whole=True)
         check_dead_band(dead_band)
+        require_choice("solver", "solver", solver, SOLVERS)
         weights = {(branch.avatar, branch.user): branch.weight for branch in guidance.branches()}
         exported = [(branch["avatar"], branch["user"]) for branch in runtime.about["branches"]]
         if not set(weights) <= set(exported):
@@ -46,6 +51,7 @@ class Sampler:
         self._last: Array | None = None
         self.change_reference(reference)
         self._weights = np.array([weights.get(branch, 0) for branch in exported], np.float32)
+        self._rows = 2 if solver == "midpoint" else 1  # as `af.forcing.path.integrate` takes them
         clean, block = np.ones((1, runtime.look_ahead)), np.ones((1, runtime.block_frames))
         self._times = [
             runtime.run("modulation", np.concatenate((clean, block * row / steps), 1))[0] for row in range(steps + 1)
@@ -65,11 +71,19 @@ class Sampler:
         dropped; fewer frames: the last is repeated).
         """
         condition, frames = self._prepare(signals)
-        x, size = noise, np.float32(1 / (len(self._times) - 1))
-        for time in self._times[:-1]:
+
+        def velocity(x: Array, time: Array) -> Array:
             latents = np.concatenate((self._offset, x), 1)
-            velocity = self.runtime.run("step", latents, self.reference, time, condition, frames, self._cache)[0]
-            x = x + size * np.tensordot(self._weights, velocity, 1)[None]
+            branches = self.runtime.run("step", latents, self.reference, time, condition, frames, self._cache)[0]
+            return np.tensordot(self._weights, branches, 1)[None]
+
+        x, steps, size = noise, self._times[:-1], np.float32(1 / (len(self._times) - 1))
+        for first in range(0, len(steps), self._rows):
+            times = steps[first : first + self._rows]
+            v = velocity(x, times[0])
+            for time in times[1:]:
+                v = velocity(x + size * v, time)
+            x = x + len(times) * size * v
         if self._dead_band:
             x = np.stack(list(held(x.swapaxes(0, 1), self._last, self._dead_band)), 1)
         self._finish(x, condition, frames)

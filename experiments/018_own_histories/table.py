@@ -2,13 +2,16 @@
 
 python experiments/018_own_histories/table.py
 python experiments/018_own_histories/table.py experiments/015_blocks_of_five/{band_0,band_0.1}.json
+python experiments/018_own_histories/table.py --seeds experiments/021_midpoint/{euler,midpoint}_?.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
+from typing import Any
 
 COLUMNS = ("control", "at_once", "guessed", "control_band", "at_once_band", "guessed_band")
 TAGS = (
@@ -28,7 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = [Path(__file__).with_name(f"{name}.json") for name in COLUMNS]
     parser.add_argument("files", nargs="*", type=Path, default=usual, help="evaluations' metrics.json")
-    found = {file.stem: json.loads(file.read_text()) for file in parser.parse_args().files}
+    parser.add_argument(
+        "--seeds", action="store_true", help="join NAME_SEED.json: mean ± standard deviation over seeds"
+    )
+    args = parser.parse_args()
+    found = {file.stem: json.loads(file.read_text()) for file in args.files}
+    found = over_seeds(found) if args.seeds else found
     print(f"| | {' | '.join(name.replace('_band', ', band') for name in found)} | ground truth |")
     print(f"| --- |{' ---: |' * (len(found) + 1)}")
     truth = next(iter(found.values()))
@@ -43,6 +51,19 @@ def main() -> None:
             cells.append(cell if value is None or not error else f"{cell} ± {error:.{digits}f}")
         true = truth.get(f"{tag}/true")
         print(f"| `{tag}` | {' | '.join(cells)} | {'–' if true is None else f'{true:.{digits}f}'} |")
+
+
+def over_seeds(found: dict[str, Any]) -> dict[str, Any]:
+    """Means of the evaluations whose names differ in the part after the last underscore, with deviations as errors."""
+    joined: dict[str, Any] = {}
+    for name in dict.fromkeys(stem.rpartition("_")[0] for stem in found):
+        seeds = [metrics for stem, metrics in found.items() if stem.rpartition("_")[0] == name]
+        joined[name] = dict(seeds[0])
+        for tag in TAGS:
+            values = [metrics[tag] for metrics in seeds if metrics.get(tag) is not None]
+            if len(values) == len(seeds) > 1:
+                joined[name] |= {tag: statistics.mean(values), f"{tag}/se": statistics.stdev(values)}
+    return joined
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from af.data.audio import read_audio
 from af.data.container import probe
 from af.data.contents import extract
 from af.data.video import read_video
+from af.forcing.path import SOLVER
 from af.ingest.crops import face_frames, read_portrait
 from af.pipeline.avatar import Avatar
 from af.serve.service import Service
@@ -66,7 +67,9 @@ def test_a_live_conversation_shows_the_same_bits(
     avatar = Avatar.load(autoencoder_folder, denoiser_folder)
     size = avatar.autoencoder.image_size
     portrait = read_portrait(files / "avatar.png", size, find_face=False)
-    service = Service(avatar, portrait, Settings({"steps": 2}, user="camera", barge_in=False, seed=3, mark=False))
+    service = Service(
+        avatar, portrait, Settings({"steps": 2, "solver": SOLVER}, user="camera", barge_in=False, seed=3, mark=False)
+    )
     conversation, heard = service.open(), read_audio(user_voice)
     conversation.say(read_audio(voice))
     shown = []
@@ -155,7 +158,13 @@ def test_the_seed_decides(generate, files, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [["--solver", "heun"], ["--schedule", "pyramid"], ["--anchor-sink", "2"], ["--anchor-pull", "1"]],
+    [
+        ["--solver", "heun"],
+        ["--solver", "euler"],
+        ["--schedule", "pyramid"],
+        ["--anchor-sink", "2"],
+        ["--anchor-pull", "1"],
+    ],
 )
 def test_the_sampler_can_be_chosen(generate, files, tmp_path, options):
     voice = ["--avatar-audio", str(files / "avatar.wav"), "--seconds", "1"]

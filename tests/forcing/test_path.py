@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.forcing.path import integrate, interpolate, pyramid, schedule, step_matrix, target_velocity
+from af.forcing.path import SOLVERS, integrate, interpolate, pyramid, schedule, step_matrix, target_velocity
 
 
 def test_ends_of_the_path(generator: torch.Generator) -> None:
@@ -64,24 +64,24 @@ def test_a_matrix_of_one_block_serves_several() -> None:
 
 
 def solve(steps: int, solver: str, matrix=None) -> torch.Tensor:
-    """x' = x·cos(3t) from x(0) = 1 over [0, 1], three frames: x(1) = exp(sin(3)/3)."""
+    """x' = x·cos(2t) from x(0) = 1 over [0, 1], three frames: x(1) = exp(sin(2)/2)."""
     matrix = schedule("uniform", steps) if matrix is None else matrix
     times = matrix.of(3).flow_times
     return integrate(
-        lambda x, row: x * torch.cos(3 * times[row])[:, None], torch.ones(1, 3, 1, dtype=torch.float64), matrix, solver
+        lambda x, row: x * torch.cos(2 * times[row])[:, None], torch.ones(1, 3, 1, dtype=torch.float64), matrix, solver
     )
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
 def test_order_of_the_solvers(solver: str, order: int) -> None:
     """Halving the steps divides the error by 2^order."""
-    exact = torch.tensor(3.0, dtype=torch.float64).sin().div(3).exp()
+    exact = torch.tensor(2.0, dtype=torch.float64).sin().div(2).exp()
     errors = [(solve(steps, solver) - exact).abs().max().item() for steps in (32, 64, 128)]
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_frames_go_their_own_ways(solver: str) -> None:
     """Frames of a matrix that do not influence each other are what each of them is alone."""
     matrix = pyramid(12, 3, stagger=0.5)
@@ -96,6 +96,28 @@ def test_heun_evaluates_twice_but_for_the_last_step() -> None:
     rows = []
     integrate(lambda x, row: rows.append(row) or x, torch.ones(1, 1, 1), schedule("uniform", 3), "heun")
     assert rows == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_midpoint_evaluates_once_a_row(steps: int) -> None:
+    rows = []
+    integrate(lambda x, row: rows.append(row) or x, torch.ones(1, 1, 1), schedule("uniform", steps), "midpoint")
+    assert rows == list(range(steps))
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.5, 0.3])
+def test_eight_evaluations_keep_the_spread_with_midpoint_and_lose_it_with_euler(spread: float) -> None:
+    """The exact velocity of a Gaussian of this width takes x_0 to spread · x_0."""
+    times = schedule("uniform", 8).flow_times.squeeze(1).tolist()
+
+    def velocity(x: torch.Tensor, row: int) -> torch.Tensor:
+        t = times[row]
+        return x * (t * spread**2 - (1 - t)) / (t**2 * spread**2 + (1 - t) ** 2)
+
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    variance = {s: (integrate(velocity, one, schedule("uniform", 8), s).item() / spread) ** 2 for s in SOLVERS}
+    assert variance["euler"] < 0.75
+    assert variance["midpoint"] == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,12 @@ def test_rollout_and_frames_are_those_of_torch(avatar, runtime, portrait, withou
 
 @pytest.mark.parametrize(
     ("sampling", "close"),
-    [({"steps": 3, "guidance": Guidance(1.5, 2.5)}, CLOSE), ({"dead_band": 0.1}, 3 * CLOSE)],
-    ids=["scales", "dead band"],
+    [
+        ({"steps": 3, "guidance": Guidance(1.5, 2.5)}, CLOSE),
+        ({"steps": 4, "solver": "euler"}, CLOSE),
+        ({"dead_band": 0.1}, 3 * CLOSE),
+    ],
+    ids=["scales", "solver", "dead band"],
 )
 def test_other_sampling_is_that_of_torch(avatar, runtime, portrait, sampling, close):
     voices, faces = inputs(avatar, portrait)

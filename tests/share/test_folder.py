@@ -75,6 +75,19 @@ def test_places_of_this_machine_stay_here(folder):
     assert read_description(folder / "denoiser")["recipe"]["command"] == ["train", "experiment=x", "seed=3"]
 
 
+def test_the_solver_is_kept_and_where_none_is_named_it_is_eulers(models, tmp_path):
+    assert Avatar.load(*models).sampling["solver"] == "midpoint"
+    write_folder(tmp_path / "hub", *models, {"steps": 2, "guidance": Guidance()})
+    assert Avatar.from_pretrained(tmp_path / "hub").sampling["solver"] == "euler"
+    manifest = json.loads((tmp_path / "hub/avatar.json").read_text())
+    for named in ("heun", None):
+        manifest["sampling"]["solver"] = named
+        if named is None:  # as earlier versions wrote it
+            del manifest["sampling"]["solver"]
+        write_json(tmp_path / "hub/avatar.json", manifest)
+        assert Avatar.from_pretrained(tmp_path / "hub").sampling["solver"] == (named or "euler")
+
+
 def test_students_are_sampled_in_one_pass(tmp_path):
     write_folder(tmp_path / "hub", *save_models(tmp_path, stage="distill"))
     assert Avatar.from_pretrained(tmp_path / "hub").sampling["steps"] == 1
@@ -107,6 +120,7 @@ def test_changed_cut_longer_and_missing_files_are_one_clear_error(folder, no_mem
         (lambda m: m["files"][MODEL_FILES[1]].update(bytes="many"), "size or SHA-256"),
         (lambda m: m["files"][MODEL_FILES[1]].update(sha256=7), "avatar.json cannot be used"),
         (lambda m: m["sampling"].update(steps=10**9), "sampling.steps"),
+        (lambda m: m["sampling"].update(solver="shell"), "euler, heun, midpoint"),
         (lambda m: m["sampling"]["guidance"].update(shell="rm"), "shell"),
         (lambda m: m["sampling"]["guidance"].update(audio="2"), "guidance.audio must be a number"),
         (lambda m: m["sampling"]["anchor"].update(sink_frames=10**9), "sampling.anchor.sink_frames"),
