@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from af.cli.kinds import Count, Scale, Whole
 
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from af.forcing.guidance import Guidance
 
 
+#: As `af.forcing.path.SOLVERS`, which imports torch.
+Solver = Literal["euler", "heun", "midpoint"]
+
+
 @dataclass(kw_only=True)
 class Guided:
     """Steps, solver and guidance scales."""
 
     steps: Annotated[Count, "evaluations of the denoiser per block"] = 8
-    solver: Annotated[str, "midpoint, euler (varies less than people do), or heun (two evaluations a step)"] = (
-        "midpoint"
-    )
+    solver: Annotated[Solver, "euler varies less than people do, heun evaluates twice a step"] = "midpoint"
     guidance_audio: Annotated[Scale, "scale of the avatar's audio"] = 2.0
     guidance_user: Annotated[Scale, "scale of the user's signals"] = 1.0
     guidance_joint: Annotated[Scale, "scale of both together; 1, with the others at 0, is no guidance"] = 0.0

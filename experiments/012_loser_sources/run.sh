@@ -5,7 +5,7 @@ LATENTS=${LATENTS:-data/demo-latents} START=${START:-runs/demo/denoiser/export} 
 ITSELF=${ITSELF:-drop_user weak shuffled} # sources that are the denoiser itself
 af train experiment=denoiser_demo run=runs/talking data.root="$LATENTS" evaluation=none trainer.max_steps=800 \
   module.dropout.user=1.0 $TALKING
-made() { af losers --data "$LATENTS" --denoiser "$START" --out "data/losers/$@"; }
+made() { af losers losers.solver=euler --data "$LATENTS" --denoiser "$START" --out "data/losers/$@"; }
 for SOURCE in $ITSELF; do
   made $SOURCE losers=$SOURCE
 done
@@ -16,7 +16,7 @@ af train sweep=losers start="$START" data.root="$LATENTS" module.online=null 'da
 af train sweep=losers start="$START" data.root="$LATENTS" -m seed=0,1 "$@" loser=online
 for SEED in 0 1; do
   OUT=runs/losers/none-$SEED
-  [ -f "$OUT/metrics.json" ] || af evaluate --denoiser "$START" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
+  [ -f "$OUT/metrics.json" ] || af evaluate evaluation.solver=euler --denoiser "$START" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
     --out "$OUT" evaluation.guidance_user=2 evaluation.seed=$SEED
 done
 af report runs/losers

@@ -1,11 +1,13 @@
 """Print the table of README.md: the full decoder, the light one, and their difference.
 
-python experiments/020_light_decoder/table.py
+python experiments/020_light_decoder/table.py        # of full_64.json and light_64.json beside it
+python experiments/020_light_decoder/table.py 256
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 FACE = ("expression", "pose", "mouth_open", "smile", "blink", "brow", "gaze_x", "yaw", "roll")
@@ -14,7 +16,10 @@ TAGS = ("psnr", "ssim", "transfer/psnr", *(f"transfer/r2/{name}" for name in FAC
 
 def main() -> None:
     """The table in Markdown."""
-    full, light = (json.loads(Path(__file__).with_name(f"{name}.json").read_text()) for name in ("full", "light"))
+    size = (sys.argv[1:] or ["64"])[0]
+    full, light = (
+        json.loads(Path(__file__).with_name(f"{name}_{size}.json").read_text()) for name in ("full", "light")
+    )
     print("| | full | light | difference | right images | source unchanged |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for tag in TAGS:

@@ -183,7 +183,6 @@ def test_packed_weights_show_the_same_and_wrong_names_are_said(generate, files, 
     assert abs(a - b).mean() < 0.05
     for wrong, allowed in (
         (["--precision", "fp8"], "fp32, bf16"),
-        (["--solver", "rk4"], "euler, heun"),
         (["--anchor-sink", "99"], "anchor.sink_frames"),
     ):
         assert generate(*voice, *wrong, out="c.mp4") == 1

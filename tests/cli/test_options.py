@@ -9,10 +9,13 @@ import resource
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from af.cli.main import VERBS, main
+from af.cli.sampling import Solver
+from af.forcing.path import SOLVERS
 
 
 def helps() -> Iterator[tuple[str, str]]:
@@ -177,3 +180,7 @@ def test_a_configuration_is_printed_instead_of_used(verb, tmp_path, monkeypatch,
     assert main([*words, "--print-config"]) == 0
     assert {"encode": "features:", "losers": "losers:"}[verb] in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_solvers_of_the_command_line_are_those_of_the_sampler():
+    assert get_args(Solver) == SOLVERS
