@@ -110,7 +110,7 @@ async def main(autoencoder: str | Path, denoiser: str | Path, out: Path) -> None
     service = Service(
         models,
         portrait(0, models.autoencoder.image_size),
-        Settings({"guidance": Guidance(audio=0.7, user=0, joint=1)}, cushion_ms=60),
+        Settings({"solver": "midpoint", "guidance": Guidance(audio=0.7, user=0, joint=1)}, cushion_ms=60),
     )
     avatar = AvatarVideoService(service, user="puppet")
     recorder = Recorder(avatar)

@@ -37,7 +37,9 @@ def main() -> None:
     args = parser.parse_args()
     found = {file.stem: json.loads(file.read_text()) for file in args.files}
     found = over_seeds(found) if args.seeds else found
-    print(f"| | {' | '.join(name.replace('_band', ', band') for name in found)} | ground truth |")
+    print(
+        f"| | {' | '.join(name.replace('_band', ', band').replace('_midpoint', ', midpoint') for name in found)} | ground truth |"
+    )
     print(f"| --- |{' ---: |' * (len(found) + 1)}")
     truth = next(iter(found.values()))
     for tag in TAGS:
