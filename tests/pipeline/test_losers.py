@@ -15,6 +15,7 @@ from af.data.plan import fixed_windows
 from af.data.shards import ShardReader
 from af.data.windows import WindowDataset
 from af.errors import UserError
+from af.evaluation.settings import CheckpointSettings
 from af.models.artifact import load_as
 from af.models.denoiser import MotionDenoiser
 from af.pipeline import losers as losers_module
@@ -210,3 +211,9 @@ def test_a_talking_model_is_another_one_and_made_again_when_it_changes(
     shutil.copytree(attentive_folder, place, dirs_exist_ok=True)
     again = make(latents, tmp_path / "out", attentive_folder, "Talking", settings=talking)
     assert all(np.abs(again[turn] - motion).max() > 1e-4 for turn, motion in plain.items())
+
+
+@pytest.mark.parametrize("source", [WeakUser, OtherUser, CheckpointSettings])
+def test_unknown_solvers_are_named_before_any_work(source):
+    with pytest.raises(UserError, match=r"solver 'rk4'; allowed: euler, heun, midpoint"):
+        source(solver="rk4")
