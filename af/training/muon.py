@@ -30,12 +30,12 @@ def orthogonalised(matrix: Float[Tensor, "M N"], steps: int = 5) -> Float[Tensor
     x = matrix / (matrix.norm() + 1e-7)
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
-    gram, whole = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    gram, whole = x @ x.T, None
     for _ in range(steps):
         step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal().add_(a)
-        whole, gram = step @ whole, step @ gram @ step
-    x = whole @ x
+        whole, gram = step if whole is None else step @ whole, step @ gram @ step
+    x = x if whole is None else whole @ x
     return x.T if tall else x
 
 

@@ -71,7 +71,7 @@ def test_margins_decide_the_same_in_mixed_precision(arguments, batch, beta):
     with torch.no_grad():  # a policy that has moved a little
         for parameter in module.denoiser.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-            parameter.add_(noise * parameter.abs().mean() * 0.01)
+            parameter.add_(noise * parameter.abs().mean() * 0.02)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")  # as `af train` sets it
     try:
