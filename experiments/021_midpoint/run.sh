@@ -21,11 +21,15 @@ package() {
   judged $OWN/autoencoder $OWN/denoiser $L "$OUT/guided_midpoint" $GUIDED evaluation.dead_band=0.03
   # shellcheck disable=SC2086
   judged $OWN/autoencoder $OWN/denoiser $L "$OUT/less_calm_midpoint" $GUIDED evaluation.dead_band=0.01 evaluation.drift=true
+  # shellcheck disable=SC2086
+  judged $OWN/autoencoder $OWN/denoiser $L "$OUT/guided_midpoint_noise_1" $GUIDED evaluation.dead_band=0.03 evaluation.seed=1
   af teacher --data $L --denoiser $OWN/denoiser --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
   af train experiment=distill_demo start=$OWN/denoiser data.root=$L data.teacher=$T run=$RUN evaluation=none callbacks.previews=null
   python -m af.serve.ship --autoencoder $OWN/autoencoder --denoiser $OWN/denoiser --student $RUN --out "$OUT/weights"
   judged $OWN/autoencoder "$OUT/weights/student" $L "$OUT/student_midpoint" evaluation.unguided=true evaluation.steps=1 \
     evaluation.drift=true
+  judged $OWN/autoencoder "$OUT/weights/student" $L "$OUT/student_midpoint_noise_1" evaluation.unguided=true evaluation.steps=1 \
+    evaluation.seed=1
 }
 
 seeds() {
