@@ -62,13 +62,15 @@ class WeakUser(LoserSource):
     `audio` is the scale of the avatar's audio, `steps` the number of steps per block, which `solver` integrates.
     """
 
+    #: What `user` may be (`af.values.require_number`).
+    user_limits: ClassVar[Mapping[str, Any]] = {"least": 0, "below": 1}
     audio: float = 2.0
     user: float = 0.0
     steps: int = 8
     solver: str = SOLVER
 
     def __post_init__(self) -> None:
-        require_number("losers.user", self.user, least=0, below=1)
+        require_number("losers.user", self.user, **self.user_limits)
         require_choice("losers.solver", "solver", self.solver, SOLVERS)
 
     def __call__(self, denoiser: MotionDenoiser, scene: Scene, noise: Tensor) -> Float[Tensor, "B T D"]:
@@ -86,11 +88,8 @@ class OtherUser(WeakUser):
     """
 
     other_users: ClassVar[bool] = True
+    user_limits: ClassVar[Mapping[str, Any]] = {"above": 0}
     user: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_number("losers.user", self.user, above=0)
-        require_choice("losers.solver", "solver", self.solver, SOLVERS)
 
 
 @dataclass(frozen=True)

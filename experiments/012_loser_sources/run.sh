@@ -11,9 +11,9 @@ for SOURCE in $ITSELF; do
 done
 made drop_user_unguided losers.audio=1
 made talking losers=talking losers.model=runs/talking/export
-af train sweep=losers start="$START" data.root="$LATENTS" module.online=null 'data.losers=data/losers/${loser}' \
+af train sweep=losers evaluation.solver=euler start="$START" data.root="$LATENTS" module.online=null 'data.losers=data/losers/${loser}' \
   -m seed=0,1 loser=drop_user,drop_user_unguided,weak,shuffled,talking "$@"
-af train sweep=losers start="$START" data.root="$LATENTS" -m seed=0,1 "$@" loser=online
+af train sweep=losers evaluation.solver=euler module.online.source.solver=euler start="$START" data.root="$LATENTS" -m seed=0,1 "$@" loser=online
 for SEED in 0 1; do
   OUT=runs/losers/none-$SEED
   [ -f "$OUT/metrics.json" ] || af evaluate evaluation.solver=euler --denoiser "$START" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \

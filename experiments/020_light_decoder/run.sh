@@ -24,8 +24,8 @@ for SIZE in ${SIZES:-64 256}; do
     judged $OWN "$OUT/light64/export" data/demo 64
     continue
   fi
-  for SIZE in 64 128 256; do
-    af synth --out "$OUT/data$SIZE" --train 240 --val 4 --test 16 --seconds 6 --size $SIZE
+  for PIXELS in 64 128 256; do
+    af synth --out "$OUT/data$PIXELS" --train 240 --val 4 --test 16 --seconds 6 --size $PIXELS
   done
   train vae_synth64 "$OUT/data64" vae64 1100 model.channel_base=4096
   train vae_synth128 "$OUT/data128" vae128 260 start="$OUT/vae64/export" model.channel_base=4096
