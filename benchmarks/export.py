@@ -12,7 +12,6 @@ Differences are of motion latents, of their standard deviation, and of frames of
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -28,10 +27,10 @@ from af.cli.kinds import count
 from af.clock import frames_to_seconds
 from af.data.audio import read_audio
 from af.ingest.crops import read_portrait
-from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
+from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, SAMPLING, STUDENT, VOICE, shipped
 from af.share.avatar import Avatar
 from af.share.export import export_avatar
-from af.share.folder import MANIFEST
+from af.share.folder import write_folder
 from af.share.runtime import Runtime
 from benchmarks.common import options, report
 
@@ -55,23 +54,19 @@ def _by_runtime(runtime: Runtime, portrait: np.ndarray, signals: dict[str, Any],
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All kinds on the same input, block by block in turn."""
-    if not args.student:
-        return compare(args.source or shipped(), args)
+    if args.source is not None:
+        return compare(args.source, args)
     with tempfile.TemporaryDirectory() as place:
-        for part, name in ((AUTOENCODER, AUTOENCODER), (STUDENT, DENOISER)):
-            shutil.copytree(shipped() / part, Path(place) / name)
+        motion, sampling = (STUDENT, None) if args.student else (DENOISER, SAMPLING)
+        write_folder(Path(place), shipped() / AUTOENCODER, shipped() / motion, sampling)
         return compare(Path(place), args)
 
 
 def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """`measure` of a hub folder, or of a folder with autoencoder and denoiser."""
+    """`measure` of a hub folder."""
 
     def load(precision: str | None) -> Avatar:
-        if (source / MANIFEST).is_file():
-            return Avatar.from_pretrained(source, precision=precision)
-        avatar = Avatar.load(source / "autoencoder", source / "denoiser", precision=precision)
-        assert isinstance(avatar, Avatar)
-        return avatar
+        return Avatar.from_pretrained(source, precision=precision)
 
     avatar = load("fp32")
     size, block = avatar.autoencoder.image_size, avatar.denoiser.layout.block_frames

@@ -37,14 +37,13 @@ from pipecat.workers.runner import WorkerRunner
 from af import Avatar
 from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, seconds_to_frames
 from af.data.video_writer import require_video_name, write_video
-from af.forcing.guidance import Guidance
 from af.pipeline.side_by_side import side_by_side
 from af.serve.pipecat import AvatarVideoService
 from af.serve.protocol import from_pcm, pcm
 from af.serve.puppet import portrait
 from af.serve.service import Service
 from af.serve.settings import Settings
-from af.serve.ship import AUTOENCODER, DENOISER, shipped
+from af.serve.ship import AUTOENCODER, DENOISER, SAMPLING, shipped
 from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
 
@@ -110,7 +109,7 @@ async def main(autoencoder: str | Path, denoiser: str | Path, out: Path) -> None
     service = Service(
         models,
         portrait(0, models.autoencoder.image_size),
-        Settings({"solver": "midpoint", "guidance": Guidance(audio=0.7, user=0, joint=1)}, cushion_ms=60),
+        Settings(dict(SAMPLING), cushion_ms=60),
     )
     avatar = AvatarVideoService(service, user="puppet")
     recorder = Recorder(avatar)

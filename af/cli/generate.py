@@ -70,12 +70,8 @@ def run(
         seed=seed,
         mark=not no_mark,
         notes=notes,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
         schedule=schedule,
-        solver=sampling.solver,
-        anchor=sampling.anchor,
-        dead_band=sampling.dead_band,
+        **sampling.options,
     )
     print(f"{out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
     if side_by_side is not None:

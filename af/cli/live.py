@@ -87,28 +87,25 @@ def run(
     from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
     from af.serve.service import Service
     from af.serve.settings import Settings
-    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
+    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, SAMPLING, STUDENT, VOICE, shipped
     from af.share.onnx_avatar import live_avatar
 
     if (autoencoder is None) != (denoiser is None):
         raise UserError("--autoencoder and --denoiser belong together: give both, or neither")
     talkative, begin_with_student = autoencoder is None and voice is None, False
+    how = sampling.options
     if autoencoder is None or denoiser is None:
         own = shipped()
         autoencoder, denoiser = own / AUTOENCODER, own / DENOISER
         portrait, voice = portrait or own / PORTRAIT, voice or own / VOICE
         no_crop = no_crop or portrait == own / PORTRAIT
         if sampling == Sampling():
-            # as af demo evaluates them, but calmer
-            sampling = Sampling(guidance_audio=0.7, guidance_user=0, guidance_joint=1, dead_band=0.03)
-            begin_with_student = student is None
+            how, begin_with_student = dict(SAMPLING), student is None
         student = student or own / STUDENT
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     notes = Notes()
-    how: dict[str, Any] = {"steps": sampling.steps, "solver": sampling.solver, "guidance": sampling.guidance}
-    how |= {"anchor": sampling.anchor, "dead_band": sampling.dead_band}
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
         how |= ONE_PASS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from af.cli.kinds import Count, Scale, Whole
 
@@ -33,6 +33,11 @@ class Guided:
 
         return Guidance(self.guidance_audio, self.guidance_user, self.guidance_joint)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of it, as `af.pipeline.avatar.Avatar.motion` takes it."""
+        return {"steps": self.steps, "solver": self.solver, "guidance": self.guidance}
+
 
 @dataclass(kw_only=True)
 class Sampling(Guided):
@@ -56,3 +61,8 @@ class Sampling(Guided):
         from af.forcing.anchor import Anchor
 
         return Anchor(self.anchor_sink, self.anchor_pull)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All of it, as `af.pipeline.avatar.Avatar.motion` takes it."""
+        return {**super().options, "anchor": self.anchor, "dead_band": self.dead_band}

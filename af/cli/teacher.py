@@ -28,6 +28,6 @@ def run(
     options = shards.options(denoiser)
     from af.pipeline.teacher import make_teacher
 
-    options |= {"guidance": sampling.guidance, "steps": sampling.steps, "solver": sampling.solver}
+    options |= sampling.options
     for index in make_teacher(shards.data, shards.out, denoiser, **options):
         print(f"{index.folder}: a teacher's motion for {len(index.samples)} clips, {index.frames} frames")
