@@ -27,7 +27,7 @@ from af.cli.kinds import count
 from af.clock import frames_to_seconds
 from af.data.audio import read_audio
 from af.ingest.crops import read_portrait
-from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, SAMPLING, STUDENT, VOICE, shipped
+from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
 from af.share.avatar import Avatar
 from af.share.export import export_avatar
 from af.share.folder import write_folder
@@ -57,8 +57,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.source is not None:
         return compare(args.source, args)
     with tempfile.TemporaryDirectory() as place:
-        motion, sampling = (STUDENT, None) if args.student else (DENOISER, SAMPLING)
-        write_folder(Path(place), shipped() / AUTOENCODER, shipped() / motion, sampling)
+        write_folder(Path(place), shipped() / AUTOENCODER, shipped() / (STUDENT if args.student else DENOISER))
         return compare(Path(place), args)
 
 

@@ -43,7 +43,7 @@ from af.serve.protocol import from_pcm, pcm
 from af.serve.puppet import portrait
 from af.serve.service import Service
 from af.serve.settings import Settings
-from af.serve.ship import AUTOENCODER, DENOISER, SAMPLING, shipped
+from af.serve.ship import AUTOENCODER, DENOISER, shipped
 from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
 
@@ -109,7 +109,7 @@ async def main(autoencoder: str | Path, denoiser: str | Path, out: Path) -> None
     service = Service(
         models,
         portrait(0, models.autoencoder.image_size),
-        Settings(dict(SAMPLING), cushion_ms=60),
+        Settings(models.sampling, cushion_ms=60),
     )
     avatar = AvatarVideoService(service, user="puppet")
     recorder = Recorder(avatar)

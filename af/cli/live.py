@@ -87,25 +87,25 @@ def run(
     from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
     from af.serve.service import Service
     from af.serve.settings import Settings
-    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, SAMPLING, STUDENT, VOICE, shipped
+    from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
+    from af.share.folder import usual_sampling
     from af.share.onnx_avatar import live_avatar
 
     if (autoencoder is None) != (denoiser is None):
         raise UserError("--autoencoder and --denoiser belong together: give both, or neither")
     talkative, begin_with_student = autoencoder is None and voice is None, False
-    how = sampling.options
     if autoencoder is None or denoiser is None:
         own = shipped()
         autoencoder, denoiser = own / AUTOENCODER, own / DENOISER
         portrait, voice = portrait or own / PORTRAIT, voice or own / VOICE
         no_crop = no_crop or portrait == own / PORTRAIT
-        if sampling == Sampling():
-            how, begin_with_student = dict(SAMPLING), student is None
+        begin_with_student = sampling == Sampling() and student is None
         student = student or own / STUDENT
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     notes = Notes()
+    how = sampling.options if sampling != Sampling() else dict(usual_sampling(motion.info))
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
         how |= ONE_PASS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from PIL import Image
 from af.clock import SAMPLE_RATE, seconds_to_frames
 from af.errors import UserError
 from af.files import atomic_path, sha256_of
+from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.path import SOLVER
 from af.models.artifact import WEIGHTS, Artifact, load_model, save_model
@@ -34,11 +36,12 @@ from af.synth.voice import VoiceType, speech
 LARGEST: Final = 8 << 20
 AUTOENCODER, DENOISER, STUDENT = "autoencoder", "denoiser", "student"
 PORTRAIT, VOICE = "portrait.png", "voice.wav"
-#: How its denoiser is sampled, with `af demo`'s guidance, but calmer; the student takes `ONE_PASS`.
-SAMPLING: Final[Mapping[str, Any]] = {
+#: How its denoiser says that it is sampled: with `af demo`'s guidance, but calmer.
+_SAMPLING: Final[Mapping[str, Any]] = {
     "steps": 8,
     "solver": SOLVER,
-    "guidance": Guidance(audio=0.7, user=0, joint=1),
+    "guidance": asdict(Guidance(audio=0.7, user=0, joint=1)),
+    "anchor": asdict(Anchor()),
     "dead_band": 0.03,
 }
 #: (start, stop) in seconds of what the voice says; in the pauses the avatar listens.
@@ -65,7 +68,8 @@ def ship(autoencoder: Path, denoiser: Path, student: Path, out: Path, seed: int 
     size = avatar.autoencoder.image_size
     digest = _save(images, out / AUTOENCODER, latents=None)  # rounding changes them
     for name, motion in motions.items():
-        _save(motion, out / name, motion_spec={**motion.info["motion_spec"], "autoencoder": digest})
+        said = {"sampling": _SAMPLING} if name == DENOISER else {}
+        _save(motion, out / name, motion_spec={**motion.info["motion_spec"], "autoencoder": digest}, **said)
     with atomic_path(out / PORTRAIT) as temporary:
         Image.fromarray(portrait(seed, size)).save(temporary, format="PNG")
     with atomic_path(out / VOICE) as temporary:

@@ -208,7 +208,15 @@ def require_own(out: Path) -> None:
 
 
 def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How a model is sampled where nobody has said it: one pass for students, else the guided eight steps."""
+    """How a model is sampled where nobody has said it: as its description says, one pass for students, else the guided
+    eight steps. Raises UserError for a description that cannot be used.
+    """
+    if (said := info.get("sampling")) is not None:
+        try:
+            return read_sampling(said)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise UserError(f"{DESCRIPTION}: sampling cannot be used: {reason}") from error
     return ONE_PASS if info.get("stage") == "distill" else {"steps": 8, "solver": SOLVER, "guidance": Guidance()}
 
 

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from af.clock import frames_to_samples
 from af.errors import UserError
 from af.files import write_json
 from af.forcing.guidance import Guidance
+from af.models.artifact import load_model
 from af.serve.ship import PORTRAIT, shipped
 from af.share.noise import Noise
 from tests.toy_avatar import recording
@@ -28,6 +31,7 @@ pytest.importorskip("onnxruntime")
 FRAMES = 74  # the window is full after 50; the last block is a part
 #: Of motion latents that reach 3.
 CLOSE = 1e-4
+THREE_BRANCHES = {"steps": 8, "solver": "midpoint", "guidance": Guidance()}
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +39,22 @@ def portrait() -> np.ndarray:
     return np.asarray(Image.open(shipped() / PORTRAIT).convert("RGB"))
 
 
+def export_of_package(out: Path, **how) -> dict[str, Any]:
+    from af.share.export import export
+
+    images, motion = (load_model(shipped() / name) for name in ("autoencoder", "denoiser"))
+    return export(images, motion, THREE_BRANCHES, out, **how)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    from af.share.export import export_avatar
-
-    folder = tmp_path_factory.mktemp("exported")
-    export_avatar(shipped(), folder)
+    export_of_package(folder := tmp_path_factory.mktemp("exported"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def avatar() -> Avatar:
-    return Avatar.load(shipped() / "autoencoder", shipped() / "denoiser")
+    return replace(Avatar.load(shipped() / "autoencoder", shipped() / "denoiser"), sampling=THREE_BRANCHES)
 
 
 @pytest.fixture
@@ -144,7 +152,7 @@ def test_a_student_is_that_of_torch(avatar, portrait, tmp_path):
 
     shutil.copytree(shipped(), tmp_path / "student")
     about = json.loads((tmp_path / "student/denoiser/model.json").read_text())
-    write_json(tmp_path / "student/denoiser/model.json", {**about, "stage": "distill"})
+    write_json(tmp_path / "student/denoiser/model.json", {**about, "stage": "distill", "sampling": None})
     made = export_avatar(tmp_path / "student", tmp_path / "export", dtype="fp16")
     assert made["sampling"]["steps"] == len(made["branches"]) == 1
     voices, faces = inputs(avatar, portrait)
@@ -195,9 +203,7 @@ def test_a_session_of_the_live_page_is_that_of_torch_and_takes_its_changes(avata
 
 
 def test_int8_stays_near_and_is_smaller(exported, runtime, portrait, avatar, tmp_path):
-    from af.share.export import export_avatar
-
-    about = export_avatar(shipped(), tmp_path, int8=True)
+    about = export_of_package(tmp_path, int8=True)
     graphs = runtime.about["graphs"]
     assert about["graphs"]["step"]["bytes"] < graphs["step"]["bytes"] * 0.4
     assert about["graphs"]["decoder"]["bytes"] < graphs["decoder"]["bytes"] * 0.7

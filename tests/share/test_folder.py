@@ -18,7 +18,8 @@ from af.errors import UserError
 from af.files import sha256_of, write_json
 from af.forcing.guidance import Guidance
 from af.models.artifact import read_description
-from af.share.folder import MODEL_FILES, verify, write_folder
+from af.serve.ship import shipped
+from af.share.folder import MODEL_FILES, usual_sampling, verify, write_folder
 from tests.share.conftest import save_models
 from tests.toy_avatar import recording
 
@@ -55,6 +56,19 @@ def again(folder, name, change) -> None:
     manifest = json.loads((folder / "avatar.json").read_text())
     manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
     write_json(folder / "avatar.json", manifest)
+
+
+def test_a_model_may_say_how_it_is_sampled(models, tmp_path):
+    """So the avatar of the package says it, and whoever loads its folders samples it so."""
+    said = dict(usual_sampling(read_description(shipped() / "denoiser")))
+    assert (said["guidance"], said["dead_band"]) == (Guidance(audio=0.7, user=0, joint=1), 0.03)
+    assert Avatar.load(shipped() / "autoencoder", shipped() / "denoiser").sampling == said
+    write_folder(tmp_path / "hub", shipped() / "autoencoder", shipped() / "denoiser")
+    assert verify(tmp_path / "hub").sampling == said
+    assert usual_sampling(read_description(shipped() / "student"))["steps"] == 1
+    for wrong in ({}, [], {**said, "steps": 0}):
+        with pytest.raises(UserError, match="sampling cannot be used"):
+            usual_sampling({"sampling": wrong})
 
 
 def test_out_and_in_again_it_shows_the_same_bits(models, tmp_path):
