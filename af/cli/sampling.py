@@ -46,7 +46,7 @@ class Sampling(Guided):
     unguided: Annotated[bool, "one branch with all signals, no guidance: how distilled students work"] = False
     anchor_sink: Annotated[Whole, "frames of the portrait kept in the caches for good"] = 0
     anchor_pull: Annotated[Scale, "pull of the mean pose to the portrait's"] = 0.0
-    dead_band: Annotated[Scale, "changes of motion up to this many standard deviations are not made: 0.1 calms"] = 0.0
+    dead_band: Annotated[Scale, "changes of motion up to this many standard deviations are not shown: 0.05 calms"] = 0.0
 
     @property
     def guidance(self) -> Guidance:

@@ -17,7 +17,8 @@ def held(frames: Iterable[Any], last: Any | None, width: float) -> Iterator[Any]
     """Frames that follow the given ones at a distance of at most `width`, from `last` on (None: from the first frame).
 
     A coordinate stays where it is until it is `width` away from where it should be, and then follows that far behind:
-    small wavering, of which roll-outs are never free and which they continue, is gone, and every movement is kept.
+    small wavering, of which roll-outs are never free, is gone, and every movement is kept. A roll-out does not see it: it
+    would take what is held for a head that rests, and let it rest on (experiments/024_an_hour).
     """
     for frame in frames:
         if last is None:

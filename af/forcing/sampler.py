@@ -100,7 +100,7 @@ class State:
     history: Condition | None = None  # signals that later blocks still attend to
     vectors: Float[Tensor, "R T C"] | None = None  # encoded condition, where it is kept and not recomputed
     offset: Float[Tensor, "B l D"] | None = None
-    last: Float[Tensor, "B D"] | None = None  # the newest frame, where there is a dead band
+    shown: Float[Tensor, "B D"] | None = None  # the newest frame after the dead band, where there is one
     pending: Pending | None = None
 
 
@@ -111,7 +111,7 @@ class BlockSampler:
     first may take a whole window at once (prime="joint"). A block enters the caches with the next step, or earlier by
     `commit` (a live session uses its idle time). `schedule` names one of `af.forcing.path` or is a step matrix for the
     frames of a block, which replaces `steps`. `dead_band`: changes of coordinates up to this many standard deviations are
-    not made (`af.forcing.dead_band`; 0: off).
+    not shown (`af.forcing.dead_band`; 0: off); later blocks see the motion as it was before.
     """
 
     def __init__(
@@ -166,15 +166,14 @@ class BlockSampler:
             return guided - pull if anchor.pull else guided
 
         motion = integrate(velocity, noise, self._steps, self._solver)
-        if self._dead_band:
-            motion = torch.stack(list(held(motion.unbind(1), state.last, self._dead_band)), 1)
         self._finish(motion, keys, plans, past)
-        return motion
+        return self._shown(motion)
 
     def give(self, condition: Condition, motion: Float[Tensor, "B T D"]) -> None:
         """Append existing motion (from a recording or an earlier session) as if it had been generated."""
         new = self._check(condition, motion)
         self._finish(motion, *self._prepare(condition, new))
+        self.state.shown = motion[:, -1] if self._dead_band else None
 
     def commit(self) -> None:
         """Put the newest block into the caches (one pass at t = 1), unless it is already there."""
@@ -221,6 +220,14 @@ class BlockSampler:
             raise ValueError(f"{new} frames in a step; a block has {b} (first step: any multiple up to the window)")
         return new
 
+    def _shown(self, motion: Tensor) -> Tensor:
+        """Generated motion after the dead band."""
+        if not self._dead_band:
+            return motion
+        calm = torch.stack(list(held(motion.unbind(1), self.state.shown, self._dead_band)), 1)
+        self.state.shown = calm[:, -1]
+        return calm
+
     def _after_offset(self, x: Tensor) -> Tensor:
         return x if self.state.offset is None else torch.cat((self.state.offset, x), 1)
 
@@ -231,7 +238,6 @@ class BlockSampler:
         latents = self._after_offset(motion)
         state.pending = Pending(latents, keys, past, plans) if self.layout.cached_frames else None
         state.offset = latents[:, latents.shape[1] - kept :] if kept else None
-        state.last = motion[:, -1] if self._dead_band else None
         state.mean = self._anchor.running_mean(state.mean, motion) if self._anchor.pull else state.mean
         self.frames += motion.shape[1]
 

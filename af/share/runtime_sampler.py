@@ -48,7 +48,7 @@ class Sampler:
         if not set(weights) <= set(exported):
             raise UserError(f"guidance: {guidance} has other branches than the export; export the avatar with it")
         self.runtime, self.frames, self._dead_band = runtime, 0, dead_band
-        self._last: Array | None = None
+        self._shown: Array | None = None
         self.change_reference(reference)
         self._weights = np.array([weights.get(branch, 0) for branch in exported], np.float32)
         self._rows = 2 if solver == "midpoint" else 1  # as `af.forcing.path.integrate` takes them
@@ -84,14 +84,16 @@ class Sampler:
             for time in times[1:]:
                 v = velocity(x + size * v, time)
             x = x + len(times) * size * v
-        if self._dead_band:
-            x = np.stack(list(held(x.swapaxes(0, 1), self._last, self._dead_band)), 1)
         self._finish(x, condition, frames)
+        if self._dead_band:
+            x = np.stack(list(held(x.swapaxes(0, 1), self._shown, self._dead_band)), 1)
+        self._shown = x[:, -1]
         return x
 
     def give(self, *signals: Rows, motion: Float32[np.ndarray, "1 T M"]) -> None:
         """Append existing motion as if it had been generated."""
         self._finish(motion, *self._prepare(signals))
+        self._shown = motion[:, -1]
 
     def commit(self) -> None:
         """Put the newest block into the cache, unless it is there: a session may do so while it waits for input."""
@@ -118,6 +120,6 @@ class Sampler:
         return condition, frames
 
     def _finish(self, motion: Array, condition: Array, frames: Array) -> None:
-        latents, self._last = np.concatenate((self._offset, motion), 1), motion[:, -1]
+        latents = np.concatenate((self._offset, motion), 1)
         self._offset = latents[:, latents.shape[1] - self.runtime.look_ahead :]
         self.pending, self.frames = (latents, self.reference, condition, frames), self.frames + motion.shape[1]
