@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +36,8 @@ from af.cli.child import become_ranks
 from af.cli.config import Configured, instantiate
 from af.cli.kinds import Count, Device, Model, OutFolder, Overwrite, Source
 from af.cli.options import More
+from af.data.parts import WHOLE, clear
+from af.data.stores import location
 from af.errors import UserError
 from af.files import read_json
 
@@ -78,8 +79,8 @@ def run(
         raise UserError(
             f"say what to evaluate: {', '.join(missing)} is missing (af compare takes videos of any system)"
         )
-    if overwrite and out.exists():
-        shutil.rmtree(out)
+    places = (denoiser, *(settings.get(name) for name in ("autoencoder", "linear_probe", "data")))
+    clear(out, overwrite, WHOLE, [location(str(place)) for place in places if place is not None])
     job = {"model": str(model), "settings": settings, "out": str(out), "device": str(device), "devices": devices}
     if devices > 1 and "LOCAL_RANK" not in os.environ:
         become_ranks(devices, out / "launch.json", job, "evaluate", "--started")

@@ -148,6 +148,8 @@ class Subject:
             "signals": list(rollout.signals),
             "data": absolute(location(str(self.settings.data))),
         }
+        if self.settings.linear_probe is not None:
+            made_with["linear_probe"] = absolute(location(self.settings.linear_probe))
         faces = None if self.face_spec is None else self.face_spec.tracker
         claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests})
 

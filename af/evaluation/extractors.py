@@ -48,7 +48,8 @@ class Extractor:
     """A function from frames to vectors, with a name and version for the tags.
 
     `metric` is the tag of its distance: "fd_img/<name>-<version>", or "fid_inception" and "fvd_i3d" for the standard
-    networks only. `network` is the module that `function` runs, on its current device.
+    networks only. `network` is the module that `function` runs, on its current device; `inputs` is how frames are prepared
+    for it, where that can be chosen.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Extractor:
     function: Callable[[Frames], np.ndarray]
     metric: str | None = None
     network: nn.Module | None = None
+    inputs: tuple[float, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -158,7 +160,8 @@ def torch_module(
         inputs = to_tensor(frames, size) * ((high - low) / 255) + low
         return _in_batches(network, windows_of(inputs, window, stride) if kind == "video" else inputs, batch)
 
-    return Extractor(name, version or "0", kind, function, network=network)
+    inputs = (size, low, high, *((window, stride) if kind == "video" else ()))
+    return Extractor(name, version or "0", kind, function, network=network, inputs=inputs)
 
 
 def to_tensor(frames: Frames, size: int) -> Float[Tensor, "T 3 size size"]:
@@ -221,4 +224,4 @@ def i3d(
         return _in_batches(network, windows_of(to_tensor(frames, 224), window, stride), batch, width=400, **how)
 
     vouched = f"fvd_i3d/{window}f-s{stride}" if sha256 else None
-    return Extractor("i3d", sha256_of(weights)[:8], "video", function, vouched, network)
+    return Extractor("i3d", sha256_of(weights)[:8], "video", function, vouched, network, (window, stride))

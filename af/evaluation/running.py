@@ -83,8 +83,7 @@ def measure_running(
         reference,
         speech,
         encode_user=watch.timed("user_motion", user_encoder(avatar)),
-        steps=settings.steps,
-        guidance=settings.guidance,
+        **settings.sampling,
         generator=torch.Generator().manual_seed(settings.seed),
     )
     push = watch.timed("all", session.push)

@@ -81,7 +81,7 @@ class Tools:
 
     def signature(self) -> str:
         """Everything besides the clip that its numbers depend on."""
-        tags = [e.tag for e in (*self.networks.values(), self.embedder) if e is not None]
+        tags = [[e.tag, *e.inputs] for e in (*self.networks.values(), self.embedder) if e is not None]
         faces = None if self.tracker is None else self.tracker.face_spec.tracker
         return json.dumps([faces, tags, None if self.syncnet is None else self.syncnet.version])
 

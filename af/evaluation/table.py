@@ -98,15 +98,15 @@ def markdown_table(rows: Sequence[MetricRow]) -> str:
     return f"{table}\nNotes:\n\n{notes}" if notes else table
 
 
-def console_table(rows: Sequence[MetricRow], title: str | None = None, protocol: bool = False) -> Table:
+def console_table(rows: Sequence[MetricRow], title: str | None = None) -> Table:
     """The table for the terminal."""
     from rich.table import Table
 
     table = Table(title=title)
-    for i, name in enumerate([*HEADER, "protocol"] if protocol else HEADER):
+    for i, name in enumerate(HEADER):
         table.add_column(name, justify="left" if i in (0, 6) else "right", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row_cells(row), *([row.protocol] if protocol else []))
+        table.add_row(*row_cells(row))
     return table
 
 

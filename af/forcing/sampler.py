@@ -128,13 +128,16 @@ class BlockSampler:
     ) -> None:
         require_choice("solver", "solver", solver, SOLVERS)
         check_dead_band(dead_band)
-        if not isinstance(guidance, Guidance):
-            raise UserError(f"guidance: expected Guidance(audio=…, user=…), got {type(guidance).__name__}")
+        for name, value, kind in (("guidance", guidance, Guidance), ("anchor", anchor, Anchor)):
+            if not isinstance(value, kind):
+                raise UserError(f"{name}: expected {kind.__name__}(…), got {type(value).__name__}")
+        if not isinstance(schedule, str | Schedule):
+            raise UserError(f"schedule: expected a name or a Schedule, got {type(schedule).__name__}")
         self.denoiser, self.layout = denoiser, denoiser.layout
         self.branches = guidance.branches()
         # samplers with equal settings can be batched
         self.settings = (steps, guidance, schedule, solver, anchor, dead_band)
-        self._solver, self._anchor, self._device, self._dead_band = solver, anchor, reference.device, dead_band
+        self._solver, self.anchor, self._device, self._dead_band = solver, anchor, reference.device, dead_band
         make = _steps if isinstance(schedule, str) else _steps.__wrapped__
         self._steps, self._row_times, distinct = make(
             schedule, steps, self.layout.block_frames, reference.device, reference.dtype
@@ -154,7 +157,7 @@ class BlockSampler:
         T is block_frames; for the first step any multiple of it up to window_frames. Raises ValueError otherwise.
         """
         new = self._check(condition, noise)
-        state, anchor = self.state, self._anchor
+        state, anchor = self.state, self.anchor
         keys, plans, past = self._prepare(condition, new)
         modulations = self._modulations(0 if state.offset is None else state.offset.shape[1], new)
         pull = anchor.pull * (state.mean - state.portrait)[:, None]
@@ -190,7 +193,7 @@ class BlockSampler:
         self.commit()
         state = self.state
         state.portrait, state.reference, state.mean = reference, self.denoiser.embed_reference(reference), reference
-        if self._anchor.sink_frames and state.history is not None:
+        if self.anchor.sink_frames and state.history is not None:
             self._pin(state.history)
 
     def saved(self) -> tuple[State, int]:
@@ -238,7 +241,7 @@ class BlockSampler:
         latents = self._after_offset(motion)
         state.pending = Pending(latents, keys, past, plans) if self.layout.cached_frames else None
         state.offset = latents[:, latents.shape[1] - kept :] if kept else None
-        state.mean = self._anchor.running_mean(state.mean, motion) if self._anchor.pull else state.mean
+        state.mean = self.anchor.running_mean(state.mean, motion) if self.anchor.pull else state.mean
         self.frames += motion.shape[1]
 
     def _prepare(
@@ -246,7 +249,7 @@ class BlockSampler:
     ) -> tuple[list[KeysValues], list[AttentionPlan], list[KeysValues] | None]:
         """Commit the block before, then compute all of the next block that does not depend on the step."""
         self.commit()
-        if not self.frames and self._anchor.sink_frames:
+        if not self.frames and self.anchor.sink_frames:
             self._pin(condition)
         layout, denoiser, state = self.layout, self.denoiser, self.state
         offset = 0 if state.offset is None else state.offset.shape[1]
@@ -272,7 +275,7 @@ class BlockSampler:
 
     def _pin(self, condition: Condition) -> None:
         """Cache the anchor's frames for good: the portrait's motion with every signal dropped."""
-        count, branches = self._anchor.sink_frames, len(self.branches)
+        count, branches = self.anchor.sink_frames, len(self.branches)
         dropped = condition.map(lambda signal: signal.new_zeros(branches * len(signal), count, signal.shape[2]))
         keys = self.denoiser.condition_keys(self.denoiser.encode_condition(dropped))
         plans, _ = self._geometry(count, 0, count)
@@ -340,4 +343,6 @@ def continued(
     for condition, motion in blocks:
         other.give(condition, motion)
     other.frames = sampler.frames
+    if isinstance(other, BlockSampler) and sampler.anchor.pull:
+        other.state.mean = sampler.state.mean  # of longer than the last blocks
     return other

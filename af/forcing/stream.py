@@ -56,7 +56,7 @@ class LiveSession:
     all corrections.
 
     `reference`, user motion and output are motion latents; `encode_user` turns a user frame into a latent, or None if
-    it shows no face. `sampling` as in `BlockSampler`: steps, guidance, schedule, solver, anchor. Raises UserError for
+    it shows no face. `sampling` as in `BlockSampler`: steps, guidance, schedule, solver, anchor, dead_band. Raises UserError for
     settings or input that cannot work. Several threads may push to one session; pushes run one at a time.
     """
 

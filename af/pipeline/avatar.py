@@ -108,7 +108,7 @@ class Avatar:
 
         A None signal is dropped; one that ends early is continued with silence or its last motion. `user_motion` comes
         in pieces of any length. All randomness is from `generator`. `sampling` as in `af.forcing.sampler.BlockSampler`:
-        steps, guidance, schedule, solver, anchor.
+        steps, guidance, schedule, solver, anchor, dead_band.
         """
         space = self.denoiser.motion_space
         conditions = self._conditions(frames, avatar_audio, user_audio, user_motion)

@@ -41,7 +41,6 @@ SETTINGS_NAME = "encoding.json"
 STORED: Final[Mapping[str, type[np.floating]]] = {"motion": np.float32, "audio": np.float16}
 _BATCH = 64
 _BATCH_PIXELS = _BATCH * 128**2  # encoded at once: 4 frames of 512 px, with half a GB of activations
-_COPIED = ("flac", "face.npy")
 
 
 def encode(
@@ -115,7 +114,7 @@ def encode_shard(
     """
     model, motion_spec, extractor = _models(autoencoder, features, device)
     reader = ShardReader(folder)
-    copied = (*_COPIED, "mp4") if keep_video else _COPIED
+    copied = ("flac", "mp4") if keep_video else ("flac",)
     tracker = FaceLandmarker() if faces and reader.index.specs.get("face") is None else None
 
     def samples() -> Iterator[tuple[str, ClipMeta, dict[str, Any]]]:
@@ -127,7 +126,7 @@ def encode_shard(
                 f"{role}.{part}": reader.read_bytes(i, f"{role}.{part}")
                 for role in entry.roles
                 for part in copied
-                if reader.has(i, f"{role}.{part}") and not part.endswith("npy")
+                if reader.has(i, f"{role}.{part}")
             }
             meta = reader.read_meta(i)
             audio = [voice for role in entry.roles if (voice := clip.person(role).audio) is not None]

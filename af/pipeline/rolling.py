@@ -45,6 +45,11 @@ class RolloutSettings:
     anchor: Anchor = Anchor()  # noqa: RUF009 (frozen)
     dead_band: float = 0.0
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What a sampler takes (`af.forcing.sampler.BlockSampler`)."""
+        return {name: getattr(self, name) for name in ("steps", "solver", "guidance", "anchor", "dead_band")}
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -133,11 +138,7 @@ def roll_out(denoiser: MotionDenoiser, turns: Sequence[Turn], settings: RolloutS
         denoiser,
         scene.noise(denoiser, settings.seed),
         signals=settings.signals,
-        steps=settings.steps,
-        solver=settings.solver,
-        guidance=settings.guidance,
-        anchor=settings.anchor,
-        dead_band=settings.dead_band,
+        **settings.sampling,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import threading
@@ -135,7 +134,7 @@ def evaluate(
     """
     place, several = choose_device(device), devices * num_nodes > 1
     if place.type == "cuda" and several:
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        place = torch.device("cuda", find_ranks().environment().local_rank())
     quiet()
     trainer = Trainer(
         accelerator="gpu" if place.type == "cuda" and several else "cpu",  # one rank places its networks itself

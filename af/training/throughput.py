@@ -53,6 +53,8 @@ class Throughput(Callback):
     def __init__(self, every_n_steps: int = 50, peak_tflops: float | str | None = None) -> None:
         if isinstance(peak_tflops, str) and peak_tflops != "measure":
             raise UserError(f"throughput.peak_tflops: {peak_tflops!r}; allowed: a number, measure, or null")
+        if not isinstance(peak_tflops, str | None):
+            require_number("throughput.peak_tflops", peak_tflops, above=0)
         require_number("every_n_steps", every_n_steps, least=1, whole=True)
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
         self.data = DataClock()

@@ -314,4 +314,18 @@ def test_an_evaluation_reads_latents_without_a_decoder(denoiser_folder, latents,
     assert "linear_probe_r2/mouth_open" in numbers
     assert "reaction_gain" in numbers or numbers["clips"] == 2
     assert main([*words, "evaluation.guidance_user=3"]) != 0
+    other = [str(latents / "test") if word == str(latents / "train") else word for word in words]
+    assert main(other) != 0  # faces of another fit
     assert main([*words, "evaluation.guidance_user=3", "--overwrite"]) == 0
+
+
+def test_overwriting_never_deletes_what_is_read(denoiser_folder, autoencoder_folder, latents, tmp_path, capsys):
+    shutil.copytree(denoiser_folder, tmp_path / "all/denoiser")
+    shutil.copytree(latents / "test", tmp_path / "all/test")
+    model = ["--autoencoder", str(autoencoder_folder), "--denoiser", str(tmp_path / "all/denoiser")]
+    split = ["--data", str(tmp_path / "all/test")]
+    for out in (tmp_path / "all", tmp_path / "all/test", tmp_path / "all/denoiser"):
+        assert main(["evaluate", *model, *split, "--out", str(out), "--overwrite"]) != 0
+        assert re.search("would delete the input|which is read", capsys.readouterr().err)
+    assert (tmp_path / "all/denoiser/model.json").is_file()
+    assert (tmp_path / "all/test/index.json").is_file()

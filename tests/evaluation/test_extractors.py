@@ -20,6 +20,7 @@ from af.evaluation.extractors import (
     tracked,
     windows_of,
 )
+from af.evaluation.settings import Tools
 from af.evaluation.syncnet import SyncNet, lip_crops, load_syncnet, lse, mfcc, offset_curve
 from af.files import sha256_of
 from af.types import FaceSpec
@@ -65,6 +66,11 @@ def test_torchscript_file_carries_its_hash(frames, files):
     video = torch_module(files / "mean.pt", "mine", "video", size=24, window=8, stride=4)
     assert video(frames).shape == (4, 3)
     assert torch_module(files / "mean.pt", "mine", "video", size=24, window=64)(frames).shape[0] == 0
+    kept = {
+        Tools(networks={"mine": torch_module(files / "mean.pt", "mine", **how)}).signature()
+        for how in ({"size": 24}, {"size": 32}, {"low": 0.0}, {"kind": "video"}, {"kind": "video", "stride": 4})
+    }
+    assert len(kept) == 5  # what was measured in one way is not taken for another
 
 
 def test_windows_never_run_over_the_end():

@@ -11,6 +11,8 @@ from af.data.index import Index
 from af.data.shards import ShardReader
 from af.errors import UserError
 from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows
+from af.forcing.anchor import Anchor
+from af.forcing.stream import LiveSession
 from af.models.speech import LogMel
 from af.pipeline.avatar import Avatar
 from af.pipeline.rolling import RolloutSettings
@@ -36,6 +38,18 @@ def test_latency_is_waiting_and_computing_and_stages_add_up(avatar, latents):
     rows = {row.tag: row.value for row in running_rows(running)}
     assert rows["latency/worst_ms"] == running.latency.worst_ms
     assert rows["latency/motion_only/mean_ms"] == running.motion_only.mean_ms
+
+
+def test_speed_is_that_of_the_sampling_asked_for(avatar, latents, monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        "af.evaluation.running.LiveSession", lambda *_, **settings: made.update(settings) or LiveSession(*_, **settings)
+    )
+    clip = ShardReader(Index.load(latents / "test")).read(0, {"video", "audio"})
+    settings = replace(SETTINGS, solver="midpoint", anchor=Anchor(pull=0.1), dead_band=0.2)
+    measure_running(avatar, clip, settings)
+    assert {name: made[name] for name in settings.sampling} == settings.sampling
+    assert settings.sampling["solver"] == "midpoint"
 
 
 def test_features_of_whole_utterances_have_no_latency(avatar, latents):

@@ -7,6 +7,7 @@ import torch
 
 from af.clock import frames_to_samples
 from af.errors import UserError
+from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.stream import LiveSession, Signals
 from af.pipeline.live import speech_stream
@@ -88,6 +89,17 @@ def test_sampling_changes_between_two_blocks(denoiser, speech, talk, settings) -
     changed_first.change(**settings)
     changed_first.change(signals=Signals())
     assert torch.equal(play(changed_first, signals, 0, FRAMES), play(first, signals, 0, FRAMES))
+
+
+def test_a_change_keeps_the_mean_motion_that_the_anchor_pulls_back(denoiser, speech, talk) -> None:
+    """It is of longer than the window that a change goes through again."""
+    running = session(denoiser, speech, anchor=Anchor(pull=0.5))
+    play(running, talk(FRAMES), 0, FRAMES)
+    mean = running._sampler.state.mean
+    running.change(steps=3)
+    assert torch.equal(running._sampler.state.mean, mean)
+    running.change(anchor=Anchor(pull=0.2))
+    assert torch.equal(running._sampler.state.mean, mean)
 
 
 def test_what_cannot_be_changed_is_said(denoiser, speech, talk) -> None:

@@ -283,6 +283,9 @@ def test_wrong_use_is_said(small_denoiser, random_inputs) -> None:
         rollout(denoiser, condition, reference, schedule="linear")
     with pytest.raises(UserError, match=r"'rk4'.*euler, heun"):
         rollout(denoiser, condition, reference, solver="rk4")
+    for name, value in (("anchor", True), ("guidance", 2.0), ("schedule", [[0.0], [1.0]])):
+        with pytest.raises(UserError, match=f"{name}: expected"):
+            BlockSampler(denoiser, reference, **{name: value})
     uneven = small_denoiser(mask="bidirectional", block_frames=9, window_frames=11, look_ahead=2)
     with pytest.raises(UserError, match="11 frames is not a multiple of 9"):
         rollout(uneven, condition, reference, prime="joint")
