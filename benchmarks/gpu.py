@@ -45,7 +45,8 @@ from af.models.speech import SpeechFeatures
 from af.nn.kv_cache import WindowLayout
 from af.nn.precision import PRECISIONS
 from af.pipeline.avatar import Avatar
-from af.pipeline.live import ONE_PASS, live_session
+from af.pipeline.live import live_session
+from af.pipeline.sampling import ONE_PASS
 from af.training.denoiser import compile_denoiser
 from af.training.flops import flops_of, matmul_gflops, seconds_of
 from benchmarks.common import encoded_example, experiment, options, report

@@ -35,7 +35,7 @@ from af.metrics import evaluate_clips
 from af.metrics.records import EvaluationClip
 from af.models.artifact import build
 from af.models.denoiser import MotionDenoiser, for_inference
-from af.pipeline.live import ONE_PASS
+from af.pipeline.sampling import ONE_PASS
 from af.synth.face import FACE_SPEC
 from af.training.flops import seconds_of
 from benchmarks.common import options, report

@@ -31,7 +31,8 @@ from af.models.artifact import Artifact, load_model, save_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.motion_space import MotionStatistics
 from af.pipeline.encode import motion_spec_of
-from af.pipeline.live import ONE_PASS, live_session, speech_stream, user_encoder
+from af.pipeline.live import live_session, speech_stream, user_encoder
+from af.pipeline.sampling import ONE_PASS
 from af.share.onnx_avatar import live_avatar
 from af.training.flops import flops_of, matmul_gflops
 from benchmarks.common import experiment, options, report

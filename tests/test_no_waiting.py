@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from af.forcing.path import SOLVERS
 from af.forcing.rollout import rollout
+from af.forcing.solvers import SOLVERS
 from af.models.artifact import build, load_model
 from af.models.denoiser import for_inference
 from af.models.speech import LogMel

@@ -48,8 +48,8 @@ def run(
     from af.data.container import Notes
     from af.data.video_writer import require_video_name
     from af.nn.precision import choose
-    from af.pipeline.avatar import Avatar
     from af.pipeline.generate import generate_video
+    from af.share.avatar import Avatar
 
     outputs = {flag: path for flag, path in (("--out", out), ("--side-by-side", side_by_side)) if path is not None}
     for flag, path in outputs.items():
@@ -71,7 +71,7 @@ def run(
         mark=not no_mark,
         notes=notes,
         schedule=schedule,
-        **sampling.options,
+        **sampling.over(avatar.sampling),
     )
     print(f"{out}: {frames} frames, {frames_to_seconds(frames):.2f} s")
     if side_by_side is not None:

@@ -80,7 +80,8 @@ def run(
     from af.models.artifact import load_model
     from af.models.autoencoder import MotionAutoencoder
     from af.models.denoiser import MotionDenoiser
-    from af.pipeline.live import ONE_PASS, free_cores
+    from af.pipeline.live import free_cores
+    from af.pipeline.sampling import ONE_PASS, usual_sampling
     from af.serve import puppet
     from af.serve.recordings import Recordings
     from af.serve.replay import Replays
@@ -88,7 +89,6 @@ def run(
     from af.serve.service import Service
     from af.serve.settings import Settings
     from af.serve.ship import AUTOENCODER, DENOISER, PORTRAIT, STUDENT, VOICE, shipped
-    from af.share.folder import usual_sampling
     from af.share.onnx_avatar import live_avatar
 
     if (autoencoder is None) != (denoiser is None):
@@ -99,16 +99,17 @@ def run(
         autoencoder, denoiser = own / AUTOENCODER, own / DENOISER
         portrait, voice = portrait or own / PORTRAIT, voice or own / VOICE
         no_crop = no_crop or portrait == own / PORTRAIT
-        begin_with_student = sampling == Sampling() and student is None
+        begin_with_student = student is None
         student = student or own / STUDENT
     security, servers = tls(tls_certificate, tls_key), [ice_server(url) for url in ice or []]
     token = token if is_loopback(host) else token or secrets.token_urlsafe(16)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
     notes = Notes()
-    how = sampling.options if sampling != Sampling() else dict(usual_sampling(motion.info))
+    usual = usual_sampling(motion.info)
+    how = sampling.over(usual)
+    begin_with_student &= all(how[name] == usual[name] for name in ("steps", "solver", "guidance"))
     if motion.info.get("stage") == "distill":
-        notes.add("student", f"{denoiser} is a student: one pass per block, without guidance")
-        how |= ONE_PASS
+        notes.add("student", f"{denoiser} is a student: few passes per block, without guidance")
     learned = None if student is None else load_model(student, MotionDenoiser)
     assert isinstance(images.model, MotionAutoencoder)
     size = images.model.image_size
@@ -126,7 +127,8 @@ def run(
         face,
         Settings(how, cushion_ms=60, seed=seed, mark=not no_mark, student=begin_with_student),
         limits,
-        student=None if learned is None else make(learned, ONE_PASS),
+        student=None if learned is None else make(learned, usual_sampling(learned.info)),
+        student_sampling=ONE_PASS if learned is None else usual_sampling(learned.info),
         replays=replays,
         recordings=None if record is None else Recordings(record, size),
     )

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from af.cli.kinds import Count, Scale, Whole
 
-if TYPE_CHECKING:
-    from af.forcing.anchor import Anchor
-    from af.forcing.guidance import Guidance
-
-
-#: As `af.forcing.path.SOLVERS`, which imports torch.
+#: As `af.forcing.solvers.SOLVERS`.
 Solver = Literal["euler", "heun", "midpoint"]
 
 
 @dataclass(kw_only=True)
 class Guided:
-    """Steps, solver and guidance scales."""
+    """Steps, solver and guidance scales. None: as the model says, else as `af.pipeline.sampling.usual_sampling`."""
 
-    steps: Annotated[Count, "evaluations of the denoiser per block"] = 8
-    solver: Annotated[Solver, "euler varies less than people do, heun evaluates twice a step"] = "midpoint"
-    guidance_audio: Annotated[Scale, "scale of the avatar's audio"] = 2.0
-    guidance_user: Annotated[Scale, "scale of the user's signals"] = 1.0
-    guidance_joint: Annotated[Scale, "scale of both together; 1, with the others at 0, is no guidance"] = 0.0
+    steps: Annotated[Count | None, "evaluations of the denoiser per block (default: the model's own, else 8)"] = None
+    solver: Annotated[
+        Solver | None,
+        "euler varies less than people do, heun evaluates twice a step (default: the model's own, else midpoint)",
+    ] = None
+    guidance_audio: Annotated[Scale | None, "scale of the avatar's audio (default: the model's own, else 2)"] = None
+    guidance_user: Annotated[Scale | None, "scale of the user's signals (default: the model's own, else 1)"] = None
+    guidance_joint: Annotated[
+        Scale | None,
+        "scale of both together; 1, with the others at 0, is no guidance (default: the model's own, else 0)",
+    ] = None
 
-    @property
-    def guidance(self) -> Guidance:
-        """What the scales make."""
-        from af.forcing.guidance import Guidance
-
-        return Guidance(self.guidance_audio, self.guidance_user, self.guidance_joint)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All of it, as `af.pipeline.avatar.Avatar.motion` takes it."""
-        return {"steps": self.steps, "solver": self.solver, "guidance": self.guidance}
+    def over(self, usual: Mapping[str, Any]) -> dict[str, Any]:
+        """Steps, solver and guidance: what was asked for, else the `usual` ones."""
+        scales = {"audio": self.guidance_audio, "user": self.guidance_user, "joint": self.guidance_joint}
+        guidance = replace(usual["guidance"], **_said(scales))
+        asked = _said({"steps": self.steps, "solver": self.solver})
+        return {**{name: usual[name] for name in ("steps", "solver")}, **asked, "guidance": guidance}
 
 
 @dataclass(kw_only=True)
@@ -44,25 +41,28 @@ class Sampling(Guided):
     """The same, or none, the anchor of a long roll-out, and the dead band."""
 
     unguided: Annotated[bool, "one branch with all signals, no guidance: how distilled students work"] = False
-    anchor_sink: Annotated[Whole, "frames of the portrait kept in the caches for good"] = 0
-    anchor_pull: Annotated[Scale, "pull of the mean pose to the portrait's"] = 0.0
-    dead_band: Annotated[Scale, "changes of motion up to this many standard deviations are not shown: 0.05 calms"] = 0.0
+    anchor_sink: Annotated[
+        Whole | None, "frames of the portrait kept in the caches for good (default: the model's own, else 0)"
+    ] = None
+    anchor_pull: Annotated[
+        Scale | None, "pull of the mean pose to the portrait's (default: the model's own, else 0)"
+    ] = None
+    dead_band: Annotated[
+        Scale | None,
+        "changes of motion up to this many standard deviations are not shown: 0.05 calms (default: the model's own, else 0)",
+    ] = None
 
-    @property
-    def guidance(self) -> Guidance:
-        """What the scales make, or none."""
+    def over(self, usual: Mapping[str, Any]) -> dict[str, Any]:
+        """All that `af.pipeline.avatar.Avatar.motion` takes: what was asked for, else the `usual` one."""
+        from af.forcing.anchor import Anchor
         from af.forcing.guidance import Guidance
 
-        return Guidance.conditional() if self.unguided else super().guidance
+        anchor = _said({"sink_frames": self.anchor_sink, "pull": self.anchor_pull})
+        chosen = super().over(usual) | ({"guidance": Guidance.conditional()} if self.unguided else {})
+        chosen["anchor"] = replace(usual.get("anchor", Anchor()), **anchor)
+        chosen["dead_band"] = usual.get("dead_band", 0.0) if self.dead_band is None else self.dead_band
+        return chosen
 
-    @property
-    def anchor(self) -> Anchor:
-        """The anchor that the options describe."""
-        from af.forcing.anchor import Anchor
 
-        return Anchor(self.anchor_sink, self.anchor_pull)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All of it, as `af.pipeline.avatar.Avatar.motion` takes it."""
-        return {**super().options, "anchor": self.anchor, "dead_band": self.dead_band}
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

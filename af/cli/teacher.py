@@ -26,8 +26,10 @@ def run(
 ) -> None:
     """Make the teacher's motion for every split asked for."""
     options = shards.options(denoiser)
+    from af.models.artifact import model_info
+    from af.pipeline.sampling import usual_sampling
     from af.pipeline.teacher import make_teacher
 
-    options |= sampling.options
+    options |= sampling.over(usual_sampling(model_info(denoiser)))
     for index in make_teacher(shards.data, shards.out, denoiser, **options):
         print(f"{index.folder}: a teacher's motion for {len(index.samples)} clips, {index.frames} frames")

@@ -109,6 +109,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
 
     from af.models.artifact import ADAPTER
     from af.models.checkpoint import FOLDER
+    from af.pipeline.sampling import ONE_PASS, plain_sampling
     from af.training.adapt import described
     from af.training.callbacks import Export, ValidationLog
     from af.training.claim import Claim, finished, recipe
@@ -121,6 +122,8 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         return evaluation()
     start = config.get("start") or config["module"].get("start")
     info: dict[str, Any] = {key: config[key] for key in ("stage", "features") if key in config}
+    if config.get("stage") == "distill":
+        info["sampling"] = plain_sampling({**ONE_PASS, "steps": config["steps"]})
     if config.get("adapt"):
         info[ADAPTER] = described(config["adapt"])
     export = Export(config["part"], config["model"], {**info, "recipe": recipe(command)}, start)

@@ -17,7 +17,7 @@ from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.dropout import SIGNALS, named_subset
 from af.forcing.guidance import Guidance
-from af.forcing.path import SOLVER, SOLVERS
+from af.forcing.solvers import SOLVER, SOLVERS
 from af.ingest.landmarks import FaceLandmarker
 from af.metrics.base import ClipMetric
 from af.metrics.records import Protocol

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from af.devices import widest_float
 from af.errors import UserError, require_choice
+from af.forcing.solvers import SOLVERS
 from af.values import require_number
 
 SCHEDULES: Final = ("uniform", "released", "pyramid")
-SOLVERS: Final = ("euler", "heun", "midpoint")
-#: The solver of recipes: at eight evaluations Euler's method makes a Gaussian of a third of the prior's width vary 0.6 times
-#: as much as it should, this one 0.99 times, at the same cost.
-SOLVER: Final = "midpoint"
 _TABLE_SIZE: Final = 1000
 
 

@@ -17,8 +17,9 @@ from af.errors import UserError, require_choice
 from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance, branch_conditions, combine
-from af.forcing.path import SOLVERS, Schedule, integrate
+from af.forcing.path import Schedule, integrate
 from af.forcing.path import schedule as make_schedule
+from af.forcing.solvers import SOLVERS
 from af.nn.kv_cache import KeysValues, RollingCache, WindowLayout
 from af.nn.rope import RotaryTable, rotary_table
 from af.nn.transformer import AttentionPlan, Modulation

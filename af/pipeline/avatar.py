@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Avatar:
         denoiser: str | Path,
         device: torch.device | str = "cpu",
         precision: str | None = None,
-    ) -> Avatar:
+    ) -> Self:
         """Read two model folders. `precision` "fp32", "bf16" or "auto" packs the denoiser (`for_inference`).
 
         Raises UserError when the folders do not match.
@@ -59,7 +59,7 @@ class Avatar:
     @classmethod
     def of(
         cls, images: Artifact, motion: Artifact, device: torch.device | str = "cpu", precision: str | None = None
-    ) -> Avatar:
+    ) -> Self:
         """`load` for folders already read."""
         autoencoder, denoiser = images.folder, motion.folder
         assert isinstance(images.model, MotionAutoencoder)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,16 +15,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from af.errors import UserError
-from af.forcing.guidance import Guidance
 from af.forcing.inputs import SpeechStream
 from af.forcing.stream import LiveSession
 from af.images import image_tensor
 from af.models.speech import SpeechFeatures, block_window
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import face_crop
-
-#: How students of one pass per block are sampled.
-ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "solver": "euler", "guidance": Guidance.conditional()}
 
 
 def speech_stream(features: SpeechFeatures) -> SpeechStream:

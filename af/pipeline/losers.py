@@ -28,7 +28,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.errors import UserError, require_choice
 from af.forcing.guidance import Guidance
-from af.forcing.path import SOLVER, SOLVERS
+from af.forcing.solvers import SOLVER, SOLVERS
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.models.registry import build

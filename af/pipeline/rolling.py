@@ -23,8 +23,8 @@ from af.forcing.anchor import Anchor
 from af.forcing.dropout import SIGNALS, drop_user, keep_signals
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.path import SOLVER
 from af.forcing.rollout import block_sizes, rollout
+from af.forcing.solvers import SOLVER
 from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
 from af.types import Clip

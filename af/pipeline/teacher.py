@@ -21,7 +21,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.path import SOLVER
+from af.forcing.solvers import SOLVER
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.derived import derive, splits_of, write_motions

@@ -20,7 +20,8 @@ from af.forcing.stream import LiveBlock, push_batch
 from af.images import image_array
 from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
-from af.pipeline.live import ONE_PASS, speech_stream, use_free_cores
+from af.pipeline.live import speech_stream, use_free_cores
+from af.pipeline.sampling import ONE_PASS
 from af.serve.conversation import Conversation, Image
 from af.serve.limits import Limits
 from af.serve.puppet import Puppet
@@ -43,8 +44,8 @@ class Service:
     Conversations begin together at the start of a block, so that the model computes them in one batch: alone, one gives
     the bits of `Avatar.motion`. Faces are read by the tracker of drawn faces, for `CURVES`.
 
-    `student`: an avatar of the same autoencoder, sampled in `ONE_PASS` with the same dead band; `replays`: conversations to choose as the user;
-    `recordings`: where conversations are written.
+    `student`: an avatar of the same autoencoder, sampled by `student_sampling` with the same dead band; `replays`:
+    conversations to choose as the user; `recordings`: where conversations are written.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Service:
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         *,
         student: Avatar | None = None,
+        student_sampling: Mapping[str, Any] = ONE_PASS,
         replays: Replays | None = None,
         recordings: Recordings | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class Service:
         self._models = [self._model(avatar, settings.sampling)]
         if student is not None:
             band = {name: value for name, value in settings.sampling.items() if name == "dead_band"}
-            self._models.append(self._model(student, {**ONE_PASS, **band}))
+            self._models.append(self._model(student, {**student_sampling, **band}))
         self._tracker: FaceTracker = load_tracker()
         self._all: list[Conversation] = []
         self._lock = threading.Lock()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +20,13 @@ from PIL import Image
 from af.clock import SAMPLE_RATE, seconds_to_frames
 from af.errors import UserError
 from af.files import atomic_path, sha256_of
-from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
-from af.forcing.path import SOLVER
+from af.forcing.solvers import SOLVER, STEPS
 from af.models.artifact import WEIGHTS, Artifact, load_model, save_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar
+from af.pipeline.sampling import plain_sampling
 from af.serve.puppet import portrait
 from af.synth.turns import plan_phrase
 from af.synth.voice import VoiceType, speech
@@ -38,11 +37,10 @@ AUTOENCODER, DENOISER, STUDENT = "autoencoder", "denoiser", "student"
 PORTRAIT, VOICE = "portrait.png", "voice.wav"
 #: How its denoiser says that it is sampled: with `af demo`'s guidance, but calmer.
 _SAMPLING: Final[Mapping[str, Any]] = {
-    "steps": 8,
+    "steps": STEPS,
     "solver": SOLVER,
-    "guidance": asdict(Guidance(audio=0.7, user=0, joint=1)),
-    "anchor": asdict(Anchor()),
-    "dead_band": 0.03,
+    "guidance": Guidance(audio=0.7, user=0, joint=1),
+    "dead_band": 0.05,
 }
 #: (start, stop) in seconds of what the voice says; in the pauses the avatar listens.
 _PHRASES: Final = ((0.3, 1.9), (2.3, 3.6))
@@ -68,7 +66,7 @@ def ship(autoencoder: Path, denoiser: Path, student: Path, out: Path, seed: int 
     size = avatar.autoencoder.image_size
     digest = _save(images, out / AUTOENCODER, latents=None)  # rounding changes them
     for name, motion in motions.items():
-        said = {"sampling": _SAMPLING} if name == DENOISER else {}
+        said = {"sampling": plain_sampling(_SAMPLING)} if name == DENOISER else {}
         _save(motion, out / name, motion_spec={**motion.info["motion_spec"], "autoencoder": digest}, **said)
     with atomic_path(out / PORTRAIT) as temporary:
         Image.fromarray(portrait(seed, size)).save(temporary, format="PNG")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from af.models.artifact import Artifact
 from af.pipeline import avatar as pipeline
 from af.pipeline.generate import generate_video
 from af.pipeline.live import live_session
+from af.pipeline.sampling import usual_sampling
 from af.share.card import write_with_card
-from af.share.folder import CARD, MANIFEST, load, usual_sampling, write_folder
+from af.share.folder import CARD, MANIFEST, load, write_folder
 from af.share.hub import find, push, require_name
 from af.types import Identity
 
@@ -39,10 +40,9 @@ class Avatar(pipeline.Avatar):
     @classmethod
     def of(
         cls, images: Artifact, motion: Artifact, device: torch.device | str = "cpu", precision: str | None = None
-    ) -> Avatar:
+    ) -> Self:
         """`load` for folders already read."""
         made = super().of(images, motion, device, precision)
-        assert isinstance(made, cls)
         return replace(made, sampling=dict(usual_sampling(motion.info)), folders=(images.folder, motion.folder))
 
     @classmethod
@@ -53,7 +53,7 @@ class Avatar(pipeline.Avatar):
         revision: str | None = None,
         device: torch.device | str = "cpu",
         precision: str | None = None,
-    ) -> Avatar:
+    ) -> Self:
         """Read a hub folder: a folder of this machine, or a hub's OWNER/NAME at a branch, tag or commit.
 
         `precision` as in `load`. Raises UserError for folders that cannot be fetched, are damaged or changed.

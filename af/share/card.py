@@ -17,7 +17,8 @@ from af.errors import UserError
 from af.evaluation.table import HEADER, markdown, number_text, worse_than_null
 from af.files import read_json, write_text
 from af.models.artifact import WEIGHTS, Artifact, load_model, shapes_of
-from af.share.folder import AUTOENCODER, CARD, DENOISER, public, read_manifest, read_sampling, write_folder
+from af.pipeline.sampling import read_sampling
+from af.share.folder import AUTOENCODER, CARD, DENOISER, public, read_manifest, write_folder
 
 #: Licences by the ids of the Hugging Face hub; others are named beside `other`.
 HUB_LICENCES: Final = frozenset(

@@ -16,14 +16,16 @@ from af.errors import UserError, require_choice
 from af.files import atomic_path, sha256_of, write_json
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
+from af.forcing.solvers import UNNAMED
 from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar
-from af.share.folder import AUTOENCODER, DENOISER, MANIFEST, load, usual_sampling
+from af.pipeline.sampling import usual_sampling
+from af.share.folder import AUTOENCODER, DENOISER, MANIFEST, load
 from af.share.graphs import Graph, graphs_of
 from af.share.runtime import EXPORT, FORMAT
-from af.share.runtime_sampler import SOLVERS, UNNAMED
+from af.share.runtime_sampler import SOLVERS
 
 TARGETS: Final = ("onnx", "torch")
 DTYPES: Final = ("fp32", "fp16")

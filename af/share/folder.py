@@ -16,18 +16,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from af.errors import UserError, require_choice
+from af.errors import UserError
 from af.files import atomic_path, sha256_of, write_json
-from af.forcing.anchor import Anchor
-from af.forcing.dead_band import check_dead_band
-from af.forcing.guidance import Guidance
-from af.forcing.path import SOLVER, SOLVERS
 from af.models.artifact import (
     ADAPTER,
     BESIDE,
@@ -44,9 +40,7 @@ from af.models.building import no_more_than
 from af.models.denoiser import MotionDenoiser
 from af.models.speech import Wav2Vec2Features
 from af.pipeline.avatar import Avatar
-from af.pipeline.live import ONE_PASS
-from af.share.runtime_sampler import UNNAMED
-from af.values import require_number
+from af.pipeline.sampling import plain_sampling, read_sampling, usual_sampling
 
 FORMAT: Final = 1
 MANIFEST: Final = "avatar.json"
@@ -56,8 +50,6 @@ DENOISER: Final = "denoiser"
 MODEL_FILES: Final = tuple(f"{part}/{file}" for part in (AUTOENCODER, DENOISER) for file in (DESCRIPTION, WEIGHTS))
 FEATURE_FILES: Final = ("features/config.json", "features/model.safetensors")
 LARGEST_MANIFEST: Final = 2**20
-#: The most steps, and frames kept for good, that a folder may ask for.
-MOST_STEPS, MOST_SINK_FRAMES = 1000, 1000
 _WAV2VEC2: Final = "af.models.speech.Wav2Vec2Features"
 
 
@@ -91,17 +83,6 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(files, read_sampling(data["sampling"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} cannot be used: {error if isinstance(error, ValueError) else repr(error)}") from error
-
-
-def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling of a JSON object (avatar.json, or evaluation.json of an evaluation). Raises ValueError or TypeError."""
-    found = {"steps": data["steps"], "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
-    found |= {"solver": data.get("solver", UNNAMED), "dead_band": data.get("dead_band", 0.0)}
-    require_choice("sampling.solver", "solver", found["solver"], SOLVERS)
-    check_dead_band(found["dead_band"])
-    require_number("sampling.steps", found["steps"], least=1, most=MOST_STEPS, whole=True)
-    require_number("sampling.anchor.sink_frames", found["anchor"].sink_frames, most=MOST_SINK_FRAMES)
-    return found
 
 
 def verify(folder: Path) -> Manifest:
@@ -193,8 +174,7 @@ def write_folder(
         names += FEATURE_FILES
     images = _save(images, out / AUTOENCODER, {})
     motion = _save(motion, out / DENOISER, {"features": features})
-    chosen = {"solver": UNNAMED, "anchor": Anchor(), "dead_band": 0.0, **(sampling or usual_sampling(motion.info))}
-    plain = {name: asdict(value) if name in ("guidance", "anchor") else value for name, value in chosen.items()}
+    plain = plain_sampling(sampling or usual_sampling(motion.info))
     listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
     write_json(out / MANIFEST, {"format": FORMAT, "sampling": plain, "files": listed})
     return images, motion
@@ -205,19 +185,6 @@ def require_own(out: Path) -> None:
     files = [file for file in out.iterdir() if not file.name.startswith(".")] if out.is_dir() else []
     if files and not (out / MANIFEST).is_file():
         raise UserError(f"{out} is not empty, and no hub folder: choose another one")
-
-
-def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How a model is sampled where nobody has said it: as its description says, one pass for students, else the guided
-    eight steps. Raises UserError for a description that cannot be used.
-    """
-    if (said := info.get("sampling")) is not None:
-        try:
-            return read_sampling(said)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = error if isinstance(error, ValueError) else repr(error)
-            raise UserError(f"{DESCRIPTION}: sampling cannot be used: {reason}") from error
-    return ONE_PASS if info.get("stage") == "distill" else {"steps": 8, "solver": SOLVER, "guidance": Guidance()}
 
 
 def public(info: Mapping[str, Any]) -> dict[str, Any]:

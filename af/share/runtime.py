@@ -17,8 +17,9 @@ from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.files import sha256_of
 from af.forcing.guidance import Guidance
+from af.forcing.solvers import UNNAMED
 from af.share.noise import Noise
-from af.share.runtime_sampler import SIGNALS, UNNAMED, Array, Sampler
+from af.share.runtime_sampler import SIGNALS, Array, Sampler
 
 EXPORT: Final = "export.json"
 FORMAT: Final = 1

@@ -11,14 +11,14 @@ from jaxtyping import Float32
 from af.errors import UserError, require_choice
 from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance
+from af.forcing.solvers import UNNAMED
 from af.values import require_number
 
 if TYPE_CHECKING:
     from af.share.runtime import Runtime
 
+#: Those of `af.forcing.solvers.SOLVERS` that exports have.
 SOLVERS: Final = ("euler", "midpoint")
-#: The solver where files or arguments name none, as in `af.forcing.sampler.BlockSampler`.
-UNNAMED: Final = "euler"
 SIGNALS: Final = ("avatar_audio", "user_audio", "user_motion")
 Array = np.ndarray
 #: A signal of a block: a row for each frame.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch.optim import AdamW
 from af.errors import UserError
 from af.forcing.dropout import ConditionDropout, Dropped, drop
 from af.forcing.histories import GuessedHistories, Histories
-from af.forcing.noise import FlowTimes
+from af.forcing.noise import FlowTimes, Steps
 from af.forcing.path import interpolate, target_velocity
 from af.losses.velocity import FrameError, valid_mean
 from af.models.denoiser import MotionDenoiser
+from af.pipeline.sampling import ONE_PASS
 from af.specs import MotionSpec, require_spec
 from af.training.randomness import Draws, validation_draws
 from af.training.reference import start_from
@@ -79,6 +81,11 @@ class DenoiserModule(Stage):
                 where=where,
                 remedy="Encode the data with the autoencoder of the model in `start`.",
             )
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How it is sampled where something is shown, beside what is usual."""
+        return {}
 
     def compile_networks(self, **how: Any) -> None:
         """Compile the networks of a step; arguments as for `torch.compile`. Windows of several lengths share what is
@@ -257,6 +264,12 @@ class DistillModule(DenoiserModule):
     `af.forcing.noise.Steps` of the student's steps and a `clean_probability`, or levels "each"; roll the student out with
     `Guidance.conditional()`.
     """
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """The student's own steps, from its flow times, without guidance."""
+        steps = self.flow_times.distribution
+        return {**ONE_PASS, "steps": steps.count if isinstance(steps, Steps) else 1}
 
     def draw_guess_times(self, histories: GuessedHistories, draws: Draws, clean: Tensor) -> Tensor:
         """The flow times of the student's steps: its guesses are what it generates."""

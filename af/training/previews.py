@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,9 +82,9 @@ class Previews(Callback):
         index = getattr(trainer.datamodule, "validation_index", None)  # type: ignore[attr-defined]
         if writer is None or index is None or trainer.sanity_checking or self.clips == 0:
             return
-        _, denoiser = _parts(pl_module)
+        module, denoiser = _parts(pl_module)
         for clip in self._read(index):
-            self._draw(writer, clip, denoiser, trainer.global_step)
+            self._draw(writer, clip, denoiser, module.sampling, trainer.global_step)
 
     def _read(self, index: Index) -> Sequence[Clip]:
         reader = ShardReader(index)
@@ -99,12 +99,12 @@ class Previews(Callback):
         return clips
 
     @torch.inference_mode()
-    def _draw(self, writer: Any, clip: Clip, denoiser: MotionDenoiser, step: int) -> None:
+    def _draw(self, writer: Any, clip: Clip, denoiser: MotionDenoiser, sampling: Mapping[str, Any], step: int) -> None:
         device = next(denoiser.parameters()).device
         role = "a" if clip.meta.get("one_sided") else "b"
         avatar, user = clip.person(role), clip.person(other_role(role))
         turn = turn_of(clip, role).first(self.frames)
-        generated = roll_out(denoiser, [turn], RolloutSettings(steps=self.steps))
+        generated = roll_out(denoiser, [turn], RolloutSettings(**{"steps": self.steps, **sampling}))
         true = torch.from_numpy(np.asarray(avatar.motion, np.float32))[: self.frames].to(device)
 
         def coefficients(motion: Tensor) -> np.ndarray:

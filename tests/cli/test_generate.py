@@ -13,7 +13,7 @@ from af.data.audio import read_audio
 from af.data.container import probe
 from af.data.contents import extract
 from af.data.video import read_video
-from af.forcing.path import SOLVER
+from af.forcing.solvers import SOLVER
 from af.ingest.crops import face_frames, read_portrait
 from af.pipeline.avatar import Avatar
 from af.serve.service import Service

@@ -14,8 +14,11 @@ from typing import get_args
 import pytest
 
 from af.cli.main import VERBS, main
-from af.cli.sampling import Solver
-from af.forcing.path import SOLVERS
+from af.cli.sampling import Guided, Sampling, Solver
+from af.forcing.anchor import Anchor
+from af.forcing.guidance import Guidance
+from af.forcing.solvers import SOLVERS
+from af.pipeline.sampling import ONE_PASS, usual_sampling
 
 
 def helps() -> Iterator[tuple[str, str]]:
@@ -184,3 +187,22 @@ def test_a_configuration_is_printed_instead_of_used(verb, tmp_path, monkeypatch,
 
 def test_the_solvers_of_the_command_line_are_those_of_the_sampler():
     assert get_args(Solver) == SOLVERS
+
+
+def test_what_is_asked_of_the_sampling_is_taken_over_what_the_model_says():
+    said = {"steps": 8, "solver": "midpoint", "guidance": Guidance(0.7, 0, 1), "dead_band": 0.05}
+    own = {**said, "anchor": Anchor()}
+    assert Sampling().over(said) == own
+    assert Sampling(dead_band=0.1).over(said) == {**own, "dead_band": 0.1}
+    assert Sampling(guidance_audio=2.0, guidance_user=1.0).over(said) == {**own, "guidance": Guidance(2, 1, 1)}
+    assert Sampling(unguided=True, steps=3).over(said) == {**own, "steps": 3, "guidance": Guidance.conditional()}
+    assert Sampling(anchor_pull=0.2).over(own) == {**own, "anchor": Anchor(pull=0.2)}
+    assert Sampling().over(usual_sampling({})) == {
+        "steps": 8,
+        "solver": "midpoint",
+        "guidance": Guidance(),
+        "dead_band": 0.0,
+        "anchor": Anchor(),
+    }
+    assert Sampling().over(ONE_PASS) == {**ONE_PASS, "dead_band": 0.0, "anchor": Anchor()}
+    assert Guided(solver="euler").over(said) == {"steps": 8, "solver": "euler", "guidance": said["guidance"]}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from af.errors import UserError
-from af.forcing.path import SOLVERS, integrate, interpolate, pyramid, schedule, step_matrix, target_velocity
+from af.forcing.path import integrate, interpolate, pyramid, schedule, step_matrix, target_velocity
+from af.forcing.solvers import SOLVERS
 
 
 def test_ends_of_the_path(generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from af.forcing.guidance import Guidance
 from af.forcing.pieces import Signals
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import video_motion_pieces
-from af.pipeline.live import ONE_PASS
+from af.pipeline.sampling import ONE_PASS
 from af.serve.conversation import Conversation
 from af.serve.limits import Limits
 from af.serve.queues import Shown

@@ -13,7 +13,7 @@ from af.ingest.crops import read_portrait
 from af.models.artifact import load_model
 from af.models.tracker import load_tracker
 from af.pipeline.avatar import Avatar
-from af.pipeline.live import ONE_PASS
+from af.pipeline.sampling import ONE_PASS
 from af.serve import ship
 from af.synth.face import FACE_INDEX
 

@@ -18,8 +18,9 @@ from af.errors import UserError
 from af.files import sha256_of, write_json
 from af.forcing.guidance import Guidance
 from af.models.artifact import read_description
+from af.pipeline.sampling import usual_sampling
 from af.serve.ship import shipped
-from af.share.folder import MODEL_FILES, usual_sampling, verify, write_folder
+from af.share.folder import MODEL_FILES, verify, write_folder
 from tests.share.conftest import save_models
 from tests.toy_avatar import recording
 

@@ -11,12 +11,16 @@ import torch
 from af.cli.config import compose, instantiate, resolve
 from af.cli.main import main
 from af.errors import UserError
+from af.forcing.anchor import Anchor
 from af.forcing.dropout import ConditionDropout
 from af.forcing.guidance import Guidance
 from af.forcing.noise import FlowTimes, Steps
-from af.forcing.path import SOLVER
 from af.forcing.rollout import rollout
-from af.models.artifact import load_model
+from af.forcing.solvers import SOLVER
+from af.models.artifact import load_model, read_description
+from af.pipeline.rolling import roll_out
+from af.pipeline.sampling import ONE_PASS, usual_sampling
+from af.training import previews
 from af.training.denoiser import draw_drops
 from af.training.randomness import Draws
 
@@ -137,9 +141,15 @@ def test_flow_times_are_those_of_the_students_steps():
         Steps(0)
 
 
-def test_a_student_is_trained_and_evaluated_in_one_branch(arguments, latents, tmp_path):
-    assert main(["train", *arguments]) == 0
+def test_a_student_is_trained_and_evaluated_in_one_branch(arguments, latents, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(previews, "roll_out", lambda *given: shown.append(given[-1]) or roll_out(*given))
+    assert main(["train", *arguments, "steps=2"]) == 0
     student = tmp_path / "run" / "export"
+    sampling = dict(usual_sampling(read_description(student)))
+    assert sampling == {**ONE_PASS, "steps": 2, "anchor": Anchor(), "dead_band": 0.0}  # it says how it learnt
+    assert {settings.steps for settings in shown} == {2}
+    assert {settings.guidance for settings in shown} == {Guidance.conditional()}
     words = ["evaluate", "--linear-probe", str(latents / "train"), "--denoiser", str(student)]
     words += ["evaluation.steps=2", "evaluation.unguided=true"]
     assert main([*words, "--data", str(latents / "test"), "--out", str(tmp_path / "evaluation")]) == 0

@@ -1,0 +1,51 @@
+"""How an avatar is sampled, as its models and folders say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from af.errors import UserError, require_choice
+from af.forcing.anchor import Anchor
+from af.forcing.dead_band import check_dead_band
+from af.forcing.guidance import Guidance
+from af.forcing.solvers import SOLVER, SOLVERS, STEPS, UNNAMED
+from af.values import require_number
+
+#: How students of one step are sampled.
+ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "solver": "euler", "guidance": Guidance.conditional()}
+#: The most steps, and frames kept for good, that a file may ask for.
+MOST_STEPS, MOST_SINK_FRAMES = 1000, 1000
+
+
+def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a denoiser is sampled where nobody has said it, from the content of its model.json: as that says, one pass for
+    students, else guided steps. Raises UserError for a description that cannot be used.
+    """
+    if (said := info.get("sampling")) is not None:
+        try:
+            return read_sampling(said)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise UserError(f"model.json: sampling cannot be used: {reason}") from error
+    return ONE_PASS if info.get("stage") == "distill" else {"steps": STEPS, "solver": SOLVER, "guidance": Guidance()}
+
+
+def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling of a JSON object (model.json, avatar.json, or evaluation.json of an evaluation). Raises ValueError or
+    TypeError.
+    """
+    found = {"steps": data["steps"], "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
+    found |= {"solver": data.get("solver", UNNAMED), "dead_band": data.get("dead_band", 0.0)}
+    require_choice("sampling.solver", "solver", found["solver"], SOLVERS)
+    check_dead_band(found["dead_band"])
+    require_number("sampling.steps", found["steps"], least=1, most=MOST_STEPS, whole=True)
+    require_number("sampling.anchor.sink_frames", found["anchor"].sink_frames, most=MOST_SINK_FRAMES)
+    return found
+
+
+def plain_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object for `read_sampling`; `sampling` need not name solver, anchor and dead band."""
+    chosen = {"solver": UNNAMED, "anchor": Anchor(), "dead_band": 0.0, **sampling}
+    return {name: asdict(value) if name in ("guidance", "anchor") else value for name, value in chosen.items()}
