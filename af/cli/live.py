@@ -80,6 +80,7 @@ def run(
     from af.models.artifact import load_model
     from af.models.autoencoder import MotionAutoencoder
     from af.models.denoiser import MotionDenoiser
+    from af.pipeline.avatar import Avatar
     from af.pipeline.live import free_cores
     from af.pipeline.sampling import ONE_PASS, usual_sampling
     from af.serve import puppet
@@ -122,8 +123,10 @@ def run(
     threads = free_cores(spared=1)  # one for the coding of video and sound, and the lines
     options: Any = {"device": device, "precision": precision, "runtime": runtime, "threads": threads, "notes": notes}
     make: Any = partial(live_avatar, images, **options)
+    avatar = make(motion, how)
+    begin_with_student &= isinstance(avatar, Avatar) and avatar.device.type == "cpu"  # torch on a CPU is slow
     service = Service(
-        make(motion, how),
+        avatar,
         face,
         Settings(how, cushion_ms=60, seed=seed, mark=not no_mark, student=begin_with_student),
         limits,
