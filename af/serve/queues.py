@@ -46,6 +46,8 @@ class SampleQueue:
 
     def push(self, samples: Samples) -> None:
         """Add samples."""
+        if not len(samples):  # a piece that no take would ever use up
+            return
         with self._lock:
             samples = samples[max(0, len(samples) - self.capacity) :]
             self._pieces.append(samples)

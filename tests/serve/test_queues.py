@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,16 @@ def test_samples_come_in_order_however_they_are_cut():
         start = stop
     taken.append(queue.take(len(queue)))
     np.testing.assert_array_equal(np.concatenate(taken), ramp(0, start))
+
+
+def test_empty_pieces_are_not_kept():
+    queue, nothing = SampleQueue(1000), ramp(0, 0)
+    queue.push(nothing)
+    kept = weakref.ref(nothing)
+    del nothing
+    assert kept() is None
+    queue.push(ramp(0, 10))
+    np.testing.assert_array_equal(queue.take(10), ramp(0, 10))
 
 
 def test_a_cushion_is_waited_for_again_after_a_gap():
