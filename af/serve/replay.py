@@ -53,10 +53,13 @@ class Replays:
         if not 0 <= number < len(self._samples):
             raise UserError(f"replay: there are conversations 0 to {len(self._samples) - 1}, but no {number}")
         i = self._samples[number]
+        return self._frames(i, *(self._voice(i, f"{role}.flac") for role in "ab"))
+
+    def _voice(self, i: int, field: str) -> Float32[np.ndarray, " S"]:
         try:
-            return self._frames(i, *(decode_audio(self._reader.read_bytes(i, f"{role}.flac")) for role in "ab"))
+            return decode_audio(self._reader.read_bytes(i, field))
         except CodecError as error:
-            raise self._reader.error(i, "a.flac", "bad_member", str(error)) from None
+            raise self._reader.error(i, field, "bad_member", str(error)) from None
 
     def _frames(self, i: int, user: np.ndarray, avatar: np.ndarray) -> Iterator[Frame]:
         video, frames = self._reader.read_bytes(i, "a.mp4"), self._reader.index.samples[i].frames

@@ -79,8 +79,8 @@ def test_long_sessions_are_several_samples_and_slow_disks_lose_frames_not_memory
     assert stuck.left_out == 100 - recordings._MOST_WAITING
 
 
-def test_a_recorded_conversation_takes_the_users_place(avatar: Avatar, tmp_path: Path) -> None:
-    """The avatar answers as if camera, microphone and its voice gave the same, from the sample's first frame on."""
+def replays_of(folder: Path, **changed: bytes) -> Replays:
+    """One conversation, of which some members are others."""
     recorded = recording(frames=LONG)
     meta = ClipMeta("toy", "CC0-1.0", "test", "s", ("a", "b"), LONG, SIZE)
     people = {"a": recorded["user_audio"], "b": recorded["avatar_audio"]}
@@ -88,9 +88,20 @@ def test_a_recorded_conversation_takes_the_users_place(avatar: Avatar, tmp_path:
     members |= {
         f"{role}.mp4": encode_video(recording(seed, LONG)["user_frames"]) for role, seed in (("a", 0), ("b", 1))
     }
-    write_shard(tmp_path / "test" / "000000.tar", [("one", meta, members)])
-    build_index(tmp_path / "test")
-    replays = Replays(tmp_path / "test", SIZE)
+    write_shard(folder / "000000.tar", [("one", meta, {**members, **changed})])
+    build_index(folder)
+    return Replays(folder, SIZE)
+
+
+@pytest.mark.parametrize("broken", ["a.flac", "b.flac"])
+def test_a_broken_voice_is_named(tmp_path: Path, broken: str) -> None:
+    with pytest.raises(UserError, match=broken):
+        replays_of(tmp_path / "test", **{broken: b"no sound"}).open(0)
+
+
+def test_a_recorded_conversation_takes_the_users_place(avatar: Avatar, tmp_path: Path) -> None:
+    """The avatar answers as if camera, microphone and its voice gave the same, from the sample's first frame on."""
+    replays = replays_of(tmp_path / "test")
     assert replays.listed == [{"name": "one", "seconds": LONG / 25}]
 
     service = Service(avatar, recording(7)["user_frames"][0], replace(RECORDED, barge_in=True), replays=replays)
