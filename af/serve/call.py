@@ -30,6 +30,7 @@ from af.pipeline.side_by_side import enlarged
 from af.serve.camera import Camera
 from af.serve.controls import Controls
 from af.serve.conversation import Conversation, Image, Samples
+from af.serve.protocol import from_pcm, pcm
 from af.serve.service import Service
 
 _VIDEO_HZ: Final = 90_000
@@ -163,7 +164,7 @@ class Call:
                 first = self._connection.getTransceivers()[0].receiver.track
                 give = self.conversation.hear if track is first else self.conversation.dub
                 for frame in resampler.resample(received):
-                    give(frame.to_ndarray()[0].astype(np.float32) / 32768)
+                    give(from_pcm(frame.to_ndarray().tobytes()))
         except MediaStreamError:
             pass
 
@@ -213,9 +214,9 @@ def _picture(image: Image, slot: int) -> VideoFrame:
 
 
 def _packets(voice: Samples | None, slot: int) -> list[AudioFrame]:
-    samples = np.zeros(SAMPLES_PER_FRAME, np.int16) if voice is None else np.round(voice * 32767).astype(np.int16)
+    samples = np.zeros(SAMPLES_PER_FRAME, np.float32) if voice is None else voice
     packets = []
-    for n, part in enumerate(np.split(samples, _PACKETS)):
+    for n, part in enumerate(np.split(np.frombuffer(pcm(samples), np.int16), _PACKETS)):
         packet = AudioFrame.from_ndarray(part[None], format="s16", layout="mono")
         packet.sample_rate, packet.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
         packet.pts = slot * SAMPLES_PER_FRAME + n * len(part)

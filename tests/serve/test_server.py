@@ -22,11 +22,12 @@ from af.clock import SAMPLE_RATE, SAMPLES_PER_FRAME, frames_to_samples
 from af.errors import UserError
 from af.forcing.guidance import Guidance
 from af.pipeline.avatar import Avatar
+from af.serve.call import _packets
 from af.serve.client import connect
 from af.serve.controls import Controls
 from af.serve.conversation import Conversation
 from af.serve.limits import Limits
-from af.serve.protocol import packed, unpacked
+from af.serve.protocol import from_pcm, packed, pcm, unpacked
 from af.serve.queues import Shown
 from af.serve.server import Access, LiveServer, ice_server, is_loopback, serve, tls
 from af.serve.service import Service
@@ -308,6 +309,15 @@ def test_frames_survive_the_wire(images: str, error: int) -> None:
     assert found.index == 7
     assert np.abs(found.image.astype(int) - image).max() <= error
     np.testing.assert_allclose(found.voice, voice, atol=2e-5)
+
+
+def test_a_call_rounds_its_voice_as_the_wire_does() -> None:
+    """What is too loud is clipped, and does not change its sign."""
+    voice = np.linspace(-1.2, 1.2, SAMPLES_PER_FRAME, dtype=np.float32)
+    heard = np.concatenate([packet.to_ndarray()[0] for packet in _packets(voice, 0)])
+    assert heard.tobytes() == pcm(voice)
+    np.testing.assert_allclose(from_pcm(heard.tobytes()), voice.clip(-1, 1), atol=4e-5)
+    assert not any(packet.to_ndarray().any() for packet in _packets(None, 0))
 
 
 def test_network_options(tmp_path) -> None:
