@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from af.clock import FPS, frames_to_seconds
 from af.errors import UserError, user_text
-from af.forcing.stream import LiveBlock, push_batch
+from af.forcing.stream import LiveBlock, LiveSession, push_batch
 from af.images import image_array
 from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
@@ -36,6 +37,33 @@ from af.types import Identity
 CURVES: Final[Mapping[str, str]] = {"smile": "smile", "tilt": "roll", "nod": "pitch", "mouth": "mouth_open"}
 #: The service gives frames up when it is further behind its clock than this.
 _BEHIND_S: Final = 1.0
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass
+class _Finished:
+    """A block of a conversation, with what is shown of it so far."""
+
+    conversation: Conversation
+    block: LiveBlock
+    images: list[UInt8[np.ndarray, "t Y X 3"]] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+
+    @property
+    def start(self) -> int:
+        return self.block.start
+
+    @property
+    def motion(self) -> Float[Tensor, "1 T L"]:
+        return self.block.motion
+
+    def play(self, images: UInt8[np.ndarray, "t Y X 3"]) -> None:
+        """Show its next images."""
+        shown = self.conversation.shown(self.start + len(self.shown), images)
+        self.conversation.playout.put(shown)
+        self.images.append(images)
+        self.shown += shown
 
 
 class Service:
@@ -114,7 +142,10 @@ class Service:
         if conversation.recorder is not None:
             conversation.recorder.end()
         for listener in conversation.listeners:
-            listener({"closed": why})
+            try:
+                listener({"closed": why})
+            except Exception:
+                logging.getLogger(__name__).exception("a listener failed")
 
     def start(self) -> None:
         """Run in a thread of its own until `stop`, if it does not run yet."""
@@ -152,66 +183,71 @@ class Service:
                 self._load, busy_s = busy_s, 0.0
 
     def tick(self) -> None:
-        """The next frame of all conversations."""
+        """The next frame of all conversations. One in which something fails is closed; the others go on."""
         together: list[Conversation] = []
         given: list[dict[str, Any]] = []
         for conversation in self.conversations:
-            try:
+            with self._guarded(conversation):
                 if conversation.make_changes() or self._frame % conversation.model.block_frames == 0:
                     given.append(conversation.step())
                     together.append(conversation)
-            except Exception as error:
-                self._fail(conversation, error)
         self._frame += 1
         self._features_s, start = 0.0, time.perf_counter()
-        blocks = self._pushed(together, given)
+        streams = [(conversation.stream, new) for conversation, new in zip(together, given, strict=True)]
+        blocks = self._batched(together, streams, _pushed)
         motion_ms, features_ms = (1000 * s for s in (time.perf_counter() - start - self._features_s, self._features_s))
-        finished = [(c, b) for c, found in zip(together, blocks, strict=True) for b in found]
-        images, frames, decoding_ms = self._played(finished)
-        for (conversation, block), pictures, shown in zip(finished, images, frames, strict=True):
-            budget = conversation.budget
-            budget.waiting, budget.load = conversation.stream.waiting_ms, self._load
-            budget.features, budget.motion, budget.decoding = features_ms, motion_ms, decoding_ms
-            users = conversation.user_of_block(len(shown))
-            if conversation.recorder is not None:
-                conversation.recorder.add(block.start, users, shown)
-            self._tell(conversation, block, pictures, users)
+        finished = [_Finished(c, block) for c, found in zip(together, blocks, strict=True) for block in found or ()]
+        decoding_ms = self._play(finished)
+        for block in finished:
+            with self._guarded(block.conversation):
+                budget = block.conversation.budget
+                budget.waiting, budget.load = block.conversation.stream.waiting_ms, self._load
+                budget.features, budget.motion, budget.decoding = features_ms, motion_ms, decoding_ms
+                self._hand_on(block)
         self._end_the_old()
 
-    def _pushed(self, together: list[Conversation], given: list[dict[str, Any]]) -> list[list[LiveBlock]]:
-        """`push_batch` of all; if it fails, one by one, without those that fail."""
+    def _batched(
+        self,
+        conversations: Sequence[Conversation],
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item]], Sequence[Made]],
+    ) -> list[Made | None]:
+        """`work` of an item for each conversation, all at once; if it fails, one by one, with None for those that fail."""
         try:
-            return push_batch([c.stream for c in together], given)
+            return list(work(items))
         except Exception:
-            blocks: list[list[LiveBlock]] = []
-            for conversation, signals in zip(together, given, strict=True):
-                try:
-                    blocks.append(conversation.stream.push(**signals))
-                except Exception as error:
-                    self._fail(conversation, error)
-                    blocks.append([])
-            return blocks
+            made: list[Made | None] = [None] * len(items)
+            for n, (conversation, item) in enumerate(zip(conversations, items, strict=True)):
+                with self._guarded(conversation):
+                    (made[n],) = work([item])
+            return made
 
-    def _played(
-        self, finished: Sequence[tuple[Conversation, LiveBlock]]
-    ) -> tuple[list[UInt8[np.ndarray, "T Y X 3"]], list[list[Shown]], float]:
-        """Decode the blocks and play them: their images, the frames as shown, and the ms until the first ones were there,
-        which are on their way while the others are made.
+    def _play(self, finished: Sequence[_Finished]) -> float:
+        """Decode the blocks and play them. Returns the ms until the first images were there, which are on their way while
+        the others are made.
         """
         start, first_ms = time.perf_counter(), 0.0
-        images: list[list[UInt8[np.ndarray, "t Y X 3"]]] = [[] for _ in finished]
-        frames: list[list[Shown]] = [[] for _ in finished]
         for part in (slice(1), slice(1, None)):
-            places = [n for n, (_, block) in enumerate(finished) if block.motion[:, part].shape[1]]
-            wanted = [(finished[n][0].identity, finished[n][1].motion[:, part]) for n in places]
-            for n, pictures in zip(places, self._decoded(wanted), strict=True):
-                conversation, block = finished[n]
-                shown = conversation.shown(block.start + len(frames[n]), pictures)
-                conversation.playout.put(shown)
-                images[n].append(pictures)
-                frames[n] += shown
+            open_ones = (block for block in finished if block.conversation.closed is None)
+            wanted = [block for block in open_ones if block.motion[:, part].shape[1]]
+            conversations = [block.conversation for block in wanted]
+            motion = [(block.conversation.identity, block.motion[:, part]) for block in wanted]
+            for block, images in zip(wanted, self._batched(conversations, motion, self._decoded), strict=True):
+                if images is not None:
+                    with self._guarded(block.conversation):
+                        block.play(images)
             first_ms = first_ms or 1000 * (time.perf_counter() - start)
-        return [np.concatenate(parts) for parts in images], frames, first_ms
+        return first_ms
+
+    def _hand_on(self, block: _Finished) -> None:
+        """Give a block to the recorder and the listeners of its conversation, unless that is closed."""
+        conversation = block.conversation
+        if conversation.closed is not None:
+            return
+        users = conversation.user_of_block(len(block.shown))
+        if conversation.recorder is not None:
+            conversation.recorder.add(block.start, users, block.shown)
+        self._tell(conversation, block.start, np.concatenate(block.images), users)
 
     def _decoded(self, wanted: Sequence[tuple[Identity, Float[Tensor, "1 T L"]]]) -> list[UInt8[np.ndarray, "T Y X 3"]]:
         """Images of motion; those of equal length are decoded together."""
@@ -236,7 +272,7 @@ class Service:
     def _tell(
         self,
         conversation: Conversation,
-        block: LiveBlock,
+        start: int,
         images: UInt8[np.ndarray, "T Y X 3"],
         users: Sequence[Seen],
     ) -> None:
@@ -246,7 +282,7 @@ class Service:
         every = len(known) == len(users)
         user = np.stack(known) if every else self._tracker.track(np.stack([seen.image for seen in users]))
         report = conversation.report() | {
-            "start": block.start,
+            "start": start,
             "user": self._curves(user),
             "avatar": self._curves(self._tracker.track(images)),
         }
@@ -265,6 +301,14 @@ class Service:
             elif now - conversation.touched_s > self.limits.idle_s:
                 self.close(conversation, f"nothing happened for {self.limits.idle_s:g} s")
 
+    @contextlib.contextmanager
+    def _guarded(self, conversation: Conversation) -> Iterator[None]:
+        """What fails within closes this conversation, and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(conversation, error)
+
     def _fail(self, conversation: Conversation, error: Exception) -> None:
         self.close(conversation, user_text(error) or f"an error in the server: {type(error).__name__}")
         if user_text(error) is None:
@@ -282,3 +326,8 @@ class Service:
             return features
 
         return timed
+
+
+def _pushed(given: Sequence[tuple[LiveSession, Mapping[str, Any]]]) -> list[list[LiveBlock]]:
+    """`push_batch` of sessions, each with its input."""
+    return push_batch([session for session, _ in given], [signals for _, signals in given])

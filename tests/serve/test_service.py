@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from af.serve.limits import Limits
 from af.serve.queues import Shown
 from af.serve.service import Service
 from af.serve.settings import Settings
+from af.types import Identity
 from tests.toy_avatar import recording, toy_avatar
 
 BLOCK, LONG = 5, 40
@@ -207,6 +211,50 @@ def test_one_that_fails_is_closed_and_the_others_go_on(avatar: Avatar) -> None:
     assert service.conversations == [good]
     assert "finished" in bad.closed
     assert good.playout.take() is not None
+
+
+def broken(*_: Any) -> Any:
+    raise RuntimeError("broken")
+
+
+def break_decoding(service: Service, bad: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, code = service.avatar.autoencoder.decode, bad.identity.code
+
+    def choosy(identity: Identity, motion: torch.Tensor) -> torch.Tensor:
+        return broken() if (identity.code == code).all(1).any() else decode(identity, motion)
+
+    monkeypatch.setattr(service.avatar.autoencoder, "decode", choosy)
+
+
+def break_playing(service: Service, bad: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bad.playout, "put", broken)
+
+
+def break_recording(service: Service, bad: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bad, "recorder", SimpleNamespace(add=broken, end=lambda: None))
+
+
+def break_telling(service: Service, bad: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad.listeners.append(broken)  # which hears of the end, too
+
+
+@pytest.mark.parametrize("part", [break_decoding, break_playing, break_recording, break_telling])
+def test_whatever_fails_closes_its_conversation_alone(
+    avatar: Avatar, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: Callable[..., None]
+) -> None:
+    service = service_of(avatar, conversations=2)
+    good, bad, told = service.open(), service.open(), list[str]()
+    bad.show(recording(8)["user_frames"][0])
+    bad.make_changes()  # a face of its own
+    bad.listeners.append(lambda report: told.append(report.get("closed", "")))
+    part(service, bad, monkeypatch)
+    for _ in range(2 * BLOCK):
+        service.tick()
+    assert service.conversations == [good]
+    assert bad.closed == told[-1] == "an error in the server: RuntimeError"
+    assert "a conversation was closed" in caplog.text
+    assert [frame.index for frame in good.playout.take_all()] == list(range(2 * BLOCK))
+    service.open()  # its place is free
 
 
 def test_reports_hold_the_curves_of_both(avatar: Avatar) -> None:
