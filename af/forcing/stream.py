@@ -171,8 +171,7 @@ class LiveSession:
 
         Raises UserError for a reference of another shape.
         """
-        if self._end is not None:
-            raise UserError("the session is finished; start a new one")
+        self._require_open()
         reference = pieces.checked_reference(reference, self._width).to(self._reference.device)
         with self._lock:
             self._sampler.change_reference(self._denoiser.motion_space.to_model(reference))
@@ -182,8 +181,10 @@ class LiveSession:
         """Change settings from the next block on; the motion so far is kept, and settings not named stay.
 
         A signal that is switched off is dropped with its past, as if the session had been made without it, but is still
-        taken; switched on again, its past is back. Raises UserError for unknown settings and signals.
+        taken; switched on again, its past is back. Raises UserError for unknown settings and signals, and
+        after `finish`.
         """
+        self._require_open()
         pieces.check_names(sampling, SAMPLING, "a session")
         with self._lock:
             used, sampling = signals or self._used, self._sampling | sampling
@@ -324,10 +325,13 @@ class LiveSession:
         stops = range(size, math.lcm(size, self._speech.block_frames) + 1, size)
         return [(stop - size, stop, self._speech.needed_frames(stop)) for stop in stops]
 
-    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The pushed input without Nones, checked. Raises UserError for input that this session does not take."""
+    def _require_open(self) -> None:
         if self._end is not None:
             raise UserError("the session is finished; start a new one")
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The pushed input without Nones, checked. Raises UserError for input that this session does not take."""
+        self._require_open()
         found = pieces.pushed(given)
         for name in found:
             if (name if name.endswith("audio") else "user_motion") not in self._signals:

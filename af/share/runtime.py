@@ -225,6 +225,7 @@ class Live:
         self._first = dict.fromkeys(self._sound, 0)  # index of the first sample held
         # until a face is seen: the motion of a dropped signal
         self._last = runtime.rest[0]
+        self._finished = False
 
     def push(
         self,
@@ -233,7 +234,12 @@ class Live:
         user_audio: Float32[np.ndarray, " S"] | None = None,
         user_frames: Sequence[Frame | None] = (),
     ) -> list[Frame]:
-        """Take input of any length; returns the frames it completes. None is a user's frame without a face."""
+        """Take input of any length; returns the frames it completes. None is a user's frame without a face.
+
+        Raises UserError for a signal the session was not made for, and after `finish`.
+        """
+        if self._finished:
+            raise UserError("the session is finished; start a new one")
         for name, sound in (("avatar_audio", avatar_audio), ("user_audio", user_audio)):
             if sound is not None:
                 self._require(name)
@@ -252,11 +258,14 @@ class Live:
 
     def finish(self) -> list[Frame]:
         """End the conversation: the frames up to the end of the longest signal, the others filled up."""
+        if self._finished:
+            return []
         done = self._sampler.frames
         lengths = [samples_to_frames(self._first[name] + len(sound)) for name, sound in self._sound.items()]
         end = max([*lengths, done + len(self._rows.get("user_motion", ()))])
         for name in self._sound:
-            stop = self.runtime.speech_window(math.ceil(end / self.runtime.speech_frames))[1] - self._first[name]
+            last = math.ceil(end / self.runtime.speech_frames) - 1
+            stop = self.runtime.speech_window(last)[1] - self._first[name]
             kept = self._sound[name][: frames_to_samples(end) - self._first[name]]
             self._sound[name] = np.concatenate((kept, np.zeros(max(0, stop - len(kept)), np.float32)))
             self._hear(name)
@@ -266,6 +275,7 @@ class Live:
         made = []
         while (left := end - self._sampler.frames) > 0:
             made += self._block(min(left, self.runtime.block_frames))
+        self._finished = True
         return made
 
     def _require(self, name: str) -> None:

@@ -102,6 +102,15 @@ def test_a_change_keeps_the_mean_motion_that_the_anchor_pulls_back(denoiser, spe
     assert torch.equal(running._sampler.state.mean, mean)
 
 
+def test_a_finished_session_changes_no_more(denoiser, speech, talk) -> None:
+    running = session(denoiser, speech)
+    play(running, talk(FRAMES), 0, 10)
+    running.finish()
+    for change in ({"steps": 3}, {"signals": BLIND}, {}):
+        with pytest.raises(UserError, match="the session is finished; start a new one"):
+            running.change(**change)
+
+
 def test_what_cannot_be_changed_is_said(denoiser, speech, talk) -> None:
     running = session(denoiser, speech, signals=BLIND)
     with pytest.raises(UserError, match="user_motion: this session was made without it"):

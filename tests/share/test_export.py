@@ -180,6 +180,26 @@ def test_a_live_session_is_that_of_torch_however_its_input_is_cut(avatar, runtim
     assert np.abs(np.stack(made).astype(int) - np.stack(whole)).max() <= 1
 
 
+@pytest.mark.parametrize("frames", [0, 1, 5, 9, 11])
+def test_the_end_of_a_live_session_is_that_of_torch_and_final(avatar, runtime, portrait, monkeypatch, frames):
+    """Whatever the length, no more sound is computed than the frames need, and nothing follows."""
+    voices, faces = inputs(avatar, portrait)
+    cut = {name: voice[: frames_to_samples(frames) + 100] for name, voice in voices.items()}
+    live = avatar.live(portrait, generator=torch.Generator().manual_seed(5))
+    expected = live.push(**cut, user_frames=faces[: frames // 2]) + live.finish()
+    extracted, extract = [], runtime.speech
+    monkeypatch.setattr(runtime, "speech", lambda block, *sound: extracted.append(block) or extract(block, *sound))
+    session = runtime.live(portrait, seed=5)
+    made = session.push(**cut, user_frames=faces[: frames // 2]) + session.finish()
+    assert len(made) == len(expected) == frames
+    assert max([np.abs(a.astype(int) - b).max() for a, b in zip(made, expected, strict=True)], default=0) <= 1
+    assert sorted(extracted) == sorted(2 * [*range(-(-frames // runtime.speech_frames))])
+    for of in (live, session):
+        assert [of.finish(), of.finish()] == [[], []]
+        with pytest.raises(UserError, match="the session is finished; start a new one"):
+            of.push(**cut)
+
+
 def test_a_session_of_the_live_page_is_that_of_torch_and_takes_its_changes(avatar, runtime, portrait):
     from af import Signals, live_session
     from af.share.onnx_avatar import OnnxAvatar
