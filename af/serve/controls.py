@@ -16,10 +16,12 @@ from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.pieces import Signals, check_names
 from af.serve.conversation import Conversation
+from af.serve.settings import Model
 from af.serve.voices import spoken
 from af.values import require_number
 
 LONGEST_MESSAGE: Final = 4096  # characters
+_SCALES: Final = ("audio", "user")  # of guidance
 #: The most steps and the largest guidance scale that a client may ask for.
 MOST_STEPS, MOST_GUIDANCE = 32, 10.0
 
@@ -100,9 +102,9 @@ class Controls:
         for name in {"student", "anchor", "barge_in"} & set(message):
             if not isinstance(message[name], bool):
                 raise UserError(f"{name}: true or false")
-        if "student" in message:
-            self.conversation.use_student(message["student"])
-        if message.get("anchor") and not self.conversation.model.avatar.anchored:
+            given[name] = message[name]
+        model, sampling = self.conversation.choice(message.get("student", self.conversation.on_student))
+        if message.get("anchor") and not model.avatar.anchored:
             raise UserError("anchor: this avatar runs on ONNX; start the server with --runtime torch")
         if "anchor" in message:
             given["anchor"] = self.anchor if message["anchor"] else Anchor()
@@ -113,47 +115,28 @@ class Controls:
                 raise UserError(f"signals: an object of {', '.join(names)}, each true or false")
             check_names(signals, names, "signals")
             given["signals"] = Signals(**{**vars(self.conversation.settings.signals), **signals})
-        if "barge_in" in message:
-            given["barge_in"] = message["barge_in"]
         if "steps" in message:
             require_number("steps", message["steps"], least=1, most=MOST_STEPS, whole=True)
             given["steps"] = message["steps"]
-        if {"audio", "user"} & set(message):
-            for name in {"audio", "user"} & set(message):
-                require_number(name, message[name], least=0, most=MOST_GUIDANCE)
-            for name in {"audio", "user"} & set(message) - self._scales:
-                raise UserError(f"change: this model works without guidance by {name}")
-            scales = {name: message[name] for name in ("audio", "user") if name in message}
-            given["guidance"] = replace(self._guidance, **scales)
+        if scales := {name: message[name] for name in _SCALES if name in message}:
+            given["guidance"] = _guided(model, sampling, scales)
         self.conversation.change(**given)
         return {"settings": self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """The conversation's settings that a client can change."""
-        settings, guidance = self.conversation.settings, self._guidance
+        settings, model = self.conversation.settings, self.conversation.model
+        guidance = _guidance(settings.sampling)
+        offered = _scales(model, guidance)
         return {
             "signals": dict(vars(settings.signals)),
             "barge_in": settings.barge_in,
             "anchor": settings.sampling.get("anchor", Anchor()) != Anchor(),
             "student": self.conversation.on_student,
-            "block_frames": self.conversation.model.block_frames,
+            "block_frames": model.block_frames,
             "steps": settings.sampling.get("steps", 8),
-            **{name: getattr(guidance, name) if name in self._scales else None for name in ("audio", "user")},
+            **{name: getattr(guidance, name) if name in offered else None for name in _SCALES},
         }
-
-    @property
-    def _scales(self) -> set[str]:
-        """Guidance scales that can be changed: both, or beside the joint one those that the model began with (an export has
-        no other branches).
-        """
-        if not self._guidance.joint:
-            return {"audio", "user"}
-        began = self.conversation.model.sampling.get("guidance", Guidance())
-        return {name for name in ("audio", "user") if began.joint and getattr(began, name)}
-
-    @property
-    def _guidance(self) -> Guidance:
-        return self.conversation.settings.sampling.get("guidance", Guidance())
 
 
 _DO: Final[Mapping[str, Callable[[Controls, dict[str, Any]], Awaitable[dict[str, Any] | None]]]] = {
@@ -174,3 +157,23 @@ def _text(message: Mapping[str, Any], name: str) -> str:
     if not isinstance(message.get(name), str):
         raise UserError(f"{name}: a text is needed")
     return message[name]
+
+
+def _guidance(sampling: Mapping[str, Any]) -> Guidance:
+    return sampling.get("guidance", Guidance())
+
+
+def _guided(model: Model, sampling: Mapping[str, Any], scales: Mapping[str, float]) -> Guidance:
+    """The guidance of `sampling` with other scales. Raises UserError for those that this model cannot have."""
+    guidance = _guidance(sampling)
+    for name, scale in scales.items():
+        require_number(name, scale, least=0, most=MOST_GUIDANCE)
+    for name in scales.keys() - _scales(model, guidance):
+        raise UserError(f"change: this model works without guidance by {name}")
+    return replace(guidance, **scales)
+
+
+def _scales(model: Model, guidance: Guidance) -> set[str]:
+    """Guidance scales that can be changed: both, or beside the joint one those that the model began with."""
+    began = _guidance(model.sampling)
+    return {name for name in _SCALES if not guidance.joint or (began.joint and getattr(began, name))}

@@ -63,7 +63,7 @@ class Conversation:
         self.on_student = settings.student and len(models) > 1
         self._models, self.model, self._portrait = models, models[int(self.on_student)], portrait
         self._size = models[0].avatar.autoencoder.image_size
-        self._samplings = {id(model): model.sampling for model in models}
+        self._samplings = [model.sampling for model in models]
         self.settings, self.user = replace(settings, sampling=self.model.sampling), settings.user
         self.puppet, self.replays, self.recorder = puppet, replays, recorder
         self.playout = Playout(4 * max(model.block_frames for model in models))
@@ -176,21 +176,12 @@ class Conversation:
 
         self.later(change)
 
-    def use_student(self, student: bool) -> None:
-        """Begin anew with the student, or with the model it learned from. Raises UserError without a student."""
-        if student == self.on_student:
-            return
-        if len(self._models) < 2:
+    def choice(self, student: bool) -> tuple[Model, Mapping[str, Any]]:
+        """The student, or the model it learned from, and how it is sampled here. Raises UserError without a student."""
+        if student and len(self._models) < 2:
             raise UserError("student: the server was started without one (--student FOLDER)")
-        self._samplings[id(self._models[int(self.on_student)])] = self.settings.sampling
-        model, self.on_student = self._models[int(student)], student
-        self.settings = replace(self.settings, sampling=self._samplings[id(model)])
-
-        def change() -> None:
-            self.model = model
-            self.begin()
-
-        self.later(change)
+        now = self.settings.sampling if student == self.on_student else self._samplings[int(student)]
+        return self._models[int(student)], now
 
     def say(self, samples: Samples) -> None:
         """Let the avatar say more, after what is still unsaid. Raises UserError when that is too much."""
@@ -214,16 +205,38 @@ class Conversation:
         """Let the avatar say this again and again, until it is interrupted or given something else to say."""
         self._repeated = _clean(samples)
 
-    def change(self, *, signals: Signals | None = None, barge_in: bool | None = None, **sampling: Any) -> None:
-        """Change settings from the next block on (`af.forcing.stream.LiveSession.change`)."""
+    def change(
+        self,
+        *,
+        student: bool | None = None,
+        signals: Signals | None = None,
+        barge_in: bool | None = None,
+        **sampling: Any,
+    ) -> None:
+        """Change settings from the next block on (`af.forcing.stream.LiveSession.change`); another `student` than before
+        begins anew, with the student or with the model it learned from.
+
+        Raises UserError without a student, and when too much is waiting; then nothing has changed.
+        """
+        student = self.on_student if student is None else student
+        anew, (model, usual) = student != self.on_student, self.choice(student)
+
+        def change() -> None:
+            if anew:
+                self.begin()
+            elif self.model is model and (signals is not None or sampling):
+                self.stream.change(signals=signals, **sampling)
+
+        self._require_room()
+        self._samplings[int(self.on_student)] = self.settings.sampling
+        self.model, self.on_student = model, student
         self.settings = replace(
             self.settings,
             signals=self.settings.signals if signals is None else signals,
             barge_in=self.settings.barge_in if barge_in is None else barge_in,
-            sampling={**self.settings.sampling, **sampling},
+            sampling={**usual, **sampling},
         )
-        if signals is not None or sampling:
-            self.later(lambda: self.stream.change(signals=signals, **sampling))
+        self._changes.append(change)  # last: another thread does it at once, and reads the settings
 
     def show(self, portrait: Image) -> None:
         """Change the avatar's portrait from the next block on. Raises UserError for another size."""
@@ -243,9 +256,12 @@ class Conversation:
 
     def later(self, change: Callable[[], None]) -> None:
         """Let the service's thread do it before the next frame. Raises UserError when too much is waiting."""
+        self._require_room()
+        self._changes.append(change)
+
+    def _require_room(self) -> None:
         if len(self._changes) >= 16:
             raise UserError("too many changes at once; wait for a moment")
-        self._changes.append(change)
 
     # What comes back.
 

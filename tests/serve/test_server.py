@@ -286,6 +286,24 @@ def test_what_a_client_changes(conversation: Conversation, monkeypatch: pytest.M
     assert "without guidance" in do(do="change", audio=2)["error"]
 
 
+def test_a_message_is_done_as_a_whole_or_not_at_all(avatar: Avatar) -> None:
+    """What is asked for together with a student is asked of the student."""
+    controls = Controls(Service(avatar, recording()["user_frames"][0], Settings(SAMPLING), student=avatar).open())
+
+    def do(**message: Any) -> dict[str, Any]:
+        return asyncio.run(controls(json.dumps({"do": "change", **message}))) or {}
+
+    before = controls.settings()
+    for wrong, text in (({"steps": 1000}, "steps"), ({"signals": 1}, "signals"), ({"audio": 2}, "without guidance")):
+        assert text in do(student=True, barge_in=False, **wrong)["error"]
+        assert controls.settings() == before
+    changed = do(student=True, steps=3)["settings"]
+    assert (changed["student"], changed["steps"], changed["audio"]) == (True, 3, None)
+    assert do(student=False)["settings"] == before
+    controls.conversation.make_changes()
+    assert do(student=True)["settings"] == changed
+
+
 def test_beside_the_joint_guidance_a_client_changes_what_the_model_began_with(avatar: Avatar) -> None:
     settings = Settings({"steps": 1, "guidance": Guidance(audio=0.5, user=0, joint=1)})
     controls = Controls(Service(avatar, recording()["user_frames"][0], settings).open())

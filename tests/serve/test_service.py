@@ -166,6 +166,28 @@ def test_settings_change_and_a_restart_is_the_beginning(avatar: Avatar) -> None:
     assert not (images(changed)[:, None] == images(beginning)).all((2, 3, 4)).any()
 
 
+def test_a_change_is_refused_as_a_whole(avatar: Avatar) -> None:
+    """When too much is waiting, or there is no student, all stays as it was."""
+    service = Service(avatar, recording(7)["user_frames"][0], RECORDED, student=avatar)
+    conversation = service.open()
+    for _ in range(16):
+        conversation.restart()
+    changes: list[tuple[dict, str]] = [
+        ({"student": True}, "too many"),
+        ({"steps": 7, "signals": Signals()}, "too many"),
+    ]
+    alone = service_of(avatar).open()
+    for one, (change, text) in [
+        *((conversation, c) for c in changes),
+        (alone, ({"student": True, "steps": 7}, "--student")),
+    ]:
+        with pytest.raises(UserError, match=text):
+            one.change(barge_in=True, **change)
+        assert (one.settings.sampling, one.settings.barge_in, one.on_student) == (SAMPLING, False, False)
+    service.tick()
+    assert service.conversations == [conversation]
+
+
 def test_an_anchor_may_come_and_go(avatar: Avatar) -> None:
     recorded = recording(frames=LONG)
     films = []
@@ -295,7 +317,7 @@ def test_a_student_answers_in_the_same_service(avatar: Avatar) -> None:
     student.denoiser.layout = replace(student.denoiser.layout, block_frames=2 * BLOCK)
     service = Service(avatar, recording(7)["user_frames"][0], RECORDED, student=student)
     taught, learned = service.open(), service.open()
-    learned.use_student(True)
+    learned.change(student=True)
     for conversation in (taught, learned):
         conversation.say(recorded["avatar_audio"])
     shown = play(service, dict.fromkeys((taught, learned), recorded), range(LONG))
@@ -303,10 +325,10 @@ def test_a_student_answers_in_the_same_service(avatar: Avatar) -> None:
     expected = generated(student, service.portrait, recorded, ONE_PASS)
     np.testing.assert_array_equal(images(shown[learned]), expected)
     assert learned.settings.sampling == ONE_PASS
-    learned.use_student(False)
+    learned.change(student=False)
     assert learned.settings.sampling == SAMPLING
     with pytest.raises(UserError, match="--student FOLDER"):
-        service_of(avatar).open().use_student(True)
+        service_of(avatar).open().change(student=True)
 
 
 def test_a_student_keeps_the_dead_band(avatar: Avatar) -> None:
