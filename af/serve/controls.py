@@ -127,7 +127,7 @@ class Controls:
         """The conversation's settings that a client can change."""
         settings, model = self.conversation.settings, self.conversation.model
         guidance = _guidance(settings.sampling)
-        offered = _scales(model, guidance)
+        scales = {name: None if _refusal(model, guidance, name) else getattr(guidance, name) for name in _SCALES}
         return {
             "signals": dict(vars(settings.signals)),
             "barge_in": settings.barge_in,
@@ -135,7 +135,7 @@ class Controls:
             "student": self.conversation.on_student,
             "block_frames": model.block_frames,
             "steps": settings.sampling.get("steps", 8),
-            **{name: getattr(guidance, name) if name in offered else None for name in _SCALES},
+            **scales,
         }
 
 
@@ -168,12 +168,19 @@ def _guided(model: Model, sampling: Mapping[str, Any], scales: Mapping[str, floa
     guidance = _guidance(sampling)
     for name, scale in scales.items():
         require_number(name, scale, least=0, most=MOST_GUIDANCE)
-    for name in scales.keys() - _scales(model, guidance):
-        raise UserError(f"change: this model works without guidance by {name}")
+        if refusal := _refusal(model, guidance, name):
+            raise UserError(refusal)
     return replace(guidance, **scales)
 
 
-def _scales(model: Model, guidance: Guidance) -> set[str]:
-    """Guidance scales that can be changed: both, or beside the joint one those that the model began with."""
+def _refusal(model: Model, guidance: Guidance, name: str) -> str | None:
+    """Why a guidance scale cannot be changed, if so: beside the joint one, only those that the model began with can, and
+    on an export, only those whose branches it has.
+    """
     began = _guidance(model.sampling)
-    return {name for name in _SCALES if not guidance.joint or (began.joint and getattr(began, name))}
+    if guidance.joint and not (began.joint and getattr(began, name)):
+        return f"change: this model works without guidance by {name}"
+    # the present value works; a branch without a weight at it has one at any other
+    if not model.has_branches(replace(guidance, **{name: getattr(guidance, name) + 0.5})):
+        return f"{name}: this avatar runs on ONNX without this guidance; start the server with --runtime torch"
+    return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
+from af.forcing.guidance import Guidance
 from af.forcing.inputs import SpeechStream
 from af.forcing.pieces import Signals
 from af.pipeline.avatar import Avatar
@@ -59,3 +60,8 @@ class Model:
     def block_frames(self) -> int:
         """Frames per block."""
         return self.avatar.denoiser.layout.block_frames
+
+    def has_branches(self, guidance: Guidance) -> bool:
+        """Whether it can be sampled with this guidance: an export has no branches but those it was made with."""
+        runtime = getattr(self.avatar.denoiser, "runtime", None)
+        return runtime is None or runtime.has_branches(guidance)

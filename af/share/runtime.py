@@ -113,6 +113,11 @@ class Runtime:
         """The motion latent of a dropped signal."""
         return self.latents(np.zeros(self.shape("latent", "motion"), np.float32))[:, 0]
 
+    def has_branches(self, guidance: Guidance) -> bool:
+        """Whether the export has all branches of a guidance."""
+        exported = {(branch["avatar"], branch["user"]) for branch in self.about["branches"]}
+        return {(branch.avatar, branch.user) for branch in guidance.branches()} <= exported
+
     def sampler(self, reference: Float32[np.ndarray, "1 L"], **sampling: Any) -> Sampler:
         """A roll-out from a portrait's motion. `sampling`: `steps`, `solver`, `guidance`, `dead_band` other than the avatar's."""
         return Sampler(self, reference, **{**self._sampling, **sampling})

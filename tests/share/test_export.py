@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -220,6 +221,40 @@ def test_a_session_of_the_live_page_is_that_of_torch_and_takes_its_changes(avata
         motions.append(torch.cat([block.motion for block in blocks], 1))
     assert motions[0].shape == motions[1].shape == (1, FRAMES, 64)
     assert (motions[0] - motions[1]).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("guidance", "offered"),
+    [
+        (Guidance(audio=1, user=0), ()),
+        (Guidance(audio=0.5, user=0.5), ()),
+        (Guidance.conditional(), ()),
+        (Guidance(audio=2, user=0), ("audio",)),
+        (Guidance(audio=0.7, user=0, joint=1), ("audio",)),
+        (Guidance(audio=2, user=1), ("audio", "user")),
+    ],
+    ids=str,
+)
+def test_a_page_changes_the_guidance_whose_branches_the_export_has(models, guidance, offered):
+    """Others are refused with a text, and the conversation goes on."""
+    from af.serve.controls import Controls
+    from af.serve.service import Service
+    from af.serve.settings import Settings
+    from af.share.onnx_avatar import live_avatar
+
+    sampling = {"steps": 1, "guidance": guidance}
+    avatar = live_avatar(*map(load_model, models), sampling, runtime="onnx", threads=1)
+    service = Service(avatar, recording()["user_frames"][0], Settings(sampling))
+    controls = Controls(service.open())
+    for scale in (0, 1, 1.7):
+        for name in ("audio", "user"):
+            assert (controls.settings()[name] is not None) == (name in offered)
+            answer = asyncio.run(controls(json.dumps({"do": "change", name: scale})))
+            assert list(answer) == ["settings" if name in offered else "error"]
+            for _ in range(avatar.denoiser.layout.block_frames):
+                service.tick()
+    assert service.conversations == [controls.conversation]
+    assert controls.conversation.playout.take() is not None
 
 
 def test_int8_stays_near_and_is_smaller(exported, runtime, portrait, avatar, tmp_path):
