@@ -43,10 +43,10 @@ class Sampler:
         require_number("steps", steps, least=1, whole=True)
         check_dead_band(dead_band)
         require_choice("solver", "solver", solver, SOLVERS)
+        if not runtime.has_branches(guidance):
+            raise UserError(f"guidance: {guidance} has other branches than the export; export the avatar with it")
         weights = {(branch.avatar, branch.user): branch.weight for branch in guidance.branches()}
         exported = [(branch["avatar"], branch["user"]) for branch in runtime.about["branches"]]
-        if not set(weights) <= set(exported):
-            raise UserError(f"guidance: {guidance} has other branches than the export; export the avatar with it")
         self.runtime, self.frames, self._dead_band = runtime, 0, dead_band
         self._shown: Array | None = None
         self.change_reference(reference)
