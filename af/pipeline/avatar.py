@@ -23,6 +23,7 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser, for_inference
 from af.models.speech import SpeechFeatures
 from af.pipeline.encode import face_crop, motion_spec_of
+from af.pipeline.inputs import NOTHING, held_rows
 from af.specs import require_spec
 from af.types import Condition, Identity
 
@@ -138,7 +139,7 @@ class Avatar:
     ) -> Iterator[Condition]:
         avatar = self._audio_pieces("avatar_audio", avatar_audio, frames)
         user = self._audio_pieces("user_audio", user_audio, frames)
-        poses = None if user_motion is None else _held(user_motion)
+        poses = None if user_motion is None else held_rows(chain.from_iterable(user_motion))
         made = 0
         block = self.denoiser.layout.block_frames
         while made < frames:
@@ -147,9 +148,7 @@ class Avatar:
             count = min(count, frames - made)
             m = None if poses is None else torch.from_numpy(np.stack(list(islice(poses, count))))
             if a is None and u is None and m is None:
-                raise UserError(
-                    "give the avatar's audio, the user's audio or the user's video: there is nothing to react to"
-                )
+                raise UserError(NOTHING)
             given = [None if x is None else x[None].to(self.device, non_blocking=True) for x in (a, u, m)]
             for first in range(0, count, block):  # block by block: the bits of a live session
                 part = slice(first, min(first + block, count))
@@ -160,14 +159,3 @@ class Avatar:
         if audio is None:
             return iter(())
         return self.features.pieces(torch.from_numpy(fit_audio(mono_samples(name, audio), frames)))
-
-
-def _held(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Rows one by one, repeating the last forever."""
-    row = None
-    for row in chain.from_iterable(pieces):
-        yield row
-    if row is None:
-        raise UserError("no frame of the user's video could be read")
-    while True:
-        yield row

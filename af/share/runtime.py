@@ -18,6 +18,7 @@ from af.errors import UserError
 from af.files import sha256_of
 from af.forcing.guidance import Guidance
 from af.forcing.solvers import UNNAMED
+from af.pipeline.inputs import NOTHING, held_rows
 from af.share.noise import Noise
 from af.share.runtime_sampler import SIGNALS, Array, Sampler
 
@@ -138,12 +139,10 @@ class Runtime:
         A None signal is dropped; one that ends early is continued with silence or its last motion.
         """
         if avatar_audio is None and user_audio is None and user_motion is None:
-            raise UserError(
-                "give the avatar's audio, the user's audio or the user's video: there is nothing to react to"
-            )
+            raise UserError(NOTHING)
         sampler, noise = self.sampler(reference, **sampling), Noise(seed)
         voices = [None if sound is None else self._voice(sound, frames) for sound in (avatar_audio, user_audio)]
-        faces = None if user_motion is None else _held(user_motion)
+        faces = None if user_motion is None else held_rows(user_motion)
         rows = [*voices, faces]
         for start in range(0, frames, self.block_frames):
             count = min(self.block_frames, frames - start)
@@ -304,17 +303,6 @@ class Live:
         frames = list(self.runtime.frames(self.face, [motion[:, :count]]))
         self._sampler.commit()
         return frames
-
-
-def _held(rows: Iterable[Array]) -> Iterator[Array]:
-    """Rows one by one, repeating the last forever."""
-    row = None
-    for row in rows:
-        yield row
-    if row is None:
-        raise UserError("no frame of the user's video could be read")
-    while True:
-        yield row
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
