@@ -34,7 +34,7 @@ from af.models.denoiser import MotionDenoiser
 from af.models.registry import build
 from af.pipeline.derived import derive, splits_of, write_motions
 from af.pipeline.encode import require_specs, spec_of
-from af.pipeline.rolling import Scene, another_conversation, cached_denoiser, shard_motions, turn_name
+from af.pipeline.rolling import OtherConversations, Scene, cached_denoiser, shard_motions, turn_name
 from af.values import require_number
 
 
@@ -207,11 +207,12 @@ def loser_shard(
     motions = shard_motions(reader, shard, source, model, other_users=source.other_users, **how)
 
     _, motion_spec = spec_of(reader.index)
+    others = OtherConversations(reader.index)
 
     def describe(i: int) -> dict[str, Any]:
         made: dict[str, Any] = {**json.loads(losers), **how, "model": denoiser}
         if source.other_users:
-            other = another_conversation(reader.index, i, how["seed"])
+            other = others.of(i, how["seed"])
             made["user_of"] = dict.fromkeys(ROLES, reader.index.samples[other].key)
         return {"motion_spec": motion_spec, "extra": {"loser": made}}
 

@@ -162,7 +162,7 @@ def shard_motions(
 ) -> dict[tuple[int, str], Float[np.ndarray, "T D"]]:
     """Results of `make` for every (sample, avatar's role) of a shard, in batches of at most `batch` equally long clips.
 
-    With `other_users` every avatar gets the user of another conversation (`another_conversation`). Without a denoiser
+    With `other_users` every avatar gets the user of another conversation (`OtherConversations`). Without a denoiser
     there is no noise. One-sided samples are left out, unless `one_sided`.
     """
     by_length: dict[int, list[tuple[int, str]]] = defaultdict(list)
@@ -170,11 +170,12 @@ def shard_motions(
         if entry.shard == shard and (one_sided or len(entry.roles) == 2):
             by_length[entry.frames] += [(i, role) for role in entry.avatars]
     device = "cpu" if denoiser is None else next(denoiser.parameters()).device
+    others = OtherConversations(reader.index)
 
     def turn(i: int, role: str) -> Turn:
         entry = reader.index.samples[i]
         clip = reader.read(i, PARTS)
-        heard = reader.read(another_conversation(reader.index, i, seed), PARTS) if other_users else None
+        heard = reader.read(others.of(i, seed), PARTS) if other_users else None
         first = next((first for first, _ in entry.valid[role]), 0)
         return turn_of(clip, role, heard, name=turn_name(entry.key, role), reference=first)
 
@@ -194,23 +195,43 @@ def turn_name(key: str, role: str) -> str:
     return f"{key}/{role}"
 
 
-def another_conversation(index: Index, i: int, seed: int) -> int:
-    """Another sample, by hash of the key: from another session and without common people if possible.
-
-    Raises UserError when there is only one sample.
+class OtherConversations:
+    """For every sample another conversation, by hash of its key: from another session and without common people if
+    possible, else from another session, else without common people.
     """
-    own = index.samples[i]
 
-    def nearness(j: int) -> int:
-        other = index.samples[j]
-        return 2 * (other.session == own.session) + bool(set(other.participants) & set(own.participants))
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._all = [j for j, other in enumerate(index.samples) if len(other.roles) == 2]
+        self._place = {j: place for place, j in enumerate(self._all)}
+        self._of_session: dict[str, set[int]] = defaultdict(set)
+        self._of_person: dict[str, set[int]] = defaultdict(set)
+        for j in self._all:
+            self._of_session[index.samples[j].session].add(j)
+            for person in index.samples[j].participants:
+                self._of_person[person].add(j)
 
-    others = [j for j, other in enumerate(index.samples) if j != i and len(other.roles) == 2]
-    if not others:
-        raise UserError(f"{index.folder}: the user of another conversation is needed, but there is only one")
-    least = min(map(nearness, others))
-    strangers = [j for j in others if nearness(j) == least]
-    return strangers[mix(seed, zlib.crc32(own.key.encode())) % len(strangers)]
+    def of(self, i: int, seed: int) -> int:
+        """That of sample `i`. Raises UserError when there is only one conversation."""
+        own = self._index.samples[i]
+        session = self._of_session[own.session] - {i}
+        people = set[int]().union(*(self._of_person[person] for person in own.participants)) - {i}
+        near = session | people | ({i} & self._place.keys())
+        chosen = mix(seed, zlib.crc32(own.key.encode()))
+        if strangers := len(self._all) - len(near):
+            return self._all[_skipping(chosen % strangers, sorted(self._place[j] for j in near))]
+        nearest = sorted(people - session or session - people or session)
+        if not nearest:
+            raise UserError(f"{self._index.folder}: the user of another conversation is needed, but there is only one")
+        return nearest[chosen % len(nearest)]
+
+
+def _skipping(n: int, left_out: Iterable[int]) -> int:
+    """The n-th whole number that is not among `left_out`, which are in order."""
+    for number in left_out:
+        if number <= n:
+            n += 1
+    return n
 
 
 @lru_cache(maxsize=2)
