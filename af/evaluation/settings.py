@@ -142,6 +142,14 @@ class CheckpointSettings(Tools):
         """The signals for the model. Raises UserError for an unknown name."""
         return SIGNALS if self.conditions in (None, "all") else tuple(named_subset(str(self.conditions)))
 
+    def sampled(self, sampling: Mapping[str, Any]) -> CheckpointSettings:
+        """The settings with a model's own steps, solver and guidance, if it has some."""
+        if not sampling:
+            return self
+        guidance: Guidance = sampling["guidance"]
+        scales = {f"guidance_{name}": scale for name, scale in vars(guidance).items()}
+        return replace(self, steps=sampling["steps"], solver=sampling["solver"], unguided=False, **scales)
+
     @property
     def rollout(self) -> RolloutSettings:
         """Settings of the roll-out."""

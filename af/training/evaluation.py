@@ -305,7 +305,7 @@ class EvaluationCallback(Callback):
         return values
 
     def _make(self, index: Any, module: LightningModule, features: Any) -> Subject:
-        settings, denoiser, device = self.evaluation, module.denoiser, module.device
+        settings, denoiser, device = self.evaluation.sampled(module.sampling), module.denoiser, module.device  # type: ignore[arg-type]
         avatar = probe = None
         if settings.linear_probe is not None:
             probe = LinearProbe.fit(Index.load(location(settings.linear_probe)))
