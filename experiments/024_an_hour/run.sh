@@ -20,11 +20,10 @@ for SEED in ${SEEDS:-0 1 2}; do
   af train experiment=denoiser_demo data.root=$L run="$RUN" trainer.max_steps=3000 trainer.val_check_interval=1000 \
     evaluation=none callbacks.previews=null seed="$SEED"
   # shellcheck disable=SC2086
-  judged "$RUN/export" "$OUT/eval/guided_$SEED" $GUIDED evaluation.dead_band=0.03
-  judged "$RUN/export" "$OUT/eval/unguided_$SEED" evaluation.unguided=true
+  judged "$RUN/export" "$OUT/eval/guided_$SEED" $GUIDED evaluation.dead_band=0.05
 done
 af teacher --data $L --denoiser "$OUT/denoiser_0/export" --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
 af train experiment=distill_demo start="$OUT/denoiser_0/export" data.root=$L data.teacher=$T run="$OUT/student" evaluation=none \
   callbacks.previews=null trainer.max_steps=2400
-judged "$OUT/student/export" "$OUT/eval/student" evaluation.unguided=true evaluation.steps=1
+judged "$OUT/student/export" "$OUT/eval/student" evaluation.unguided=true evaluation.steps=1 evaluation.solver=euler evaluation.dead_band=0.05
 python -m af.serve.ship --autoencoder "$OUT/vae" --denoiser "$OUT/denoiser_0" --student "$OUT/student" --out "$OUT/weights"
