@@ -131,7 +131,7 @@ def test_faces_that_are_not_drawn_are_not_read_by_the_tracker_of_drawn_ones(
         raise AssertionError("measured")
 
     monkeypatch.setattr(Subject, "measure", measure)
-    module = SimpleNamespace(denoiser=load_model(denoiser_folder).model, device="cpu")
+    module = SimpleNamespace(denoiser=load_model(denoiser_folder).model, sampling={}, device="cpu")
 
     def watch(folder: Path) -> None:
         data = SimpleNamespace(validation_index=Index.load(folder / "test"), features=LogMel())
