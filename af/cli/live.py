@@ -112,6 +112,7 @@ def run(
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: few passes per block, without guidance")
     learned = None if student is None else load_model(student, MotionDenoiser)
+    learned_how = ONE_PASS if learned is None else usual_sampling(learned.info)
     assert isinstance(images.model, MotionAutoencoder)
     size = images.model.image_size
     if portrait is None:
@@ -130,8 +131,8 @@ def run(
         face,
         Settings(how, cushion_ms=60, seed=seed, mark=not no_mark, student=begin_with_student),
         limits,
-        student=None if learned is None else make(learned, usual_sampling(learned.info)),
-        student_sampling=ONE_PASS if learned is None else usual_sampling(learned.info),
+        student=None if learned is None else make(learned, learned_how),
+        student_sampling=learned_how,
         replays=replays,
         recordings=None if record is None else Recordings(record, size),
     )

@@ -9,7 +9,6 @@ video that is there is not made again.
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from af.data.contents import extract
-from af.files import atomic_path
+from af.evaluation.manifest import ManifestClip, write_manifest
 from af.serve.ship import AUTOENCODER, DENOISER, STUDENT, shipped
 from af.share.avatar import Avatar
 from af.share.export import export_avatar
@@ -69,16 +68,11 @@ def main() -> None:
                     }
                     generate(folder / "avatar.png", to, **sides, find_face=False, seed=n, mark=False)
     for kind in makers:
-        _list(args.out, kind, true)
-
-
-def _list(out: Path, kind: str, true: list[Path]) -> None:
-    with atomic_path(out / f"{kind}.csv") as temporary, temporary.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["clip", "user", "true", "generated", "audio"])
-        for n, folder in enumerate(true):
-            name = folder.relative_to(out)
-            rows.writerow([n, name / "user.mp4", name / "avatar.mp4", f"{kind}/{n}.mp4", name / "avatar.wav"])
+        clips = [
+            ManifestClip(str(n), of / "user.mp4", of / "avatar.mp4", args.out / kind / f"{n}.mp4", of / "avatar.wav")
+            for n, of in enumerate(true)
+        ]
+        write_manifest(args.out / f"{kind}.csv", clips)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Writes OUT/{first,last}/N/{user,true,generated}.mp4 and OUT/{first,last}.csv. A 
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from tqdm import tqdm
 from af.clock import SAMPLES_PER_FRAME, seconds_to_frames
 from af.data.shards import ShardReader
 from af.data.video_writer import write_video
-from af.files import atomic_path
+from af.evaluation.manifest import ManifestClip, write_manifest
 from af.share.runtime import Runtime
 from af.types import Clip
 
 MINUTE = seconds_to_frames(60)
+SIDES = ("user", "true", "generated")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     runtime, reader = Runtime(args.export), ShardReader(args.data)
-    rows: dict[str, list[dict[str, Any]]] = {"first": [], "last": []}
+    listed: dict[str, list[ManifestClip]] = {"first": [], "last": []}
     for n, entry in enumerate(tqdm(reader.index.samples)):
         clip = reader.read(n, {"video", "audio"})
         minutes = {"first": slice(0, MINUTE), "last": slice(entry.frames - MINUTE, entry.frames)}
@@ -41,14 +41,11 @@ def main() -> None:
             write(runtime, clip, n, {args.out / name / str(n): at for name, at in minutes.items()})
         for name, at in minutes.items():
             ends = [end - at.start for end in clip.meta["extra"]["phrase_ends"]["a"] if at.start <= end < at.stop]
-            row = {side: f"{name}/{n}/{side}.mp4" for side in ("user", "true", "generated")}
-            row |= {"clip": n, "identity": entry.participants[1], "session": entry.session}
-            rows[name].append({**row, "phrase_ends": " ".join(map(str, ends))})
-    for name, listed in rows.items():
-        with atomic_path(args.out / f"{name}.csv") as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(listed[0]))
-            table.writeheader()
-            table.writerows(listed)
+            about: dict[str, Any] = {side: args.out / name / str(n) / f"{side}.mp4" for side in SIDES}
+            about |= {"identity": entry.participants[1], "session": entry.session, "phrase_ends": tuple(ends)}
+            listed[name].append(ManifestClip(str(n), **about))
+    for name, clips in listed.items():
+        write_manifest(args.out / f"{name}.csv", clips)
 
 
 def write(runtime: Runtime, clip: Clip, seed: int, minutes: dict[Path, slice]) -> None:
