@@ -32,10 +32,10 @@ pytest.importorskip("onnxruntime")
 FRAMES = 74  # the window is full after 50; the last block is a part
 #: Of motion latents that reach 3.
 CLOSE = 1e-4
-#: All four branches.
-SAMPLING = {"steps": 8, "solver": "midpoint", "guidance": Guidance(0.7, 0.3, 1)}
-#: Some noises make a roll-out that amplifies rounding to 3e-4 within these frames, some not.
-SEED = 1
+#: All four branches, those without a signal weakly: strong guidance amplifies rounding, on some processors to 3e-4.
+SAMPLING = {"steps": 8, "solver": "midpoint", "guidance": Guidance(0.1, 0.1, 1)}
+#: So do some noises.
+SEED = 4
 
 
 @pytest.fixture(scope="module")
