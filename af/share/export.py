@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from af.data.provenance import SOURCES
@@ -22,6 +21,7 @@ from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar
 from af.pipeline.sampling import usual_sampling
+from af.share.compression import compress
 from af.share.folder import AUTOENCODER, DENOISER, MANIFEST, load
 from af.share.graphs import Graph, graphs_of
 from af.share.runtime import EXPORT, FORMAT
@@ -32,8 +32,6 @@ DTYPES: Final = ("fp32", "fp16")
 _OPSET: Final = 18
 #: Graphs that bear weights in 8 bits: speech features do not, and errors of a portrait would stay.
 _QUANTISED: Final = ("condition", "step", "decoder")
-#: Tensors that are stored in half precision, and in 8 bits, have at least so many numbers.
-_LEAST_HALVED, _LEAST_QUANTISED = 256, 4096
 
 
 def export_avatar(source: Path, out: Path, **how: Any) -> dict[str, Any]:
@@ -59,8 +57,8 @@ def export(
 ) -> dict[str, Any]:
     """Export two models that are sampled so to `out`; returns the content of export.json.
 
-    `dtype` "fp16" stores weights in half precision, `int8` the large ones of condition, step and decoder in 8 bits
-    a channel; all compute in fp32. Both need ONNX. Raises UserError for what cannot be exported, and when `out` has other
+    `dtype` "fp16" stores weights in half precision, `int8` the large ones of condition, step and decoder in 8 bits;
+    all compute in fp32. Both need ONNX. Raises UserError for what cannot be exported, and when `out` has other
     files in it.
     """
     require_choice("--to", "target", to, TARGETS)
@@ -85,7 +83,7 @@ def export(
                 continue
             _save_onnx(graph, file)
             if int8 or dtype == "fp16":
-                _compress(file, dtype, int8 and name in _QUANTISED)
+                compress(file, dtype, int8 and name in _QUANTISED)
     learned = images.info.get(SOURCES, [])
     about = {
         "format": FORMAT,
@@ -151,46 +149,3 @@ def _save_onnx(graph: Graph, file: Path) -> None:
             opset_version=_OPSET,
             dynamo=False,
         )
-
-
-def _compress(file: Path, dtype: str, int8: bool) -> None:
-    """Store weights of products and convolutions in 8 bits a channel, or large tensors in half precision; what reads
-    them gets fp32.
-    """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    model = onnx.load(file)
-    channel = {name: axis for node in model.graph.node for name, axis in _channels(node)}
-    nodes, scales = [], []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _LEAST_HALVED:
-            continue
-        name, values, stored = tensor.name, numpy_helper.to_array(tensor), f"{tensor.name}_stored"
-        if int8 and name in channel and values.size >= _LEAST_QUANTISED:
-            axis = channel[name] % values.ndim
-            others = tuple(n for n in range(values.ndim) if n != axis)
-            scale = np.maximum(np.abs(values).max(others, keepdims=True), 1e-12) / np.float32(127)
-            small = np.round(values / scale).astype(np.int8)
-            scales.append(numpy_helper.from_array(scale.ravel(), f"{name}_scale"))
-            nodes.append(helper.make_node("DequantizeLinear", [stored, f"{name}_scale"], [name], axis=axis))
-        elif dtype == "fp16" and np.abs(values).max() <= np.finfo(np.float16).max:
-            small = values.astype(np.float16)
-            nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
-        else:
-            continue
-        tensor.CopyFrom(numpy_helper.from_array(small, stored))
-    nodes += model.graph.node
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(scales)
-    onnx.save(model, file)
-
-
-def _channels(node: Any) -> list[tuple[str, int]]:
-    """The weights that a node multiplies by, and the axis of their output channels."""
-    if node.op_type == "Gemm":
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        return [(node.input[1], 0 if transposed else 1)]
-    axes = {"MatMul": -1, "Conv": 0, "ConvTranspose": 1}
-    return [(node.input[1], axes[node.op_type])] if node.op_type in axes else []
