@@ -128,7 +128,7 @@ class MotionSpec(_Spec):
 @dataclass(frozen=True)
 class TeacherSpec(_Spec):
     """How a teacher's motion was made: latents of `dim` numbers, hashes of autoencoder and denoiser, `steps` steps of
-    `solver` with `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with `seed`.
+    `solver` at the flow times of `schedule` with `guidance` (audio, user, joint), from noise of `noise_dim` numbers per frame drawn with `seed`.
     """
 
     dim: int
@@ -138,7 +138,8 @@ class TeacherSpec(_Spec):
     seed: int
     steps: int
     guidance: tuple[float, ...]
-    solver: str = "euler"  # of teachers made before there was a choice
+    solver: str = "euler"  # this and the schedule are those of teachers made before there was a choice
+    schedule: str = "uniform"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", tuple(self.guidance))
@@ -146,7 +147,8 @@ class TeacherSpec(_Spec):
             value = getattr(self, name)
             require(is_int(value) and 0 < value <= 2**16, name, "a whole number from 1 to 65,536", value)
         require(is_int(self.seed), "seed", "an integer", self.seed)
-        require(isinstance(self.solver, str), "solver", "a name", self.solver)
+        for name in ("solver", "schedule"):
+            require(isinstance(value := getattr(self, name), str), name, "a name", value)
         require(len(self.guidance) == 3 and all(map(is_number, self.guidance)), "guidance", "3 numbers", self.guidance)
         for name in ("autoencoder", "denoiser"):
             value = getattr(self, name)

@@ -36,7 +36,6 @@ def run(
     side_by_side: Annotated[OutFile | None, "also user | avatar with both voices: .mp4 or .gif"] = None,
     seconds: Annotated[Positive | None, "length (default: of the longest input)"] = None,
     sampling: Sampling,
-    schedule: Annotated[str, "uniform, released or pyramid"] = "uniform",
     precision: Annotated[
         str | None, "fp32, bf16 or auto (what is fast here): pack the denoiser's weights, faster on CPU"
     ] = None,
@@ -70,7 +69,6 @@ def run(
         seed=seed,
         mark=not no_mark,
         notes=notes,
-        schedule=schedule,
         **sampling.over(avatar.sampling),
     )
     print(f"{out}: {frames} frames, {frames_to_seconds(frames):.2f} s")

@@ -108,7 +108,7 @@ def run(
     notes = Notes()
     usual = usual_sampling(motion.info)
     how = sampling.over(usual)
-    begin_with_student &= all(how[name] == usual[name] for name in ("steps", "solver", "guidance"))
+    begin_with_student &= all(how[name] == usual[name] for name in ("steps", "solver", "schedule", "guidance"))
     if motion.info.get("stage") == "distill":
         notes.add("student", f"{denoiser} is a student: few passes per block, without guidance")
     learned = None if student is None else load_model(student, MotionDenoiser)

@@ -8,18 +8,22 @@ from typing import Annotated, Any, Literal
 
 from af.cli.kinds import Count, Scale, Whole
 
-#: As `af.forcing.solvers.SOLVERS`.
+#: As `af.forcing.solvers.SOLVERS` and `SCHEDULES`.
 Solver = Literal["euler", "heun", "midpoint"]
+Schedule = Literal["uniform", "fine_end", "released", "pyramid"]
 
 
 @dataclass(kw_only=True)
 class Guided:
-    """Steps, solver and guidance scales. None: as the model says, else as `af.pipeline.sampling.usual_sampling`."""
+    """Steps, solver, schedule and guidance scales. None: as the model says, else as `af.pipeline.sampling.usual_sampling`."""
 
     steps: Annotated[Count | None, "evaluations of the denoiser per block (default: the model's own, else 8)"] = None
     solver: Annotated[
         Solver | None,
         "euler varies less than people do, heun evaluates twice a step (default: the model's own, else midpoint)",
+    ] = None
+    schedule: Annotated[
+        Schedule | None, "flow times of the steps (default: the model's own, else fine_end: the last ones are shorter)"
     ] = None
     guidance_audio: Annotated[Scale | None, "scale of the avatar's audio (default: the model's own, else 2)"] = None
     guidance_user: Annotated[Scale | None, "scale of the user's signals (default: the model's own, else 1)"] = None
@@ -29,11 +33,11 @@ class Guided:
     ] = None
 
     def over(self, usual: Mapping[str, Any]) -> dict[str, Any]:
-        """Steps, solver and guidance: what was asked for, else the `usual` ones."""
+        """Steps, solver, schedule and guidance: what was asked for, else the `usual` ones."""
         scales = {"audio": self.guidance_audio, "user": self.guidance_user, "joint": self.guidance_joint}
         guidance = replace(usual["guidance"], **_said(scales))
-        asked = _said({"steps": self.steps, "solver": self.solver})
-        return {**{name: usual[name] for name in ("steps", "solver")}, **asked, "guidance": guidance}
+        asked = _said({"steps": self.steps, "solver": self.solver, "schedule": self.schedule})
+        return {**{name: usual[name] for name in ("steps", "solver", "schedule")}, **asked, "guidance": guidance}
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.dropout import SIGNALS, named_subset
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SOLVER, SOLVERS
+from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS
 from af.ingest.landmarks import FaceLandmarker
 from af.metrics.base import ClipMetric
 from af.metrics.records import Protocol
@@ -103,6 +103,7 @@ class CheckpointSettings(Tools):
     batch: int = 16
     steps: int = 8
     solver: str = SOLVER
+    schedule: str = SCHEDULE
     guidance_audio: float = 2.0
     guidance_user: float = 1.0
     guidance_joint: float = 0.0
@@ -125,6 +126,7 @@ class CheckpointSettings(Tools):
             require_number(name, getattr(self, name), least=0)
         check_dead_band(self.dead_band)
         require_choice("evaluation.solver", "solver", self.solver, SOLVERS)
+        require_choice("evaluation.schedule", "schedule", self.schedule, SCHEDULES)
         if self.autoencoder is not None and self.linear_probe is not None:
             raise UserError("evaluation.autoencoder and linear_probe exclude each other: decode, or read the latents")
         _ = self.signals
@@ -143,12 +145,13 @@ class CheckpointSettings(Tools):
         return SIGNALS if self.conditions in (None, "all") else tuple(named_subset(str(self.conditions)))
 
     def sampled(self, sampling: Mapping[str, Any]) -> CheckpointSettings:
-        """The settings with a model's own steps, solver and guidance, if it has some."""
+        """The settings with a model's own steps, solver, schedule and guidance, if it has some."""
         if not sampling:
             return self
         guidance: Guidance = sampling["guidance"]
         scales = {f"guidance_{name}": scale for name, scale in vars(guidance).items()}
-        return replace(self, steps=sampling["steps"], solver=sampling["solver"], unguided=False, **scales)
+        named = {name: sampling[name] for name in ("steps", "solver", "schedule")}
+        return replace(self, **named, unguided=False, **scales)
 
     @property
     def rollout(self) -> RolloutSettings:
@@ -156,9 +159,8 @@ class CheckpointSettings(Tools):
         scales = self.guidance_audio, self.guidance_user, self.guidance_joint
         guidance = Guidance.conditional() if self.unguided else Guidance(*scales)
         anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
-        return RolloutSettings(
-            self.steps, self.solver, guidance, self.seed, self.batch, self.signals, anchor, self.dead_band
-        )
+        same = ("steps", "solver", "schedule", "seed", "batch", "signals", "dead_band")
+        return RolloutSettings(guidance=guidance, anchor=anchor, **{name: getattr(self, name) for name in same})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from af.devices import widest_float
 from af.errors import UserError, require_choice
-from af.forcing.solvers import SOLVERS
+from af.forcing.solvers import SCHEDULES, SOLVERS, levels
 from af.values import require_number
 
-SCHEDULES: Final = ("uniform", "released", "pyramid")
 _TABLE_SIZE: Final = 1000
 
 
@@ -96,15 +95,15 @@ def pyramid(steps: int, frames: int, stagger: float = 1.0) -> Schedule:
 def schedule(name: str, steps: int, frames: int = 1) -> Schedule:
     """`steps` steps from 0 to 1 for blocks of `frames` frames. Raises UserError for an unknown name or steps < 1.
 
-    `uniform`: equal steps. `released`: the same flow times, but step lengths from a table of 1000 float32 noise levels,
-    looked up by the nearest timestep (`steps` = nfe − 2). `pyramid`: see `pyramid`.
+    `uniform`, `fine_end`: `af.forcing.solvers.levels`. `released`: flow times of `uniform`, but step lengths from a table of
+    1000 float32 noise levels, looked up by the nearest timestep (`steps` = nfe − 2). `pyramid`: see `pyramid`.
     """
     require_choice("schedule", "schedule", name, SCHEDULES)
     require_number("steps", steps, least=1, whole=True)
     if name == "pyramid":
         return pyramid(steps, frames)
-    if name == "uniform":
-        return step_matrix(torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps)
+    if name != "released":
+        return step_matrix(torch.tensor(levels(name, steps), dtype=torch.float64)[:, None])
     tau = torch.linspace(1000, 0, steps + 1)
     table = torch.linspace(1, 0, _TABLE_SIZE)
     # on CPU, argmin takes the first of equal minima, as the released model does

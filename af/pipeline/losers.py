@@ -28,7 +28,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.errors import UserError, require_choice
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SOLVER, SOLVERS
+from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.models.registry import build
@@ -59,7 +59,8 @@ class LoserSource:
 class WeakUser(LoserSource):
     """The denoiser with a guidance scale below 1 for the user's signals; at 0 (`drop_user`) it ignores them.
 
-    `audio` is the scale of the avatar's audio, `steps` the number of steps per block, which `solver` integrates.
+    `audio` is the scale of the avatar's audio, `steps` the number of steps per block, which `solver` integrates at the flow
+    times of `schedule`.
     """
 
     #: What `user` may be (`af.values.require_number`).
@@ -68,15 +69,18 @@ class WeakUser(LoserSource):
     user: float = 0.0
     steps: int = 8
     solver: str = SOLVER
+    schedule: str = SCHEDULE
 
     def __post_init__(self) -> None:
         require_number("losers.user", self.user, **self.user_limits)
         require_choice("losers.solver", "solver", self.solver, SOLVERS)
+        require_choice("losers.schedule", "schedule", self.schedule, SCHEDULES)
 
     def __call__(self, denoiser: MotionDenoiser, scene: Scene, noise: Tensor) -> Float[Tensor, "B T D"]:
         """The losers."""
         guidance = Guidance(self.audio, self.user)
-        return scene.rolled_out(denoiser, noise, steps=self.steps, solver=self.solver, guidance=guidance)
+        sampling: dict[str, Any] = {"steps": self.steps, "solver": self.solver, "schedule": self.schedule}
+        return scene.rolled_out(denoiser, noise, guidance=guidance, **sampling)
 
 
 @dataclass(frozen=True)

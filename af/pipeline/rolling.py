@@ -24,7 +24,7 @@ from af.forcing.dropout import SIGNALS, drop_user, keep_signals
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import block_sizes, rollout
-from af.forcing.solvers import SOLVER
+from af.forcing.solvers import SCHEDULE, SOLVER
 from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
 from af.types import Clip
@@ -32,12 +32,13 @@ from af.types import Clip
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Settings of generation: steps a block and their solver, guidance scales, seed, clips per batch, signals for the
+    """Settings of generation: steps a block, their solver and schedule, guidance scales, seed, clips per batch, signals for the
     model, the anchor, and the dead band.
     """
 
     steps: int = 8
     solver: str = SOLVER
+    schedule: str = SCHEDULE
     guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
     seed: int = 0
     batch: int = 16
@@ -48,7 +49,9 @@ class RolloutSettings:
     @property
     def sampling(self) -> dict[str, Any]:
         """What a sampler takes (`af.forcing.sampler.BlockSampler`)."""
-        return {name: getattr(self, name) for name in ("steps", "solver", "guidance", "anchor", "dead_band")}
+        return {
+            name: getattr(self, name) for name in ("steps", "solver", "schedule", "guidance", "anchor", "dead_band")
+        }
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,20 @@ from af.errors import UserError, require_choice
 from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SOLVER, SOLVERS, STEPS, UNNAMED
+from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS, STEPS, UNNAMED, UNNAMED_SCHEDULE
 from af.values import require_number
 
 #: How students of one step are sampled.
-ONE_PASS: Final[Mapping[str, Any]] = {"steps": 1, "solver": "euler", "guidance": Guidance.conditional()}
+ONE_PASS: Final[Mapping[str, Any]] = {
+    "steps": 1,
+    "solver": "euler",
+    "schedule": "uniform",
+    "guidance": Guidance.conditional(),
+}
+#: How denoisers are sampled that do not say it.
+_GUIDED: Final[Mapping[str, Any]] = {"steps": STEPS, "solver": SOLVER, "schedule": SCHEDULE, "guidance": Guidance()}
+#: What older files do not name.
+_UNNAMED: Final[Mapping[str, Any]] = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE, "dead_band": 0.0}
 #: The most steps, and frames kept for good, that a file may ask for.
 MOST_STEPS, MOST_SINK_FRAMES = 1000, 1000
 
@@ -29,7 +38,7 @@ def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise UserError(f"model.json: sampling cannot be used: {reason}") from error
-    return ONE_PASS if info.get("stage") == "distill" else {"steps": STEPS, "solver": SOLVER, "guidance": Guidance()}
+    return ONE_PASS if info.get("stage") == "distill" else _GUIDED
 
 
 def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,8 +46,9 @@ def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
     TypeError.
     """
     found = {"steps": data["steps"], "guidance": Guidance(**data["guidance"]), "anchor": Anchor(**data["anchor"])}
-    found |= {"solver": data.get("solver", UNNAMED), "dead_band": data.get("dead_band", 0.0)}
+    found |= {name: data.get(name, unnamed) for name, unnamed in _UNNAMED.items()}
     require_choice("sampling.solver", "solver", found["solver"], SOLVERS)
+    require_choice("sampling.schedule", "schedule", found["schedule"], SCHEDULES)
     check_dead_band(found["dead_band"])
     require_number("sampling.steps", found["steps"], least=1, most=MOST_STEPS, whole=True)
     require_number("sampling.anchor.sink_frames", found["anchor"].sink_frames, most=MOST_SINK_FRAMES)
@@ -46,6 +56,6 @@ def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object for `read_sampling`; `sampling` need not name solver, anchor and dead band."""
-    chosen = {"solver": UNNAMED, "anchor": Anchor(), "dead_band": 0.0, **sampling}
+    """The JSON object for `read_sampling`; `sampling` need not name solver, schedule, anchor and dead band."""
+    chosen = {**_UNNAMED, "anchor": Anchor(), **sampling}
     return {name: asdict(value) if name in ("guidance", "anchor") else value for name, value in chosen.items()}

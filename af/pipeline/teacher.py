@@ -21,7 +21,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.solvers import SOLVER
+from af.forcing.solvers import SCHEDULE, SOLVER
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.derived import derive, splits_of, write_motions
@@ -38,6 +38,7 @@ def make_teacher(
     guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
     steps: int = 8,
     solver: str = SOLVER,
+    schedule: str = SCHEDULE,
     seed: int = 0,
     batch: int = 32,
     splits: Sequence[str] = ("train", "val"),
@@ -64,6 +65,7 @@ def make_teacher(
         steps=steps,
         guidance=tuple(asdict(guidance).values()),
         solver=solver,
+        schedule=schedule,
     )
     settings = {"data": absolute(data), **spec.to_json(), "batch": batch}
     given = (place, json.dumps(spec.to_json()), batch, str(device))
@@ -77,7 +79,8 @@ def teacher_shard(path: Path, folder: str, shard: int, denoiser: str, described:
     guidance = Guidance(*spec.guidance)
 
     def make(model: MotionDenoiser, scene: Scene, noise: Tensor) -> Tensor:
-        return scene.rolled_out(model, noise, steps=spec.steps, solver=spec.solver, guidance=guidance)
+        sampling: dict[str, Any] = {"steps": spec.steps, "solver": spec.solver, "schedule": spec.schedule}
+        return scene.rolled_out(model, noise, guidance=guidance, **sampling)
 
     model = cached_denoiser(denoiser, device)[0]
     motions = shard_motions(reader, shard, make, model, seed=spec.seed, batch=batch, one_sided=True)

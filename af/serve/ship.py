@@ -21,7 +21,7 @@ from af.clock import SAMPLE_RATE, seconds_to_frames
 from af.errors import UserError
 from af.files import atomic_path, sha256_of
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SOLVER, STEPS
+from af.forcing.solvers import SCHEDULE, SOLVER, STEPS
 from af.models.artifact import WEIGHTS, Artifact, load_model, save_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
@@ -39,6 +39,7 @@ PORTRAIT, VOICE = "portrait.png", "voice.wav"
 _SAMPLING: Final[Mapping[str, Any]] = {
     "steps": STEPS,
     "solver": SOLVER,
+    "schedule": SCHEDULE,
     "guidance": Guidance(audio=0.7, user=0, joint=1),
     "dead_band": 0.05,
 }

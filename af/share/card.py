@@ -301,13 +301,12 @@ def _recipe(artifact: Artifact) -> str:
 
 
 def _sampling(sampling: Mapping[str, Any]) -> str:
-    steps, solver, guidance, anchor = (sampling[name] for name in ("steps", "solver", "guidance", "anchor"))
+    named = ("steps", "solver", "schedule", "guidance", "anchor")
+    steps, solver, schedule, guidance, anchor = (sampling[name] for name in named)
     scales = ", ".join(f"{name} {scale:g}" for name, scale in vars(guidance).items() if scale)
     held = f", anchored (sink {anchor.sink_frames} frames, pull {anchor.pull:g})"
     band = f", dead band {width:g}" if (width := sampling.get("dead_band", 0.0)) else ""
-    return (
-        f"{steps} steps a block ({solver}), guidance {scales}{held if anchor.sink_frames or anchor.pull else ''}{band}"
-    )
+    return f"{steps} steps a block ({solver}, {schedule}), guidance {scales}{held if anchor.sink_frames or anchor.pull else ''}{band}"
 
 
 def _hours(frames: int) -> str:

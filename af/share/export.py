@@ -15,7 +15,7 @@ from af.errors import UserError, require_choice
 from af.files import atomic_path, sha256_of, write_json
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import UNNAMED
+from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
 from af.models.artifact import Artifact, load_model
 from af.models.autoencoder import MotionAutoencoder
 from af.models.denoiser import MotionDenoiser
@@ -25,7 +25,7 @@ from af.share.compression import compress
 from af.share.folder import AUTOENCODER, DENOISER, MANIFEST, load
 from af.share.graphs import Graph, graphs_of
 from af.share.runtime import EXPORT, FORMAT
-from af.share.runtime_sampler import SOLVERS
+from af.share.runtime_sampler import SCHEDULES, SOLVERS
 
 TARGETS: Final = ("onnx", "torch")
 DTYPES: Final = ("fp32", "fp16")
@@ -71,8 +71,9 @@ def export(
         raise UserError("sampling.anchor: exports have no anchor")
     avatar = Avatar.of(images, motion)
     guidance: Guidance = sampling["guidance"]
-    solver = sampling.get("solver", UNNAMED)
+    solver, schedule = sampling.get("solver", UNNAMED), sampling.get("schedule", UNNAMED_SCHEDULE)
     require_choice("sampling.solver", "solver", solver, SOLVERS)
+    require_choice("sampling.schedule", "schedule", schedule, SCHEDULES)
     graphs = graphs_of(avatar, guidance)
     write_json(out / EXPORT, {"format": "unfinished"})
     kind = "onnx" if to == "onnx" else "pt2"
@@ -99,6 +100,7 @@ def export(
         "sampling": {
             "steps": sampling["steps"],
             "solver": solver,
+            "schedule": schedule,
             "guidance": asdict(guidance),
             "dead_band": sampling.get("dead_band", 0.0),
         },

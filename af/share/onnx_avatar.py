@@ -19,6 +19,7 @@ from af.data.container import Notes
 from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
+from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
 from af.images import to_bytes, to_float
 from af.models.artifact import Artifact
 from af.nn.kv_cache import WindowLayout
@@ -168,16 +169,15 @@ class OnnxSampler:
         steps: int = 8,
         guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
         anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
-        schedule: str = "uniform",
-        solver: str = "euler",
+        schedule: str = UNNAMED_SCHEDULE,
+        solver: str = UNNAMED,
         dead_band: float = 0.0,
     ) -> None:
-        if anchor != Anchor() or schedule != "uniform":
-            raise UserError("exports are sampled in equal steps, without an anchor")
+        if anchor != Anchor():
+            raise UserError("exports are sampled without an anchor")
         self.denoiser, self.layout = denoiser, denoiser.layout
-        self._inner = denoiser.runtime.sampler(
-            denoiser.runtime.rest, steps=steps, solver=solver, guidance=guidance, dead_band=dead_band
-        )
+        chosen: dict[str, Any] = {"solver": solver, "schedule": schedule, "guidance": guidance, "dead_band": dead_band}
+        self._inner = denoiser.runtime.sampler(denoiser.runtime.rest, steps=steps, **chosen)
         self.change_reference(reference)
 
     @property

@@ -17,7 +17,7 @@ from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.files import sha256_of
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import UNNAMED
+from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
 from af.pipeline.inputs import NOTHING, held_rows
 from af.share.noise import Noise
 from af.share.runtime_sampler import SIGNALS, Array, Sampler
@@ -120,7 +120,9 @@ class Runtime:
         return {(branch.avatar, branch.user) for branch in guidance.branches()} <= exported
 
     def sampler(self, reference: Float32[np.ndarray, "1 L"], **sampling: Any) -> Sampler:
-        """A roll-out from a portrait's motion. `sampling`: `steps`, `solver`, `guidance`, `dead_band` other than the avatar's."""
+        """A roll-out from a portrait's motion. `sampling`: `steps`, `solver`, `schedule`, `guidance`, `dead_band` other than
+        the avatar's.
+        """
         return Sampler(self, reference, **{**self._sampling, **sampling})
 
     def motion(
@@ -195,7 +197,7 @@ class Runtime:
     @cached_property
     def _sampling(self) -> dict[str, Any]:
         given = self.about["sampling"]
-        older = {"solver": UNNAMED, "dead_band": 0.0}
+        older = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE, "dead_band": 0.0}
         named = {name: given.get(name, usual) for name, usual in older.items()}
         return {"steps": given["steps"], "guidance": Guidance(**given["guidance"]), **named}
 

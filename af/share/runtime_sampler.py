@@ -11,14 +11,15 @@ from jaxtyping import Float32
 from af.errors import UserError, require_choice
 from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import UNNAMED
+from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE, levels
 from af.values import require_number
 
 if TYPE_CHECKING:
     from af.share.runtime import Runtime
 
-#: Those of `af.forcing.solvers.SOLVERS` that exports have.
+#: Those of `af.forcing.solvers.SOLVERS` and `SCHEDULES` that exports have.
 SOLVERS: Final = ("euler", "midpoint")
+SCHEDULES: Final = ("uniform", "fine_end")
 SIGNALS: Final = ("avatar_audio", "user_audio", "user_motion")
 Array = np.ndarray
 #: A signal of a block: a row for each frame.
@@ -26,9 +27,9 @@ Rows = Sequence[Array] | Array | None
 
 
 class Sampler:
-    """A roll-out in steps (`af.forcing.sampler.BlockSampler`) with equal steps and one of `SOLVERS`.
+    """A roll-out in steps (`af.forcing.sampler.BlockSampler`) with one of `SOLVERS` and of `SCHEDULES`.
 
-    Raises UserError for a guidance whose branches the export has not, and for another solver.
+    Raises UserError for a guidance whose branches the export has not, and for another solver or schedule.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Sampler:
         steps: int,
         guidance: Guidance,
         solver: str = UNNAMED,
+        schedule: str = UNNAMED_SCHEDULE,
         dead_band: float = 0.0,
     ) -> None:
         require_number("steps", steps, least=1, whole=True)
         check_dead_band(dead_band)
         require_choice("solver", "solver", solver, SOLVERS)
+        require_choice("schedule", "schedule", schedule, SCHEDULES)
         if not runtime.has_branches(guidance):
             raise UserError(f"guidance: {guidance} has other branches than the export; export the avatar with it")
         weights = {(branch.avatar, branch.user): branch.weight for branch in guidance.branches()}
@@ -53,9 +56,9 @@ class Sampler:
         self._weights = np.array([weights.get(branch, 0) for branch in exported], np.float32)
         self._rows = 2 if solver == "midpoint" else 1  # as `af.forcing.path.integrate` takes them
         clean, block = np.ones((1, runtime.look_ahead)), np.ones((1, runtime.block_frames))
-        self._times = [
-            runtime.run("modulation", np.concatenate((clean, block * row / steps), 1))[0] for row in range(steps + 1)
-        ]
+        times = levels(schedule, steps)
+        self._sizes = np.diff(times).astype(np.float32)
+        self._times = [runtime.run("modulation", np.concatenate((clean, block * time), 1))[0] for time in times]
         width = runtime.shape("step", "latents")[2]
         self._offset = np.zeros((1, runtime.look_ahead, width), np.float32)
         self._cache = np.zeros(runtime.shape("step", "cache"), np.float32)
@@ -77,13 +80,13 @@ class Sampler:
             branches = self.runtime.run("step", latents, self.reference, time, condition, frames, self._cache)[0]
             return np.tensordot(self._weights, branches, 1)[None]
 
-        x, steps, size = noise, self._times[:-1], np.float32(1 / (len(self._times) - 1))
+        x, steps = noise, self._times[:-1]
         for first in range(0, len(steps), self._rows):
-            times = steps[first : first + self._rows]
+            times, sizes = steps[first : first + self._rows], self._sizes[first : first + self._rows]
             v = velocity(x, times[0])
-            for time in times[1:]:
+            for time, size in zip(times[1:], sizes, strict=False):
                 v = velocity(x + size * v, time)
-            x = x + len(times) * size * v
+            x = x + sizes.sum() * v
         self._finish(x, condition, frames)
         if self._dead_band:
             x = np.stack(list(held(x.swapaxes(0, 1), self._shown, self._dead_band)), 1)

@@ -22,6 +22,6 @@ af train experiment=vae_clip256_face data.root="$OUT/data256" run="$OUT/vae256_f
 af encode --data "$OUT/data256" --autoencoder "$OUT/vae256_face/export" --out "$OUT/latents"
 af train experiment=denoiser_clip data.root="$OUT/latents" run="$OUT/denoiser" \
   callbacks.previews.autoencoder="$OUT/vae256_face/export"
-af generate --solver euler --autoencoder "$OUT/vae256_face/export" --denoiser "$OUT/denoiser/export" --portrait "$CLIP/$PORTRAIT" \
+af generate --solver euler --schedule uniform --autoencoder "$OUT/vae256_face/export" --denoiser "$OUT/denoiser/export" --portrait "$CLIP/$PORTRAIT" \
   --avatar-audio "$CLIP/avatar.wav" --user-video "$CLIP/user.mp4" --out "$OUT/avatar.mp4" \
   --side-by-side "$OUT/conversation.mp4"

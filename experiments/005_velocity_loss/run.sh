@@ -7,7 +7,7 @@ af train experiment=denoiser_demo name=velocity_loss scheme=forcing module.histo
 for RUN in runs/velocity_loss/*,seed=*; do
   for W in 1 2 3; do
     OUT="$RUN/evaluation/w_u=$W"
-    [ -f "$OUT/metrics.json" ] || af evaluate evaluation.solver=euler --denoiser "$RUN/export" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
+    [ -f "$OUT/metrics.json" ] || af evaluate evaluation.solver=euler evaluation.schedule=uniform --denoiser "$RUN/export" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
       --out "$OUT" evaluation.guidance_user=$W
   done
 done

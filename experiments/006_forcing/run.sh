@@ -13,7 +13,7 @@ done
 rolled_out() { # RUN NAME [OVERRIDE ...]
   RUN=$1 OUT=$1/evaluation/$2
   shift 2
-  [ -f "$OUT/metrics.json" ] || af evaluate evaluation.solver=euler --denoiser "$RUN/export" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
+  [ -f "$OUT/metrics.json" ] || af evaluate evaluation.solver=euler evaluation.schedule=uniform --denoiser "$RUN/export" --data "$LATENTS/test" --linear-probe "$LATENTS/train" \
     --out "$OUT" evaluation.guidance_user=2 "$@"
 }
 for FOLDER in runs/forcing/*,seed=*; do

@@ -4,8 +4,8 @@
 set -eu
 W=${W:-af/serve/weights} OUT=${OUT:-runs/dead_band}
 for BAND in ${BANDS:-0 0.05 0.1 0.15}; do
-  af evaluate evaluation.solver=euler --autoencoder "$W/autoencoder" --denoiser "$W/denoiser" --data data/demo-latents-5/test \
+  af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$W/autoencoder" --denoiser "$W/denoiser" --data data/demo-latents-5/test \
     --out "$OUT/guided-$BAND" evaluation.guidance_user=1.5 evaluation.dead_band="$BAND" evaluation.videos=2 "$@"
-  af evaluate evaluation.solver=euler --autoencoder "$W/autoencoder" --denoiser "$W/student" --data data/demo-latents-5/test \
+  af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$W/autoencoder" --denoiser "$W/student" --data data/demo-latents-5/test \
     --out "$OUT/student-$BAND" evaluation.unguided=true evaluation.steps=1 evaluation.dead_band="$BAND" evaluation.videos=2 "$@"
 done

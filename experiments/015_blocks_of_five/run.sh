@@ -6,5 +6,5 @@ VAE=${VAE:-af/serve/weights/autoencoder}
 RUN=${RUN:-runs/blocks_of_five}
 af encode --data data/demo --autoencoder "$VAE" --out data/demo-latents-5 --precision auto
 af train experiment=denoiser_demo data.root=data/demo-latents-5 run="$RUN" evaluation=none callbacks.previews=null "$@"
-af evaluate evaluation.solver=euler --autoencoder "$VAE" --denoiser "$RUN/export" --data data/demo-latents-5/test --out "$RUN/evaluation" \
+af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$VAE" --denoiser "$RUN/export" --data data/demo-latents-5/test --out "$RUN/evaluation" \
   evaluation.guidance_user=2 evaluation.videos=2

@@ -16,7 +16,7 @@ done
 af encode --data "$OUT/data--both" --autoencoder "$OUT/vae/export" --out "$OUT/latents"
 af train experiment=person_denoiser start="$BASE/denoiser" data.root="$OUT/latents" module.flow_times.levels=each run="$OUT/denoiser" callbacks.previews=null
 for M in before="$BASE/denoiser" after="$OUT/denoiser/export"; do
-  af evaluate evaluation.solver=euler --autoencoder "$OUT/vae/export" --denoiser "${M#*=}" --data "$OUT/latents/test" \
+  af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$OUT/vae/export" --denoiser "${M#*=}" --data "$OUT/latents/test" \
     --out "$OUT/table/denoiser/${M%%=*}"
 done
 af report "$OUT/table/vae" --out "$OUT/report/vae" --metrics psnr,ssim

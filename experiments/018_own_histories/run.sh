@@ -11,14 +11,14 @@ for SEED in ${SEEDS:-0 1}; do
       control) HISTORIES="module.histories=null" ;;
       at_once) HISTORIES="$HISTORIES module.histories.return_frames=0" ;;
       own)
-        af teacher --solver euler --data "$LATENTS" --denoiser "$W/denoiser" --guidance-user 1.5 --out data/demo-teacher-5
+        af teacher --solver euler --schedule uniform --data "$LATENTS" --denoiser "$W/denoiser" --guidance-user 1.5 --out data/demo-teacher-5
         HISTORIES="histories@module.histories=own data.teacher=data/demo-teacher-5" ;;
     esac
     # shellcheck disable=SC2086
     af train experiment=denoiser_demo scheme=forcing start="$W/denoiser" data.root="$LATENTS" run="$RUN" seed="$SEED" \
       optimizer.lr=5e-4 trainer.max_steps="${STEPS:-800}" evaluation=none callbacks.previews=null $HISTORIES "$@"
     for BAND in ${BANDS:-0 0.1}; do
-      af evaluate evaluation.solver=euler --autoencoder "$W/autoencoder" --denoiser "$RUN/export" --data "$LATENTS/test" --out "$RUN/band-$BAND" \
+      af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$W/autoencoder" --denoiser "$RUN/export" --data "$LATENTS/test" --out "$RUN/band-$BAND" \
         evaluation.guidance_user=1.5 evaluation.dead_band="$BAND" evaluation.videos=2 evaluation.drift=true
     done
   done

@@ -16,7 +16,7 @@ denoiser() { # DATA RUN STEPS [KEY=VALUE ...]
 judged() { # VAE DENOISER DATA OUT [KEY=VALUE ...]
   IMAGES=$1 MOTION=$2 DATA=$3 TO=$4
   shift 4
-  af evaluate evaluation.solver=euler --autoencoder "$IMAGES" --denoiser "$MOTION" --data "$DATA/test" --out "$TO" evaluation.videos=2 "$@"
+  af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$IMAGES" --denoiser "$MOTION" --data "$DATA/test" --out "$TO" evaluation.videos=2 "$@"
 }
 
 for KIND in ${KINDS:-forcing half_clean no_guesses both}; do
@@ -45,7 +45,7 @@ case " ${KINDS:-package} " in
     denoiser $L "$OUT/package" 2400 trainer.val_check_interval=1200
     # shellcheck disable=SC2086
     judged "$OUT/vae/export" "$OUT/package/export" $L "$OUT/package/guided" $GUIDED evaluation.drift=true
-    af teacher --solver euler --data $L --denoiser "$OUT/package/export" --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
+    af teacher --solver euler --schedule uniform --data $L --denoiser "$OUT/package/export" --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
     af train experiment=distill_demo start="$OUT/package/export" data.root=$L data.teacher=$T run="$OUT/student" \
       evaluation=none callbacks.previews=null
     judged "$OUT/vae/export" "$OUT/student/export" $L "$OUT/student/one_pass" evaluation.unguided=true evaluation.steps=1 \

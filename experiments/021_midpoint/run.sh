@@ -10,7 +10,8 @@ GUIDED="evaluation.guidance_audio=0.7 evaluation.guidance_user=0 evaluation.guid
 judged() { # AUTOENCODER DENOISER DATA OUT [KEY=VALUE ...]
   IMAGES=$1 MOTION=$2 DATA=$3 TO=$4
   shift 4
-  af evaluate --autoencoder "$IMAGES" --denoiser "$MOTION" --data "$DATA/test" --out "$TO" evaluation.videos=2 "$@"
+  af evaluate --autoencoder "$IMAGES" --denoiser "$MOTION" --data "$DATA/test" --out "$TO" evaluation.videos=2 \
+    evaluation.schedule=uniform "$@"
 }
 
 package() {
@@ -23,7 +24,7 @@ package() {
   judged $OWN/autoencoder $OWN/denoiser $L "$OUT/less_calm_midpoint" $GUIDED evaluation.dead_band=0.01 evaluation.drift=true
   # shellcheck disable=SC2086
   judged $OWN/autoencoder $OWN/denoiser $L "$OUT/guided_midpoint_noise_1" $GUIDED evaluation.dead_band=0.03 evaluation.seed=1
-  af teacher --data $L --denoiser $OWN/denoiser --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
+  af teacher --schedule uniform --data $L --denoiser $OWN/denoiser --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
   af train experiment=distill_demo start=$OWN/denoiser data.root=$L data.teacher=$T run=$RUN evaluation=none callbacks.previews=null
   python -m af.serve.ship --autoencoder $OWN/autoencoder --denoiser $OWN/denoiser --student $RUN --out "$OUT/weights"
   judged $OWN/autoencoder "$OUT/weights/student" $L "$OUT/student_midpoint" evaluation.unguided=true evaluation.steps=1 \

@@ -9,7 +9,8 @@ GUIDED="evaluation.guidance_audio=0.7 evaluation.guidance_user=0 evaluation.guid
 judged() { # DENOISER OUT [KEY=VALUE ...]
   MOTION=$1 TO=$2
   shift 2
-  af evaluate --autoencoder "$OUT/vae/export" --denoiser "$MOTION" --data "$L/test" --out "$TO" evaluation.videos=2 "$@"
+  af evaluate --autoencoder "$OUT/vae/export" --denoiser "$MOTION" --data "$L/test" --out "$TO" evaluation.videos=2 \
+    evaluation.schedule=uniform "$@"
 }
 
 af train experiment=vae_demo_features start="$VAE" data.root=data/demo run="$OUT/vae" trainer.max_steps=4000 \
@@ -22,7 +23,7 @@ for SEED in ${SEEDS:-0 1 2}; do
   # shellcheck disable=SC2086
   judged "$RUN/export" "$OUT/eval/guided_$SEED" $GUIDED evaluation.dead_band=0.05
 done
-af teacher --data $L --denoiser "$OUT/denoiser_0/export" --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
+af teacher --schedule uniform --data $L --denoiser "$OUT/denoiser_0/export" --guidance-audio 0.7 --guidance-user 0 --guidance-joint 1 --out $T
 af train experiment=distill_demo start="$OUT/denoiser_0/export" data.root=$L data.teacher=$T run="$OUT/student" evaluation=none \
   callbacks.previews=null trainer.max_steps=2400
 judged "$OUT/student/export" "$OUT/eval/student" evaluation.unguided=true evaluation.steps=1 evaluation.solver=euler evaluation.dead_band=0.05

@@ -14,10 +14,10 @@ from typing import get_args
 import pytest
 
 from af.cli.main import VERBS, main
-from af.cli.sampling import Guided, Sampling, Solver
+from af.cli.sampling import Guided, Sampling, Schedule, Solver
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SOLVERS
+from af.forcing.solvers import SCHEDULES, SOLVERS
 from af.pipeline.sampling import ONE_PASS, usual_sampling
 
 
@@ -185,12 +185,13 @@ def test_a_configuration_is_printed_instead_of_used(verb, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_the_solvers_of_the_command_line_are_those_of_the_sampler():
+def test_the_solvers_and_schedules_of_the_command_line_are_those_of_the_sampler():
     assert get_args(Solver) == SOLVERS
+    assert get_args(Schedule) == SCHEDULES
 
 
 def test_what_is_asked_of_the_sampling_is_taken_over_what_the_model_says():
-    said = {"steps": 8, "solver": "midpoint", "guidance": Guidance(0.7, 0, 1), "dead_band": 0.05}
+    said = {**ONE_PASS, "steps": 8, "solver": "midpoint", "guidance": Guidance(0.7, 0, 1), "dead_band": 0.05}
     own = {**said, "anchor": Anchor()}
     assert Sampling().over(said) == own
     assert Sampling(dead_band=0.1).over(said) == {**own, "dead_band": 0.1}
@@ -200,9 +201,12 @@ def test_what_is_asked_of_the_sampling_is_taken_over_what_the_model_says():
     assert Sampling().over(usual_sampling({})) == {
         "steps": 8,
         "solver": "midpoint",
+        "schedule": "fine_end",
         "guidance": Guidance(),
         "dead_band": 0.0,
         "anchor": Anchor(),
     }
     assert Sampling().over(ONE_PASS) == {**ONE_PASS, "dead_band": 0.0, "anchor": Anchor()}
-    assert Guided(solver="euler").over(said) == {"steps": 8, "solver": "euler", "guidance": said["guidance"]}
+    guided = {name: said[name] for name in ("steps", "solver", "schedule", "guidance")}
+    assert Guided(solver="euler").over(said) == {**guided, "solver": "euler"}
+    assert Guided(schedule="fine_end").over(said) == {**guided, "schedule": "fine_end"}

@@ -31,6 +31,50 @@ def test_uniform_steps() -> None:
     assert schedule("uniform", 4).step_sizes.tolist() == [[0.25]] * 4
 
 
+def test_the_last_pair_of_a_fine_end_is_taken_in_two() -> None:
+    """Of four pairs, three are equal, and the last of these is cut at 0.7 of its length; seven rows end in one step."""
+    expected = [0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 47 / 60, 0.9, 0.95]
+    assert schedule("fine_end", 8).flow_times[:, 0].tolist() == pytest.approx(expected)
+    assert schedule("fine_end", 7).flow_times[:, 0].tolist() == pytest.approx(expected[:7])
+    assert schedule("fine_end", 3).flow_times[:, 0].tolist() == pytest.approx([0, 0.35, 0.7])
+    for steps in (1, 2):
+        assert torch.equal(schedule("fine_end", steps).flow_times, schedule("uniform", steps).flow_times)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 31, 64])
+@pytest.mark.parametrize("name", ["uniform", "fine_end"])
+def test_steps_lead_from_noise_to_the_clean_end(name: str, steps: int) -> None:
+    matrix = schedule(name, steps)
+    ends = matrix.flow_times + matrix.step_sizes
+    assert matrix.steps == steps
+    assert matrix.flow_times[0] == 0
+    assert ends[-1] == 1
+    torch.testing.assert_close(ends[:-1], matrix.flow_times[1:])
+    assert (matrix.step_sizes > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("spread", "uniform", "fine_end"), [(1.0, 0.99, 0.99), (0.2, 0.94, 0.95), (0.1, 0.6, 0.9), (0.05, 0.2, 0.75)]
+)
+def test_a_fine_end_keeps_small_spreads(spread: float, uniform: float, fine_end: float) -> None:
+    """The variance of a Gaussian sampled with its exact velocity in eight rows, as a share of its own: at least so much, and
+    with equal rows at most 0.1 more.
+    """
+
+    def share(name: str) -> float:
+        matrix = schedule(name, 8)
+        times = matrix.flow_times[:, 0].tolist()
+
+        def velocity(x: torch.Tensor, row: int) -> torch.Tensor:
+            t = times[row]
+            return x * (t * spread**2 - (1 - t)) / (t**2 * spread**2 + (1 - t) ** 2)
+
+        return (integrate(velocity, torch.ones(1, 1, 1, dtype=torch.float64), matrix, "midpoint").item() / spread) ** 2
+
+    assert uniform < share("uniform") < uniform + 0.1
+    assert fine_end < share("fine_end") < 1.05
+
+
 def test_released_table() -> None:
     got = schedule("released", 8)
     table = torch.linspace(1, 0, 1000)[[0, 125, 250, 375, 499, 624, 749, 874, 999]].double()

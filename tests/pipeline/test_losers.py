@@ -217,3 +217,5 @@ def test_a_talking_model_is_another_one_and_made_again_when_it_changes(
 def test_unknown_solvers_are_named_before_any_work(source):
     with pytest.raises(UserError, match=r"solver 'rk4'; allowed: euler, heun, midpoint"):
         source(solver="rk4")
+    with pytest.raises(UserError, match=r"schedule 'cosine'; allowed: uniform, fine_end"):
+        source(schedule="cosine")

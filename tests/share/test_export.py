@@ -114,9 +114,10 @@ def test_rollout_and_frames_are_those_of_torch(avatar, runtime, portrait, withou
     [
         ({"steps": 3, "guidance": Guidance(1.5, 2.5)}, CLOSE),
         ({"steps": 4, "solver": "euler"}, CLOSE),
+        ({"steps": 7, "schedule": "fine_end"}, CLOSE),
         ({"dead_band": 0.1}, 3 * CLOSE),
     ],
-    ids=["scales", "solver", "dead band"],
+    ids=["scales", "solver", "schedule", "dead band"],
 )
 def test_other_sampling_is_that_of_torch(avatar, runtime, portrait, sampling, close):
     voices, faces = inputs(avatar, portrait)

@@ -90,17 +90,23 @@ def test_places_of_this_machine_stay_here(folder):
     assert read_description(folder / "denoiser")["recipe"]["command"] == ["train", "experiment=x", "seed=3"]
 
 
-def test_the_solver_is_kept_and_where_none_is_named_it_is_eulers(models, tmp_path):
-    assert Avatar.load(*models).sampling["solver"] == "midpoint"
+@pytest.mark.parametrize(
+    ("what", "usual", "other", "unnamed"),
+    [("solver", "midpoint", "heun", "euler"), ("schedule", "fine_end", "released", "uniform")],
+)
+def test_solver_and_schedule_are_kept_and_unnamed_ones_are_those_of_before(
+    models, tmp_path, what, usual, other, unnamed
+):
+    assert Avatar.load(*models).sampling[what] == usual
     write_folder(tmp_path / "hub", *models, {"steps": 2, "guidance": Guidance()})
-    assert Avatar.from_pretrained(tmp_path / "hub").sampling["solver"] == "euler"
+    assert Avatar.from_pretrained(tmp_path / "hub").sampling[what] == unnamed
     manifest = json.loads((tmp_path / "hub/avatar.json").read_text())
-    for named in ("heun", None):
-        manifest["sampling"]["solver"] = named
+    for named in (other, None):
+        manifest["sampling"][what] = named
         if named is None:  # as earlier versions wrote it
-            del manifest["sampling"]["solver"]
+            del manifest["sampling"][what]
         write_json(tmp_path / "hub/avatar.json", manifest)
-        assert Avatar.from_pretrained(tmp_path / "hub").sampling["solver"] == (named or "euler")
+        assert Avatar.from_pretrained(tmp_path / "hub").sampling[what] == (named or unnamed)
 
 
 def test_students_are_sampled_in_one_pass(tmp_path):
@@ -136,6 +142,7 @@ def test_changed_cut_longer_and_missing_files_are_one_clear_error(folder, no_mem
         (lambda m: m["files"][MODEL_FILES[1]].update(sha256=7), "avatar.json cannot be used"),
         (lambda m: m["sampling"].update(steps=10**9), "sampling.steps"),
         (lambda m: m["sampling"].update(solver="shell"), "euler, heun, midpoint"),
+        (lambda m: m["sampling"].update(schedule="shell"), "uniform, fine_end, released, pyramid"),
         (lambda m: m["sampling"]["guidance"].update(shell="rm"), "shell"),
         (lambda m: m["sampling"]["guidance"].update(audio="2"), "guidance.audio must be a number"),
         (lambda m: m["sampling"]["anchor"].update(sink_frames=10**9), "sampling.anchor.sink_frames"),
