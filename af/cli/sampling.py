@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from af.cli.kinds import Count, Scale, Whole
@@ -34,10 +34,10 @@ class Guided:
 
     def over(self, usual: Mapping[str, Any]) -> dict[str, Any]:
         """Steps, solver, schedule and guidance: what was asked for, else the `usual` ones."""
-        scales = {"audio": self.guidance_audio, "user": self.guidance_user, "joint": self.guidance_joint}
-        guidance = replace(usual["guidance"], **_said(scales))
-        asked = _said({"steps": self.steps, "solver": self.solver, "schedule": self.schedule})
-        return {**{name: usual[name] for name in ("steps", "solver", "schedule")}, **asked, "guidance": guidance}
+        from af.pipeline.sampling import over
+
+        chosen = over(usual, vars(self))
+        return {name: chosen[name] for name in ("steps", "solver", "schedule", "guidance")}
 
 
 @dataclass(kw_only=True)
@@ -58,15 +58,6 @@ class Sampling(Guided):
 
     def over(self, usual: Mapping[str, Any]) -> dict[str, Any]:
         """All that `af.pipeline.avatar.Avatar.motion` takes: what was asked for, else the `usual` one."""
-        from af.forcing.anchor import Anchor
-        from af.forcing.guidance import Guidance
+        from af.pipeline.sampling import over
 
-        anchor = _said({"sink_frames": self.anchor_sink, "pull": self.anchor_pull})
-        chosen = super().over(usual) | ({"guidance": Guidance.conditional()} if self.unguided else {})
-        chosen["anchor"] = replace(usual.get("anchor", Anchor()), **anchor)
-        chosen["dead_band"] = usual.get("dead_band", 0.0) if self.dead_band is None else self.dead_band
-        return chosen
-
-
-def _said(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+        return over(usual, vars(self))

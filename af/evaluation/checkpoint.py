@@ -39,7 +39,8 @@ from af.models.perceptual import LpipsPerceptual
 from af.models.tracker import FaceTracker, load_tracker
 from af.pipeline.avatar import Avatar
 from af.pipeline.encode import require_specs, spec_of
-from af.pipeline.rolling import roll_out, turn_of
+from af.pipeline.rolling import RolloutSettings, roll_out, turn_of
+from af.pipeline.sampling import usual_sampling
 from af.pipeline.side_by_side import enlarged, side_by_side
 from af.specs import require_spec
 from af.types import Clip, FaceSpec
@@ -54,7 +55,7 @@ _ROLE: Final = "b"
 class Subject:
     """Models and data of an evaluation; faces come from decoded frames (`avatar`) or from the latents (`probe`).
 
-    `digests` are the models' hashes; `people` tells whether the split is held out. With `remember`, measurements of
+    `sampling` is how the model is usually sampled. `digests` are the models' hashes; `people` tells whether the split is held out. With `remember`, measurements of
     true frames are kept for later evaluations of the same clips.
     """
 
@@ -62,6 +63,7 @@ class Subject:
     denoiser: MotionDenoiser
     index: Index
     settings: CheckpointSettings
+    sampling: Mapping[str, Any]
     avatar: Avatar | None = None
     probe: LinearProbe | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Subject:
         index = Index.load(location(settings.split(denoiser=True))).conversations()
         model, artifact = load_as(denoiser, MotionDenoiser)
         require_specs(index, artifact)
-        motion_spec = spec_of(index)[1]
+        motion_spec, sampling = spec_of(index)[1], usual_sampling(artifact.info)
         digests = {"denoiser": artifact.digest, "autoencoder": motion_spec.autoencoder}
         models = {str(denoiser): artifact.info}
         avatar = probe = None
@@ -92,7 +94,9 @@ class Subject:
         settings.on(device)
         remember: dict[str, Any] | None = {} if settings.conditions == "all" else None
         people = HeldOut.of(index, models, settings.limit)
-        subject = cls(str(denoiser), model.to(device), index, settings, avatar, probe, digests, people, remember)
+        subject = cls(
+            str(denoiser), model.to(device), index, settings, sampling, avatar, probe, digests, people, remember
+        )
         if settings.conditions == "all" and subject.face_spec is None:
             raise UserError(
                 f"{settings.data}: conditions=all compares what is read from faces, and the tracker that comes with this "
@@ -106,6 +110,11 @@ class Subject:
         if self.probe is not None:
             return self.probe.face_spec
         return None if self.settings.tracker is None else self.settings.tracker.face_spec
+
+    @property
+    def rollout(self) -> RolloutSettings:
+        """How its conversations are generated."""
+        return self.settings.rollout(self.sampling)
 
     @property
     def count(self) -> int:
@@ -142,7 +151,7 @@ class Subject:
 
     def claim(self, out: Path) -> None:
         """Raise UserError if results kept in `out` belong to other settings."""
-        rollout = self.settings.rollout
+        rollout = self.rollout
         made_with = {
             **asdict(rollout),
             "signals": list(rollout.signals),
@@ -175,7 +184,7 @@ class Subject:
             else:
                 waiting.append((i, clip, measured))
         turns = [turn_of(clip, _ROLE) for _, clip, _ in waiting]
-        motions = roll_out(self.denoiser, turns, self.settings.rollout) if turns else ()
+        motions = roll_out(self.denoiser, turns, self.rollout) if turns else ()
         for (i, clip, measured), motion in zip(waiting, motions, strict=True):
             try:
                 results[i] = self._read(clip, motion, measured, out)
@@ -310,7 +319,7 @@ def report_checkpoint(
         if not settings.lpips:
             result.absent["lpips"] = "needs a network: pip install 'avatar-forcing[lpips]' and evaluation.lpips=true"
     result.rows += _running(subject, out, result.absent)
-    made_with: dict[str, Any] = {k: v for k, v in asdict(settings.rollout).items() if isinstance(v, int | float)}
+    made_with: dict[str, Any] = {k: v for k, v in asdict(subject.rollout).items() if isinstance(v, int | float)}
     code = write_report(
         out,
         result,
@@ -321,7 +330,7 @@ def report_checkpoint(
         notes={**about, **remarks(measured, result)},
         gallery=settings.gallery and listed,
         extra=extra,
-        made_with={**made_with, "denoiser": subject.name, **asdict(settings.rollout.guidance)},
+        made_with={**made_with, "denoiser": subject.name, **asdict(subject.rollout.guidance)},
     )
     if listed:
         print(f"{out / MANIFEST}: the videos for af compare")
@@ -361,7 +370,7 @@ def _running(subject: Subject, out: Path, missing: dict[str, str]) -> list[Metri
         with doing("a live session"), attempt("latency, speed", missing):
             try:
                 clip = ShardReader(index).read(0, {"video", "audio"})
-                rows += running_rows(measure_running(avatar, clip, settings.rollout))
+                rows += running_rows(measure_running(avatar, clip, subject.rollout))
             except (UserError, ValueError) as error:
                 missing["latency, speed"] = str(error)
     if not settings.drift:
@@ -371,7 +380,7 @@ def _running(subject: Subject, out: Path, missing: dict[str, str]) -> list[Metri
     folder = settings.linear_probe or (beside if (beside / "index.json").is_file() else str(settings.data))
     with doing("roll-outs of 4 minutes"), attempt("drift", missing):
         training = Index.load(location(str(folder)))
-        found, true = long_drift(subject.denoiser, index, training, settings.rollout, avatar=avatar)
+        found, true = long_drift(subject.denoiser, index, training, subject.rollout, avatar=avatar)
         curves = {"start_s": found.seconds, "distance": found.distance, "true": true.distance}
         write_json(out / "drift.json", {name: values.tolist() for name, values in curves.items()})
         rows += drift_rows(found, true, f"those of {folder}")

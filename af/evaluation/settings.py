@@ -13,15 +13,14 @@ from torch import nn
 from af.errors import UserError, require_choice
 from af.evaluation.extractors import Extractor, Tracker
 from af.evaluation.syncnet import SyncNet
-from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.dropout import SIGNALS, named_subset
-from af.forcing.guidance import Guidance
-from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS
+from af.forcing.solvers import SCHEDULES, SOLVERS
 from af.ingest.landmarks import FaceLandmarker
 from af.metrics.base import ClipMetric
 from af.metrics.records import Protocol
 from af.pipeline.rolling import RolloutSettings
+from af.pipeline.sampling import over
 from af.values import require_number
 
 #: A remark on numbers from the tracker of synthetic faces.
@@ -91,7 +90,8 @@ class CheckpointSettings(Tools):
     """Settings for evaluating a model on a split.
 
     `data` is the split's folder or URL. `autoencoder` decodes frames, or faces are a linear function of the latents,
-    fitted on the split `linear_probe`. `limit` clips are rolled out, `batch` at a time, with the signals `conditions`
+    fitted on the split `linear_probe`. How the model is sampled (`steps` … `dead_band`) is, where it is None, as the model
+    says (`af.pipeline.sampling.usual_sampling`); `unguided`: one branch with all signals. `limit` clips are rolled out, `batch` at a time, with the signals `conditions`
     ("all": every subset), and `videos` of them are written (None: 4, or all without a tracker). `drift` adds roll-outs
     of 4 minutes, `lpips` the LPIPS of the reconstruction.
     """
@@ -101,16 +101,16 @@ class CheckpointSettings(Tools):
     linear_probe: str | None = None
     limit: int | None = None
     batch: int = 16
-    steps: int = 8
-    solver: str = SOLVER
-    schedule: str = SCHEDULE
-    guidance_audio: float = 2.0
-    guidance_user: float = 1.0
-    guidance_joint: float = 0.0
+    steps: int | None = None
+    solver: str | None = None
+    schedule: str | None = None
+    guidance_audio: float | None = None
+    guidance_user: float | None = None
+    guidance_joint: float | None = None
     unguided: bool = False
-    anchor_sink: int = 0
-    anchor_pull: float = 0.0
-    dead_band: float = 0.0
+    anchor_sink: int | None = None
+    anchor_pull: float | None = None
+    dead_band: float | None = None
     conditions: str | None = None
     seed: int = 0
     videos: int | None = None
@@ -123,10 +123,11 @@ class CheckpointSettings(Tools):
             if (value := getattr(self, name)) is not None:
                 require_number(name, value, least=least, whole=True)
         for name in ("guidance_audio", "guidance_user", "guidance_joint", "anchor_pull"):
-            require_number(name, getattr(self, name), least=0)
-        check_dead_band(self.dead_band)
-        require_choice("evaluation.solver", "solver", self.solver, SOLVERS)
-        require_choice("evaluation.schedule", "schedule", self.schedule, SCHEDULES)
+            require_number(name, getattr(self, name), least=0, optional=True)
+        check_dead_band(self.dead_band or 0.0)
+        for name, value, allowed in (("solver", self.solver, SOLVERS), ("schedule", self.schedule, SCHEDULES)):
+            if value is not None:
+                require_choice(f"evaluation.{name}", name, value, allowed)
         if self.autoencoder is not None and self.linear_probe is not None:
             raise UserError("evaluation.autoencoder and linear_probe exclude each other: decode, or read the latents")
         _ = self.signals
@@ -144,23 +145,9 @@ class CheckpointSettings(Tools):
         """The signals for the model. Raises UserError for an unknown name."""
         return SIGNALS if self.conditions in (None, "all") else tuple(named_subset(str(self.conditions)))
 
-    def sampled(self, sampling: Mapping[str, Any]) -> CheckpointSettings:
-        """The settings with a model's own steps, solver, schedule and guidance, if it has some."""
-        if not sampling:
-            return self
-        guidance: Guidance = sampling["guidance"]
-        scales = {f"guidance_{name}": scale for name, scale in vars(guidance).items()}
-        named = {name: sampling[name] for name in ("steps", "solver", "schedule")}
-        return replace(self, **named, unguided=False, **scales)
-
-    @property
-    def rollout(self) -> RolloutSettings:
-        """Settings of the roll-out."""
-        scales = self.guidance_audio, self.guidance_user, self.guidance_joint
-        guidance = Guidance.conditional() if self.unguided else Guidance(*scales)
-        anchor = Anchor(sink_frames=self.anchor_sink, pull=self.anchor_pull)
-        same = ("steps", "solver", "schedule", "seed", "batch", "signals", "dead_band")
-        return RolloutSettings(guidance=guidance, anchor=anchor, **{name: getattr(self, name) for name in same})
+    def rollout(self, usual: Mapping[str, Any]) -> RolloutSettings:
+        """Settings of the roll-outs of a model that is usually sampled so."""
+        return RolloutSettings(seed=self.seed, batch=self.batch, signals=self.signals, **over(usual, vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
 from af.forcing.path import Schedule
 from af.forcing.sampler import BlockSampler, Denoiser
+from af.forcing.solvers import STEPS
 from af.nn.kv_cache import WindowLayout
 from af.types import Condition
 
@@ -73,7 +74,7 @@ def rollout(
     condition: Condition,
     reference: Float[Tensor, "B D"],
     *,
-    steps: int = 8,
+    steps: int = STEPS,
     guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
     schedule: str | Schedule = "uniform",
     noise: Float[Tensor, "B N D"] | None = None,

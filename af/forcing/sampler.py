@@ -19,7 +19,7 @@ from af.forcing.dead_band import check_dead_band, held
 from af.forcing.guidance import Guidance, branch_conditions, combine
 from af.forcing.path import Schedule, integrate
 from af.forcing.path import schedule as make_schedule
-from af.forcing.solvers import SOLVERS
+from af.forcing.solvers import SOLVERS, STEPS
 from af.nn.kv_cache import KeysValues, RollingCache, WindowLayout
 from af.nn.rope import RotaryTable, rotary_table
 from af.nn.transformer import AttentionPlan, Modulation
@@ -120,7 +120,7 @@ class BlockSampler:
         denoiser: Denoiser,
         reference: Float[Tensor, "B D"],
         *,
-        steps: int = 8,
+        steps: int = STEPS,
         guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
         schedule: str | Schedule = "uniform",
         solver: str = "euler",

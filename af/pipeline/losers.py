@@ -28,7 +28,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.errors import UserError, require_choice
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS
+from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS, STEPS
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.models.registry import build
@@ -67,7 +67,7 @@ class WeakUser(LoserSource):
     user_limits: ClassVar[Mapping[str, Any]] = {"least": 0, "below": 1}
     audio: float = 2.0
     user: float = 0.0
-    steps: int = 8
+    steps: int = STEPS
     solver: str = SOLVER
     schedule: str = SCHEDULE
 

@@ -24,7 +24,7 @@ from af.forcing.dropout import SIGNALS, drop_user, keep_signals
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
 from af.forcing.rollout import block_sizes, rollout
-from af.forcing.solvers import SCHEDULE, SOLVER
+from af.forcing.solvers import SCHEDULE, SOLVER, STEPS
 from af.models.artifact import Artifact, load_as
 from af.models.denoiser import MotionDenoiser
 from af.types import Clip
@@ -36,7 +36,7 @@ class RolloutSettings:
     model, the anchor, and the dead band.
     """
 
-    steps: int = 8
+    steps: int = STEPS
     solver: str = SOLVER
     schedule: str = SCHEDULE
     guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)

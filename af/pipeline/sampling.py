@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from af.errors import UserError, require_choice
@@ -39,6 +39,28 @@ def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise UserError(f"model.json: sampling cannot be used: {reason}") from error
     return ONE_PASS if info.get("stage") == "distill" else _GUIDED
+
+
+def over(usual: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """All that `af.pipeline.avatar.Avatar.motion` takes: what was `asked` for, else the `usual`.
+
+    `asked`: steps, solver, schedule, guidance_audio, guidance_user, guidance_joint, anchor_sink, anchor_pull, dead_band (None or
+    absent: the usual one), and unguided (true: one branch with all signals).
+    """
+    said = {name: value for name, value in asked.items() if value is not None}
+
+    def some(prefix: str, *names: str, usual: Any) -> Any:
+        given = {name: said[key] for name in names if (key := f"{prefix}_{name.removesuffix('_frames')}") in said}
+        return replace(usual, **given)
+
+    plain = {name: said.get(name, usual.get(name, unnamed)) for name, unnamed in _UNNAMED.items()}
+    guidance = some("guidance", "audio", "user", "joint", usual=usual["guidance"])
+    return {
+        "steps": said.get("steps", usual["steps"]),
+        **plain,
+        "guidance": Guidance.conditional() if said.get("unguided") else guidance,
+        "anchor": some("anchor", "sink_frames", "pull", usual=usual.get("anchor", Anchor())),
+    }
 
 
 def read_sampling(data: Mapping[str, Any]) -> dict[str, Any]:

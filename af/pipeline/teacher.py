@@ -21,7 +21,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.solvers import SCHEDULE, SOLVER
+from af.forcing.solvers import SCHEDULE, SOLVER, STEPS
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.derived import derive, splits_of, write_motions
@@ -36,7 +36,7 @@ def make_teacher(
     denoiser: Path,
     *,
     guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
-    steps: int = 8,
+    steps: int = STEPS,
     solver: str = SOLVER,
     schedule: str = SCHEDULE,
     seed: int = 0,

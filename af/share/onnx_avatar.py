@@ -19,7 +19,7 @@ from af.data.container import Notes
 from af.errors import UserError
 from af.forcing.anchor import Anchor
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
+from af.forcing.solvers import STEPS, UNNAMED, UNNAMED_SCHEDULE
 from af.images import to_bytes, to_float
 from af.models.artifact import Artifact
 from af.nn.kv_cache import WindowLayout
@@ -166,7 +166,7 @@ class OnnxSampler:
         denoiser: OnnxDenoiser,
         reference: Float[Tensor, "1 M"],
         *,
-        steps: int = 8,
+        steps: int = STEPS,
         guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
         anchor: Anchor = Anchor(),  # noqa: B008 (frozen)
         schedule: str = UNNAMED_SCHEDULE,

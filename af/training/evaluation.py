@@ -38,6 +38,7 @@ from af.metrics.records import MetricResult, MetricRow
 from af.models.artifact import load_as, model_info
 from af.models.autoencoder import MotionAutoencoder
 from af.pipeline.avatar import Avatar
+from af.pipeline.sampling import usual_sampling
 from af.training.launch import quiet
 from af.training.ranks import find_ranks
 from af.training.sigterm import SIGNALS as SIGNALS_TO_STOP
@@ -305,7 +306,8 @@ class EvaluationCallback(Callback):
         return values
 
     def _make(self, index: Any, module: LightningModule, features: Any) -> Subject:
-        settings, denoiser, device = self.evaluation.sampled(module.sampling), module.denoiser, module.device  # type: ignore[arg-type]
+        settings, denoiser, device = self.evaluation, module.denoiser, module.device
+        sampling: Any = module.sampling or usual_sampling({})
         avatar = probe = None
         if settings.linear_probe is not None:
             probe = LinearProbe.fit(Index.load(location(settings.linear_probe)))
@@ -317,7 +319,8 @@ class EvaluationCallback(Callback):
             rank_zero_warn(f"evaluation: {index.folder} shows faces that are not synthetic: choose a tracker for them")
             self._off = True
         settings.on(device)
-        return Subject("", denoiser, index, replace(settings, videos=0), avatar, probe, remember={})  # type: ignore[arg-type]
+        settings = replace(settings, videos=0)
+        return Subject("", denoiser, index, settings, sampling, avatar, probe, remember={})  # type: ignore[arg-type]
 
 
 def require_settings(settings: Any, part: str | None = None) -> CheckpointSettings:

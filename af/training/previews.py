@@ -16,6 +16,7 @@ from af.data.checks import ShardError
 from af.data.index import Index
 from af.data.schema import other_role
 from af.data.shards import ShardReader
+from af.forcing.solvers import STEPS
 from af.images import image_array, image_tensor
 from af.models.artifact import load_as
 from af.models.autoencoder import MotionAutoencoder
@@ -43,7 +44,7 @@ class Previews(Callback):
         autoencoder: str | None = None,
         clips: int = 2,
         frames: int = 150,
-        steps: int = 8,
+        steps: int = STEPS,
         curves: int = 6,
         before: bool = False,
     ) -> None:

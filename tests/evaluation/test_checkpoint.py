@@ -23,6 +23,8 @@ from af.evaluation.measured import Measured
 from af.evaluation.read_videos import Reader
 from af.evaluation.reconstruction import likeness, reconstruction_rows
 from af.evaluation.settings import CheckpointSettings, FilesSettings
+from af.forcing.anchor import Anchor
+from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
 from af.metrics import families
 from af.models.artifact import load_model
@@ -58,6 +60,36 @@ def measured(subject: Subject, out) -> list[Measured]:
     for group in subject.groups():
         results |= subject.measure(group, out)
     return [results[i] for i in sorted(results)]
+
+
+def test_a_model_is_sampled_as_it_says_unless_something_else_is_asked_for(
+    autoencoder_folder, denoiser_folder, latents, tmp_path
+):
+    """A student in one pass without being told, a denoiser with its own guidance, and both as asked."""
+    about = json.loads((denoiser_folder / "model.json").read_text())
+    own = {"steps": 5, "solver": "heun", "guidance": {"audio": 0.5, "user": 0.25, "joint": 1.0}, "dead_band": 0.2}
+    said = {
+        "student": {"stage": "distill"},
+        "denoiser": {"sampling": {**own, "anchor": {"sink_frames": 3, "pull": 0.1}}},
+    }
+
+    def rollout(name: str, **asked) -> RolloutSettings:
+        folder = tmp_path / name
+        if not folder.is_dir():
+            shutil.copytree(denoiser_folder, folder)
+            (folder / "model.json").write_text(json.dumps({**about, **said[name]}))
+        settings = CheckpointSettings(data=str(latents / "test"), autoencoder=str(autoencoder_folder), **asked)
+        return Subject.load(folder, settings, torch.device("cpu")).rollout
+
+    assert rollout("student") == RolloutSettings(1, "euler", "uniform", Guidance.conditional())
+    assert rollout("student", steps=2).steps == 2
+    found = rollout("denoiser")
+    assert (found.steps, found.solver, found.schedule, found.dead_band) == (5, "heun", "uniform", 0.2)
+    assert (found.guidance, found.anchor) == (Guidance(0.5, 0.25, 1), Anchor(3, 0.1))
+    asked = rollout("denoiser", guidance_user=0, dead_band=0, anchor_sink=0, schedule="fine_end")
+    assert (asked.guidance, asked.anchor) == (Guidance(0.5, 0, 1), Anchor(0, 0.1))
+    assert asked == replace(found, schedule="fine_end", guidance=asked.guidance, anchor=asked.anchor, dead_band=0)
+    assert rollout("denoiser", unguided=True).guidance == Guidance.conditional()
 
 
 def test_a_clip_does_not_depend_on_its_company(subject, tmp_path):
