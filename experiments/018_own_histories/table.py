@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,19 @@ def main() -> None:
     parser.add_argument(
         "--seeds", action="store_true", help="join NAME_SEED.json: mean ± standard deviation over seeds"
     )
+    parser.add_argument("--all", action="store_true", help="variances and speeds of all parameters")
     args = parser.parse_args()
     found = {file.stem: json.loads(file.read_text()) for file in args.files}
-    found = over_seeds(found) if args.seeds else found
+    families = {tag for metrics in found.values() for tag in metrics if tag.count("/") == 1}
+    others = sorted(tag for tag in families if tag.startswith(("var_ratio/", "speed_ratio/")) and tag not in TAGS)
+    tags = (*TAGS, *others) if args.all else TAGS
+    found = over_seeds(found, tags) if args.seeds else found
     print(
         f"| | {' | '.join(name.replace('_band', ', band').replace('_midpoint', ', midpoint') for name in found)} | ground truth |"
     )
     print(f"| --- |{' ---: |' * (len(found) + 1)}")
     truth = next(iter(found.values()))
-    for tag in TAGS:
+    for tag in tags:
         digits = 1 if tag.startswith("drift") else 2 if "ratio" in tag or "c2st" in tag else 3
         cells: list[str] = []
         if not any(tag in metrics for metrics in found.values()):
@@ -55,13 +60,13 @@ def main() -> None:
         print(f"| `{tag}` | {' | '.join(cells)} | {'–' if true is None else f'{true:.{digits}f}'} |")
 
 
-def over_seeds(found: dict[str, Any]) -> dict[str, Any]:
+def over_seeds(found: dict[str, Any], tags: Sequence[str]) -> dict[str, Any]:
     """Means of the evaluations whose names differ in the part after the last underscore, with deviations as errors."""
     joined: dict[str, Any] = {}
     for name in dict.fromkeys(stem.rpartition("_")[0] for stem in found):
         seeds = [metrics for stem, metrics in found.items() if stem.rpartition("_")[0] == name]
         joined[name] = dict(seeds[0])
-        for tag in TAGS:
+        for tag in tags:
             values = [metrics[tag] for metrics in seeds if metrics.get(tag) is not None]
             if len(values) == len(seeds) > 1:
                 joined[name] |= {tag: statistics.mean(values), f"{tag}/se": statistics.stdev(values)}
