@@ -82,5 +82,6 @@ def become_ranks(devices: int, file: Path, job: dict[str, Any], *words: str) -> 
     """Replace this process by torchrun's `af WORDS FILE`: what is in `file` is composed once, by one process."""
     write_json(file, job)
     sys.stdout.flush()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    here = ["--standalone", "--local-addr=127.0.0.1"]  # else ranks wait for a hostname that need not resolve
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *here, f"--nproc-per-node={devices}"]
     os.execv(sys.executable, [*torchrun, "-m", "af.cli.main", *words, str(file)])

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from af.cli import child
 from af.training.ranks import find_ranks
 from tests.training.test_ranks import TORCHRUN
 
@@ -77,3 +78,14 @@ def until(condition, seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_ranks_of_a_machine_meet_where_its_name_does_not_resolve(tmp_path, monkeypatch):
+    """As in containers and on laptops away from their network: with the hostname as address, they wait for minutes and fail."""
+    from torch.distributed.run import parse_args
+
+    words: list[str] = []
+    monkeypatch.setattr(child.os, "execv", lambda program, given: words.extend(given))
+    child.become_ranks(2, tmp_path / "launch.json", {}, "evaluate", "--started")
+    assert words[1:3] == ["-m", "torch.distributed.run"]
+    assert parse_args(words[3:]).local_addr == "127.0.0.1"
