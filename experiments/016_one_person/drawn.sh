@@ -17,7 +17,7 @@ af encode --data "$OUT/data--both" --autoencoder "$OUT/vae/export" --out "$OUT/l
 af train experiment=person_denoiser start="$BASE/denoiser" data.root="$OUT/latents" module.flow_times.levels=each run="$OUT/denoiser" callbacks.previews=null
 for M in before="$BASE/denoiser" after="$OUT/denoiser/export"; do
   af evaluate evaluation.solver=euler evaluation.schedule=uniform --autoencoder "$OUT/vae/export" --denoiser "${M#*=}" --data "$OUT/latents/test" \
-    --out "$OUT/table/denoiser/${M%%=*}"
+    --out "$OUT/table/denoiser/${M%%=*}" evaluation.guidance_audio=2 evaluation.guidance_user=1 evaluation.guidance_joint=0 evaluation.dead_band=0
 done
 af report "$OUT/table/vae" --out "$OUT/report/vae" --metrics psnr,ssim
 af report "$OUT/table/denoiser" --out "$OUT/report/denoiser" --metrics mouth/corr,lip/corr,fd/exp,fd/pose,react/smile

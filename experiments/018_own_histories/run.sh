@@ -11,7 +11,7 @@ for SEED in ${SEEDS:-0 1}; do
       control) HISTORIES="module.histories=null" ;;
       at_once) HISTORIES="$HISTORIES module.histories.return_frames=0" ;;
       own)
-        af teacher --solver euler --schedule uniform --data "$LATENTS" --denoiser "$W/denoiser" --guidance-user 1.5 --out data/demo-teacher-5
+        af teacher --solver euler --schedule uniform --data "$LATENTS" --denoiser "$W/denoiser" --guidance-audio 2 --guidance-user 1.5 --guidance-joint 0 --out data/demo-teacher-5
         HISTORIES="histories@module.histories=own data.teacher=data/demo-teacher-5" ;;
     esac
     # shellcheck disable=SC2086

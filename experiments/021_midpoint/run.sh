@@ -17,7 +17,7 @@ judged() { # AUTOENCODER DENOISER DATA OUT [KEY=VALUE ...]
 package() {
   OWN=af/serve/weights L=data/demo-latents-package T=data/demo-teacher-package RUN=runs/teacher_forcing/student
   af encode --data data/demo --autoencoder $OWN/autoencoder --out $L --precision auto
-  judged $OWN/autoencoder $OWN/denoiser $L "$OUT/unguided_midpoint" evaluation.unguided=true
+  judged $OWN/autoencoder $OWN/denoiser $L "$OUT/unguided_midpoint" evaluation.unguided=true evaluation.dead_band=0
   # shellcheck disable=SC2086
   judged $OWN/autoencoder $OWN/denoiser $L "$OUT/guided_midpoint" $GUIDED evaluation.dead_band=0.03
   # shellcheck disable=SC2086
