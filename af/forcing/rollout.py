@@ -87,7 +87,7 @@ def rollout(
     """Motion of all frames of `condition` in the denoiser's space: the joined blocks of `rollout_blocks`.
 
     `steps`: rows of the schedule of a block, which the `solver` integrates (`af.forcing.path.integrate`). `schedule`:
-    "uniform", "released" or "pyramid", or a step matrix (`af.forcing.path.step_matrix`), which replaces `steps`.
+    a name (`af.forcing.path.schedule`) or a step matrix (`af.forcing.path.step_matrix`), which replaces `steps`.
     `prime`: "block" starts with one block, "joint" with a whole window at once (released). `anchor` holds long
     roll-outs near the portrait. `dead_band` as in `BlockSampler`. Noise and errors as in `rollout_blocks`. Method §4.
     """
