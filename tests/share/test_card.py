@@ -33,7 +33,7 @@ def test_a_card_has_recipe_data_numbers_and_limits(models, tmp_path, capsys):
         "# Ann\n", "af train experiment=x seed=3", "commit `abc1`", load_model(models[1]).digest,
         "| synthetic | CC0-1.0 | shows no real people | 1.00 |", "drawn people",
         "| react/smile | 0.25 ± 0.02 | – | 0.3 | 0.01 | 8 | a\\|b |", "None of the people in them was trained on",
-        "| latency/mean_ms ↓ | 280.7 | ms |", "Some CPU, 2 cores", "3 steps a block (euler), guidance audio 1.5, user 1, anchored",
+        "| latency/mean_ms ↓ | 280.7 | ms |", "Some CPU, 2 cores", "3 steps a block (euler, uniform), guidance audio 1.5, user 1, anchored",
         "Worse than the null by more than a standard error: `lip/corr`", "## Misuse", "## Disclosure",
     ):  # fmt: skip
         assert said in body, said
