@@ -158,8 +158,8 @@ def write_folder(
 ) -> tuple[Artifact, Artifact]:
     """Write a hub folder, without its card, of two models (a model folder, run or checkpoint each); returns them.
 
-    Descriptions lose places of this machine. `sampling` None: the usual one. Raises UserError when the models do not
-    match, or when `out` has other files in it.
+    Descriptions lose places of this machine, and that of the denoiser says the `sampling` (None: the usual one). Raises
+    UserError when the models do not match, or when `out` has other files in it.
     """
     require_own(out)
     images, motion = load_model(autoencoder, MotionAutoencoder), load_model(denoiser, MotionDenoiser)
@@ -172,9 +172,9 @@ def write_folder(
         features = {**features, "checkpoint": BESIDE}
         _save_features(avatar.features, out)
         names += FEATURE_FILES
-    images = _save(images, out / AUTOENCODER, {})
-    motion = _save(motion, out / DENOISER, {"features": features})
     plain = plain_sampling(sampling or usual_sampling(motion.info))
+    images = _save(images, out / AUTOENCODER, {})
+    motion = _save(motion, out / DENOISER, {"features": features, "sampling": plain})
     listed = {name: {"bytes": (out / name).stat().st_size, "sha256": sha256_of(out / name)} for name in names}
     write_json(out / MANIFEST, {"format": FORMAT, "sampling": plain, "files": listed})
     return images, motion

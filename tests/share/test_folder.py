@@ -84,6 +84,14 @@ def test_out_and_in_again_it_shows_the_same_bits(models, tmp_path):
     assert verify(tmp_path / "a").sampling["guidance"] == Guidance()
 
 
+def test_a_denoiser_in_a_hub_folder_is_sampled_as_the_folder_says(models, tmp_path):
+    """Verbs take `denoiser/` as a model folder: the numbers of the card are of this sampling, and no other."""
+    write_folder(tmp_path / "hub", *models, {"steps": 3, "guidance": Guidance(1.5, 0), "dead_band": 0.1})
+    said = verify(tmp_path / "hub").sampling
+    assert (said["steps"], said["guidance"], said["dead_band"]) == (3, Guidance(1.5, 0), 0.1)
+    assert usual_sampling(read_description(tmp_path / "hub" / "denoiser")) == said
+
+
 def test_places_of_this_machine_stay_here(folder):
     said = "".join((folder / part / "model.json").read_text() for part in ("autoencoder", "denoiser"))
     assert "/home/ann" not in said
