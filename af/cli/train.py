@@ -29,7 +29,7 @@ import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +109,7 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
 
     from af.models.artifact import ADAPTER
     from af.models.checkpoint import FOLDER
-    from af.pipeline.sampling import ONE_PASS, plain_sampling
+    from af.pipeline.sampling import plain_sampling
     from af.training.adapt import described
     from af.training.callbacks import Export, ValidationLog
     from af.training.claim import Claim, finished, recipe
@@ -122,8 +122,8 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         return evaluation()
     start = config.get("start") or config["module"].get("start")
     info: dict[str, Any] = {key: config[key] for key in ("stage", "features") if key in config}
-    if config.get("stage") == "distill":
-        info["sampling"] = plain_sampling({**ONE_PASS, "steps": config["steps"]})
+    if said := _sampling(config, start):
+        info["sampling"] = plain_sampling(said)
     if config.get("adapt"):
         info[ADAPTER] = described(config["adapt"])
     export = Export(config["part"], config["model"], {**info, "recipe": recipe(command)}, start)
@@ -141,6 +141,8 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         module = instantiate(config["module"], "module")
+    if config["part"] == "denoiser":
+        module.said = said
     prepare(
         module, config["part"], compile=config["compile"], activation_checkpointing=config["activation_checkpointing"]
     )
@@ -154,6 +156,16 @@ def _train(config: dict[str, Any], command: Sequence[str], kept: bool = True) ->
         if not done:
             print("its time was over (trainer.max_time); the same command continues")
     return evaluation() if kept and over(trainer) else 0
+
+
+def _sampling(config: dict[str, Any], start: str | None) -> Mapping[str, Any]:
+    """How the trained model will say that it is sampled: a student in its steps, others as the model that they start from."""
+    from af.models.artifact import model_info
+    from af.pipeline.sampling import ONE_PASS, inherited
+
+    if config.get("stage") == "distill":
+        return {**ONE_PASS, "steps": config["steps"]}
+    return {} if start is None else inherited(model_info(start))
 
 
 def _evaluation(config: dict[str, Any]) -> Callable[[], int]:

@@ -41,6 +41,13 @@ def usual_sampling(info: Mapping[str, Any]) -> Mapping[str, Any]:
     return ONE_PASS if info.get("stage") == "distill" else _GUIDED
 
 
+def inherited(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a model that was trained from one says of its sampling, from the model.json of that one: the same. From a student's,
+    or where that says nothing, nothing (an empty mapping).
+    """
+    return {} if info.get("stage") == "distill" or "sampling" not in info else usual_sampling(info)
+
+
 def over(usual: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """All that `af.pipeline.avatar.Avatar.motion` takes: what was `asked` for, else the `usual`.
 

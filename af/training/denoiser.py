@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -82,10 +83,13 @@ class DenoiserModule(Stage):
                 remedy="Encode the data with the autoencoder of the model in `start`.",
             )
 
+    #: How the model says that it is sampled; empty: it says nothing.
+    said: Mapping[str, Any] = MappingProxyType({})
+
     @property
     def sampling(self) -> Mapping[str, Any]:
         """How it is sampled where something is shown, beside what is usual."""
-        return {}
+        return self.said
 
     def compile_networks(self, **how: Any) -> None:
         """Compile the networks of a step; arguments as for `torch.compile`. Windows of several lengths share what is

@@ -2,7 +2,7 @@
 # Where a block's evaluations should lie. It needs all that experiments/024_an_hour/run.sh makes. Stops and goes on like its parts.
 #   PARTS="latents videos student"   SEEDS="0 1 2"   HOUR=where experiment 024 is   OUT=where things go
 set -eu
-HOUR=${HOUR:-runs/hour} OUT=${OUT:-runs/fine_end} L=data/demo-latents-hour T=data/demo-teacher-fine-end
+HOUR=${HOUR:-runs/hour} OUT=${OUT:-runs/fine} L=data/demo-latents-hour T=data/demo-teacher-fine-end
 GUIDED="evaluation.guidance_audio=0.7 evaluation.guidance_user=0 evaluation.guidance_joint=1"
 
 latents() { # faces are a linear function of the latents: no videos, a minute each

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from af.cli.main import main
 from af.errors import UserError
 from af.files import sha256_of
-from af.models.artifact import find_model, load_as, load_model
+from af.forcing.anchor import Anchor
+from af.forcing.guidance import Guidance
+from af.models.artifact import find_model, load_as, load_model, read_description
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.avatar import Avatar
+from af.pipeline.sampling import ONE_PASS, inherited, plain_sampling, usual_sampling
+from af.training import launch
 from tests.training.test_resume import DENOISER, SHORT
 
 
@@ -154,3 +159,29 @@ def test_an_avatar_and_a_stage_start_from_a_run_or_a_checkpoint(run, tmp_path, a
     assert main(["train", "experiment=preference_demo", "scheme=forcing", *words]) == 0
     after = load_file(tmp_path / "more" / "export" / "model.safetensors")["head.weight"]
     torch.testing.assert_close(after, load_as(best, MotionDenoiser)[0].head.weight.detach(), rtol=0, atol=1e-9)
+
+
+def test_what_starts_from_a_model_is_sampled_as_that_one(denoiser_folder, tmp_path, latents, losers, monkeypatch):
+    """Its file says so, and so does the module, whose previews and measurements are its own. A student's steps are not passed on."""
+    own = {**ONE_PASS, "steps": 5, "guidance": Guidance(0.5, 0, 1), "anchor": Anchor(), "dead_band": 0.1}
+    start = tmp_path / "start"
+    shutil.copytree(denoiser_folder, start)
+    about = json.loads((start / "model.json").read_text())
+    (start / "model.json").write_text(json.dumps({**about, "sampling": plain_sampling(own)}))
+    seen = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, module):
+            seen.append(dict(module.sampling))
+
+    options = ["trainer.max_steps=1", "data.batch_size=2", "data.workers=0", "module.online=null"]
+    words = [f"start={start}", f"data.root={latents}", f"data.losers={losers}", f"run={tmp_path / 'more'}", *options]
+    make = launch.make_trainer
+    monkeypatch.setattr(
+        launch, "make_trainer", lambda *a, callbacks, **k: make(*a, callbacks=[*callbacks, Watch()], **k)
+    )
+    assert main(["train", "experiment=preference_demo", "scheme=forcing", *words]) == 0
+    assert usual_sampling(read_description(tmp_path / "more" / "export")) == own
+    assert seen == [own]
+    assert not inherited({"stage": "distill", "sampling": plain_sampling(own)})
+    assert not inherited({"stage": "denoiser"})
