@@ -12,6 +12,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from af.errors import UserError
@@ -116,16 +117,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}); run the command that wrote it again") from error
 
 
-def claim_folder(file: Path, settings: Mapping[str, Any], remedy: str = "") -> None:
+def claim_folder(
+    file: Path, settings: Mapping[str, Any], remedy: str = "", unnamed: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Record the settings of a folder in `file`. Raises UserError if the folder was made with other settings.
 
-    The error names the differences; `remedy` adds a way out besides choosing another folder or deleting this one.
+    The error names the differences; `remedy` adds a way out besides choosing another folder or deleting this one. `unnamed`
+    has the values of settings that older folders do not name.
     """
     with exclusive(file.parent / f".{file.name}.lock"):  # the jobs of an array start simultaneously
         if not file.is_file():
             write_json(file, dict(settings))
             return
-    known, wanted = flat(read_json(file)), flat(settings)
+    known, wanted = {**unnamed, **flat(read_json(file))}, flat(settings)
     if different := [f"{k}: {known.get(k)} there, {v} asked for" for k, v in wanted.items() if known.get(k) != v]:
         raise UserError(
             f"{file.parent} was made with other settings ({', '.join(different)}); choose another folder with --out, "

@@ -85,3 +85,14 @@ def test_json_that_was_cut_off_is_named(tmp_path, content):
     file.write_text("[]")
     with pytest.raises(UserError, match=r"other settings \(a: None there, 1 asked for\)"):
         claim_folder(file, {"a": 1})
+
+
+def test_a_folder_from_before_a_setting_had_a_name_goes_on_with_what_it_was(tmp_path):
+    file = tmp_path / "settings.json"
+    claim_folder(file, {"of": {"steps": 8}})
+    unnamed = {"of.schedule": "uniform"}
+    claim_folder(file, {"of": {"steps": 8, "schedule": "uniform"}}, unnamed=unnamed)
+    with pytest.raises(UserError, match="schedule: uniform there, fine_end asked for"):
+        claim_folder(file, {"of": {"steps": 8, "schedule": "fine_end"}}, unnamed=unnamed)
+    with pytest.raises(UserError, match="schedule: None there"):
+        claim_folder(file, {"of": {"steps": 8, "schedule": "uniform"}})

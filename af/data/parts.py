@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from rich.progress import Progress
@@ -144,13 +145,15 @@ def run_job(
         return finish()
 
 
-def claim_output(file: Path, settings: Mapping[str, Any], remedy: str = "") -> None:
+def claim_output(
+    file: Path, settings: Mapping[str, Any], remedy: str = "", unnamed: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """`claim_folder` for a folder of splits. Also raises `UserError` when it holds foreign shards (perhaps the input),
     which would be overwritten.
     """
     if not file.is_file() and (there := [tar for split in SPLITS for tar in tars(file.parent / split)]):
         raise UserError(f"{there[0]} is not of this job: choose an empty folder for --out{remedy}")
-    claim_folder(file, settings, remedy)
+    claim_folder(file, settings, remedy, unnamed)
 
 
 def clear(folder: Path, overwrite: bool, share: Share, read: Sequence[Location] = ()) -> None:

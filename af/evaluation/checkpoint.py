@@ -31,6 +31,7 @@ from af.evaluation.report import attempt, write_report
 from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
 from af.evaluation.settings import ONLY_DRAWN, CheckpointSettings
 from af.files import claim_folder, write_json
+from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
 from af.metrics.records import EvaluationClip, MetricResult, MetricRow, Protocol
 from af.models.artifact import load_as, load_model, model_info
 from af.models.autoencoder import MotionAutoencoder
@@ -160,7 +161,8 @@ class Subject:
         if self.settings.linear_probe is not None:
             made_with["linear_probe"] = absolute(location(self.settings.linear_probe))
         faces = None if self.face_spec is None else self.face_spec.tracker
-        claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests})
+        unnamed = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE}
+        claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests}, unnamed=unnamed)
 
     def measure(self, group: Sequence[int], out: Path | None) -> dict[int, Measured | str]:
         """Generate and measure the clips of one group: {index: result, or the error of a clip that failed}.

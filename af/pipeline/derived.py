@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def derive(
     finish: Callable[[list[Index]], None] = lambda made: None,
     workers: int = 1,
     share: Share = WHOLE,
+    unnamed: Mapping[str, Any] = MappingProxyType({}),
     description: str,
 ) -> list[Index]:
     """Write a shard for each shard of `indices` beside `settings_file`. Returns the new indexes (none while other
@@ -44,10 +46,10 @@ def derive(
 
     `work(path, folder, number, *given)` writes one shard and returns its number of samples, maybe in a worker process.
     Existing shards with the same `digest` of their inputs are skipped, so a stopped job continues. Raises UserError
-    when the folder was made with other `settings` or holds other shards.
+    when the folder was made with other `settings` (`unnamed`: those that older ones do not name) or holds other shards.
     """
     out = settings_file.parent
-    claim_output(settings_file, settings)
+    claim_output(settings_file, settings, unnamed=unnamed)
     parts = [
         Part(out / index.split / shard.name, (str(index.folder), n, *given), digest(index, n))
         for index in indices

@@ -15,6 +15,7 @@ from af.data.index import Index, build_index
 from af.data.schema import ClipMeta
 from af.data.shards import ShardError, ShardReader, write_shard
 from af.data.video import read_video
+from af.errors import UserError
 from af.evaluation.checkpoint import Subject
 from af.evaluation.extractors import thumbnail
 from af.evaluation.linear_probe import LinearProbe
@@ -113,6 +114,18 @@ def test_a_stopped_evaluation_goes_on(subject, tmp_path):
         assert one.clip.avatar_audio is not None
         assert np.array_equal(one.clip.avatar_audio, other.clip.avatar_audio)
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 1
+
+
+def test_an_evaluation_from_before_schedules_had_names_goes_on_in_equal_steps(subject, tmp_path):
+    whole = subject(schedule="uniform")
+    whole.claim(tmp_path)
+    file = tmp_path / "evaluation.json"
+    kept = json.loads(file.read_text())
+    del kept["schedule"]
+    file.write_text(json.dumps(kept))
+    whole.claim(tmp_path)
+    with pytest.raises(UserError, match="schedule: uniform there, fine_end asked for"):
+        subject().claim(tmp_path)
 
 
 def test_other_networks_read_the_kept_clips_anew(subject, tmp_path):
