@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ def test_page_is_blind_and_whole(study):
 
 def test_a_video_is_not_compared_with_itself(tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    for system in ("a", "b"):
-        write_video(tmp_path / system / "talk.mp4", frames)
+    write_video(tmp_path / "a" / "talk.mp4", frames)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert main(["study", "make", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) != 0
     assert "the same video" in (said := capsys.readouterr().err)
     assert "talk" in said

@@ -279,7 +279,7 @@ def test_wrong_use_is_said(small_denoiser, random_inputs) -> None:
         rollout(denoiser, condition, reference, noise=noise)
     with pytest.raises(UserError, match=r"'all'.*block, joint"):
         rollout(denoiser, condition, reference, prime="all")
-    with pytest.raises(UserError, match=r"'linear'.*uniform, released, pyramid"):
+    with pytest.raises(UserError, match=r"'linear'.*uniform, fine_end, released, pyramid"):
         rollout(denoiser, condition, reference, schedule="linear")
     with pytest.raises(UserError, match=r"'rk4'.*euler, heun"):
         rollout(denoiser, condition, reference, solver="rk4")
