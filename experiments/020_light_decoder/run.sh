@@ -1,6 +1,6 @@
 #!/bin/sh
 # A light decoder, and the full one that it replaces, judged on held-out people: the package's motion VAE of 64 px (minutes), then
-# one of 256 px, which is trained by doubling (some two hours of one core). Needs the shards of `make demo`. Stops and goes on
+# one of 256 px, which is trained by doubling (some two and a half hours of one core). Needs the shards of `make demo`. Stops and goes on
 # like its parts.
 #   SIZES="64 256"   OUT=where things go
 set -eu
@@ -30,6 +30,6 @@ for SIZE in ${SIZES:-64 256}; do
   train vae_synth64 "$OUT/data64" vae64 1100 model.channel_base=4096
   train vae_synth128 "$OUT/data128" vae128 260 start="$OUT/vae64/export" model.channel_base=4096
   train vae_synth128 "$OUT/data256" vae256 200 start="$OUT/vae128/export" model.image_size=256 model.channel_base=4096
-  train vae_light "$OUT/data256" light256 300 start="$OUT/vae256/export" light=2048
+  train vae_light "$OUT/data256" light256 1200 start="$OUT/vae256/export" light=2048
   judged "$OUT/vae256/export" "$OUT/light256/export" "$OUT/data256" 256
 done
