@@ -2,6 +2,7 @@
 
 python experiments/020_light_decoder/table.py        # of full_64.json and light_64.json beside it
 python experiments/020_light_decoder/table.py 256
+python experiments/020_light_decoder/table.py 256_300    # the light one after 300 steps
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ TAGS = ("psnr", "ssim", "transfer/psnr", *(f"transfer/r2/{name}" for name in FAC
 def main() -> None:
     """The table in Markdown."""
     size = (sys.argv[1:] or ["64"])[0]
-    full, light = (
-        json.loads(Path(__file__).with_name(f"{name}_{size}.json").read_text()) for name in ("full", "light")
-    )
+    names = f"full_{size.partition('_')[0]}", f"light_{size}"
+    full, light = (json.loads(Path(__file__).with_name(f"{name}.json").read_text()) for name in names)
     print("| | full | light | difference | right images | source unchanged |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for tag in TAGS:
