@@ -31,7 +31,7 @@ from af.evaluation.report import attempt, write_report
 from af.evaluation.running import drift_rows, long_drift, measure_running, running_rows, waiting_rows
 from af.evaluation.settings import ONLY_DRAWN, CheckpointSettings
 from af.files import claim_folder, write_json
-from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
+from af.forcing.solvers import OLDER
 from af.metrics.records import EvaluationClip, MetricResult, MetricRow, Protocol
 from af.models.artifact import load_as, load_model, model_info
 from af.models.autoencoder import MotionAutoencoder
@@ -56,8 +56,8 @@ _ROLE: Final = "b"
 class Subject:
     """Models and data of an evaluation; faces come from decoded frames (`avatar`) or from the latents (`probe`).
 
-    `sampling` is how the model is usually sampled. `digests` are the models' hashes; `people` tells whether the split is held out. With `remember`, measurements of
-    true frames are kept for later evaluations of the same clips.
+    `sampling` is how the model is usually sampled. `digests` are the models' hashes; `people` tells whether the split is held
+    out. With `remember`, measurements of true frames are kept for later evaluations of the same clips.
     """
 
     name: str
@@ -161,8 +161,7 @@ class Subject:
         if self.settings.linear_probe is not None:
             made_with["linear_probe"] = absolute(location(self.settings.linear_probe))
         faces = None if self.face_spec is None else self.face_spec.tracker
-        unnamed = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE}
-        claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests}, unnamed=unnamed)
+        claim_folder(out / "evaluation.json", {**made_with, "faces": faces, **self.digests}, unnamed=OLDER)
 
     def measure(self, group: Sequence[int], out: Path | None) -> dict[int, Measured | str]:
         """Generate and measure the clips of one group: {index: result, or the error of a clip that failed}.

@@ -91,9 +91,9 @@ class CheckpointSettings(Tools):
 
     `data` is the split's folder or URL. `autoencoder` decodes frames, or faces are a linear function of the latents,
     fitted on the split `linear_probe`. How the model is sampled (`steps` … `dead_band`) is, where it is None, as the model
-    says (`af.pipeline.sampling.usual_sampling`); `unguided`: one branch with all signals. `limit` clips are rolled out, `batch` at a time, with the signals `conditions`
-    ("all": every subset), and `videos` of them are written (None: 4, or all without a tracker). `drift` adds roll-outs
-    of 4 minutes, `lpips` the LPIPS of the reconstruction.
+    says (`af.pipeline.sampling.usual_sampling`); `unguided`: one branch with all signals. `limit` clips are rolled out,
+    `batch` at a time, with the signals `conditions` ("all": every subset), and `videos` of them are written (None: 4, or all
+    without a tracker). `drift` adds roll-outs of 4 minutes, `lpips` the LPIPS of the reconstruction.
     """
 
     data: str | None = None
@@ -124,7 +124,8 @@ class CheckpointSettings(Tools):
                 require_number(name, value, least=least, whole=True)
         for name in ("guidance_audio", "guidance_user", "guidance_joint", "anchor_pull"):
             require_number(name, getattr(self, name), least=0, optional=True)
-        check_dead_band(self.dead_band or 0.0)
+        if self.dead_band is not None:
+            check_dead_band(self.dead_band)
         for name, value, allowed in (("solver", self.solver, SOLVERS), ("schedule", self.schedule, SCHEDULES)):
             if value is not None:
                 require_choice(f"evaluation.{name}", name, value, allowed)

@@ -19,6 +19,8 @@ SCHEDULE: Final = "fine_end"
 #: Solver and schedule of what names none: all was sampled so before there was a choice.
 UNNAMED: Final = "euler"
 UNNAMED_SCHEDULE: Final = "uniform"
+#: The same by their names in files.
+OLDER: Final = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE}
 #: Evaluations of the denoiser per block.
 STEPS: Final = 8
 #: What the last pair of `fine_end` leaves to the rows after it.

@@ -28,7 +28,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.errors import UserError, require_choice
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS, STEPS, UNNAMED, UNNAMED_SCHEDULE
+from af.forcing.solvers import OLDER, SCHEDULE, SCHEDULES, SOLVER, SOLVERS, STEPS
 from af.models.artifact import WEIGHTS, find_model
 from af.models.denoiser import MotionDenoiser
 from af.models.registry import build
@@ -198,7 +198,7 @@ def make_losers(
     settings = {"data": absolute(data), "losers": dict(losers), **model, **how}
     given = (place, json.dumps(losers), json.dumps(how), str(device))
     job: dict[str, Any] = {"workers": workers, "share": share, "description": "losers"}
-    job["unnamed"] = {"losers.solver": UNNAMED, "losers.schedule": UNNAMED_SCHEDULE}
+    job["unnamed"] = {f"losers.{name}": value for name, value in OLDER.items()}
     return derive(indices, out / "losers.json", settings, loser_shard, given, digest=digest, **job)
 
 

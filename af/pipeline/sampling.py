@@ -10,7 +10,7 @@ from af.errors import UserError, require_choice
 from af.forcing.anchor import Anchor
 from af.forcing.dead_band import check_dead_band
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import SCHEDULE, SCHEDULES, SOLVER, SOLVERS, STEPS, UNNAMED, UNNAMED_SCHEDULE
+from af.forcing.solvers import OLDER, SCHEDULE, SCHEDULES, SOLVER, SOLVERS, STEPS
 from af.values import require_number
 
 #: How students of one step are sampled.
@@ -23,7 +23,7 @@ ONE_PASS: Final[Mapping[str, Any]] = {
 #: How denoisers are sampled that do not say it.
 _GUIDED: Final[Mapping[str, Any]] = {"steps": STEPS, "solver": SOLVER, "schedule": SCHEDULE, "guidance": Guidance()}
 #: What older files do not name.
-_UNNAMED: Final[Mapping[str, Any]] = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE, "dead_band": 0.0}
+_UNNAMED: Final[Mapping[str, Any]] = {**OLDER, "dead_band": 0.0}
 #: The most steps, and frames kept for good, that a file may ask for.
 MOST_STEPS, MOST_SINK_FRAMES = 1000, 1000
 

@@ -21,7 +21,7 @@ from af.data.shards import ShardReader
 from af.data.stores import Location, absolute
 from af.forcing.guidance import Guidance
 from af.forcing.noise import clip_noise
-from af.forcing.solvers import SCHEDULE, SOLVER, STEPS, UNNAMED, UNNAMED_SCHEDULE
+from af.forcing.solvers import OLDER, SCHEDULE, SOLVER, STEPS
 from af.models.artifact import find_model
 from af.models.denoiser import MotionDenoiser
 from af.pipeline.derived import derive, splits_of, write_motions
@@ -70,7 +70,7 @@ def make_teacher(
     settings = {"data": absolute(data), **spec.to_json(), "batch": batch}
     given = (place, json.dumps(spec.to_json()), batch, str(device))
     job: dict[str, Any] = {"workers": workers, "share": share, "description": "teacher"}
-    job["unnamed"] = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE}
+    job["unnamed"] = OLDER
     return derive(indices, out / "teacher.json", settings, teacher_shard, given, **job)
 
 

@@ -17,7 +17,7 @@ from af.clock import frames_to_samples, samples_to_frames
 from af.errors import UserError
 from af.files import sha256_of
 from af.forcing.guidance import Guidance
-from af.forcing.solvers import UNNAMED, UNNAMED_SCHEDULE
+from af.forcing.solvers import OLDER
 from af.pipeline.inputs import NOTHING, held_rows
 from af.share.noise import Noise
 from af.share.runtime_sampler import SIGNALS, Array, Sampler
@@ -197,7 +197,7 @@ class Runtime:
     @cached_property
     def _sampling(self) -> dict[str, Any]:
         given = self.about["sampling"]
-        older = {"solver": UNNAMED, "schedule": UNNAMED_SCHEDULE, "dead_band": 0.0}
+        older = {**OLDER, "dead_band": 0.0}
         named = {name: given.get(name, usual) for name, usual in older.items()}
         return {"steps": given["steps"], "guidance": Guidance(**given["guidance"]), **named}
 
